@@ -1,0 +1,179 @@
+"""Configs from the command line: `--config=FILE[:VARIANT] [--config.KEY=VALUE ...]`.
+
+A config is a Python file whose `get_config(variant)` returns an ml_collections
+ConfigDict: data only. Overrides have the type of the value that they replace, and every
+mistake is one line that names what was meant. A section that is empty in the file (say
+`data.weights`) takes new keys, which are numbers.
+
+jax is not imported before a mistake has to be raised.
+"""
+
+import difflib
+import importlib.util
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+_EXAMPLE = "--config=configs/olmo.py:tiny"
+_KEY = re.compile(r"--(no)?config\.(?P<key>[^=]+)(=.*)?", re.DOTALL)
+
+
+def parse(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path]:
+    """Reads --config, its overrides and --workdir, in any order.
+
+    Args:
+        argv: without the program's name; `--flag=value` or `--flag value`.
+
+    Returns:
+        (the config, locked; the run directory, which need not exist).
+
+    Raises:
+        UserError: an unknown flag or key (with the nearest one), a wrong type, a
+            missing file, variant or workdir, or a config file that fails.
+    """
+    plain, overrides = _split(argv)
+    if not plain.get("config"):
+        _refuse(f"give --config=FILE[:VARIANT], e.g. {_EXAMPLE}")
+    if not plain.get("workdir"):
+        _refuse("give --workdir=DIR, the folder that the run is kept in")
+    config = load(plain["config"])
+    _check_keys(config, overrides)
+    _override(config, overrides)
+    config.lock()
+    return config, pathlib.Path(plain["workdir"])
+
+
+def load(path: str) -> ml_collections.ConfigDict:
+    """The config of FILE[:VARIANT], without overrides.
+
+    Raises:
+        UserError: no such file or variant, or a config file that fails.
+    """
+    name, _, variant = path.partition(":")
+    file = pathlib.Path(name)
+    if not file.is_file():
+        hint = f"; did you mean {name}.py?" if file.with_suffix(".py").is_file() else ""
+        _refuse(f"config file {name!r} does not exist{hint or f'; e.g. {_EXAMPLE}'}")
+    spec = importlib.util.spec_from_file_location("jaxlab_config", file)
+    if spec is None:
+        _refuse(f"config file {name!r} is not a Python file; e.g. {_EXAMPLE}")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(*([variant] if variant else []))
+    except Exception as error:
+        _refuse(f"{name}: {_reason(error, file)}")
+    if not isinstance(config, ml_collections.ConfigDict):
+        _refuse(f"{name}: get_config returned {type(config).__name__}, no ConfigDict")
+    return config
+
+
+def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """({"config": FILE, "workdir": DIR}, overrides), all as `--flag=value`."""
+    plain: dict[str, str] = {}
+    overrides: list[str] = []
+    rest = list(argv)
+    while rest:
+        argument = re.sub("^-(?!-)", "--", rest.pop(0))
+        name, equals, value = argument.partition("=")
+        if not name.startswith("--"):
+            _refuse(f"unexpected argument {argument!r}; flags begin with --")
+        if not equals and rest and not rest[0].startswith("--"):
+            value, equals = rest.pop(0), "="
+        if name in ("--config", "--workdir"):
+            plain[name.removeprefix("--")] = value
+        elif _KEY.fullmatch(name):
+            overrides.append(name + equals + value)
+        else:
+            near = difflib.get_close_matches(name, ["--config", "--workdir"], n=1)
+            hint = f"did you mean {near[0]}?" if near else "use --config, --workdir"
+            _refuse(f"unknown flag {name!r}; {hint}")
+    return plain, overrides
+
+
+def _check_keys(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
+    """Refuses unknown keys; makes room for those of sections that are empty."""
+    known = _keys(config)
+    for override in overrides:
+        key = _KEY.fullmatch(override)["key"]
+        section, _, last = key.rpartition(".")
+        if key in known:
+            continue
+        if section in known and known[section] == {}:
+            config[section][last] = 0.0
+            continue
+        _refuse(f"unknown config key {key!r}; {_nearest(key, known)}")
+
+
+def _nearest(key: str, known: Mapping[str, object]) -> str:
+    section, _, last = key.rpartition(".")
+    # Not a section: "optim" is near to every misspelt key of it.
+    sections = [k for k, v in known.items() if isinstance(v, ml_collections.ConfigDict)]
+    leaves = [name for name in known if name not in sections]
+    near = difflib.get_close_matches(key, leaves, n=1, cutoff=0.6)
+    near = near or [name for name in known if name.rpartition(".")[2] == last]
+    if near:
+        return f"did you mean {near[0]}?"
+    there = [name for name in known if name.rpartition(".")[0] == section]
+    there = there or [name for name in known if "." not in name]
+    return f"there are {', '.join(there)}"
+
+
+def _override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
+    """Sets the keys; ml_collections parses each value by the type of the old one."""
+    argv = ["jaxlab", *overrides]
+    values = flags.FlagValues()
+    try:
+        # With `sys_argv`, since it would look for overrides in the process's own.
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, lock_config=False, sys_argv=argv
+        )
+        values(argv)
+    except Exception as error:
+        message = " ".join(str(error).split())
+        found = re.match(r"flag --config\.(?P<key>[\w.]+)=(?P<value>.*?): ", message)
+        if not found:
+            _refuse(message[:300] or type(error).__name__)
+        kind = type(_keys(config)[found["key"]]).__name__
+        kind = {"ConfigDict": "dict, e.g. {'web': 0.5}"}.get(kind, kind)
+        _refuse(
+            f"config key {found['key']!r} cannot be {found['value']!r}; it takes a "
+            f"value of type {kind}"
+        )
+
+
+def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, object]:
+    """Every key with its dots -> its value; sections too."""
+    keys = {}
+    for name, value in config.items():
+        keys[prefix + name] = value
+        if isinstance(value, ml_collections.ConfigDict):
+            keys |= _keys(value, f"{prefix}{name}.")
+            if not value:
+                keys[prefix + name] = {}
+    return keys
+
+
+def _reason(error: Exception, file: pathlib.Path) -> str:
+    """What a config file says when it refuses, or where it fails."""
+    message = " ".join(str(error).split()) or "no reason given"
+    if isinstance(error, ValueError):
+        return message
+    trace, line = error.__traceback__, getattr(error, "lineno", None)
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(file):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    place = f" (line {line})" if line else ""
+    return f"{type(error).__name__}: {message}{place}"
+
+
+def _refuse(message: str) -> NoReturn:
+    from jaxlab.core import types  # imports jax
+
+    raise types.UserError(message) from None

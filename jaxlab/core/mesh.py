@@ -1,0 +1,276 @@
+"""Device meshes and logical axes: where each array lives, said once.
+
+Models name the axes of their parameters and activations (`embed`, `mlp`, ...);
+`RULES` maps those names to mesh axes; nothing else in the house knows the mesh.
+The mesh axes are `slice` (between TPU slices), `data` (replicas), `fsdp` (parameters
+and batch sharded together; ZeRO-3, Rajbhandari et al. 2019, arXiv:1910.02054) and
+`tensor` (Megatron, Shoeybi et al. 2019, arXiv:1909.08053).
+
+Flax replicates an unknown logical name without a word; `logical` and `constrain`
+refuse it.
+"""
+
+import contextlib
+import logging
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxlab.core import tree, types
+
+MESH_AXES = ("slice", "data", "fsdp", "tensor")
+
+# Logical axis -> mesh axes. A parameter of shape (embed, mlp) on a data x fsdp x tensor
+# mesh is split over fsdp in its first axis and over tensor in its second.
+RULES: tuple[tuple[str, tuple[str, ...] | None], ...] = (
+    ("batch", ("slice", "data", "fsdp")),
+    ("tokens", ("slice", "data", "fsdp")),  # batch and length flattened together
+    ("length", None),
+    ("embed", ("fsdp",)),
+    ("mlp", ("tensor",)),
+    ("heads", ("tensor",)),
+    ("kv_heads", ("tensor",)),
+    ("vocab", ("tensor",)),
+    ("layers", None),
+    ("norm", None),
+    ("activation", None),  # the model width of activations, which fsdp must not split
+    ("features", None),
+)
+AXES = tuple(name for name, _ in RULES)
+
+_log = logging.getLogger(__name__)
+
+
+def start() -> None:
+    """Prepares the process: compilation cache, and the other hosts when asked for.
+
+    A laptop or a Colab must never wait for a coordinator that does not exist, so only
+    JAXLAB_MULTIHOST=1, which `launch/*.sh` set, joins a pod. Arguments come from the
+    environment of TPU VMs, Slurm or Open MPI; elsewhere from JAXLAB_COORDINATOR,
+    JAXLAB_NUM_PROCESSES and JAXLAB_PROCESS_ID.
+
+    Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, by default in the user's
+    cache folder; JAXLAB_COMPILATION_CACHE=0 turns that off.
+    """
+    if os.environ.get("JAXLAB_COMPILATION_CACHE") == "0":
+        jax.config.update("jax_enable_compilation_cache", False)
+    elif not jax.config.jax_compilation_cache_dir:
+        home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        folder = pathlib.Path(home) / "jaxlab" / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    if os.environ.get("JAXLAB_MULTIHOST") != "1" or jax.distributed.is_initialized():
+        return
+    coordinator = os.environ.get("JAXLAB_COORDINATOR")
+    if coordinator is None:
+        jax.distributed.initialize()
+        return
+    jax.distributed.initialize(
+        coordinator,
+        int(os.environ["JAXLAB_NUM_PROCESSES"]),
+        int(os.environ["JAXLAB_PROCESS_ID"]),
+    )
+
+
+def make_mesh(
+    shape: Mapping[str, int] | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """The device mesh, e.g. `make_mesh({"data": 2, "fsdp": 4})`.
+
+    Args:
+        shape: sizes by axis name; missing axes are 1, and one axis may be -1 for
+            "all remaining devices". None puts every device on `data`.
+        devices: defaults to all devices of all hosts.
+
+    Raises:
+        UserError: an unknown axis, or sizes that do not multiply to the devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = {"data": -1} if not shape else dict(shape)
+    if unknown := sorted(set(sizes) - set(MESH_AXES)):
+        raise types.UserError(
+            f"unknown mesh axis {', '.join(unknown)}; use {', '.join(MESH_AXES)}"
+        )
+    known = math.prod(size for size in sizes.values() if size != -1)
+    free = [axis for axis, size in sizes.items() if size == -1]
+    fits = known > 0 and len(devices) % known == 0 and (free or known == len(devices))
+    if len(free) > 1 or not fits or min(sizes.values()) < -1:
+        wanted = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
+        raise types.UserError(
+            f"mesh {wanted} does not fit {len(devices)} devices; the sizes must "
+            f"multiply to {len(devices)}, with at most one -1"
+        )
+    if free:
+        sizes[free[0]] = len(devices) // known
+    dims = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
+    # Auto, not the default Explicit: linen's logical partitioning fails under Explicit
+    # axes (unbox asserts on with_sharding_constraint, the embedding gather raises).
+    return jax.make_mesh(
+        dims, MESH_AXES, axis_types=(AxisType.Auto,) * len(dims), devices=devices
+    )
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh):
+    """Makes `mesh` and `RULES` the ones that `logical` and `constrain` speak of."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        yield mesh
+
+
+def logical(initializer: Callable, *names: str) -> Callable:
+    """An initializer whose parameter carries the logical axis names.
+
+    Raises:
+        ValueError: a name that RULES does not have, or one mesh axis wanted twice.
+    """
+    _check(names)
+    return nn.with_logical_partitioning(initializer, names)
+
+
+def constrain(x: jax.Array, *names: str) -> jax.Array:
+    """Pins an activation to its logical axes; a no-op without a mesh."""
+    _check(names)
+    return nn.with_logical_constraint(x, names)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of scalars and keys."""
+    return NamedSharding(mesh, P())
+
+
+def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
+    """NamedShardings of boxed abstract parameters (`jax.eval_shape` of `model.init`).
+
+    Raises:
+        UserError: an axis that the mesh does not divide, with its path.
+    """
+    specs = nn.get_partition_spec(abstract_params)
+    shardings = nn.logical_to_mesh_sharding(specs, mesh, RULES)
+    shapes = unboxed(abstract_params)
+
+    def check(path, leaf, sharding):
+        for size, axes in zip(leaf.shape, tuple(sharding.spec), strict=False):
+            axes = (axes,) if isinstance(axes, str) else axes or ()
+            shards = math.prod(mesh.shape[axis] for axis in axes)
+            if size % shards:
+                raise types.UserError(
+                    f"{tree.path_name(path)}: size {size} is not divisible by "
+                    f"{shards} shards of mesh axis {'*'.join(axes)}; change the mesh "
+                    "or the model's width"
+                )
+
+    jax.tree_util.tree_map_with_path(check, shapes, shardings)
+    return shardings
+
+
+def unboxed(params: Any) -> Any:
+    """Boxed parameters as plain arrays or shapes.
+
+    `nn.unbox` would pin them to the mesh at once, which abstract shapes cannot be.
+    """
+    return jax.tree.map(
+        lambda box: box.value if _is_box(box) else box, params, is_leaf=_is_box
+    )
+
+
+def axis_names(params: Any) -> dict[str, list[str | None]]:
+    """Logical axis names of boxed parameters, by path."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_box)
+    return {
+        tree.path_name(path): list(leaf.names) for path, leaf in leaves if _is_box(leaf)
+    }
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over every axis that holds a share of the batch."""
+    return NamedSharding(mesh, P(dict(RULES)["batch"]))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """How many shards the rows of a batch are cut into."""
+    return math.prod(mesh.shape[axis] for axis in dict(RULES)["batch"])
+
+
+def global_batch(batches: types.Batches, step: int, mesh: Mesh) -> types.Batch:
+    """The global batch of `step` as sharded arrays; each host reads only its rows.
+
+    Raises:
+        UserError: the rows are not a multiple of the data shards.
+    """
+    sharding = batch_sharding(mesh)
+    if jax.process_count() == 1:
+        batch = batches(step)
+        _check_rows(batch, batch_shards(mesh))
+        return jax.device_put(dict(batch), sharding)
+    size = len(next(iter(batches(step, rows=slice(0, 1)).values())))
+    if size != 1:
+        raise ValueError("batches(step, rows=slice(0, 1)) must return one row")
+    rows = batches.rows  # the global batch size: several hosts must agree on it
+    if rows % batch_shards(mesh):
+        raise types.UserError(_rows_message(rows, batch_shards(mesh)))
+    index = sharding.addressable_devices_indices_map((rows,)).values()
+    start_row = min(i[0].start or 0 for i in index)
+    stop_row = max(rows if i[0].stop is None else i[0].stop for i in index)
+    local = batches(step, rows=slice(start_row, stop_row))
+
+    def put(value: np.ndarray) -> jax.Array:
+        shape = (rows, *value.shape[1:])
+
+        def read(index):
+            first = (index[0].start or 0) - start_row
+            last = (rows if index[0].stop is None else index[0].stop) - start_row
+            return value[(slice(first, last), *index[1:])]
+
+        return jax.make_array_from_callback(shape, sharding, read)
+
+    return {name: put(value) for name, value in local.items()}
+
+
+def padded_vocab(size: int, mesh: Mesh | None = None, multiple: int = 1) -> int:
+    """Rows of the embedding: `size` rounded up for the mesh, with a log line.
+
+    JAX refuses an axis that its shards do not divide, and TPUs like multiples of 128.
+
+    >>> padded_vocab(50280, multiple=128)
+    50304
+    """
+    tensor = 1 if mesh is None else mesh.shape["tensor"]
+    step = math.lcm(multiple, tensor)
+    rows = -(-size // step) * step
+    if rows != size:
+        _log.info("vocabulary padded from %d to %d rows (x%d)", size, rows, step)
+    return rows
+
+
+def _is_box(leaf: Any) -> bool:
+    return isinstance(leaf, nn.meta.AxisMetadata)
+
+
+def _check(names: Sequence[str]) -> None:
+    for name in names:
+        if name not in AXES:
+            raise ValueError(f"unknown logical axis {name!r}; use one of {AXES}")
+    taken = [axis for name in names for axis in dict(RULES)[name] or ()]
+    if len(taken) != len(set(taken)):
+        raise ValueError(f"logical axes {names} use a mesh axis twice: {taken}")
+
+
+def _check_rows(batch: Mapping[str, np.ndarray], shards: int) -> None:
+    for name, value in batch.items():
+        if value.shape[0] % shards:
+            raise types.UserError(_rows_message(value.shape[0], shards, name))
+
+
+def _rows_message(rows: int, shards: int, name: str = "batch_size") -> str:
+    return (
+        f"{name}: {rows} rows are not divisible by {shards} data shards; use a "
+        f"multiple of {shards}"
+    )

@@ -1,0 +1,52 @@
+"""The metrics of the step before: rows, speed, and the count of bad steps."""
+
+import jax
+import numpy as np
+
+from jaxlab.core import report, types
+
+
+class Meter:
+    """Rows of the training steps, one step late, so that the loop never waits."""
+
+    def __init__(
+        self, experiment: types.Experiment, rows: report.Reporter, max_skipped: int
+    ):
+        self.experiment, self.rows, self.max_skipped = experiment, rows, max_skipped
+        self._pending, self._in_a_row = None, 0
+
+    def start(self, first: int, state: types.TrainState, mesh: jax.sharding.Mesh):
+        """Says where the run stands; the table of parameters only at its beginning."""
+        sizes = {axis: size for axis, size in mesh.shape.items() if size > 1}
+        if first == 0:
+            self.rows.say("parameters\n" + report.parameter_overview(state.params))
+        self.rows.say(
+            f"{'resuming' if first else 'starting'} at step {first} of "
+            f"{self.experiment.steps} on mesh {sizes or 'of one device'}"
+        )
+
+    def next(self, step: int, metrics: dict, batch: types.Batch) -> None:
+        """Takes the metrics of `step`, writes those of the step before."""
+        self.flush()
+        tokens = batch["tokens"] if "tokens" in batch else next(iter(batch.values()))
+        self._pending = step, metrics, tokens.size
+
+    def flush(self) -> None:
+        """Writes the pending row; raises UserError after too many bad steps."""
+        if self._pending is None:
+            return
+        (step, metrics, tokens), self._pending = self._pending, None
+        row = {name: np.asarray(value) for name, value in metrics.items()}
+        if self.experiment.learning_rate is not None:
+            row["learning_rate"] = self.experiment.learning_rate(step)
+        flops = self.experiment.flops_per_token
+        self.rows.train(step, row, tokens, flops)
+        self._in_a_row = self._in_a_row + 1 if row["skipped"] else 0
+        if self._in_a_row >= max(self.max_skipped, 1):
+            raise types.UserError(
+                f"the loss or gradient was not finite in {self._in_a_row} steps in a "
+                f"row, up to step {step}; the weights are those of step "
+                f"{step - self._in_a_row}. Lower the learning rate, or look at the "
+                f"data with `jaxlab data inspect --step {step - 1}`, and resume from "
+                "the last checkpoint"
+            )

@@ -1,0 +1,264 @@
+"""What a run tells: rows on stdout, `metrics.jsonl`, TensorBoard if it is installed.
+
+A row is one JSON object with at least `step`. Values are written at full precision, so
+that two runs can be compared bit for bit. Only process 0 writes.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+import jax
+import numpy as np
+
+from jaxlab.core import peak, tree, types
+
+_log = logging.getLogger(__name__)
+
+
+_QUIET = ("seconds", "weight", "cross_entropy", "z_loss")  # in metrics.jsonl only
+
+
+class Reporter:
+    """Writes the rows of one run.
+
+    Args:
+        workdir: where metrics.jsonl lives, or None to write nothing to disk.
+        steps: how many steps the run has, for the ETA.
+        first: the step that the run starts or resumes from: rows after it are of a
+            run that was killed and are dropped, since they come again.
+        seconds: how often a training row goes to stdout.
+        name: shown in front of every row.
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path | None,
+        steps: int,
+        first: int = 0,
+        *,
+        seconds: float = 5.0,
+        name: str = "",
+        out: TextIO | None = None,
+    ):
+        self.steps, self.first, self.name = steps, first, name
+        self._out = sys.stdout if out is None else out
+        self._every, self._started = seconds, time.monotonic()
+        self._shown = self._last = self._started
+        self._compile_seconds: float | None = None  # the first step's, compilation too
+        self._file = self._board = None
+        self._is_writer = jax.process_index() == 0
+        if workdir is not None and self._is_writer:
+            path = pathlib.Path(workdir) / "metrics.jsonl"
+            _drop_rows_after(path, first)
+            self._file = path.open("a", encoding="utf-8")
+            self._board = _tensorboard(workdir)
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for target in (self._file, self._board):
+            if target is not None:
+                target.close()
+
+    def train(
+        self,
+        step: int,
+        metrics: Mapping[str, Any],
+        tokens: int,
+        flops_per_token: float | None = None,
+    ) -> None:
+        """Writes a training row; `tokens` of this step give speed and utilisation."""
+        now = time.monotonic()
+        seconds, self._last = max(now - self._last, 1e-9), now
+        row = {name: _number(value) for name, value in metrics.items()}
+        row |= {"seconds": seconds, "tokens_per_second": tokens / seconds}
+        if flops_per_token is not None:
+            peak_flops, _ = peak.flops_per_second()
+            row["mfu"] = row["tokens_per_second"] * flops_per_token / peak_flops
+        self._write(step, row)
+        if self._compile_seconds is None:
+            self._compile_seconds, self._started = seconds, now
+            self.first = step
+            self.say(f"first step, compilation included: {seconds:.1f} s")
+        elif now - self._shown >= self._every or step == self.steps:
+            self._shown = now
+            self._say(step, row, self._eta(step, now))
+
+    def evaluation(self, step: int, name: str, metrics: Mapping[str, Any]) -> None:
+        """Writes an evaluation row: keys are `eval/NAME/METRIC`."""
+        row = {f"eval/{name}/{key}": _number(value) for key, value in metrics.items()}
+        self._write(step, row)
+        self._say(step, row)
+        self._last = time.monotonic()  # evaluation is not training time
+
+    def say(self, text: str) -> None:
+        """One line to stdout, from process 0."""
+        if self._is_writer:
+            prefix = f"[{self.name}] " if self.name else ""
+            line(prefix + text, self._out)
+
+    def _say(self, step, row, eta=""):
+        shown = {name: value for name, value in row.items() if name not in _QUIET}
+        if not shown.get("skipped"):
+            shown.pop("skipped", None)
+        words = " ".join(f"{name} {_short(value)}" for name, value in shown.items())
+        self.say(f"step {step}/{self.steps} {words}{eta}")
+
+    def _eta(self, step, now):
+        done = step - self.first
+        left = (now - self._started) / max(done, 1) * (self.steps - step)
+        return f" eta {duration(left)}"
+
+    def _write(self, step, row):
+        if self._file is not None:
+            values = {name: _finite_or_none(value) for name, value in row.items()}
+            try:
+                self._file.write(json.dumps({"step": step, **values}) + "\n")
+                self._file.flush()
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    self._file.close()  # now: later it would fail again, in its way
+                raise types.UserError(
+                    f"cannot write {self._file.name} ({error.strerror}); free some "
+                    "disk space and start the same command again"
+                ) from None
+        if self._board is not None:
+            for name, value in row.items():
+                self._board.add_scalar(name, value, step)
+
+
+def line(text: str, out: TextIO | None = None) -> None:
+    """One line to stdout, at once."""
+    print(text, file=sys.stdout if out is None else out, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    >>> duration(75), duration(3900)
+    ('1m15s', '1h05m')
+    """
+    seconds = max(int(seconds), 0)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+
+
+def parameter_overview(params: types.Params) -> str:
+    """A table of paths, shapes and sizes, as text."""
+    rows = [(name, tree.describe(leaf)) for name, leaf in tree.flatten(params).items()]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"  {name:<{width}}  {shape}" for name, shape in rows]
+    return "\n".join([*lines, f"  {tree.count(params):,} parameters"])
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never half."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(
+        json.dumps(value, indent=2, sort_keys=True, default=_plain) + "\n", "utf-8"
+    )
+    os.replace(temporary, path)
+
+
+def check_config(
+    workdir: pathlib.Path, config: Mapping[str, Any], *, free: tuple[str, ...] = ()
+) -> None:
+    """Refuses to resume a run under another config.
+
+    Args:
+        workdir: of the run; nothing is checked when it has no config.json.
+        config: of this start.
+        free: prefixes of keys that may differ, e.g. `mesh`: they change how the run
+            is computed, not what.
+
+    Raises:
+        UserError: with every differing key, its old and its new value.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.exists():
+        return
+    old = _flat(json.loads(path.read_text("utf-8")))
+    new = _flat(json.loads(json.dumps(config, default=_plain)))
+    keys = sorted(
+        key
+        for key in old.keys() | new.keys()
+        if old.get(key) != new.get(key)
+        and not any(key == f or key.startswith(f + ".") for f in free)
+    )
+    if keys:
+        shown = "; ".join(f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in keys)
+        raise types.UserError(
+            f"{workdir} holds a run with another config: {shown}. Use another "
+            "--workdir, or the old values to resume"
+        )
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(config, Mapping):
+        return {prefix: config}
+    items = [_flat(v, f"{prefix}.{k}" if prefix else k) for k, v in config.items()]
+    return {key: value for item in items for key, value in item.items()}
+
+
+def _drop_rows_after(path: pathlib.Path, step: int) -> None:
+    """Keeps the rows up to `step`; a last line cut by a kill is dropped too."""
+    if not path.exists():
+        return
+    rows = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if row["step"] <= step:
+            rows.append(line)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(row + "\n" for row in rows), "utf-8")
+    os.replace(temporary, path)
+
+
+def _tensorboard(workdir: pathlib.Path):
+    try:
+        import tensorboardX
+    except ImportError:
+        return None
+    return tensorboardX.SummaryWriter(str(pathlib.Path(workdir) / "tensorboard"))
+
+
+def _number(value: Any) -> float | int:
+    value = np.asarray(value)
+    return int(value) if np.issubdtype(value.dtype, np.integer) else float(value)
+
+
+def _finite_or_none(value: float | int) -> float | int | None:
+    return value if math.isfinite(value) else None  # JSON has no NaN
+
+
+def _short(value: float | int) -> str:
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return str(value)

@@ -1,0 +1,86 @@
+"""The state of a run before its first step: shapes, placement, initial values."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from jaxlab.core import mesh as mesh_lib
+from jaxlab.core import tree, types
+
+
+def abstract(
+    experiment: types.Experiment, mesh: Mesh
+) -> tuple[types.TrainState, dict[str, list]]:
+    """Shapes, dtypes and shardings of the whole state, without computing anything.
+
+    Returns:
+        (a TrainState of ShapeDtypeStructs, logical axis names by parameter path).
+    """
+    boxed = jax.eval_shape(lambda: _init_params(experiment))
+    params = mesh_lib.unboxed(boxed)
+    shardings = tree.flatten(mesh_lib.param_shardings(boxed, mesh))
+    shapes = {name: leaf.shape for name, leaf in tree.flatten(params).items()}
+
+    def place(path, leaf):
+        name = tree.path_name(path)
+        sharding = mesh_lib.replicated(mesh)
+        # Optimizer states repeat the parameter tree, e.g. opt_state/1/mu/blocks/...
+        for param, shape in shapes.items():
+            if name.endswith("/" + param) and leaf.shape == shape:
+                sharding = shardings[param]
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    whole = jax.eval_shape(lambda params: _assemble(experiment, params), params)
+    return jax.tree_util.tree_map_with_path(place, whole), mesh_lib.axis_names(boxed)
+
+
+def initial(experiment: types.Experiment, target: types.TrainState) -> types.TrainState:
+    """The first state, placed as `target` says: `init_from` (copied) or fresh.
+
+    Raises:
+        UserError: `init_from` does not have the model's structure; all differences.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
+    if experiment.init_from is None:
+        params = jax.jit(
+            lambda: nn.unbox(_init_params(experiment)), out_shardings=shardings.params
+        )()
+    else:
+        params = _copied(experiment.init_from, target.params)
+    assemble = jax.jit(
+        lambda params: _assemble(experiment, params).replace(params=None),
+        out_shardings=shardings.replace(params=None),
+    )
+    return assemble(params).replace(params=params)
+
+
+def _init_params(experiment):
+    key, _ = jax.random.split(jax.random.key(experiment.seed))
+    return experiment.model.init(key, *experiment.example)["params"]
+
+
+def _assemble(experiment, params) -> types.TrainState:
+    _, key = jax.random.split(jax.random.key(experiment.seed))
+    step = jnp.zeros((), jnp.int32)
+    return types.TrainState(step, params, experiment.tx.init(params), key)
+
+
+def _copied(source: Any, target: Any) -> Any:
+    if lines := tree.differences([target, source], dtypes=False):
+        raise types.UserError(
+            f"init_from does not fit the model, {len(lines)} differences: "
+            + "; ".join(lines[:8])
+        )
+
+    def copy(leaf, to):
+        if not isinstance(leaf, jax.Array):
+            leaf = np.asarray(leaf)
+        # A copy even when nothing moves: the step donates its state, and would
+        # otherwise delete the arrays that the caller or `frozen` still holds.
+        return jnp.copy(jax.device_put(leaf.astype(to.dtype), to.sharding))
+
+    return jax.tree.map(copy, source, target)

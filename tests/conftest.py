@@ -1,0 +1,26 @@
+"""Test setup: 8 fake CPU devices, strict rank promotion, a persistent compile cache."""
+
+import os
+import pathlib
+
+# Before jax is imported. Without JAX_PLATFORMS=cpu an installed libtpu is probed for.
+os.environ["JAX_PLATFORMS"] = "cpu"
+_CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax-tests"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def test_data() -> pathlib.Path:
+    """The folder of real test data, from JAXLAB_TEST_DATA; reported when absent."""
+    folder = os.environ.get("JAXLAB_TEST_DATA")
+    if not folder or not pathlib.Path(folder).is_dir():
+        pytest.skip("JAXLAB_TEST_DATA does not name a folder of test data")
+    return pathlib.Path(folder)
