@@ -1,0 +1,241 @@
+"""Causal, windowed, segment-aware attention.
+
+    attention(q, k, v)_i = sum_j softmax_j(q_i . k_j / sqrt(C) + mask_ij) v_j
+
+Key j is visible to query i iff j <= i (when causal), i - j < window (when the layer
+has one; the window counts the query itself), and both are in the same segment.
+
+Implementations, chosen by `TransformerConfig.attention`:
+    xla     everywhere; queries in blocks, so that a causal block never touches the
+            keys after it: half the FLOPs, and scores that fit a cache.
+    cudnn   flash attention on GPU through `jax.nn.dot_product_attention`.
+    splash  the Pallas kernel on TPU, under `jax.shard_map`.
+Shapes that a kernel does not take (the single short row of `init`, f32 on GPU) run as
+`xla`, with a warning when rows are long enough to matter.
+
+Deviation: in bf16 the softmax runs in f32 and its weights are cast to bf16.
+"""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from jaxlab.core import mesh as mesh_lib
+
+IMPLEMENTATIONS = ("xla", "cudnn", "splash")
+_BLOCK = 128  # queries a block: the smallest at which XLA:CPU matmuls stay efficient
+_LANES = 128  # of a TPU: what splash tiles rows by
+_MAX_BLOCKS = 8  # keeps the unrolled program small at long lengths
+
+_log = logging.getLogger(__name__)
+
+
+def default_implementation(platform: str) -> str:
+    """The fastest implementation: gpu -> cudnn, tpu -> splash, others -> xla."""
+    return {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}.get(platform, "xla")
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    implementation: str,
+    is_causal: bool = True,
+    window: jax.Array | None = None,
+    windows: tuple[int, ...] = (),
+    segment_ids: jax.Array | None = None,
+) -> jax.Array:
+    """Self-attention of whole rows.
+
+    Args:
+        q: [B, L, H, C].
+        k, v: [B, L, K, C], K a divisor of H.
+        implementation: one of IMPLEMENTATIONS.
+        is_causal: False lets every query see every key.
+        window: i32[], this layer's window (traced: layers are scanned), or None.
+        windows: the distinct window sizes of the model, for kernels with static masks.
+        segment_ids: i32[B, L]; only equal ids see each other. None = one segment.
+
+    Returns:
+        [B, L, H, C] in q's dtype.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"attention {implementation!r}; use one of {IMPLEMENTATIONS}")
+    if implementation == "splash" and _taken("splash", _splash_refusal(q)):
+        return _splash(q, k, v, is_causal, window, windows, segment_ids)
+    if implementation == "cudnn" and _taken("cudnn", _cudnn_refusal(q)):
+        return _cudnn(q, k, v, is_causal, window, segment_ids)
+    return _blocked(q, k, v, is_causal, window, segment_ids)
+
+
+def attend_cache(
+    q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array
+) -> jax.Array:
+    """Attention of new queries q: [B, L, H, C] to cached k, v: [B, S, K, C].
+
+    visible: bool[B, L, S], which cache slots each query sees.
+    """
+    return _softmax_attention(q, k, v, visible)
+
+
+def _taken(name, refusal):
+    """True when the kernel takes the shapes; says so when that costs speed."""
+    if refusal is not None and refusal[1] >= _BLOCK:
+        _log.warning("%s attention runs as xla: %s", name, refusal[0])
+    return refusal is None
+
+
+def _splash_refusal(q):
+    """Why the TPU kernel does not take q, with the rows' length; None = it does."""
+    B, L = q.shape[:2]
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = 1 if mesh.empty else mesh_lib.batch_shards(mesh)
+    if L % _LANES:
+        return f"rows of {L} tokens; use a multiple of {_LANES}", L
+    if B % shards:
+        return f"{B} rows on {shards} data shards; use a multiple", L
+    return None
+
+
+def _cudnn_refusal(q):
+    """Why the GPU kernel does not take q, with the rows' length; None = it does."""
+    _, L, _, C = q.shape
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"activations are {q.dtype}; use bfloat16", L
+    if C % 8 or C > 128:
+        return f"head_dim {C}; use a multiple of 8 up to 128", L
+    if L % 2:
+        return f"rows of {L} tokens; use an even number", L
+    return None
+
+
+def _blocked(q, k, v, is_causal, window, segment_ids):
+    length = q.shape[1]
+    block = max(_BLOCK, -(-length // _MAX_BLOCKS))
+    if not is_causal:
+        block = length
+    outputs = []
+    for start in range(0, length, block):
+        stop = min(start + block, length)
+        keys = stop if is_causal else length
+        mask = _visible(start, stop, keys, is_causal, window, segment_ids)
+        outputs.append(
+            _softmax_attention(q[:, start:stop], k[:, :keys], v[:, :keys], mask)
+        )
+    return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
+
+
+def _visible(start, stop, keys, is_causal, window, segment_ids):
+    """bool[B or 1, stop - start, keys]: which keys each query of a block sees."""
+    query = jnp.arange(start, stop)[:, None]
+    key = jnp.arange(keys)[None, :]
+    mask = jnp.ones((stop - start, keys), bool)
+    if is_causal:
+        mask &= key <= query
+    if window is not None:
+        mask &= query - key < window
+        if not is_causal:
+            mask &= key - query < window
+    mask = mask[None]
+    if segment_ids is not None:
+        mask = mask & (segment_ids[:, start:stop, None] == segment_ids[:, None, :keys])
+    return mask
+
+
+def _softmax_attention(q, k, v, mask):
+    B, L, H, C = q.shape
+    K = k.shape[2]
+    # Heads that share keys get an axis of their own, g. Without sharing it would cost
+    # XLA:CPU a transpose of the scores: 7 % of a training step.
+    scores_of, values_of = "blhc,bshc->bhls", "bhls,bshc->blhc"
+    q, mask = q * C**-0.5, mask[:, None]
+    if K != H:
+        scores_of, values_of = "blkgc,bskc->bkgls", "bkgls,bskc->blkgc"
+        q, mask = q.reshape(B, L, K, H // K, C), mask[:, None]
+    scores = jnp.einsum(scores_of, q, k, preferred_element_type=jnp.float32)
+    # Finite, not -inf: a query that sees nothing (padding) must not become NaN.
+    scores = jnp.where(mask, scores, -1e30)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum(values_of, weights, v).reshape(B, L, H, C)
+
+
+def _cudnn(q, k, v, is_causal, window, segment_ids):
+    mask = None
+    if window is not None or segment_ids is not None:
+        L = q.shape[1]
+        mask = _visible(0, L, L, False, None, segment_ids)[:, None]
+        if window is not None:
+            mask = mask & _visible(0, L, L, False, window, None)[:, None]
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=mask, is_causal=is_causal, implementation="cudnn"
+    )
+
+
+def _splash(q, k, v, is_causal, window, windows, segment_ids):
+    """The TPU kernel wants static masks, one program instance a device, [H, L, C]."""
+    if window is None:
+        return _splash_static(q, k, v, is_causal, None, segment_ids)
+    # Layers are scanned: a layer's window is a traced one of a few static numbers.
+    branches = [
+        lambda q, k, v, s, size=size: _splash_static(
+            q, k, v, is_causal, size if size < q.shape[1] else None, s
+        )
+        for size in windows
+    ]
+    chosen = jnp.argmax(jnp.asarray(windows) == window)
+    return jax.lax.switch(chosen, branches, q, k, v, segment_ids)
+
+
+def _splash_static(q, k, v, is_causal, window, segment_ids):
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel as kernel,
+    )
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_mask as masks,
+    )
+
+    heads, length = q.shape[2], q.shape[1]
+    shape = (length, length)
+    if window is not None:
+        reach = (window - 1, 0 if is_causal else window - 1)
+        mask = masks.LocalMask(shape, window_size=reach, offset=0)
+    else:
+        mask = masks.CausalMask(shape) if is_causal else masks.FullMask(shape)
+    block = next(size for size in (512, 256, _LANES) if length % size == 0)
+    blocks = kernel.BlockSizes(
+        block_q=block, block_kv=block, block_kv_compute=block,
+        block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
+        block_q_dq=block, block_kv_dq=block,
+    )  # fmt: skip
+
+    def local(q, k, v, segment_ids):
+        groups = q.shape[2] // k.shape[2]
+        q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * q.shape[3] ** -0.5, k, v))
+        k, v = (jnp.repeat(x, groups, axis=1) for x in (k, v))
+        attend = kernel.make_splash_mha_single_device(
+            masks.MultiHeadMask([mask] * q.shape[1]), block_sizes=blocks
+        )
+        if segment_ids is None:
+            out = jax.vmap(lambda q, k, v: attend(q, k, v))(q, k, v)
+        else:
+            ids = kernel.SegmentIds(segment_ids, segment_ids)
+            out = jax.vmap(attend)(q, k, v, ids)
+        return jnp.swapaxes(out, 1, 2)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return local(q, k, v, segment_ids)
+    rules = dict(mesh_lib.RULES)
+    batch = rules["batch"]
+    tensor = rules["heads"] if heads % mesh.shape["tensor"] == 0 else None
+    if tensor and k.shape[2] % mesh.shape["tensor"]:
+        # Fewer kv heads than tensor shards: each query head gets its own copy.
+        k, v = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
+    qkv = P(batch, None, tensor, None)
+    ids = None if segment_ids is None else P(batch, None)
+    return jax.shard_map(
+        local, in_specs=(qkv, qkv, qkv, ids), out_specs=qkv, check_vma=False
+    )(q, k, v, segment_ids)

@@ -1,0 +1,278 @@
+"""The parts of a decoder: embedding, norm, attention, MLP, and the stack of blocks.
+
+Letters and parameter tree: `models/transformer.py`. Between parts activations are flat,
+[T, D] with T = B L; only attention unfolds them.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxlab.core import mesh
+from jaxlab.models import attention
+from jaxlab.models import rope as rope_lib
+from jaxlab.models.config import TransformerConfig
+
+
+class Embed(nn.Module):
+    """The token embedding, f32[V, D]."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        shape = (self.config.vocab, self.config.embed)
+        init = mesh.logical(_truncated(base_std(self.config)), "vocab", "embed")
+        self.embedding = self.param("embedding", init, shape)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """i32[B, L] -> [T, D] in the compute dtype."""
+        rows = jnp.take(self.embedding, tokens.reshape(-1), axis=0)
+        return mesh.constrain(rows.astype(self.config.dtype), "tokens", "activation")
+
+
+class Kernel(nn.Module):
+    """One weight matrix, f32[inputs, outputs]; calling it returns the matrix."""
+
+    inputs: int
+    outputs: int
+    axes: tuple[str, str]
+    std: float | jax.Array
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        init = mesh.logical(_truncated(self.std), *self.axes)
+        return self.param("kernel", init, (self.inputs, self.outputs))
+
+
+class Norm(nn.Module):
+    """LayerNorm without weight or bias, or RMSNorm; in f32, cast back at the end."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        if self.config.norm == "layernorm":
+            y = y - y.mean(axis=-1, keepdims=True)
+        square = jnp.mean(y * y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(square + self.config.norm_epsilon)
+        if self.config.norm == "rmsnorm":
+            init = mesh.logical(nn.initializers.ones, "norm")
+            y = y * self.param("scale", init, (x.shape[-1],))[None]
+        return y.astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Projections, q/k norm, clipping, rotary positions, attention, output."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, layer: dict[str, Any], shared: dict[str, Any]):
+        c = self.config
+        D, H, K, C = c.embed, c.heads, c.kv_heads, c.head_dim
+        std = base_std(c)
+        q, k, v = _project(
+            c,
+            x,
+            Kernel(D, H * C, ("embed", "heads"), std, name="q")(),
+            Kernel(D, K * C, ("embed", "kv_heads"), std, name="k")(),
+            Kernel(D, K * C, ("embed", "kv_heads"), std, name="v")(),
+        )
+        if c.clip_qkv is not None:
+            q, k, v = (jnp.clip(y, -c.clip_qkv, c.clip_qkv) for y in (q, k, v))
+        if c.qk_norm:
+            q, k = Norm(c, name="q_norm")(q), Norm(c, name="k_norm")(k)
+        cos, sin = _tables(layer, shared)
+        L = cos.shape[1]
+        q, k, v = (y.reshape(-1, L, heads, C) for y, heads in ((q, H), (k, K), (v, K)))
+        q, k = rope_lib.rotate(q, cos, sin), rope_lib.rotate(k, cos, sin)
+        q, k, v = (checkpoint_name(y, "qkvo") for y in (q, k, v))
+        if layer["cache"] is None:
+            cache = None
+            y = attention.attend(
+                q,
+                k,
+                v,
+                implementation=c.resolved().attention,
+                is_causal=c.is_causal,
+                window=layer["window"],
+                windows=_windows(c, L),
+                segment_ids=shared["segment_ids"],
+            )
+        else:
+            y, cache = self._cached(q, k, v, layer, shared)
+        out = Kernel(H * C, D, ("heads", "embed"), self._out_std(layer), name="o")()
+        y = jnp.dot(y.reshape(-1, H * C), out.astype(x.dtype))
+        return checkpoint_name(y, "qkvo"), cache
+
+    def _cached(self, q, k, v, layer, shared):
+        start, L = shared["start"], q.shape[1]
+        k, v = (
+            jax.lax.dynamic_update_slice(cached, new, (0, start, 0, 0))
+            for cached, new in ((layer["cache"]["k"], k), (layer["cache"]["v"], v))
+        )
+        query = start + jnp.arange(L)[:, None]
+        key = jnp.arange(k.shape[1])[None, :]
+        visible = key <= query
+        if layer["window"] is not None:
+            visible &= query - key < layer["window"]
+        visible = visible[None] & shared["valid"][:, None, :]
+        return attention.attend_cache(q, k, v, visible), {"k": k, "v": v}
+
+    def _out_std(self, layer):
+        if self.config.initializer == "mitchell":
+            return (2 * self.config.embed * (layer["index"] + 1)) ** -0.5
+        return self.config.initializer_std
+
+
+class Mlp(nn.Module):
+    """SwiGLU: (silu(x W_gate) * x W_up) W_down."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, layer: dict[str, Any]) -> jax.Array:
+        c = self.config
+        D, F = c.embed, c.mlp
+        std = base_std(c)
+        gate, up = _project(
+            c,
+            x,
+            Kernel(D, F, ("embed", "mlp"), std, name="gate")(),
+            Kernel(D, F, ("embed", "mlp"), std, name="up")(),
+        )
+        if c.initializer == "mitchell":
+            std = (2 * F * (layer["index"] + 1)) ** -0.5
+        down = Kernel(F, D, ("mlp", "embed"), std, name="down")()
+        return jnp.dot(nn.silu(gate) * up, down.astype(x.dtype))
+
+
+class Block(nn.Module):
+    """One layer: attention and MLP, normed before or after."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, layer: dict[str, Any], shared: dict[str, Any]):
+        """x: [T, D]; layer: what differs by layer; shared: what does not.
+
+        Returns:
+            ([T, D], this layer's updated cache or None), as `nn.scan` wants.
+        """
+        attn, attn_norm = (
+            Attention(self.config, name="attn"),
+            Norm(self.config, name="attn_norm"),
+        )
+        mlp, mlp_norm = Mlp(self.config, name="mlp"), Norm(self.config, name="mlp_norm")
+        if self.config.norm_position == "pre":
+            y, cache = attn(attn_norm(x), layer, shared)
+            x = x + y
+            x = x + mlp(mlp_norm(x), layer)
+        else:
+            y, cache = attn(x, layer, shared)
+            x = x + attn_norm(y)
+            x = x + mlp_norm(mlp(x, layer))
+        return mesh.constrain(x, "tokens", "activation"), cache
+
+
+def stack(config: TransformerConfig) -> nn.Module:
+    """All blocks as one module whose parameters have a leading `layers` axis."""
+    block = Block
+    if config.remat != "none":
+        policies = jax.checkpoint_policies
+        policy = {
+            "full": policies.nothing_saveable,
+            "dots": policies.dots_with_no_batch_dims_saveable,
+            "qkvo": policies.save_only_these_names("qkvo"),
+        }[config.remat]
+        # Inside a scan CSE cannot undo the recomputation; unrolled it would.
+        block = nn.remat(Block, policy=policy, prevent_cse=not config.scan)
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast),
+        length=config.layers,
+        unroll=1 if config.scan else config.layers,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )(config)
+
+
+def trunk(
+    model: nn.Module,
+    tokens: jax.Array,
+    segment_ids: jax.Array | None,
+    positions: jax.Array | None,
+    cache: dict[str, jax.Array] | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array] | None]:
+    """Runs embed, blocks and final norm of `model`: i32[B, L] -> [B, L, D].
+
+    With a `cache` the tokens are appended to it and see what it holds.
+    """
+    config = model.config
+    B, L = tokens.shape
+    if positions is None:
+        positions = jnp.arange(L)[None]
+    shared = {
+        "tables": config.rope.tables(positions, config.head_dim),
+        "segment_ids": segment_ids,
+        "valid": None if cache is None else cache["valid"],
+        "start": None if cache is None else cache["length"],
+    }
+    layer = {"index": jnp.arange(config.layers), "window": None, "cache": None}
+    if config.window is not None:
+        slots = L if cache is None else cache["k"].shape[2]
+        shared["window_tables"] = config.window_rope.tables(positions, config.head_dim)
+        layer["is_full"] = jnp.isin(
+            jnp.arange(config.layers), jnp.asarray(config.full_layers, jnp.int32)
+        )
+        layer["window"] = jnp.where(layer["is_full"], slots + 1, config.window)
+    if cache is not None:
+        layer["cache"] = {"k": cache["k"], "v": cache["v"]}
+    x, layers = model.blocks(model.embed(tokens), layer, shared)
+    return model.final_norm(x).reshape(B, L, config.embed), layers
+
+
+def base_std(config: TransformerConfig) -> float:
+    """Standard deviation of every matrix that does not write to the residual."""
+    if config.initializer == "mitchell":
+        return config.embed**-0.5
+    return config.initializer_std
+
+
+def _truncated(std):
+    """Normal cut at 3 std; std is that of the uncut normal, as OLMo defines it."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.truncated_normal(key, -3.0, 3.0, shape, dtype) * std
+
+    return init
+
+
+def _project(config, x, *kernels):
+    """x @ each kernel, as one matmul when the config says so."""
+    if not config.resolved().fuse_projections:
+        return [jnp.dot(x, kernel.astype(x.dtype)) for kernel in kernels]
+    sizes = [kernel.shape[1] for kernel in kernels]
+    fused = jnp.dot(x, jnp.concatenate(kernels, axis=1).astype(x.dtype))
+    cuts = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+    return jnp.split(fused, cuts, axis=1)
+
+
+def _windows(config, length):
+    """The window sizes that `layer["window"]` takes, static for kernels."""
+    return () if config.window is None else (config.window, length + 1)
+
+
+def _tables(layer, shared):
+    if layer["window"] is None:
+        return shared["tables"]
+    return jax.tree.map(
+        lambda full, near: jnp.where(layer["is_full"], full, near),
+        shared["tables"],
+        shared["window_tables"],
+    )

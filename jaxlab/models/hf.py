@@ -1,0 +1,327 @@
+"""Published checkpoints in and out: Hugging Face folders <-> (config, params).
+
+A folder holds `config.json` (`models/hf_config.py`) and safetensors files
+(`models/safetensors.py`), whose tensors `models/hf_names.py` names. Torch keeps a
+Linear as (outputs, inputs) and we as (inputs, outputs), so every matrix is transposed;
+our blocks are stacked (layers, ...). Rotary positions are half-split on both sides:
+nothing is permuted.
+
+Files are mapped, and each device's share of a leaf is read straight from them: host
+memory stays near one copy of what the host's own devices hold.
+"""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, SingleDeviceSharding
+
+from jaxlab.core import mesh as mesh_lib
+from jaxlab.core import tree, types
+from jaxlab.models import hf_config, hf_names, safetensors
+from jaxlab.models.config import TransformerConfig
+
+DTYPES = ("float32", "bfloat16", "float16")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json",
+    "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+)  # fmt: skip
+
+# Tensors that old checkpoints carry although they follow from the config.
+_BUFFERS = re.compile(r"rotary_emb\.inv_freq$")
+_OURS = re.compile(r"(generation_)?config\.json|model.*\.safetensors(\.index\.json)?")
+_IDS = ("eos_token_id", "pad_token_id", "bos_token_id")
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+) -> tuple[TransformerConfig, types.Params]:
+    """Reads a Hugging Face folder: OLMo 1, 2, 3 or Llama.
+
+    Args:
+        path: the folder.
+        dtype: of the parameters; None = float32, whatever the file holds.
+        mesh: where the parameters go, sharded by their logical axes; None = one device.
+
+    Returns:
+        (config, params of `Decoder(config)`). NaNs in the file are kept: a diverged
+        run must be loadable to be looked at.
+
+    Raises:
+        UserError: the folder is incomplete or damaged, or is not one of the families.
+    """
+    config = read_config(path)
+    tensors = safetensors.read_folder(path)
+    leaves = hf_names.leaves(config)
+    _check(path, config, leaves, tensors)
+    boxed = hf_names.abstract(config)
+    if mesh is None:
+        device = SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: device, mesh_lib.unboxed(boxed))
+    else:
+        shardings = mesh_lib.param_shardings(boxed, mesh)
+    dtype = np.dtype(jnp.float32 if dtype is None else dtype)
+    arrays = [
+        jax.make_array_from_callback(
+            leaf.shape, sharding, _reader(leaf, tensors, dtype), dtype=dtype
+        )
+        for leaf, sharding in zip(leaves, jax.tree.leaves(shardings), strict=True)
+    ]
+    return config, jax.tree.unflatten(jax.tree.structure(shardings), arrays)
+
+
+def read_config(path: str | os.PathLike) -> TransformerConfig:
+    """The config of a Hugging Face folder, without its weights.
+
+    Raises:
+        UserError: no config.json, or one that the decoder cannot follow.
+    """
+    file = pathlib.Path(path) / "config.json"
+    if not file.is_file():
+        raise types.UserError(
+            f"{path} has no config.json; give the folder of a Hugging Face checkpoint"
+        )
+    try:
+        raw = json.loads(file.read_text())
+    except ValueError as error:
+        raise types.UserError(f"{file} is not JSON; download it again") from error
+    if not isinstance(raw, dict):
+        raise types.UserError(f"{file} is not a JSON object; download it again")
+    return hf_config.from_json(raw)
+
+
+def save(
+    path: str | os.PathLike,
+    config: TransformerConfig,
+    params: types.Params,
+    *,
+    dtype: str | None = "float32",
+    shard_bytes: int = 5 * 2**30,
+    tokenizer_folder: str | os.PathLike | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes a folder that `load` and transformers read.
+
+    It appears under its name only when it is whole. On several hosts all of them call
+    this and the first one writes.
+
+    Args:
+        path: the folder to make.
+        config: decides the family.
+        params: of `Decoder(config)`, on any devices.
+        dtype: "float32", "bfloat16" or "float16"; None keeps each leaf's own.
+        shard_bytes: a file is closed before it grows beyond this.
+        tokenizer_folder: its tokenizer files are copied along.
+        overwrite: replaces the weights and configs of an earlier checkpoint; other
+            files in the folder stay.
+
+    Raises:
+        UserError: no family has the config, params are not its tree, the folder exists,
+            a finite value overflows float16, or there are no tokenizer files.
+    """
+    raw = hf_config.to_json(config)
+    entries = _entries(config, params, dtype)
+    specs = {
+        name: (entry.leaf.tensor_shape, entry.dtype) for name, entry in entries.items()
+    }
+    dtypes = {str(entry.dtype) for entry in entries.values()}
+    # Under both names: transformers before 4.56 knows only torch_dtype.
+    raw["dtype"] = raw["torch_dtype"] = dtypes.pop() if len(dtypes) == 1 else "float32"
+    if jax.process_index() != 0:
+        for name, entry in entries.items():
+            _fetch(name, entry)  # its shards are gathered on every host
+        return
+    folder = pathlib.Path(path)
+    tokenizer = _tokenizer_files(tokenizer_folder)
+    _check_target(folder, overwrite)
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        _write_json(part / "config.json", raw)
+        _write_json(part / "generation_config.json", {key: raw[key] for key in _IDS})
+        for file in tokenizer:
+            shutil.copyfile(file, part / file.name)
+        safetensors.write_folder(
+            part,
+            specs,
+            lambda name: _fetch(name, entries[name]),
+            shard_bytes=shard_bytes,
+        )
+        _swap(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _check(path, config, leaves, tensors):
+    """Refuses missing, unknown and misshapen tensors, naming them."""
+    wanted = {name: leaf.tensor_shape for leaf in leaves for name in leaf.names}
+    if missing := [name for name in wanted if name not in tensors]:
+        raise types.UserError(
+            f"{path} lacks {len(missing)} tensors that config.json calls for: "
+            f"{_short(missing)}"
+        )
+    head, embedding = tensors.get(hf_names.HEAD), tensors[hf_names.EMBEDDING]
+    if config.tied and head is not None and _same(head, embedding):
+        wanted[hf_names.HEAD] = head.shape
+    unknown = [
+        name for name in tensors if name not in wanted and not _BUFFERS.search(name)
+    ]
+    if config.tied and hf_names.HEAD in unknown:
+        raise types.UserError(
+            f"{path}: tie_word_embeddings is true, but {hf_names.HEAD} differs from "
+            "the embedding; set it to false in config.json"
+        )
+    if unknown:
+        raise types.UserError(
+            f"{path} has {len(unknown)} tensors that config.json does not call for: "
+            f"{_short(unknown)}"
+        )
+    wrong = [
+        f"{name} is {list(tensors[name].shape)}, not {list(shape)}"
+        for name, shape in wanted.items()
+        if tensors[name].shape != shape
+    ]
+    if wrong:
+        raise types.UserError(
+            f"{path}: weights do not have the sizes of config.json: {_short(wrong)}"
+        )
+    if odd := [n for n in wanted if not jnp.issubdtype(tensors[n].dtype, jnp.floating)]:
+        raise types.UserError(
+            f"{path}: {_short(odd)} are integers; use an unquantised checkpoint"
+        )
+
+
+def _reader(leaf, tensors, dtype) -> Callable[[tuple[slice, ...]], np.ndarray]:
+    """Index of a shard -> its values; replicas of a shard share one array."""
+    views = [tensors[name] for name in leaf.names]
+    if leaf.is_transposed:
+        views = [view.T for view in views]
+    shards = {}
+
+    def read(index):
+        key = str(index)
+        if key not in shards:
+            chosen = views[index[0]] if leaf.is_stacked else views
+            inner = index[1:] if leaf.is_stacked else index
+            out = np.empty((len(chosen), *chosen[0][inner].shape), dtype)
+            for layer, view in enumerate(chosen):
+                out[layer] = view[inner]
+            shards[key] = out if leaf.is_stacked else out[0]
+        return shards[key]
+
+    return read
+
+
+class _Entry(NamedTuple):
+    """A tensor of the file: one layer of one of our leaves."""
+
+    leaf: hf_names.Leaf
+    value: Any
+    layer: int | None
+    dtype: np.dtype
+
+
+def _entries(config, params, dtype) -> dict[str, _Entry]:
+    if lines := tree.differences(
+        [mesh_lib.unboxed(hf_names.abstract(config)), params], dtypes=False
+    ):
+        raise types.UserError(
+            "params (tree 1) are not those of the config (tree 0): "
+            f"{_short(lines, '; ')}"
+        )
+    entries, values = {}, tree.flatten(params)
+    for leaf in hf_names.leaves(config):
+        value = values[leaf.path]
+        kept = str(value.dtype) if dtype is None else str(dtype)
+        if kept not in DTYPES:
+            raise types.UserError(f"dtype {kept}: checkpoints are {', '.join(DTYPES)}")
+        for i, name in enumerate(leaf.names):
+            layer = i if leaf.is_stacked else None
+            entries[name] = _Entry(leaf, value, layer, jnp.dtype(kept))
+    return entries
+
+
+def _fetch(name, entry) -> np.ndarray:
+    """A tensor as the file has it; gathered when it lives on several hosts."""
+    value = entry.value if entry.layer is None else entry.value[entry.layer]
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        from jax.experimental import multihost_utils
+
+        value = multihost_utils.process_allgather(value, tiled=True)
+    value = np.asarray(value)
+    with np.errstate(over="ignore"):
+        cast = value.astype(entry.dtype)
+    if entry.dtype == np.float16:
+        lost = np.isinf(cast) & np.isfinite(value.astype(np.float32))
+        if lost.any():
+            raise types.UserError(
+                f"{name} has {lost.sum()} values beyond float16's 65504; save as "
+                "bfloat16"
+            )
+    return cast.T if entry.leaf.is_transposed else cast
+
+
+def _check_target(folder, overwrite):
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not overwrite:
+        raise types.UserError(f"{folder} exists; use overwrite=True to replace it")
+    if not (folder / "config.json").is_file():
+        raise types.UserError(
+            f"{folder} is not a Hugging Face checkpoint and is not overwritten; choose "
+            "another folder"
+        )
+
+
+def _swap(part, folder):
+    """Puts the finished folder in place; files that are not ours move into it."""
+    old = folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    if old.exists():
+        for file in old.iterdir():
+            if not _OURS.fullmatch(file.name) and not (folder / file.name).exists():
+                file.rename(folder / file.name)
+        shutil.rmtree(old)
+
+
+def _tokenizer_files(folder) -> list[pathlib.Path]:
+    if folder is None:
+        return []
+    files = [pathlib.Path(folder) / name for name in TOKENIZER_FILES]
+    files = [file for file in files if file.is_file()]
+    if not files:
+        raise types.UserError(
+            f"{folder} has no tokenizer files ({', '.join(TOKENIZER_FILES[:3])}, ...)"
+        )
+    return files
+
+
+def _same(a, b) -> bool:
+    """Bit by bit, so that NaNs equal themselves."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return np.array_equal(a.view(np.uint8), b.view(np.uint8))
+
+
+def _write_json(file, value):
+    file.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def _short(names: Sequence[str], separator: str = ", ", shown: int = 6) -> str:
+    rest = len(names) - shown
+    text = separator.join(names[:shown])
+    return f"{text} and {rest} more" if rest > 0 else text

@@ -1,0 +1,218 @@
+"""One decoder for OLMo 1, 2, 3 and Llama 2, 3.1: a config chooses, not a subclass.
+
+    pre-norm  (OLMo 1, Llama):  x += attn(norm(x));  x += mlp(norm(x))
+    post-norm (OLMo 2, 3):      x += norm(attn(x));  x += norm(mlp(x))
+    mlp(x) = (silu(x W_gate) * x W_up) W_down          Shazeer 2020, arXiv:2002.05202
+
+Groeneveld et al. 2024 (arXiv:2402.00838, table 1); OLMo 2 (arXiv:2501.00656); Llama 2
+(arXiv:2307.09288); Llama 3 (arXiv:2407.21783). Checked against transformers to 1e-4.
+
+Letters: B batch, L length, D embed, F mlp, H heads, K kv heads, C head dim, V vocab,
+N layers, T = B L tokens. Activations are [T, D] between attentions: XLA:CPU runs the
+backward of a matmul twice as fast on flat tokens, and TPUs and GPUs do not mind.
+
+Parameters are f32, blocks stacked (layers, ...):
+    embed/embedding [V, D]            blocks/attn/{q,k,v,o}/kernel    final_norm/scale
+    lm_head/kernel [D, V]             blocks/mlp/{gate,up,down}/kernel
+    blocks/{attn_norm,mlp_norm}/scale blocks/attn/{q_norm,k_norm}/scale
+
+Deviation: RMSNorm multiplies by its scale in f32 and casts once (Llama casts first).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxlab.models import blocks
+from jaxlab.models.config import TransformerConfig
+
+
+class Decoder(nn.Module):
+    """Tokens to next-token logits.
+
+    >>> config = TransformerConfig(vocab=96, embed=32, layers=2, heads=2, mlp=64)
+    >>> tokens = jnp.zeros((1, 8), jnp.int32)
+    >>> params = Decoder(config).init(jax.random.key(0), tokens)["params"]
+    >>> Decoder(config).apply({"params": nn.unbox(params)}, tokens).shape
+    (1, 8, 96)
+    """
+
+    config: TransformerConfig
+
+    def setup(self):
+        self.embed = blocks.Embed(self.config)
+        self.blocks = blocks.stack(self.config)
+        self.final_norm = blocks.Norm(self.config)
+        if not self.config.tied:
+            self.lm_head = blocks.Kernel(
+                self.config.embed,
+                self.config.vocab,
+                ("embed", "vocab"),
+                blocks.base_std(self.config),
+            )
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array | None = None,
+        positions: jax.Array | None = None,
+    ) -> jax.Array:
+        """Logits of every position.
+
+        Args:
+            tokens: i32[B, L].
+            segment_ids: i32[B, L]; attention stays inside equal ids. None = one.
+            positions: i32[B, L]; None = 0 .. L-1.
+
+        Returns:
+            f32[B, L, V].
+        """
+        return self._logits(self.hidden(tokens, segment_ids, positions))
+
+    def hidden(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array | None = None,
+        positions: jax.Array | None = None,
+    ) -> jax.Array:
+        """[B, L, D] after the final norm."""
+        return blocks.trunk(self, tokens, segment_ids, positions)[0]
+
+    def token_logps(
+        self,
+        tokens: jax.Array,
+        targets: jax.Array,
+        segment_ids: jax.Array | None = None,
+        positions: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Log-probability of one target a position, without keeping all logits.
+
+        Args:
+            tokens, segment_ids, positions: as in `__call__`.
+            targets: i32[B, L].
+
+        Returns:
+            (log p(target), logsumexp of the logits), each f32[B, L].
+        """
+        hidden = self.hidden(tokens, segment_ids, positions)
+        B, L = tokens.shape
+        mesh = jax.sharding.get_abstract_mesh()
+        devices = 1 if mesh.empty else mesh.size  # logits are split over every axis
+        logits_bytes = -(-B * L * self.config.vocab * 4 // devices)
+        count = -(-logits_bytes // self.config.loss_block_bytes)
+        if count <= 1:
+            return _target_logps(self._logits(hidden), targets)
+        size = -(-L // min(count, L))
+        count = -(-L // size)
+
+        def one(module, _, part):
+            return (), _target_logps(module._logits(part[0]), part[1])
+
+        # Blocks along the length: rows keep their shards. Logits are recomputed in the
+        # backward pass, so that only one block of them is ever alive. The last block is
+        # filled up: lengths that only small numbers divide would make many tiny blocks.
+        def cut(x):
+            x = jnp.pad(x, [(0, 0), (0, count * size - L), *[(0, 0)] * (x.ndim - 2)])
+            return jnp.moveaxis(x.reshape(B, count, size, *x.shape[2:]), 1, 0)
+
+        scan = nn.scan(
+            nn.remat(one, prevent_cse=False),
+            variable_broadcast="params",
+            split_rngs={"params": False},
+        )
+        _, parts = scan(self, (), (cut(hidden), cut(targets)))
+        return tuple(jnp.moveaxis(part, 0, 1).reshape(B, -1)[:, :L] for part in parts)
+
+    def extend(
+        self, tokens: jax.Array, cache: dict[str, jax.Array], valid: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Appends tokens to a key-value cache and returns the last position's logits.
+
+        Args:
+            tokens: i32[B, L], written at slots length .. length + L of the cache.
+            cache: of `empty_cache`.
+            valid: bool[B, L]; False marks left padding, which nobody sees.
+
+        Returns:
+            (logits f32[B, V] after the last token, the longer cache).
+        """
+        B, L = tokens.shape
+        start = cache["length"]
+        valid = jax.lax.dynamic_update_slice(cache["valid"], valid, (0, start))
+        slots = jnp.cumsum(valid, axis=1) - 1
+        positions = jnp.maximum(jax.lax.dynamic_slice(slots, (0, start), (B, L)), 0)
+        hidden, layers = blocks.trunk(
+            self, tokens, None, positions, {**cache, "valid": valid}
+        )
+        cache = {**layers, "valid": valid, "length": start + L}
+        return self._logits(hidden[:, -1:])[:, 0], cache
+
+    def _logits(self, hidden: jax.Array) -> jax.Array:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        kernel = self.embed.embedding.T if self.config.tied else self.lm_head()
+        logits = jnp.dot(
+            flat, kernel.astype(flat.dtype), preferred_element_type=jnp.float32
+        )
+        return logits.reshape(*hidden.shape[:-1], self.config.vocab)
+
+
+class Scorer(nn.Module):
+    """Tokens to one number a row, read at the last real token: reward models."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        self.embed = blocks.Embed(self.config)
+        self.blocks = blocks.stack(self.config)
+        self.final_norm = blocks.Norm(self.config)
+        self.score = blocks.Kernel(
+            self.config.embed, 1, ("embed", "features"), blocks.base_std(self.config)
+        )
+
+    def __call__(self, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+        """tokens: i32[B, L], lengths: i32[B] real tokens a row -> f32[B]."""
+        hidden, _ = blocks.trunk(self, tokens, None, None)
+        last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+        return jnp.dot(last.astype(jnp.float32), self.score())[:, 0]
+
+
+class Encoder(nn.Module):
+    """Tokens to one vector a row, the mean of the real tokens' hidden states.
+
+    Uses the decoder's blocks with `is_causal=False`.
+    """
+
+    config: TransformerConfig
+
+    def setup(self):
+        self.embed = blocks.Embed(self.config)
+        self.blocks = blocks.stack(self.config)
+        self.final_norm = blocks.Norm(self.config)
+
+    def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        """tokens: i32[B, L], mask: bool[B, L] of real tokens -> f32[B, D]."""
+        hidden, _ = blocks.trunk(self, tokens, mask.astype(jnp.int32), None)
+        weight = mask.astype(jnp.float32)[..., None]
+        total = jnp.maximum(weight.sum(axis=1), 1.0)
+        return (hidden.astype(jnp.float32) * weight).sum(axis=1) / total
+
+
+def empty_cache(config: TransformerConfig, batch: int, slots: int) -> dict[str, Any]:
+    """A key-value cache for `batch` rows of at most `slots` tokens."""
+    shape = (config.layers, batch, slots, config.kv_heads, config.head_dim)
+    return {
+        "k": jnp.zeros(shape, config.dtype),
+        "v": jnp.zeros(shape, config.dtype),
+        "valid": jnp.zeros((batch, slots), bool),
+        "length": jnp.zeros((), jnp.int32),
+    }
+
+
+def _target_logps(logits, targets):
+    total = jax.nn.logsumexp(logits, axis=-1)
+    # A masked sum, not a gather: it stays local when the vocabulary is sharded, and its
+    # gradient fuses where a gather's would scatter into a second array of logits.
+    hit = targets[..., None] == jnp.arange(logits.shape[-1])[None, None]
+    return jnp.sum(jnp.where(hit, logits, 0.0), axis=-1) - total, total
