@@ -1,0 +1,263 @@
+"""The corpus: from a folder of text to token files, with held-out documents.
+
+    text on disk --read_documents--> documents --write_tokens--> token files
+
+Reading is in `documents`, the files' layout in `token_files`; their public names are
+gathered here.
+"""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO, Any
+
+import numpy as np
+
+from jaxlab.core import types
+from jaxlab.data import documents as documents_
+from jaxlab.data import token_files
+from jaxlab.data import tokenizer as tokenizer_
+
+Document = documents_.Document
+read_documents = documents_.read_documents
+read_domains = documents_.read_domains
+TokenFile = token_files.TokenFile
+
+__all__ = [
+    "Document",
+    "TokenFile",
+    "prepare",
+    "read_documents",
+    "read_domains",
+    "split_documents",
+    "training_texts",
+    "write_tokens",
+]
+
+log = logging.getLogger(__name__)
+
+_BATCH_BYTES = 1 << 20  # text encoded at once: bounds memory, feeds encode_batch
+
+
+def prepare(
+    source: str | pathlib.Path,
+    tokenizer: tokenizer_.Tokenizer,
+    output: str | pathlib.Path,
+    *,
+    held_out_fraction: float = 0.0,
+    seed: int = 0,
+    split: str = "train",
+) -> dict[str, token_files.TokenFile]:
+    """Writes the token files of every domain of a folder, and the tokenizer beside.
+
+    Args:
+        source: a folder with one subfolder or one JSON-lines file a domain (see
+            `read_domains`); or a single file, which is one domain.
+        tokenizer: encodes the text; saved to OUTPUT/tokenizer.
+        output: folder for NAME.npy ... of each domain.
+        held_out_fraction: above 0, that share of each domain's documents goes to
+            NAME.held_out.npy and the domain's text is held in memory meanwhile; with
+            0 documents are streamed.
+        seed: of the held-out split.
+        split: which of NAME.train.jsonl, NAME.val.jsonl ... to read.
+
+    Returns:
+        Name -> token file: NAME, and NAME.held_out where something is held out.
+    """
+    output = pathlib.Path(output)
+    domains = _domains(source, split)
+    output.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(output / "tokenizer")
+    files = {}
+    for name, path in domains.items():
+        documents = documents_.read_documents(path, domain=name)
+        if held_out_fraction:
+            texts = [document for document in documents if document.text.strip()]
+            sides = split_documents(texts, held_out_fraction, seed)
+            if not sides[1]:
+                raise types.UserError(
+                    f"domain {name!r} has one document, none can be held out; "
+                    "add documents or set held_out_fraction to 0"
+                )
+            files[name] = write_tokens(sides[0], tokenizer, output / name)
+            held_out = f"{name}.held_out"
+            files[held_out] = write_tokens(sides[1], tokenizer, output / held_out)
+        else:
+            files[name] = write_tokens(documents, tokenizer, output / name)
+        log.info("%s: %d tokens", name, files[name].size)
+    return files
+
+
+def training_texts(
+    source: str | pathlib.Path,
+    *,
+    held_out_fraction: float = 0.0,
+    seed: int = 0,
+    split: str = "train",
+) -> Iterator[str]:
+    """The texts that `prepare` would train on, to train a tokenizer from."""
+    for name, path in _domains(source, split).items():
+        documents = list(documents_.read_documents(path, domain=name))
+        if held_out_fraction:
+            documents, _ = split_documents(documents, held_out_fraction, seed)
+        yield from (document.text for document in documents)
+
+
+def _domains(source: str | pathlib.Path, split: str) -> dict[str, pathlib.Path]:
+    source = pathlib.Path(source)
+    if source.is_file():
+        return {source.name.split(".")[0]: source}
+    return documents_.domain_paths(source, split=split)
+
+
+def split_documents(
+    documents: Sequence[Document], held_out_fraction: float, seed: int = 0
+) -> tuple[list[Document], list[Document]]:
+    """Splits into (train, held out) by a hash of the text.
+
+    A document's side depends on its own text and the seed alone: it does not move when
+    documents are added, renamed or reordered, and exact duplicates share a side. The
+    held-out share therefore varies around `held_out_fraction`. With two or more
+    distinct documents neither side is empty.
+
+    >>> texts = [Document(str(i), f"text {i}") for i in range(100)]
+    >>> [len(side) for side in split_documents(texts, 0.2)]
+    [82, 18]
+    """
+    if not 0 < held_out_fraction < 1:
+        raise types.UserError(
+            f"held_out_fraction {held_out_fraction} is not between 0 and 1; try 0.1"
+        )
+    shares = [_hash_share(document.text, seed) for document in documents]
+    threshold = held_out_fraction
+    if len(documents) > 1:
+        ordered = sorted(set(shares))
+        if ordered[0] >= threshold:  # nothing would be held out
+            threshold = (ordered[0] + [*ordered, 1.0][1]) / 2
+        elif ordered[-1] < threshold and len(ordered) > 1:  # nothing would be left
+            threshold = ordered[-1]
+    pairs = list(zip(documents, shares, strict=True))
+    train = [document for document, share in pairs if share >= threshold]
+    held_out = [document for document, share in pairs if share < threshold]
+    if len(documents) > 1 and not train:  # one text many times: cut the list
+        train, held_out = held_out[1:], held_out[:1]
+    return train, held_out
+
+
+def _hash_share(text: str, seed: int) -> float:
+    """A number in [0, 1) that is fixed by the text and the seed."""
+    digest = hashlib.blake2b(
+        text.encode("utf-8"), digest_size=6, key=str(seed).encode()
+    ).digest()
+    return int.from_bytes(digest, "big") / 2**48
+
+
+# ------------------------------------------------------------------ writing
+
+
+def write_tokens(
+    documents: Iterable[Document],
+    tokenizer: tokenizer_.Tokenizer,
+    prefix: str | pathlib.Path,
+) -> token_files.TokenFile:
+    """Encodes documents into PREFIX.npy and the files beside it.
+
+    Text is encoded about a megabyte at a time, so memory stays bounded. Documents
+    without text (empty or white space) are left out and counted in the log. The files
+    appear under their names only when complete, PREFIX.json last.
+
+    Raises:
+        UserError: no document with text.
+    """
+    path = token_files.npy(prefix)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65536 else "<u4")
+    suffixes = (".npy", ".csv.gz", ".bytes", ".json")
+    parts = {s: token_files.beside(path, f"{s}.part-{os.getpid()}") for s in suffixes}
+    try:
+        info = _write_parts(documents, tokenizer, dtype, parts)
+        if not info["documents"]:
+            raise types.UserError(f"no document with text for {path}; add documents")
+        parts[".json"].write_text(json.dumps(info, indent=1) + "\n", "utf-8")
+        token_files.beside(path, ".json").unlink(missing_ok=True)
+        for suffix in (".csv.gz", ".bytes", ".npy", ".json"):
+            os.replace(parts[suffix], token_files.beside(path, suffix))
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+    return token_files.TokenFile.open(path)
+
+
+def _write_parts(
+    documents: Iterable[Document],
+    tokenizer: tokenizer_.Tokenizer,
+    dtype: np.dtype,
+    parts: dict[str, pathlib.Path],
+) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    position = written = skipped = text_bytes = words = 0
+    with (
+        parts[".npy"].open("wb") as tokens_file,
+        parts[".bytes"].open("wb") as bytes_file,
+        parts[".csv.gz"].open("wb") as raw,
+        _text_gzip(raw) as table_file,
+    ):
+        table = csv.writer(table_file)
+        for batch in _batches(documents):
+            kept = [document for document in batch if document.text.strip()]
+            skipped += len(batch) - len(kept)
+            sizes = np.array([len(d.text.encode("utf-8")) for d in kept], "<u4")
+            bytes_file.write(sizes.tobytes())
+            text_bytes += int(sizes.sum())
+            encoded = tokenizer.encode_batch([document.text for document in kept])
+            for document, ids in zip(kept, encoded, strict=True):
+                data = np.array([*ids, tokenizer.eos_id], dtype).tobytes()
+                digest.update(data)
+                tokens_file.write(data)
+                end = position + len(ids) + 1
+                table.writerow((position, end, document.id, document.source, written))
+                position, written = end, written + 1
+                words += len(document.text.split())
+    if skipped:
+        log.warning("%s: left out %d empty documents", parts[".npy"].parent, skipped)
+    return {
+        "dtype": dtype.name,
+        "tokens": position,
+        "documents": written,
+        "bytes": text_bytes,
+        "words": words,
+        "eos_id": tokenizer.eos_id,
+        "pad_id": tokenizer.pad_id,
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer": tokenizer.fingerprint,
+        "sha256": digest.hexdigest(),
+    }
+
+
+def _batches(
+    documents: Iterable[Document],
+) -> Iterator[list[Document]]:
+    batch, size = [], 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _text_gzip(raw: IO[bytes]) -> io.TextIOWrapper:
+    # No name and no time in the header: the same documents give the same bytes.
+    return io.TextIOWrapper(
+        gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0),
+        encoding="utf-8",
+        newline="",
+    )

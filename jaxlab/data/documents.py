@@ -1,0 +1,304 @@
+"""Documents, and how they are read: text files, Dolma JSON lines, TFDS folders.
+
+A document is the unit that is split into training and held-out text, that ends with an
+end-of-text token in a token file, and that `jaxlab data inspect` names. Text is taken
+as it is: not stripped, not normalised.
+
+Dolma's format (Soldaini et al., 2024, arXiv:2402.00159; docs/data-format.md): one JSON
+object a line with `id`, `text`, `source`; attributes and metadata are not read.
+*Deviation*: `id` may be absent (it becomes `file:line`), and `source` is replaced by
+the place the document was read from, so that every token can be traced to its line.
+"""
+
+import gzip
+import io
+import json
+import logging
+import pathlib
+import re
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from jaxlab.core import types
+
+log = logging.getLogger(__name__)
+
+JSON_LINES = re.compile(  # C4 and Dolma call their JSON lines .json.gz
+    r"(\.(jsonl|ndjson)(\.gz|\.zst)?|\.json\.(gz|zst))$"
+)
+PLAIN_TEXT = re.compile(
+    r"\.(txt|text|md|rst|tex|html|xml|csv|tsv|py|pyi|c|h|cc|cpp|hpp|cu|java|js|ts|go|rs"
+    r"|rb|php|sh|sql|r|jl|scala|kt|swift|lua|pl|toml|yaml|yml|ini|cfg)$",
+    re.IGNORECASE,
+)
+SPLITS = ("train", "val", "valid", "validation", "dev", "test")
+
+
+class Document(NamedTuple):
+    """One text with its origin.
+
+    Attributes:
+        id: unique within what it was read from.
+        text: any Unicode text that UTF-8 can encode.
+        source: where it was read: `file:line`, or package, file and licence.
+        domain: the name of the collection it belongs to, or "".
+    """
+
+    id: str
+    text: str
+    source: str = ""
+    domain: str = ""
+
+
+def read_documents(
+    path: str | pathlib.Path, *, domain: str = "", split: str | None = None
+) -> Iterator[Document]:
+    """Documents of a file, of a folder (files in sorted order) or of a TFDS folder.
+
+    Args:
+        path: a text file (one document), a JSON-lines file (one a line, plain, .gz or
+            .zst), a folder of those, or a prepared TFDS folder (array_record).
+        domain: written into every document.
+        split: the TFDS split to read; None reads all splits in order.
+
+    Raises:
+        UserError: nothing at `path`; an empty file or folder; text that is not UTF-8
+            (names the byte); a line that is not JSON or has no `text` (names the line).
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise types.UserError(f"{path} does not exist; give a text file or a folder")
+    if path.is_file():
+        yield from _read_file(path, path.name, domain)
+    elif (path / "dataset_info.json").exists():
+        yield from _read_tfds(path, domain, split)
+    else:
+        for file in _readable_files(path):
+            yield from _read_file(file, file.relative_to(path).as_posix(), domain)
+
+
+def read_domains(
+    folder: str | pathlib.Path, *, split: str = "train"
+) -> dict[str, list[Document]]:
+    """Documents by domain: a subfolder NAME or a file NAME.jsonl[.gz|.zst] is a domain.
+
+    Files called NAME.train.jsonl, NAME.val.jsonl, NAME.test.jsonl ... belong to one
+    split only: those of another split are left out.
+
+    Raises:
+        UserError: no domain, a domain without text (names it), and everything that
+            `read_documents` raises.
+    """
+    domains = {}
+    for name, path in domain_paths(folder, split=split).items():
+        documents = list(read_documents(path, domain=name))
+        if not any(document.text.strip() for document in documents):
+            raise types.UserError(
+                f"domain {name!r} ({path}) holds no text; add documents or remove it"
+            )
+        domains[name] = documents
+    return domains
+
+
+def domain_paths(
+    folder: str | pathlib.Path, *, split: str = "train"
+) -> dict[str, pathlib.Path]:
+    """Domain name -> its folder or JSON-lines file, sorted by name."""
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise types.UserError(f"{folder} is not a folder; give one subfolder a domain")
+    found: dict[str, pathlib.Path] = {}
+    for path in sorted(folder.iterdir()):
+        name, of_split = path.name, None
+        if path.name.startswith((".", "__")):
+            continue
+        if path.is_file():
+            if not JSON_LINES.search(path.name):
+                continue
+            name = JSON_LINES.sub("", path.name)
+            stem, _, last = name.rpartition(".")
+            if stem and last in SPLITS:
+                name, of_split = stem, last
+        if of_split not in (None, split):
+            log.info("%s is of split %s, not %s: left out", path, of_split, split)
+            continue
+        if name in found:
+            raise types.UserError(
+                f"domain {name!r} is both {found[name].name} and {path.name} in "
+                f"{folder}; rename one"
+            )
+        found[name] = path
+    if not found:
+        raise types.UserError(
+            f"{folder} holds no domain; put one subfolder or one NAME.jsonl a domain"
+        )
+    return dict(sorted(found.items()))
+
+
+# ------------------------------------------------------------------ files
+
+
+def _readable_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    files, skipped = [], set()
+    for path in sorted(folder.rglob("*")):
+        hidden = any(
+            part.startswith(".") or part == "__pycache__"
+            for part in path.relative_to(folder).parts
+        )
+        if hidden or not path.is_file():
+            continue
+        if JSON_LINES.search(path.name) or PLAIN_TEXT.search(path.name):
+            files.append(path)
+        else:
+            skipped.add(path.suffix or path.name)
+    if skipped:
+        log.warning("%s: skipped files of kind %s", folder, ", ".join(sorted(skipped)))
+    if not files:
+        raise types.UserError(
+            f"{folder} holds no document; put .txt, .md, .py or .jsonl files there"
+        )
+    return files
+
+
+def _read_file(path: pathlib.Path, name: str, domain: str) -> Iterator[Document]:
+    if path.stat().st_size == 0:
+        raise types.UserError(f"{path} is empty (0 bytes); remove it or put text in it")
+    if JSON_LINES.search(path.name):
+        yield from _read_json_lines(path, name, domain)
+    elif ".array_record" in path.name:
+        raise types.UserError(f"{path} is one shard; give the TFDS folder it lies in")
+    else:
+        text = _decode(path.read_bytes(), path, line=1, offset=0)
+        yield Document(name, text, str(path), domain)
+
+
+def _read_json_lines(path: pathlib.Path, name: str, domain: str) -> Iterator[Document]:
+    offset = 0
+    for number, line in enumerate(_lines(path), start=1):
+        text = _decode(line, path, line=number, offset=offset)
+        offset += len(line)
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise types.UserError(
+                f"{path}:{number} is not JSON ({error.msg} at column {error.colno}); "
+                "write one JSON object a line"
+            ) from None
+        body = _text_field(row, f"{path}:{number}")
+        place = f"{name}:{number}"
+        identity = row.get("id")
+        yield Document(
+            place if identity is None else str(identity),
+            body,
+            f"{path}:{number}",
+            domain,
+        )
+    if offset == 0:
+        raise types.UserError(f"{path} holds no line; remove it or put documents in it")
+
+
+def _text_field(row: Any, place: str) -> str:
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        fields = f"fields: {', '.join(row)}" if isinstance(row, dict) else "no object"
+        raise types.UserError(
+            f'{place} has no string field "text" ({fields}); rename the field'
+        )
+    text = row["text"]
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise types.UserError(
+                f"{place} holds half a surrogate pair at character {error.start} of "
+                "its text; repair the \\u escape"
+            ) from None
+    return text
+
+
+def _lines(path: pathlib.Path) -> Iterator[bytes]:
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(path, "rb") as stream:
+                yield from stream
+        elif path.suffix == ".zst":
+            import zstandard
+
+            try:
+                with (
+                    path.open("rb") as file,
+                    zstandard.ZstdDecompressor().stream_reader(
+                        file, read_across_frames=True
+                    ) as stream,
+                ):
+                    yield from io.BufferedReader(stream)
+            except zstandard.ZstdError as error:
+                raise OSError(error) from None
+        else:
+            with path.open("rb") as stream:
+                yield from stream
+    except (OSError, EOFError, zlib.error) as error:
+        raise types.UserError(
+            f"{path} cannot be read ({error}); it is damaged or cut short: copy it anew"
+        ) from None
+
+
+def _decode(data: bytes, path: pathlib.Path, *, line: int, offset: int) -> str:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        number = line + data.count(b"\n", 0, error.start)
+        raise types.UserError(
+            f"{path}: byte {offset + error.start} (line {number}) is not UTF-8; "
+            "convert the file, e.g. iconv -f latin1 -t utf-8"
+        ) from None
+    return text.removeprefix("\ufeff") if offset == 0 else text
+
+
+def _read_tfds(
+    folder: pathlib.Path, domain: str, split: str | None
+) -> Iterator[Document]:
+    """Reads a prepared TFDS folder without TensorFlow (array_record only)."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except Exception as error:  # protobuf's own, when dataset_info.json is damaged
+        raise types.UserError(_tfds_damage(folder, error)) from None
+    try:
+        features = list(builder.info.features or ())
+        if "text" not in features:
+            raise types.UserError(
+                f"{folder} has no feature text (features: {', '.join(features)}); "
+                "rename the feature"
+            )
+        for name in [split] if split else list(builder.info.splits):
+            for number, row in enumerate(builder.as_data_source(name)):
+                yield _tfds_document(row, folder, f"{name}:{number}", domain)
+    except NotImplementedError:
+        raise types.UserError(
+            f"{folder} is not array_record; prepare it with file_format='array_record'"
+        ) from None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise types.UserError(_tfds_damage(folder, error)) from None
+
+
+def _tfds_damage(folder: pathlib.Path, error: Exception) -> str:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{folder} cannot be read by TFDS ({reason}); prepare it again"
+
+
+def _tfds_document(
+    row: dict[str, Any], folder: pathlib.Path, place: str, domain: str
+) -> Document:
+    source = f"{folder}:{place}"
+    text, identity = row["text"], row.get("id", place)
+    if isinstance(text, bytes):
+        text = _decode(text, pathlib.Path(source), line=1, offset=0)
+    if not isinstance(text, str):
+        raise types.UserError(f"{source} has no text; prepare the data set again")
+    if isinstance(identity, bytes):
+        identity = identity.decode("utf-8", "replace")
+    return Document(str(identity), text, source, domain)

@@ -1,0 +1,133 @@
+"""A prepared corpus: tokenizer, training files and held-out files of every domain.
+
+embedded text or a folder of domains -> DIR/text (embedded only) -> tokenizer
+-> DIR/NAME.npy and DIR/NAME.held_out.npy, once; the next start opens them.
+"""
+
+import json
+import logging
+import pathlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from jaxlab.core import report, types
+from jaxlab.data import corpus, text, token_files
+from jaxlab.data import tokenizer as tokenizer_lib
+
+EMBEDDED = "embedded"
+
+_log = logging.getLogger(__name__)
+
+
+class Prepared(NamedTuple):
+    """What a run reads.
+
+    Attributes:
+        tokenizer: of every file.
+        train: domain -> token file.
+        held_out: domain -> token file of documents that are not trained on.
+    """
+
+    tokenizer: tokenizer_lib.Tokenizer
+    train: Mapping[str, token_files.TokenFile]
+    held_out: Mapping[str, token_files.TokenFile]
+
+
+def prepare(
+    source: str,
+    folder: str | pathlib.Path,
+    *,
+    tokenizer: str = "",
+    vocab_size: int = 4096,
+    held_out_fraction: float = 0.05,
+    max_bytes_per_domain: int | None = None,
+    seed: int = 0,
+) -> Prepared:
+    """Opens the corpus prepared in `folder`, or prepares it there.
+
+    Args:
+        source: "embedded", or a folder with a subfolder or NAME.jsonl a domain.
+        folder: where the token files go.
+        tokenizer: path of a tokenizer; "" trains SentencePiece on the training text.
+        vocab_size: of a trained tokenizer.
+        held_out_fraction: share of each domain's documents kept out of training.
+        max_bytes_per_domain: of the embedded text; None takes all of it.
+        seed: of the held-out split and of the tokenizer's sample.
+
+    Raises:
+        UserError: the folder was prepared otherwise; unreadable or empty text.
+    """
+    folder = pathlib.Path(folder)
+    made_from = {
+        "source": source if source == EMBEDDED else str(pathlib.Path(source)),
+        "tokenizer": tokenizer,
+        "vocab_size": vocab_size,
+        "held_out_fraction": held_out_fraction,
+        "max_bytes_per_domain": max_bytes_per_domain,
+        "seed": seed,
+    }
+    record = folder / "corpus.json"
+    if not record.exists():
+        _prepare(folder, made_from)
+        report.write_json(record, made_from)
+    elif json.loads(record.read_text("utf-8")) != made_from:
+        raise types.UserError(
+            f"{folder} was prepared with other settings ({record}); remove the folder "
+            "to prepare it again, or use another one"
+        )
+    return open_folder(folder)
+
+
+def open_folder(folder: str | pathlib.Path) -> Prepared:
+    """Opens a folder of token files, e.g. of `jaxlab data prepare`.
+
+    Raises:
+        UserError: no token files, or a truncated one.
+    """
+    folder = pathlib.Path(folder)
+    files = {
+        path.stem: corpus.TokenFile.open(path) for path in sorted(folder.glob("*.npy"))
+    }
+    if not files:
+        raise types.UserError(
+            f"{folder} holds no token files; make them with `jaxlab data prepare`"
+        )
+    held_out = {
+        name.removesuffix(".held_out"): file
+        for name, file in files.items()
+        if name.endswith(".held_out")
+    }
+    train = {n: file for n, file in files.items() if not n.endswith(".held_out")}
+    return Prepared(tokenizer_lib.load(folder / "tokenizer"), train, held_out)
+
+
+def _prepare(folder: pathlib.Path, made_from: Mapping) -> None:
+    source = made_from["source"]
+    if source == EMBEDDED:
+        source = folder / "text"
+        _write_embedded(source, made_from["max_bytes_per_domain"])
+    split = {
+        "held_out_fraction": made_from["held_out_fraction"],
+        "seed": made_from["seed"],
+    }
+    if made_from["tokenizer"]:
+        tokenizer = tokenizer_lib.load(made_from["tokenizer"])
+    else:
+        texts = corpus.training_texts(source, **split)
+        tokenizer = tokenizer_lib.train_sentencepiece(texts, made_from["vocab_size"])
+    corpus.prepare(source, tokenizer, folder, **split)
+
+
+def _write_embedded(folder: pathlib.Path, max_bytes: int | None) -> None:
+    """Writes the embedded corpus as JSON lines, so that its sources can be read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, documents in text.embedded(max_bytes).items():
+        if not documents:
+            _log.warning("embedded domain %s has no text here; left out", name)
+            continue
+        rows = (
+            {"id": d.id, "text": d.text, "source": d.source, "domain": name}
+            for d in documents
+        )
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(lines, "utf-8")

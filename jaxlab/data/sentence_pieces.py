@@ -1,0 +1,220 @@
+"""SentencePiece models: reading published ones, training small ones in memory.
+
+SentencePiece (Kudo and Richardson, 2018, arXiv:1808.06226) writes spaces as U+2581.
+*Deviation*: with models that we train, a real U+2581 in a text is spelled in byte
+tokens, so that it comes back as itself.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import pathlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from jaxlab.core import types
+from jaxlab.data import special_tokens
+
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
+
+
+@dataclasses.dataclass(frozen=True)
+class SentencePiece:
+    """A SentencePiece model, with tokens added beyond it where a folder lists them."""
+
+    processor: Any
+    vocab_size: int
+    special_tokens: special_tokens.SpecialTokens
+    fingerprint: str
+    names: Mapping[str, int] = dataclasses.field(repr=False)  # special tokens
+    data: bytes = dataclasses.field(repr=False)
+    config: Mapping[str, Any] = dataclasses.field(repr=False)
+
+    @classmethod
+    def from_bytes(
+        cls, data: bytes, config: Mapping[str, Any], path: pathlib.Path
+    ) -> "SentencePiece":
+        """From the content of a .model file."""
+        import sentencepiece
+
+        processor = sentencepiece.SentencePieceProcessor(model_proto=data)
+        size = processor.vocab_size()
+        names = {
+            processor.id_to_piece(i): i for i in range(size) if processor.is_control(i)
+        } | dict(config.get("added_tokens", {}))
+        known = names | {processor.id_to_piece(processor.unk_id()): processor.unk_id()}
+
+        def id_of(name: str) -> int | None:
+            return known.get(name)
+
+        special = special_tokens.find(id_of, config, path)
+        size = max(size, *(number + 1 for number in names.values()), 0)
+        fingerprint = hashlib.sha256(data).hexdigest()
+        return cls(processor, size, special, fingerprint, names, data, config)
+
+    @property
+    def bos_id(self) -> int | None:
+        """See `tokenizer.Tokenizer`."""
+        return self.special_tokens.bos and self.special_tokens.bos[0]
+
+    @property
+    def eos_id(self) -> int:
+        """See `tokenizer.Tokenizer`."""
+        return self.special_tokens.eos[0]
+
+    @property
+    def pad_id(self) -> int:
+        """See `tokenizer.Tokenizer`."""
+        return self.special_tokens.pad[0]
+
+    @functools.cached_property
+    def _pattern(self) -> re.Pattern:
+        """Special tokens, longest first, as one group that re.split keeps."""
+        names = sorted(self.names, key=len, reverse=True)
+        return re.compile("(" + "|".join(map(re.escape, names)) + ")")
+
+    @functools.cached_property
+    def _prefixed(self) -> bool:
+        """Whether the model puts a space before every text, as Llama's does."""
+        return self.processor.encode("a", out_type=str)[0].startswith(_SPACE)
+
+    @functools.cached_property
+    def _space_ids(self) -> list[int] | None:
+        """Byte tokens of U+2581; None where the published model cannot spell it."""
+        ids = [self.processor.piece_to_id(f"<0x{b:02X}>") for b in _SPACE.encode()]
+        return None if self._prefixed or self.processor.unk_id() in ids else ids
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """See `tokenizer.Tokenizer`."""
+        if special and self.names:
+            ids = []
+            for part in self._pattern.split(text):
+                name = self.names.get(part)
+                ids += self.encode(part) if name is None else [name]
+            return ids
+        if _SPACE in text and self._space_ids:
+            ids = []
+            for number, part in enumerate(text.split(_SPACE)):
+                ids += (self._space_ids if number else []) + self.processor.encode(part)
+            return ids
+        return self.processor.encode(text)
+
+    def encode_batch(
+        self, texts: Sequence[str], *, special: bool = False
+    ) -> list[list[int]]:
+        """See `tokenizer.Tokenizer`."""
+        if special or any(_SPACE in text for text in texts):
+            return [self.encode(text, special=special) for text in texts]
+        return self.processor.encode(list(texts), num_threads=-1)
+
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """See `tokenizer.Tokenizer`."""
+        name_of = {number: name for name, number in self.names.items()}
+        size = self.processor.vocab_size()
+        parts: list[str] = []
+        run: list[int] = []
+        for i in map(int, ids):
+            if special and i in name_of:
+                parts += [self.processor.decode(run), name_of[i]]
+                run = []
+            elif i not in name_of and 0 <= i < size:
+                run.append(i)
+        return "".join(parts) + self.processor.decode(run)
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """See `tokenizer.Tokenizer`."""
+        plain = {} if self._prefixed else {"add_prefix_space": False, "legacy": False}
+        special_tokens.write_files(
+            pathlib.Path(folder),
+            ("tokenizer.model", self.data),
+            self.special_tokens,
+            plain | dict(self.config),
+            "LlamaTokenizer",
+        )
+
+
+def train(
+    texts: Iterable[str],
+    vocab_size: int,
+    *,
+    seed: int = 0,
+    model_type: str = "bpe",
+    max_bytes: int = 50_000_000,
+) -> SentencePiece:
+    """Trains a SentencePiece model in memory; any text round-trips exactly.
+
+    Identity normalisation, no prefix space, white space kept, digits apart, newline a
+    token of its own, bytes for characters that are rare or unseen. Ids: 0 <unk>,
+    1 <pad>, 2 </s>, then newline and the 256 bytes. There is no <s>: as in OLMo, what
+    stands before a document is the end of another.
+
+    Args:
+        texts: documents.
+        vocab_size: all ids, the 260 above included.
+        seed: chooses the texts that are used beyond `max_bytes`.
+        model_type: "bpe" or "unigram".
+        max_bytes: text to train on at most.
+
+    Raises:
+        UserError: no text, or a vocabulary too large or too small for it (names the
+            limit).
+    """
+    import sentencepiece
+
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_training_lines(texts, seed, max_bytes),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type=model_type,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            allow_whitespace_only_pieces=True,  # indentation
+            split_digits=True,
+            user_defined_symbols=["\n"],
+            character_coverage=0.9995,
+            unk_id=0,
+            pad_id=1,
+            pad_piece="<pad>",
+            eos_id=2,
+            bos_id=-1,
+            max_sentence_length=1 << 16,
+            num_threads=1,  # unigram sums floats in thread order
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise types.UserError(_training_error(str(error), vocab_size)) from None
+    return SentencePiece.from_bytes(model.getvalue(), {}, pathlib.Path("<trained>"))
+
+
+def _training_lines(texts: Iterable[str], seed: int, max_bytes: int) -> Iterable[str]:
+    texts = list(texts)
+    if sum(map(len, texts)) > max_bytes:
+        prefix = str(seed).encode()
+        texts.sort(key=lambda text: hashlib.blake2b(prefix + text.encode()).digest())
+    used = 0
+    for text in texts:
+        used += len(text.encode("utf-8"))
+        if used > max_bytes and used > len(text.encode("utf-8")):
+            return
+        for line in text.split("\n"):  # newline is its own token: nothing spans it
+            for start in range(0, len(line), 4096):
+                yield line[start : start + 4096]
+
+
+def _training_error(message: str, vocab_size: int) -> str:
+    if found := re.search(r"too high.*<= (\d+)", message):
+        return (
+            f"vocab_size {vocab_size} is too large for this text; use at most "
+            f"{found[1]} or give more text"
+        )
+    if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        return f"vocab_size {vocab_size} is too small; use at least {found[1]}"
+    if "sentences_.empty" in message:
+        return "no text to train a tokenizer on; give documents"
+    return f"SentencePiece could not be trained: {message.splitlines()[0]}"

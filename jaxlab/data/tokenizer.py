@@ -1,0 +1,199 @@
+"""One small interface over byte-level BPE (tokenizer.json) and SentencePiece models.
+
+    tokenizer = load("olmo/")            # or a tokenizer.json[.gz], or a .model file
+    ids = tokenizer.encode("some text")  # no special token is ever added
+    tokenizer.decode(ids)                # the same text again
+
+`decode(encode(text)) == text` for every text, with tokenizers made by
+`train_sentencepiece`; for published ones up to the normalisation that they prescribe
+(OLMo 1: Unicode NFC; Llama's SentencePiece: U+2581 becomes a space).
+
+*Deviation* from Hugging Face's tokenizers: a special token that is spelled out in a
+text, as in this file: `<|endoftext|>`, is encoded as ordinary characters. Otherwise any
+document could end itself. `encode(text, special=True)` is their behaviour, which chat
+templates need.
+"""
+
+import dataclasses
+import functools
+import gzip
+import hashlib
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from jaxlab.core import types
+from jaxlab.data import sentence_pieces, special_tokens
+
+train_sentencepiece = sentence_pieces.train
+
+
+class Tokenizer(Protocol):
+    """Text <-> token ids.
+
+    Attributes:
+        vocab_size: one more than the largest id.
+        bos_id: what texts begin with; None where they begin bare, as OLMo's.
+        eos_id: what documents end with.
+        pad_id: fills rows; never a label.
+        fingerprint: sha256 of the model file, decompressed.
+    """
+
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int
+    pad_id: int
+    fingerprint: str
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Ids of a text; `special` reads spelled-out special tokens as such."""
+        ...
+
+    def encode_batch(
+        self, texts: Sequence[str], *, special: bool = False
+    ) -> list[list[int]]:
+        """The same for many texts, on several threads."""
+        ...
+
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Text of ids; `special` spells special tokens out instead of dropping them.
+
+        Ids outside the vocabulary (padded embedding rows) are dropped.
+        """
+        ...
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Writes the model and what `load` and transformers need beside it."""
+        ...
+
+
+def load(path: str | pathlib.Path) -> Tokenizer:
+    """Loads a folder, a tokenizer.json (also .gz) or a SentencePiece .model.
+
+    A folder is searched for tokenizer.json, tokenizer.json.gz, tokenizer.model. Special
+    tokens follow `special_tokens.find`; configuration files count in a folder only.
+
+    Raises:
+        UserError: nothing to load, a damaged file, or no end-of-text token.
+    """
+    path, config = pathlib.Path(path), {}
+    if path.is_dir():
+        config = special_tokens.read_config(path)
+        names = special_tokens.MODEL_FILES
+        file = next((path / name for name in names if (path / name).exists()), None)
+        if file is None:
+            raise types.UserError(f"{path} holds none of {', '.join(names)}; add one")
+        path = file
+    if not path.is_file():
+        raise types.UserError(
+            f"tokenizer {path} does not exist; give a folder, tokenizer.json or .model"
+        )
+    data = path.read_bytes()
+    try:
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
+        if path.name.endswith(".model"):
+            return sentence_pieces.SentencePiece.from_bytes(data, config, path)
+        return BytePairs.from_bytes(data, config, path)
+    except types.UserError:
+        raise
+    except Exception as error:  # tokenizers raises bare Exception
+        raise types.UserError(
+            f"{path} is not a tokenizer ({str(error).splitlines()[0]}); give a "
+            "tokenizer.json or a SentencePiece .model"
+        ) from None
+
+
+def check_vocab(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raises UserError where the tokenizer has ids that the model has no row for."""
+    if tokenizer.vocab_size > vocab_size:
+        raise types.UserError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary "
+            f"{vocab_size}; set vocab_size to at least {tokenizer.vocab_size}"
+        )
+
+
+# ------------------------------------------------------------------ byte-level BPE
+
+
+@dataclasses.dataclass(frozen=True)
+class BytePairs:
+    """A `tokenizer.json`, run by the `tokenizers` library."""
+
+    plain: Any  # spelled-out special tokens are ordinary text
+    vocab_size: int
+    special_tokens: special_tokens.SpecialTokens
+    fingerprint: str
+    data: bytes = dataclasses.field(repr=False)
+    config: Mapping[str, Any] = dataclasses.field(repr=False)
+
+    @classmethod
+    def from_bytes(
+        cls, data: bytes, config: Mapping[str, Any], path: pathlib.Path
+    ) -> "BytePairs":
+        """From the content of a tokenizer.json."""
+        import tokenizers
+
+        plain = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
+        plain.encode_special_tokens = True
+        plain.no_truncation()
+        plain.no_padding()
+        special = special_tokens.find(plain.token_to_id, config, path)
+        size = max(plain.get_vocab().values()) + 1
+        fingerprint = hashlib.sha256(data).hexdigest()
+        return cls(plain, size, special, fingerprint, data, config)
+
+    @property
+    def bos_id(self) -> int | None:
+        """See `Tokenizer`."""
+        return self.special_tokens.bos and self.special_tokens.bos[0]
+
+    @property
+    def eos_id(self) -> int:
+        """See `Tokenizer`."""
+        return self.special_tokens.eos[0]
+
+    @property
+    def pad_id(self) -> int:
+        """See `Tokenizer`."""
+        return self.special_tokens.pad[0]
+
+    @functools.cached_property
+    def _parsing(self) -> Any:
+        import tokenizers
+
+        parsing = tokenizers.Tokenizer.from_str(self.data.decode("utf-8"))
+        parsing.no_truncation()
+        parsing.no_padding()
+        return parsing
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """See `Tokenizer`."""
+        model = self._parsing if special else self.plain
+        return model.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(
+        self, texts: Sequence[str], *, special: bool = False
+    ) -> list[list[int]]:
+        """See `Tokenizer`."""
+        model = self._parsing if special else self.plain
+        encoded = model.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encoded]
+
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """See `Tokenizer`."""
+        ids = [int(i) for i in ids]
+        if not special:
+            drop = {self.bos_id, self.eos_id, self.pad_id}
+            ids = [i for i in ids if i not in drop]
+        return self.plain.decode(ids, skip_special_tokens=not special)
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """See `Tokenizer`."""
+        special_tokens.write_files(
+            pathlib.Path(folder),
+            ("tokenizer.json", self.data),
+            self.special_tokens,
+            self.config,
+            "PreTrainedTokenizerFast",
+        )

@@ -1,0 +1,213 @@
+"""Tokenizers: round trips, special tokens of the published families, training."""
+
+import gzip
+import json
+import unicodedata
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+
+from jaxlab.core import types
+from jaxlab.data import tokenizer
+
+TEXTS = [
+    "def f(x):\n    return {'a': x[0:10]}  # comment\n\n\nclass C:\n\tpass\n",
+    "The licence covers 1999 copies, ok? \u201cYes\u201d, she said.\r\n",
+] * 20
+ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=60)
+
+
+@pytest.fixture(scope="module", params=["bpe", "unigram"])
+def trained(request):
+    return tokenizer.train_sentencepiece(TEXTS, 305, model_type=request.param)
+
+
+@pytest.fixture(scope="module")
+def olmo(test_data):
+    return tokenizer.load(
+        test_data / "tokenizers" / "allenai_gpt-neox-olmo-dolma-v1_5.json.gz"
+    )
+
+
+def byte_bpe(*, words, added=()):
+    """A tiny tokenizer.json; `added` lists (text, id, special)."""
+    return {
+        "version": "1.0",
+        "added_tokens": [
+            {
+                "id": number,
+                "content": text,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": special,
+            }
+            for text, number, special in added
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "use_regex": True,
+            "trim_offsets": True,
+        },
+        "post_processor": None,
+        "decoder": {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "use_regex": True,
+            "trim_offsets": True,
+        },
+        "model": {"type": "BPE", "vocab": words, "merges": [], "byte_fallback": False},
+    }
+
+
+@hypothesis.settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(text=ANY_TEXT)
+@hypothesis.example(text="\u2581 a\u2581\u2581b \u2585")
+@hypothesis.example(text="</s><pad><0x41>\x00 \n\n\t  x  ")
+def test_a_trained_tokenizer_gives_any_text_back(trained, text):
+    ids = trained.encode(text)
+    assert trained.decode(ids) == text
+    assert not {trained.eos_id, trained.pad_id, 0} & set(ids)
+    assert trained.encode_batch([text, "a"]) == [ids, trained.encode("a")]
+
+
+@hypothesis.settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(text=ANY_TEXT)
+@hypothesis.example(text="<|endoftext|>|||IP_ADDRESS|||     x\n\n")
+def test_olmos_tokenizer_gives_nfc_text_back(olmo, text):
+    ids = olmo.encode(text)
+    assert olmo.decode(ids) == unicodedata.normalize("NFC", text)
+    assert olmo.eos_id not in ids
+    assert olmo.encode_batch([text]) == [ids]
+
+
+def test_olmo_1_has_its_published_special_ids(olmo):
+    assert (olmo.eos_id, olmo.pad_id, olmo.bos_id) == (50279, 1, None)
+    assert olmo.vocab_size == 50280
+    assert olmo.encode("Hello world") == [12092, 1533]  # GPT-NeoX ids
+    assert olmo.encode("a<|endoftext|>", special=True)[-1] == 50279
+    assert olmo.decode([66, 50279], special=True) == "a<|endoftext|>"
+    assert olmo.decode([66, 50279, 50300]) == "a"  # padded rows decode to nothing
+
+
+def test_the_pii_tokenizer_is_refused_and_the_right_file_named(tmp_path, caplog):
+    added = [("<|endoftext|>", 0, True), ("|||IP_ADDRESS|||", 50279, False)]
+    model = byte_bpe(words={"<|endoftext|>": 0, "|||IP_ADDRESS|||": 50279}, added=added)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(model))
+    with pytest.raises(types.UserError, match="allenai_gpt-neox-olmo-dolma-v1_5"):
+        tokenizer.load(path)
+    config = {"eos_token": "|||IP_ADDRESS|||"}  # what the 0424 checkpoints say
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert tokenizer.load(tmp_path).eos_id == 50279
+    assert "PII tokenizer" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("added", "config", "expected"),
+    [
+        ([("<|endoftext|>", 7, True), ("<|pad|>", 9, True)], {}, (None, 7, 9)),
+        ([("<s>", 1, True), ("</s>", 2, True), ("<unk>", 0, True)], {}, (1, 2, 0)),
+        ([("[CLS]", 3, True), ("[SEP]", 4, True), ("[PAD]", 0, True)], {}, (3, 4, 0)),
+        ([("<|endoftext|>", 0, True)], {}, (None, 0, 0)),
+        (
+            [("<|endoftext|>", 0, True), ("<|im_end|>", 2, True)],
+            {"eos_token": {"content": "<|im_end|>"}, "bos_token": None},
+            (None, 2, 2),
+        ),
+    ],
+    ids=["olmo2", "llama2", "bert", "gpt2", "configured"],
+)
+def test_special_ids_follow_the_family_or_the_configuration(
+    tmp_path, added, config, expected
+):
+    words = {text: number for text, number, _ in added} | {"a": 20}
+    model = byte_bpe(words=words, added=added)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(model))
+    if config:
+        (tmp_path / "special_tokens_map.json").write_text(json.dumps(config))
+    loaded = tokenizer.load(tmp_path)
+    assert (loaded.bos_id, loaded.eos_id, loaded.pad_id) == expected
+
+
+def test_saving_and_loading_gives_the_same_tokenizer(trained, olmo, tmp_path):
+    olmo.save(tmp_path)
+    trained.save(tmp_path)  # replaces the other
+    loaded = tokenizer.load(tmp_path)
+    assert loaded.fingerprint == trained.fingerprint
+    assert loaded.special_tokens == trained.special_tokens
+    assert loaded.encode(TEXTS[0]) == trained.encode(TEXTS[0])
+    olmo.save(tmp_path)
+    loaded = tokenizer.load(tmp_path)
+    assert (loaded.eos_id, loaded.pad_id, loaded.bos_id) == (50279, 1, None)
+    assert loaded.fingerprint == olmo.fingerprint
+
+
+def test_training_is_deterministic_and_says_what_fits():
+    first, again = (tokenizer.train_sentencepiece(TEXTS, 305) for _ in range(2))
+    assert first.fingerprint == again.fingerprint
+    assert first.vocab_size == 305
+    assert (first.bos_id, first.eos_id, first.pad_id) == (None, 2, 1)
+    with pytest.raises(types.UserError, match=r"too large for this text; use at most"):
+        tokenizer.train_sentencepiece(TEXTS, 50_000)
+    with pytest.raises(types.UserError, match=r"too small; use at least \d+"):
+        tokenizer.train_sentencepiece(TEXTS, 100)
+    with pytest.raises(types.UserError, match="no text to train"):
+        tokenizer.train_sentencepiece([], 300)
+
+
+def test_tokens_added_beyond_a_sentencepiece_model_are_read(trained, tmp_path):
+    trained.save(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config["pad_token"] = "<extra>"  # as the pad token of TULU's Llama
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<extra>": 305}))
+    loaded = tokenizer.load(tmp_path)
+    assert (loaded.pad_id, loaded.vocab_size) == (305, 306)
+    assert loaded.encode("a<extra></s>", special=True)[-2:] == [305, 2]
+    assert loaded.decode([*loaded.encode("a"), 305, 2], special=True) == "a<extra></s>"
+    assert loaded.decode([*loaded.encode("a"), 305, 2, 999]) == "a"
+
+
+def test_unusable_tokenizers_are_refused(tmp_path, trained):
+    with pytest.raises(types.UserError, match="does not exist"):
+        tokenizer.load(tmp_path / "no.json")
+    with pytest.raises(types.UserError, match="holds none of"):
+        tokenizer.load(tmp_path)
+    for name, data in (
+        ("a.json", b"{}"),
+        ("a.model", b"garbage"),
+        ("a.json.gz", b"not gzip"),
+        ("b.json.gz", gzip.compress(b"[")),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(types.UserError, match="is not a tokenizer"):
+            tokenizer.load(tmp_path / name)
+    (tmp_path / "c.json").write_text(json.dumps(byte_bpe(words={"a": 0})))
+    with pytest.raises(types.UserError, match="no end-of-text token"):
+        tokenizer.load(tmp_path / "c.json")
+    with pytest.raises(types.UserError, match="set vocab_size to at least 305"):
+        tokenizer.check_vocab(trained, 300)
+    tokenizer.check_vocab(trained, 305)
+
+
+@pytest.mark.oracle
+def test_transformers_reads_what_is_saved(olmo, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    olmo.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert (theirs.eos_token_id, theirs.pad_token_id) == (50279, 1)
+    for text in TEXTS[:2]:
+        assert theirs.encode(text, add_special_tokens=False) == olmo.encode(text)
