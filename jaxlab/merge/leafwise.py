@@ -1,0 +1,222 @@
+"""How an operation on numbers becomes an operation on trees, for every merge.
+
+A merge is a formula over corresponding numbers, `op([theta_1 ... theta_M], *weights)`.
+What is the same for all formulas is said here once:
+
+- **Rounding.** Leaves are widened (float32; float64 when the leaf is float64), `op`
+  runs there, and the result is rounded once to the leaf's own dtype. Accumulating in
+  bf16 instead gets about a third of the elements wrong.
+- **Weights are traced**, so one compiled program serves any weights, `jax.vmap` runs
+  over them and `jax.grad` goes through them.
+- **Placement.** A result takes the `NamedSharding` of its leaf in the first tree; `op`
+  is elementwise, so nothing moves between devices.
+- **Integer, bool and key leaves** (steps, counters, PRNG keys) have no average: they
+  must be equal in all trees and are copied. `None` is no leaf; empty leaves pass.
+- **Tied leaves** (one array object at two paths of every tree) are merged once and
+  stay tied.
+- **Checks** come before any computation and list everything that is wrong. Under
+  somebody else's `jit`, `vmap` or `grad` values are unknown: shapes are still checked.
+
+Deviation: 64-bit numpy leaves follow `jax_enable_x64` as everywhere in JAX; without it
+they are merged, and returned, as float32.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jaxlab.core import tree
+from jaxlab.merge import checks
+
+# M corresponding leaves, widened, and the traced coefficients -> one leaf.
+Op = Callable[..., jax.Array]
+
+
+def apply(
+    op: Op,
+    trees: Sequence[Any],
+    *coefficients: Any,
+    dtype: Any = None,
+    donate: bool = False,
+) -> Any:
+    """The tree whose leaves are `op(corresponding leaves, *coefficients)`.
+
+    Args:
+        op: a module-level function (it keys the compilation cache), elementwise.
+        trees: already found alike by `checks.problems`.
+        *coefficients: scalars or vectors, traced, given to `op` in the widened dtype.
+        dtype: of floating results; None for each leaf's own.
+        donate: the first tree's floating buffers may be overwritten.
+
+    Raises:
+        ValueError: integer, bool or key leaves differ between trees, with their paths;
+            or `donate` and the first tree shares an array with another.
+    """
+    paths, structure = jax.tree_util.tree_flatten_with_path(trees[0])
+    columns = list(zip(*map(jax.tree.leaves, trees), strict=True))
+    copied = {
+        tree.path_name(path): column
+        for (path, _), column in zip(paths, columns, strict=True)
+        if not checks.is_inexact(column[0])
+    }
+    checks.refuse(
+        checks.unequal(copied),
+        "integer, bool and key leaves must be equal in all trees",
+    )
+    merged = {_ids(c): c for c in columns if checks.is_inexact(c[0])}
+    results = _run(op, list(merged.values()), coefficients, dtype, donate)
+    done = dict(zip(merged, results, strict=True))
+    done |= {_ids(c): _copy(c[0]) for c in columns if _ids(c) not in merged}
+    return jax.tree.unflatten(structure, [done[_ids(c)] for c in columns])
+
+
+def apply_stacked(op: Op, stacked: Any, *coefficients: Any) -> Any:
+    """`apply` for M trees stacked into leaves [M, ...]; copied leaves lose the axis.
+
+    Raises:
+        ValueError: an integer, bool or key leaf differs along its first axis.
+    """
+    paths, structure = jax.tree_util.tree_flatten_with_path(stacked)
+    copied = {
+        tree.path_name(p): leaf for p, leaf in paths if not checks.is_inexact(leaf)
+    }
+    checks.refuse(
+        checks.unequal({name: list(leaf) for name, leaf in copied.items()}),
+        "integer, bool and key leaves must be equal in all stacked trees",
+    )
+    leaves = [leaf for _, leaf in paths if checks.is_inexact(leaf)]
+    shardings = tuple(_sharding(leaf, lambda spec: spec[1:]) for leaf in leaves)
+    results = iter(_compiled_stacked(op, shardings)(leaves, coefficients))
+    return jax.tree.unflatten(
+        structure,
+        [next(results) if checks.is_inexact(leaf) else leaf[0] for _, leaf in paths],
+    )
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """Trees already found alike -> one tree of leaves [M, ...], placed like the first.
+
+    Raises:
+        ValueError: integer, bool or key leaves differ between trees.
+    """
+    paths, structure = jax.tree_util.tree_flatten_with_path(trees[0])
+    columns = list(zip(*map(jax.tree.leaves, trees), strict=True))
+    named = zip((tree.path_name(path) for path, _ in paths), columns, strict=True)
+    checks.refuse(
+        checks.unequal({name: c for name, c in named if not checks.is_inexact(c[0])}),
+        "integer, bool and key leaves must be equal in all trees",
+    )
+    shardings = tuple(_sharding(c[0], lambda spec: (None, *spec)) for c in columns)
+    return jax.tree.unflatten(structure, _compiled_stack(shardings)(columns))
+
+
+@jax.custom_jvp
+def pinned(smooth: jax.Array, exact: jax.Array) -> jax.Array:
+    """The value of `exact` with the derivatives of `smooth`.
+
+    For results that are known without rounding in special cases (an endpoint, equal
+    inputs): a plain `where` would give those cases a derivative of zero.
+    """
+    del smooth
+    return exact
+
+
+@pinned.defjvp
+def _pinned_jvp(primals, tangents):
+    return pinned(*primals), tangents[0]
+
+
+def _run(op, columns, coefficients, dtype, donate):
+    firsts = [column[0] for column in columns]
+    rests = [column[1:] for column in columns]
+    if donate and {id(x) for x in firsts} & {id(x) for rest in rests for x in rest}:
+        raise ValueError("donate=True, but the first tree shares arrays with another")
+    donate = donate and not checks.is_traced(columns)
+    shardings = tuple(_sharding(first) for first in firsts)
+    return _compiled(op, shardings, dtype, donate)(firsts, rests, coefficients)
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(op, shardings, dtype, donate):
+    def merge_leaves(firsts, rests, coefficients):
+        return [
+            _placed(_leaf(op, [first, *rest], coefficients, dtype), sharding)
+            for first, rest, sharding in zip(firsts, rests, shardings, strict=True)
+        ]
+
+    return jax.jit(merge_leaves, donate_argnums=(0,) if donate else ())
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled_stacked(op, shardings):
+    def merge_leaves(leaves, coefficients):
+        # Unrolled over M: on CPU 3 to 20 times faster than a reduction or a dot, since
+        # slices, widening and sum fuse into one pass without a widened copy.
+        models = [[leaf[k] for k in range(len(leaf))] for leaf in leaves]
+        return [
+            _placed(_leaf(op, column, coefficients, None), sharding)
+            for column, sharding in zip(models, shardings, strict=True)
+        ]
+
+    return jax.jit(merge_leaves)
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled_stack(shardings):
+    return jax.jit(
+        lambda columns: [
+            _placed(jnp.stack(column), sharding)
+            for column, sharding in zip(columns, shardings, strict=True)
+        ]
+    )
+
+
+def _leaf(op, leaves, coefficients, dtype):
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    wide = checks.widened(leaves[0])
+    real = jnp.finfo(wide).dtype  # weights stay real when leaves are complex
+    result = op(
+        [leaf.astype(wide) for leaf in leaves],
+        *(jnp.asarray(c).astype(real) for c in coefficients),
+    )
+    return result.astype(dtype or leaves[0].dtype)
+
+
+def _ids(column) -> tuple[int, ...]:
+    return tuple(map(id, column))
+
+
+def _sharding(leaf, change=tuple):
+    """The NamedSharding for a result, its spec changed; None where nothing is to say.
+
+    On a mesh of Explicit axes the type of an array carries its sharding by itself.
+    """
+    if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
+        return None
+    if not isinstance(sharding := leaf.sharding, NamedSharding):
+        return None
+    if set(sharding.mesh.axis_types) != {AxisType.Auto}:
+        return None
+    spec = PartitionSpec(*change(tuple(sharding.spec)))
+    return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
+
+
+def _placed(result, sharding):
+    # A constraint, not out_shardings: those would also be demanded of cotangents, and
+    # jax.grad over weights would fail.
+    if sharding is None:
+        return result
+    return jax.lax.with_sharding_constraint(result, sharding)
+
+
+def _copy(leaf):
+    if isinstance(leaf, np.ndarray):
+        return leaf.copy()
+    if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+        return jnp.copy(leaf)  # not an alias: somebody may donate the merged tree
+    return leaf

@@ -1,0 +1,1 @@
+"""Statistics that every report uses: correlations, bootstrap intervals."""
