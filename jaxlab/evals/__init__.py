@@ -1,0 +1,5 @@
+"""What a model can do: perplexity (choice, code, safety and judges will follow)."""
+
+from jaxlab.evals import perplexity
+
+__all__ = ["perplexity"]

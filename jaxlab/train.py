@@ -1,0 +1,190 @@
+"""The one loop: every system that trains runs through `fit`.
+
+    resume > init_from > scratch;  then for each step:
+        batch = batches(step)                     a pure function of (seed, step)
+        grads = d/dparams sum(total) / sum(weight)      over all microbatches
+        updates = tx.update(grads, ..., grad_fn=...)    any optax transform
+        a step whose loss or gradient is not finite changes nothing and is counted
+
+A run that is killed and started again continues bit for bit: the state is in the
+checkpoint, the data order is a function of the step, the keys are fold_in(key, step).
+The loop reads only the metrics of the step before, so the device never waits for it.
+"""
+
+import contextlib
+import importlib.util
+import pathlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+
+from jaxlab.core import checkpoint, report, tree, types
+from jaxlab.core import config as config_lib
+from jaxlab.core import mesh as mesh_lib
+from jaxlab.core import meter as meter_lib
+from jaxlab.core import state as state_lib
+from jaxlab.core import step as step_lib
+
+# Config keys that say how a run is computed, not what: they may change on resume.
+FREE_KEYS = ("mesh", "run", "model.attention", "model.remat", "model.scan")
+
+
+class Result(NamedTuple):
+    """What `fit` returns."""
+
+    state: types.TrainState
+    finished: bool  # False when SIGTERM or SIGINT ended the run early
+
+
+def fit(
+    experiment: types.Experiment,
+    workdir: str | pathlib.Path,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    save_every: int | None = None,
+    eval_every: int | None = None,
+    keep: int = 2,
+    keep_every: int | None = None,
+    max_skipped: int = 10,
+    name: str = "",
+    log_seconds: float = 5.0,
+) -> Result:
+    """Runs an experiment to its last step, resuming what `workdir` holds.
+
+    Args:
+        experiment: what to train.
+        workdir: gets config.json, metrics.jsonl and checkpoints/<step>/.
+        mesh: of devices; None puts all of them on the `data` axis.
+        save_every: steps between checkpoints; None or 0 saves only at the end.
+        eval_every: steps between evaluations; None or 0: only at the end.
+        keep, keep_every: see `checkpoint.Checkpointer`.
+        max_skipped: non-finite steps in a row after which the run stops.
+        name: shown in front of the rows.
+        log_seconds: how often a row goes to stdout; metrics.jsonl gets every step.
+
+    Raises:
+        UserError: another config in `workdir`, NaN weights, missing data, a full
+            disk, or too many non-finite steps. What was trained is on disk.
+    """
+    workdir, steps = pathlib.Path(workdir), experiment.steps
+    mesh = mesh_lib.make_mesh() if mesh is None else mesh
+    workdir.mkdir(parents=True, exist_ok=True)
+    report.check_config(workdir, experiment.config, free=FREE_KEYS)
+    folder = workdir / "checkpoints"
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mesh_lib.use(mesh))
+        stop = stack.enter_context(_stop_on_signal())
+
+        # ---- resume > init_from > scratch
+        target, axes = state_lib.abstract(experiment, mesh)
+        found = checkpoint.restore(folder, target)
+        first, state = found or (0, state_lib.initial(experiment, target))
+        _check_finite(state.params)
+        report.write_json(workdir / "config.json", experiment.config)
+        saver = stack.enter_context(
+            checkpoint.Checkpointer(folder, keep=keep, keep_every=keep_every, axes=axes)
+        )
+        rows = stack.enter_context(
+            report.Reporter(workdir, steps, first, name=name, seconds=log_seconds)
+        )
+        meter = meter_lib.Meter(experiment, rows, max_skipped)
+        meter.start(first, state, mesh)
+        train_step = step_lib.make_step(experiment)
+
+        # ---- the loop
+        for step in range(first, steps):
+            try:
+                batch = mesh_lib.global_batch(experiment.batches, step, mesh)
+            except types.UserError:
+                meter.flush()
+                saver.save(step, state)  # the data failed, not the training
+                raise
+            state, metrics = train_step(state, batch, experiment.frozen)
+            meter.next(step + 1, metrics, batch)
+            done, last = step + 1, step + 1 == steps or bool(stop)
+            if _due(done, eval_every) or done == steps:
+                meter.flush()
+                for target_name, evaluate in experiment.evals.items():
+                    rows.evaluation(done, target_name, evaluate(state.params))
+            if _due(done, save_every) or last:
+                meter.flush()  # rows first: a resumed run writes only those after
+                saver.save(done, state)
+            if last:
+                break
+        meter.flush()
+        saver.wait()
+        done = int(state.step)
+        if done < steps:
+            rows.say(f"stopped at step {done}, saved; the same command continues")
+        return Result(state, done >= steps)
+
+
+def main(argv: Sequence[str]) -> int:
+    """`--config=FILE[:VARIANT] [--config.KEY=VALUE ...] --workdir=DIR` -> fit.
+
+    The config names its system, e.g. "olmo.pretrain" is
+    `jaxlab.systems.olmo.pretrain(config, workdir, mesh)`.
+    """
+    config, workdir = config_lib.parse(argv)
+    mesh_lib.start()
+    mesh = mesh_lib.make_mesh(config.mesh.to_dict())
+    system = _system(config.system)
+    try:
+        with mesh_lib.use(mesh):
+            experiment = system(config, workdir, mesh)
+    except ValueError as error:  # how models and objectives refuse a setting
+        raise types.UserError(f"this config does not work: {error}") from error
+    fit(experiment, workdir, mesh=mesh, **config.run.to_dict())
+    return 0
+
+
+def _system(name: str) -> Callable[..., types.Experiment]:
+    module, _, function = name.partition(".")
+    if importlib.util.find_spec(f"jaxlab.systems.{module}"):
+        system = importlib.import_module(f"jaxlab.systems.{module}")
+        if function and hasattr(system, function):
+            return getattr(system, function)
+    raise types.UserError(
+        f"config.system {name!r} is no function of jaxlab.systems; e.g. olmo.pretrain"
+    )
+
+
+def _check_finite(params: types.Params) -> None:
+    if bad := tree.non_finite(params):
+        raise types.UserError(
+            f"NaN or infinity in {len(bad)} starting weights, first {bad[0]}; start "
+            "from another checkpoint"
+        )
+
+
+def _due(step: int, every: int | None) -> bool:
+    return bool(every) and step % every == 0
+
+
+@contextlib.contextmanager
+def _stop_on_signal():
+    """A list that is no longer empty once SIGTERM or SIGINT came."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    handlers = {
+        number: signal.signal(number, lambda n, _: received.append(n))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield received
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    from jaxlab import cli
+
+    sys.exit(cli.run(["train", *sys.argv[1:]]))
