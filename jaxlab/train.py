@@ -73,8 +73,11 @@ def fit(
     workdir, steps = pathlib.Path(workdir), experiment.steps
     mesh = mesh_lib.make_mesh() if mesh is None else mesh
     workdir.mkdir(parents=True, exist_ok=True)
-    report.check_config(workdir, experiment.config, free=FREE_KEYS)
     folder = workdir / "checkpoints"
+    if checkpoint.steps(
+        folder
+    ):  # else there is nothing that another config would spoil
+        report.check_config(workdir, experiment.config, free=FREE_KEYS)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mesh_lib.use(mesh))

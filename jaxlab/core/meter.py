@@ -18,7 +18,7 @@ class Meter:
     def start(self, first: int, state: types.TrainState, mesh: jax.sharding.Mesh):
         """Says where the run stands; the table of parameters only at its beginning."""
         sizes = {axis: size for axis, size in mesh.shape.items() if size > 1}
-        if first == 0:
+        if first == 0 and self.experiment.init_from is None:
             self.rows.say("parameters\n" + report.parameter_overview(state.params))
         self.rows.say(
             f"{'resuming' if first else 'starting'} at step {first} of "

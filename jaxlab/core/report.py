@@ -98,7 +98,7 @@ class Reporter:
         """Writes an evaluation row: keys are `eval/NAME/METRIC`."""
         row = {f"eval/{name}/{key}": _number(value) for key, value in metrics.items()}
         self._write(step, row)
-        self._say(step, row)
+        self._say(step, metrics, f" on {name}")
         self._last = time.monotonic()  # evaluation is not training time
 
     def say(self, text: str) -> None:
@@ -107,12 +107,12 @@ class Reporter:
             prefix = f"[{self.name}] " if self.name else ""
             line(prefix + text, self._out)
 
-    def _say(self, step, row, eta=""):
+    def _say(self, step, row, end=""):
         shown = {name: value for name, value in row.items() if name not in _QUIET}
         if not shown.get("skipped"):
             shown.pop("skipped", None)
         words = " ".join(f"{name} {_short(value)}" for name, value in shown.items())
-        self.say(f"step {step}/{self.steps} {words}{eta}")
+        self.say(f"step {step}/{self.steps} {words}{end}")
 
     def _eta(self, step, now):
         done = step - self.first

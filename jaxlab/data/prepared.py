@@ -66,6 +66,9 @@ def prepare(
         "max_bytes_per_domain": max_bytes_per_domain,
         "seed": seed,
     }
+    for what, path in (("data", source), ("tokenizer", tokenizer)):
+        if path not in ("", EMBEDDED) and not pathlib.Path(path).exists():
+            raise types.UserError(f"no {what} at {path}; give a folder or a file")
     record = folder / "corpus.json"
     if not record.exists():
         _prepare(folder, made_from)

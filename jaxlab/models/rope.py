@@ -38,6 +38,11 @@ class Rope:
     attention_factor: float | None = None
     truncate: bool = True
 
+    def __post_init__(self):
+        """Refuses a base that gives no frequencies."""
+        if not self.theta > 1:
+            raise ValueError(f"rope theta {self.theta} must be above 1, e.g. 10000")
+
     def tables(
         self, positions: jax.Array, head_dim: int
     ) -> tuple[jax.Array, jax.Array]:

@@ -1,0 +1,10 @@
+"""`jaxlab demo`: the data ablation of `systems/demo.py`."""
+
+import argparse
+
+from jaxlab.systems import demo
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs or continues the demo in its workdir."""
+    demo.main(quick=args.quick, data=args.data, workdir=args.workdir)

@@ -1,0 +1,33 @@
+"""Where a verb computes: the first device, or a mesh of all of them."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import jax
+
+from jaxlab.core import mesh as mesh_lib
+
+
+@contextlib.contextmanager
+def using(shape: Mapping[str, int] | None) -> Iterator[jax.sharding.Mesh | None]:
+    """Starts jax; yields the mesh in use, or None for the first device.
+
+    Args:
+        shape: sizes by axis, as for `mesh.make_mesh`; None for no mesh.
+
+    Raises:
+        UserError: the mesh does not fit the devices.
+    """
+    mesh_lib.start()
+    if shape is None:
+        yield None
+        return
+    mesh = mesh_lib.make_mesh(shape)
+    with mesh_lib.use(mesh):
+        yield mesh
+
+
+def rounded(rows: int, mesh: jax.sharding.Mesh | None) -> int:
+    """Rows of a batch, rounded up so that the mesh divides them."""
+    shards = 1 if mesh is None else mesh_lib.batch_shards(mesh)
+    return -(-rows // shards) * shards

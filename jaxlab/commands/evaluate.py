@@ -1,0 +1,51 @@
+"""`jaxlab evaluate`: loss, perplexity and bits per byte of a model, by domain."""
+
+import argparse
+import tempfile
+
+from jaxlab.commands import devices, output, texts
+from jaxlab.core import report, types
+from jaxlab.data import loader
+from jaxlab.evals import perplexity
+from jaxlab.systems import loading
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints a table; writes the same as JSON where asked to."""
+    with devices.using(args.mesh) as mesh, tempfile.TemporaryDirectory() as folder:
+        model = loading.open_model(
+            args.model, step=args.step, tokenizer=args.tokenizer, mesh=mesh
+        )
+        if args.data:
+            files = texts.open_text(args.data, model.tokenizer, folder)
+        else:
+            files = loading.held_out(args.model)
+        if not files:
+            raise types.UserError(f"{args.model} has no held-out text; give --data")
+        length = args.length or model.decoder.config.length
+        rows = devices.rounded(args.batch_size, mesh)
+        results = {
+            name: perplexity.evaluate(
+                model.decoder.apply,
+                model.params,
+                loader.eval_batches(file, length, rows, args.max_batches),
+            )
+            for name, file in files.items()
+        }
+    output.table(
+        ["domain", "loss", "perplexity", "bits/byte", "tokens"],
+        [[name, *_cells(result)] for name, result in results.items()],
+    )
+    if args.json:
+        row = {"model": args.model, "data": args.data, "length": length}
+        report.write_json(args.json, {**row, "domains": results})
+
+
+def _cells(result: dict[str, float]) -> list[str]:
+    bits = result.get("bits_per_byte")
+    return [
+        f"{result['loss']:.4f}",
+        f"{result['perplexity']:,.2f}",
+        "-" if bits is None else f"{bits:.4f}",
+        f"{int(result['tokens']):,}",
+    ]

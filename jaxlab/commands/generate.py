@@ -1,0 +1,72 @@
+"""`jaxlab generate`: prompts and their continuations on stdout."""
+
+import argparse
+import pathlib
+
+import jax
+
+from jaxlab import generate
+from jaxlab.commands import devices
+from jaxlab.core import types
+from jaxlab.systems import loading
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints every prompt with its continuation, a line of dashes between them."""
+    prompts = [*args.prompt, *_lines(args.prompts)]
+    if not prompts:
+        raise types.UserError("give --prompt TEXT or --prompts FILE")
+    if args.n < 1 or args.batch_size < 1:
+        raise types.UserError("-n and --batch-size must be 1 or more")
+    with devices.using(args.mesh) as mesh:
+        model = loading.open_model(
+            args.model, step=args.step, tokenizer=args.tokenizer, mesh=mesh
+        )
+        tokenizer = model.tokenizer
+        # Texts begin as they do in training: with bos, or after the end of another.
+        begin = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+        rows = [
+            [begin, *tokenizer.encode(prompt)]
+            for prompt in prompts
+            for _ in range(args.n)
+        ]
+        for start in range(0, len(rows), args.batch_size):
+            batch = rows[start : start + args.batch_size]
+            filled = batch + batch[-1:] * (
+                devices.rounded(len(batch), mesh) - len(batch)
+            )
+            key = jax.random.fold_in(jax.random.key(args.seed), start)
+            new = _continued(args, model, filled, key)
+            for number, row in enumerate(batch):
+                if start + number:
+                    print("-" * 8)
+                # Decoded together: a word may begin in the prompt and end after it.
+                print(tokenizer.decode([*row[1:], *new[number]]), flush=True)
+
+
+def _continued(args, model, rows, key) -> list[list[int]]:
+    return generate.generate(
+        model.decoder,
+        model.params,
+        rows,
+        max_new_tokens=args.max_new_tokens,
+        key=key,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        eos_id=model.tokenizer.eos_id,
+        pad_id=model.tokenizer.pad_id,
+    )
+
+
+def _lines(path: str | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        text = pathlib.Path(path).read_text("utf-8")
+    except UnicodeDecodeError:
+        raise types.UserError(f"{path} is not UTF-8; convert it with iconv") from None
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise types.UserError(f"{path} holds no prompt; write one a line")
+    return lines

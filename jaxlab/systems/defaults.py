@@ -1,0 +1,91 @@
+"""Every knob of a training run of a decoder, with OLMo 1's values where it has any.
+
+Configs start from here and change what differs. Data only: no jax is imported.
+"""
+
+import ml_collections
+
+
+def pretraining() -> ml_collections.ConfigDict:
+    """The config of `systems/olmo.py:pretrain`; sizes and rates are 0: set them."""
+    config = ml_collections.ConfigDict()
+    config.system = "olmo.pretrain"
+    config.seed = 0
+    config.steps = 0
+    config.micro_batches = 1
+    config.z_loss = 0.0  # OLMo 1 used none
+    config.loss_denominator = "labels"  # "olmo" reports OLMo's sum / (B T)
+    config.init_from = ""  # a run directory or a Hugging Face folder
+    config.eval_batches = 8  # held-out batches a domain
+
+    config.model = ml_collections.ConfigDict(
+        {
+            "vocab": 0,  # 0: the tokenizer's, padded to a multiple of 128
+            "embed": 0,
+            "layers": 0,
+            "heads": 0,
+            "mlp": 0,
+            "norm": "layernorm",
+            "norm_epsilon": 1e-5,
+            "norm_position": "pre",
+            "qk_norm": False,
+            "tied": False,
+            "rope": {"theta": 10_000.0},
+            "length": 2048,
+            "initializer": "mitchell",
+            "initializer_std": 0.02,
+            "dtype": "bfloat16",
+            "attention": "auto",  # cpu: xla, gpu: cudnn, tpu: splash
+            "remat": "none",
+            "scan": True,
+        }
+    )
+    config.data = ml_collections.ConfigDict(
+        {
+            "source": "",  # a folder of domains, or "embedded"
+            "folder": "",  # where token files go; "" is WORKDIR/data
+            "files": (),  # OLMo token files instead; a repeated path is up-weighted
+            "files_dtype": "",  # of files without NAME.json: uint16 or uint32
+            "tokenizer": "",  # "" trains SentencePiece on the text
+            "vocab_size": 4096,  # of a trained tokenizer
+            "held_out_fraction": 0.05,
+            "max_bytes_per_domain": 0,  # of the embedded text; 0 takes all
+            "weights": {},  # domain -> share; {} is proportional to size
+            "length": 2048,
+            "batch_size": 2048,
+            "layout": "chunks",  # OLMo's: cut from the concatenated tokens
+            "document_mask": False,  # OLMo 1 and 2 attend across documents
+            "seed": 0,  # of the order
+            "split_seed": 0,  # of the held-out split
+        }
+    )
+    config.optim = ml_collections.ConfigDict(
+        {
+            "learning_rate": 0.0,
+            "schedule": "cosine",
+            "schedule_steps": 0,  # length of the decay; 0 is the length of the run
+            "warmup_steps": 0,
+            "warmup_start": 0.1,  # OLMo 1 warms up from a tenth of the peak
+            "final": 0.1,
+            "beta1": 0.9,
+            "beta2": 0.95,
+            "epsilon": 1e-5,
+            "weight_decay": 0.1,
+            "no_decay": ("embed",),
+            "clip_norm": 1.0,
+            "clip_norm_start": 1.0,
+            "clip_start_steps": 0,
+        }
+    )
+    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.run = ml_collections.ConfigDict(
+        {
+            "save_every": 1000,
+            "eval_every": 1000,
+            "keep": 2,
+            "keep_every": 0,  # checkpoints kept for good; 0 keeps only the last ones
+            "max_skipped": 10,
+            "log_seconds": 5.0,
+        }
+    )
+    return config

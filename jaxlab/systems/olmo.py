@@ -1,0 +1,194 @@
+"""OLMo: open pre-training, with data order, checkpoints and evaluation in the open.
+
+Groeneveld et al. 2024 (arXiv:2402.00838); OLMo 2: arXiv:2501.00656.
+
+    corpus -> token files -> Loader (order = f(seed, epoch)) -> next_token -> AdamW
+
+Deviations: the reported loss is the true mean over labels (OLMo divides by B T; set
+`loss_denominator="olmo"` for its number); instances with long repeats are not masked.
+"""
+
+import functools
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import ml_collections
+import numpy as np
+
+from jaxlab import models, objectives, optim
+from jaxlab.core import checkpoint, types
+from jaxlab.core import mesh as mesh_lib
+from jaxlab.data import loader, mixture, prepared, token_files
+from jaxlab.data import tokenizer as tokenizer_lib
+from jaxlab.evals import perplexity
+from jaxlab.models import rope as rope_lib
+
+
+def pretrain(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+) -> types.Experiment:
+    """The experiment that `configs/olmo.py` describes."""
+    corpus = open_corpus(config.data, workdir)
+    model_config = transformer_config(config.model, corpus.tokenizer, mesh)
+    if config.data.length > model_config.length:
+        raise types.UserError(
+            f"data.length {config.data.length} is longer than model.length "
+            f"{model_config.length}; raise model.length or cut data.length"
+        )
+    model = models.Decoder(model_config)
+    batches = batches_of(config.data, corpus.train)
+    optim_config = optim.OptimConfig(**plain(config.optim))
+    tx, rate = optim.build(optim_config, config.steps)
+    return types.Experiment(
+        model=model,
+        objective=objectives.next_token(
+            model.apply,
+            z_loss=config.z_loss,
+            loss_denominator=config.loss_denominator,
+        ),
+        tx=tx,
+        batches=batches,
+        steps=config.steps,
+        example=(np.zeros((1, 8), np.int32),),
+        init_from=_start(config.init_from, workdir, mesh),
+        evals=perplexity_evals(
+            model, corpus.held_out, config.data, config.eval_batches
+        ),
+        micro_batches=config.micro_batches,
+        seed=config.seed,
+        config={**config.to_dict(), "data_order": batches.fingerprint},
+        flops_per_token=model_config.flops_per_token(config.data.length),
+        learning_rate=rate,
+    )
+
+
+def open_corpus(
+    data: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> prepared.Prepared:
+    """The corpus a data config names: token files, a folder of text, or "embedded".
+
+    Raises:
+        UserError: nothing is named, or a file is missing.
+    """
+    if data.files:
+        files = [
+            token_files.TokenFile.open(path, data.files_dtype or None, eos_id=None)
+            for path in data.files
+        ]
+        if not data.tokenizer:
+            raise types.UserError("data.files needs data.tokenizer, which made them")
+        tokenizer = tokenizer_lib.load(data.tokenizer)
+        # A list, not names: a path that is repeated is up-weighted, as in OLMo.
+        train = {f"{i}:{file.name}": file for i, file in enumerate(files)}
+        return prepared.Prepared(tokenizer, train, {})
+    if not data.source:
+        raise types.UserError(
+            "no data: set --config.data.source to a folder of text (a subfolder a "
+            "domain) or to embedded, or --config.data.files to token files"
+        )
+    return prepared.prepare(
+        data.source,
+        pathlib.Path(data.folder) if data.folder else workdir / "data",
+        tokenizer=data.tokenizer,
+        vocab_size=data.vocab_size,
+        held_out_fraction=data.held_out_fraction,
+        max_bytes_per_domain=data.max_bytes_per_domain or None,
+        seed=data.split_seed,
+    )
+
+
+def batches_of(
+    data: ml_collections.ConfigDict, files: Mapping[str, token_files.TokenFile]
+) -> loader.Loader:
+    """The loader of a data config over named token files."""
+    weights = dict(data.weights)
+    if unknown := sorted(set(weights) - set(files)):
+        raise types.UserError(
+            f"data.weights names {', '.join(unknown)}; the domains are "
+            f"{', '.join(files)}"
+        )
+    names = [name for name in files if not weights or weights.get(name)]
+    mixed = mixture.Mixture(
+        [files[name] for name in names],
+        [weights[name] for name in names] if weights else None,
+        names,
+    )
+    return loader.Loader(
+        mixed,
+        length=data.length,
+        batch_size=data.batch_size,
+        seed=data.seed,
+        layout=data.layout,
+        document_mask=data.document_mask,
+    )
+
+
+def transformer_config(
+    model: ml_collections.ConfigDict,
+    tokenizer: tokenizer_lib.Tokenizer,
+    mesh: jax.sharding.Mesh | None = None,
+) -> models.TransformerConfig:
+    """The model of a config; `vocab` 0 means the tokenizer's, padded to 128 rows.
+
+    Raises:
+        UserError: the tokenizer has more tokens than the model has rows.
+    """
+    values = plain(model)
+    if not values["vocab"]:
+        values["vocab"] = mesh_lib.padded_vocab(tokenizer.vocab_size, mesh, 128)
+    tokenizer_lib.check_vocab(tokenizer, values["vocab"])
+    for name in ("rope", "window_rope"):
+        if values.get(name) is not None:
+            values[name] = rope_lib.Rope(**values[name])
+    values |= {
+        "eos_id": tokenizer.eos_id,
+        "pad_id": tokenizer.pad_id,
+        "bos_id": tokenizer.bos_id,
+    }
+    return models.TransformerConfig(**values)
+
+
+def perplexity_evals(
+    model: models.Decoder,
+    held_out: Mapping[str, token_files.TokenFile],
+    data: ml_collections.ConfigDict,
+    max_batches: int,
+) -> dict:
+    """Domain -> function of params that returns its held-out perplexity.
+
+    `max_batches` 0 evaluates nothing.
+    """
+    if not max_batches:
+        return {}
+    return {
+        name: functools.partial(
+            lambda batches, params: perplexity.evaluate(model.apply, params, batches),
+            list(loader.eval_batches(file, data.length, data.batch_size, max_batches)),
+        )
+        for name, file in held_out.items()
+    }
+
+
+def plain(config: ml_collections.ConfigDict) -> dict:
+    """A config section as keyword arguments."""
+    return config.to_dict()
+
+
+def _start(
+    path: str, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+) -> types.Params | None:
+    """Parameters to start from: of a run directory or a Hugging Face folder.
+
+    None where nothing is named, and where the run will resume anyway.
+    """
+    if not path or checkpoint.steps(workdir / "checkpoints"):
+        return None
+    if not pathlib.Path(path).is_dir():
+        raise types.UserError(
+            f"no folder {path} to start from; init_from is a run directory or a "
+            "Hugging Face folder"
+        )
+    if (pathlib.Path(path) / "checkpoints").is_dir():
+        return checkpoint.load_params(path, mesh=mesh)
+    return models.hf.load(path, mesh=mesh)[1]
