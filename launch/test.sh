@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Sets everything up and runs the tests.
+#
+#     bash launch/test.sh                          all that needs no peer
+#     bash launch/test.sh --oracles                also against live torch, transformers
+#     bash launch/test.sh tests/test_merge.py -x   any pytest arguments
+#
+# JAXLAB_TEST_DATA names a folder of real data; tests that need it are skipped without
+# it, and what was skipped is listed at the end. JAXLAB_TEST_WORKERS is the number of
+# processes (0: none but this one).
+
+set -euo pipefail
+# shellcheck source=launch/venv.sh
+source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
+
+extras=(test)
+select=(-m "not oracle")
+if [[ "${1:-}" == --oracles ]]; then
+  shift
+  extras=(test oracles)
+  select=()
+fi
+jaxlab_install "${extras[@]}"
+
+cd "$JAXLAB_ROOT"
+exec "$JAXLAB_BIN/python" -m pytest -n "${JAXLAB_TEST_WORKERS:-2}" -rs \
+  ${select[@]+"${select[@]}"} "$@"

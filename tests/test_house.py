@@ -1,0 +1,183 @@
+"""The rules that a reader relies on: arrows, imports, sizes, a README that runs."""
+
+import ast
+import functools
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+from jaxlab.commands import grammar
+from jaxlab.core import config as config_lib
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted((ROOT / "jaxlab").rglob("*.py"))
+README = (ROOT / "README.md").read_text("utf-8")
+
+# A room imports rooms of lower ranks and itself. `train.fit` stands on `core` alone, so
+# systems may call it; `train.main` finds its system by name, when it runs.
+RANKS = (
+    ("core",),
+    ("models", "data", "optim", "objectives", "stats", "merge", "train"),
+    ("generate",),
+    ("evals", "retrieval", "routing", "ablation", "annotation", "libraries", "plan"),
+    ("systems",),
+    ("commands",),
+    ("cli",),
+)
+RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
+PEERS = {"torch", "transformers", "tensorflow", "grain", "scipy"}
+MAY_PRINT = ("cli.py", "commands/", "core/report.py")
+
+
+def _name(file):
+    return file.relative_to(ROOT / "jaxlab").as_posix()
+
+
+def _room(file):
+    return _name(file).split("/")[0].removesuffix(".py")
+
+
+def _is_main_guard(node):
+    return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
+
+
+def _imports(node):
+    """Names of all modules imported anywhere below a node, but under `__main__`."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, "imports are absolute"
+            yield from (f"{child.module}.{alias.name}" for alias in child.names)
+        elif not _is_main_guard(child):
+            yield from _imports(child)
+
+
+def _rooms_imported(file):
+    for module in _imports(_parsed(file)):
+        package, _, rest = module.partition(".")
+        if package == "jaxlab" and rest:
+            yield rest.split(".")[0]
+
+
+@functools.cache
+def _parsed(file):
+    return ast.parse(file.read_text("utf-8"))
+
+
+def test_every_room_has_a_rank():
+    assert {_room(file) for file in FILES} - {"__init__"} <= RANK.keys()
+
+
+def test_arrows_point_one_way():
+    backwards = [
+        f"{_name(file)} imports {other}"
+        for file in FILES
+        for other in _rooms_imported(file)
+        if other != _room(file) and RANK[other] >= RANK[_room(file)]
+    ]
+    assert not backwards
+
+
+def test_the_loop_stands_on_the_core_alone():
+    assert {*_rooms_imported(ROOT / "jaxlab" / "train.py")} == {"core"}
+
+
+def test_peers_are_never_imported():
+    imported = {
+        _name(file): {module.split(".")[0] for module in _imports(_parsed(file))}
+        for file in FILES
+    }
+    assert not {name for name, modules in imported.items() if modules & PEERS}
+
+
+def _modules_after(statement):
+    script = f"{statement}; import sys; print(*sorted(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    return {*done.stdout.split()}
+
+
+def test_importing_the_package_or_its_grammar_imports_no_heavy_thing():
+    modules = _modules_after("import jaxlab, jaxlab.cli, jaxlab.commands.grammar")
+    heavy = {"jax", "flax", "numpy", "orbax", "orbax.checkpoint", "tensorflow_datasets"}
+    assert not modules & heavy
+
+
+def test_importing_the_rooms_imports_no_orbax_tfds_or_peer():
+    modules = _modules_after(
+        "from jaxlab import data, evals, generate, merge, models, optim, train"
+    )
+    heavy = {"orbax.checkpoint", "tensorflow_datasets", "matplotlib", "sentencepiece"}
+    assert not modules & (heavy | PEERS - {"scipy"})  # jax itself imports scipy
+
+
+def test_a_file_is_one_idea_that_fits_in_a_sitting():
+    assert not [_name(f) for f in FILES if len(f.read_text().splitlines()) > 400]
+    drawers = {"utils", "helpers", "common", "base", "manager", "handler"}
+    assert not {file.stem for file in FILES} & drawers
+    full = [file for file in FILES if file.read_text()]
+    assert not [_name(f) for f in full if not ast.get_docstring(_parsed(f))]
+
+
+def test_only_the_border_prints():
+    calls = [
+        f"{_name(file)}:{node.lineno}"
+        for file in FILES
+        if not _name(file).startswith(MAY_PRINT)
+        for node in ast.walk(_parsed(file))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "print"
+    ]
+    assert not calls, "use a Reporter or a logger"
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_every_verb_is_in_the_readme_and_every_verb_of_the_readme_exists():
+    assert {*re.findall(r"(?m)(?:^|`)jaxlab ([a-z]+)", _code(README))} == {
+        *grammar.VERBS
+    }
+
+
+def test_every_command_line_of_the_readme_would_be_understood(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    lines = re.findall(r"(?m)^jaxlab (.+)$", _code(README).replace("\\\n", " "))
+    assert len(lines) >= 8
+    for line in lines:
+        verb, *arguments = shlex.split(line, comments=True)
+        args = grammar.parse(verb, arguments)
+        if verb == "train":
+            config, _ = config_lib.parse(args.flags)
+            assert config.system
+
+
+def _code(markdown):
+    """The code of a text: its blocks and its `words`."""
+    return "\n".join(re.findall(r"```\w*\n(.*?)```", markdown, re.DOTALL)) + "\n".join(
+        re.findall(r"`[^`\n]+`", markdown)
+    )
+
+
+def test_the_scripts_and_files_that_the_readme_names_exist():
+    paths = re.findall(
+        r"`(?:bash )?((?:launch|configs|tests|tools|jaxlab)/[\w./*]+)", README
+    )
+    paths += re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert paths
+    for path in paths:
+        assert list(ROOT.glob(path)), f"README names {path}"
