@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import jaxlab
 from jaxlab.commands import grammar
+from jaxlab.core import host_memory
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +43,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     try:
         with _quiet(args.verbose):
+            host_memory.keep_freed()  # before jax has threads
             command = importlib.import_module(f"jaxlab.commands.{verb}")
             return command.run(args) or 0
     except KeyboardInterrupt:

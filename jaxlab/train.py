@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import jax
 
-from jaxlab.core import checkpoint, report, tree, types
+from jaxlab.core import checkpoint, process, report, tree, types
 from jaxlab.core import config as config_lib
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import meter as meter_lib
@@ -74,9 +74,7 @@ def fit(
     mesh = mesh_lib.make_mesh() if mesh is None else mesh
     workdir.mkdir(parents=True, exist_ok=True)
     folder = workdir / "checkpoints"
-    if checkpoint.steps(
-        folder
-    ):  # else there is nothing that another config would spoil
+    if checkpoint.steps(folder):  # else there is nothing to be spoilt
         report.check_config(workdir, experiment.config, free=FREE_KEYS)
 
     with contextlib.ExitStack() as stack:
@@ -100,25 +98,29 @@ def fit(
         train_step = step_lib.make_step(experiment)
 
         # ---- the loop
-        for step in range(first, steps):
-            try:
+        try:
+            for step in range(first, steps):
                 batch = mesh_lib.global_batch(experiment.batches, step, mesh)
-            except types.UserError:
+                state, metrics = train_step(state, batch, experiment.frozen)
+                done = step + 1
+                meter.next(done, metrics, batch)
+                last = done == steps or bool(stop)
+                if _due(done, eval_every) or done == steps:
+                    meter.flush()
+                    for target_name, evaluate in experiment.evals.items():
+                        rows.evaluation(done, target_name, evaluate(state.params))
+                if _due(done, save_every) or last:
+                    meter.flush()  # rows first: a resumed run writes only those after
+                    saver.save(done, state)
+                if last:
+                    break
+        except types.UserError:
+            # Data or numbers failed, not the weights: a bad step leaves them alone.
+            with contextlib.suppress(types.UserError):
                 meter.flush()
-                saver.save(step, state)  # the data failed, not the training
-                raise
-            state, metrics = train_step(state, batch, experiment.frozen)
-            meter.next(step + 1, metrics, batch)
-            done, last = step + 1, step + 1 == steps or bool(stop)
-            if _due(done, eval_every) or done == steps:
-                meter.flush()
-                for target_name, evaluate in experiment.evals.items():
-                    rows.evaluation(done, target_name, evaluate(state.params))
-            if _due(done, save_every) or last:
-                meter.flush()  # rows first: a resumed run writes only those after
-                saver.save(done, state)
-            if last:
-                break
+            with contextlib.suppress(types.UserError):
+                saver.save(int(state.step), state)
+            raise
         meter.flush()
         saver.wait()
         done = int(state.step)
@@ -134,7 +136,7 @@ def main(argv: Sequence[str]) -> int:
     `jaxlab.systems.olmo.pretrain(config, workdir, mesh)`.
     """
     config, workdir = config_lib.parse(argv)
-    mesh_lib.start()
+    process.start()
     mesh = mesh_lib.make_mesh(config.mesh.to_dict())
     system = _system(config.system)
     try:

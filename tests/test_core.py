@@ -298,7 +298,9 @@ def test_rows_go_to_stdout_with_their_speed_and_what_is_left():
     assert second.startswith("[web] step 2/3 loss 2.5 tokens_per_second ")
     assert " mfu " in second
     assert " eta " in second
-    assert third == "[web] step 2/3 eval/books/perplexity 12,346"
+    assert third.startswith("[web] step 2/3 ")
+    assert "perplexity 12,346" in third
+    assert "books" in third
 
 
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="no /dev/full")

@@ -190,7 +190,7 @@ def test_unusable_tokenizers_are_refused(tmp_path, trained):
         ("a.json", b"{}"),
         ("a.model", b"garbage"),
         ("a.json.gz", b"not gzip"),
-        ("b.json.gz", gzip.compress(b"[")),
+        ("b.json.gz", gzip.compress(b"[", mtime=0)),
     ):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(types.UserError, match="is not a tokenizer"):

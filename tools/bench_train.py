@@ -1,13 +1,15 @@
 """Training speed on this CPU against transformers + torch, in pairs within one run.
 
-    python tools/bench_train.py                 both cores
-    python tools/bench_train.py --threads 1     one pinned core, CPU seconds
+    python tools/bench_train.py                     both cores
+    python tools/bench_train.py --threads 1         one pinned core, CPU seconds
+    python tools/bench_train.py --malloc default    jaxlab without its malloc setting
+    python tools/bench_train.py --malloc both       torch with it as well
 
 One process a contender, both alive all the time; steps alternate A B A B, so that a
 noisy neighbour hits both. The step is forward, backward, clipping and AdamW in f32 of
 a 25M-parameter OLMo (8 layers, 384 wide, 6 heads, MLP 1536, vocabulary 8192) on 8 x 512
-tokens. jaxlab's is the very step of `train.fit`, guards and metrics included; torch is
-eager with SDPA, the fastest of the peers tried. Each process measures its own matmul
+tokens. jaxlab's is the very step of `jaxlab train`, guards and metrics included; torch
+is eager with SDPA, the fastest of the peers tried. Each process measures its own matmul
 peak (3072^3) before and after. FLOPs: 6 N_matmul + 12 N H C L a token (full attention).
 Needs the [oracles] extra.
 """
@@ -20,6 +22,8 @@ import subprocess
 import sys
 import time
 
+from jaxlab.core import host_memory
+
 BATCH, LENGTH, VOCAB = 8, 512, 8192
 
 
@@ -27,12 +31,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument(
+        "--malloc",
+        choices=("ours", "default", "both"),
+        default="ours",
+        help="who keeps freed memory (core/host_memory.py): jaxlab only, nobody, both",
+    )
     parser.add_argument("--json", help="also write the result here")
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         return serve(WORKERS[arguments.worker], arguments.threads)
-    contenders = {name: Contender(name, arguments.threads) for name in WORKERS}
+    contenders = {
+        name: Contender(name, arguments.threads, arguments.malloc) for name in WORKERS
+    }
     for contender in contenders.values():
         contender.ask("start")
     before = {name: c.ask("peak") for name, c in contenders.items()}
@@ -55,8 +67,10 @@ def main() -> None:
 class Contender:
     """A worker process that runs one thing at a time when asked to."""
 
-    def __init__(self, name: str, threads: int):
+    def __init__(self, name: str, threads: int, malloc: str):
+        keeps = malloc == "both" or (malloc == "ours" and name == "jaxlab")
         environment = os.environ | {
+            "JAXLAB_KEEP_MEMORY": "1" if keeps else "0",
             "OMP_NUM_THREADS": str(threads),
             "OMP_WAIT_POLICY": "PASSIVE",  # an idle torch must not spin on our cores
             "JAX_PLATFORMS": "cpu",
@@ -87,6 +101,7 @@ class Contender:
 
 
 def serve(build, threads: int) -> None:
+    host_memory.keep_freed()  # first of all, as the command line does
     step = peak = None
     for line in sys.stdin:
         what = line.strip()
@@ -120,8 +135,9 @@ def jaxlab_worker(threads: int):
     import numpy as np
 
     from jaxlab import models, objectives, optim
-    from jaxlab.core import mesh, state, step, types
+    from jaxlab.core import mesh, process, state, step, types
 
+    process.start()
     config = models.TransformerConfig(
         vocab=VOCAB, embed=384, layers=8, heads=6, mlp=1536, norm="layernorm",
         length=LENGTH, scan=False,

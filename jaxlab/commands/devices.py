@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 import jax
 
 from jaxlab.core import mesh as mesh_lib
+from jaxlab.core import process
 
 
 @contextlib.contextmanager
@@ -18,7 +19,7 @@ def using(shape: Mapping[str, int] | None) -> Iterator[jax.sharding.Mesh | None]
     Raises:
         UserError: the mesh does not fit the devices.
     """
-    mesh_lib.start()
+    process.start()
     if shape is None:
         yield None
         return

@@ -13,8 +13,6 @@ refuse it.
 import contextlib
 import logging
 import math
-import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -47,36 +45,6 @@ RULES: tuple[tuple[str, tuple[str, ...] | None], ...] = (
 AXES = tuple(name for name, _ in RULES)
 
 _log = logging.getLogger(__name__)
-
-
-def start() -> None:
-    """Prepares the process: compilation cache, and the other hosts when asked for.
-
-    A laptop or a Colab must never wait for a coordinator that does not exist, so only
-    JAXLAB_MULTIHOST=1, which `launch/*.sh` set, joins a pod. Arguments come from the
-    environment of TPU VMs, Slurm or Open MPI; elsewhere from JAXLAB_COORDINATOR,
-    JAXLAB_NUM_PROCESSES and JAXLAB_PROCESS_ID.
-
-    Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, by default in the user's
-    cache folder; JAXLAB_COMPILATION_CACHE=0 turns that off.
-    """
-    if os.environ.get("JAXLAB_COMPILATION_CACHE") == "0":
-        jax.config.update("jax_enable_compilation_cache", False)
-    elif not jax.config.jax_compilation_cache_dir:
-        home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        folder = pathlib.Path(home) / "jaxlab" / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-    if os.environ.get("JAXLAB_MULTIHOST") != "1" or jax.distributed.is_initialized():
-        return
-    coordinator = os.environ.get("JAXLAB_COORDINATOR")
-    if coordinator is None:
-        jax.distributed.initialize()
-        return
-    jax.distributed.initialize(
-        coordinator,
-        int(os.environ["JAXLAB_NUM_PROCESSES"]),
-        int(os.environ["JAXLAB_PROCESS_ID"]),
-    )
 
 
 def make_mesh(

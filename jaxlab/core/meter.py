@@ -27,15 +27,19 @@ class Meter:
 
     def next(self, step: int, metrics: dict, batch: types.Batch) -> None:
         """Takes the metrics of `step`, writes those of the step before."""
-        self.flush()
         tokens = batch["tokens"] if "tokens" in batch else next(iter(batch.values()))
-        self._pending = step, metrics, tokens.size
+        before, self._pending = self._pending, (step, metrics, tokens.size)
+        self._write(before)
 
     def flush(self) -> None:
-        """Writes the pending row; raises UserError after too many bad steps."""
-        if self._pending is None:
+        """Writes the row that is pending; raises UserError after too many bad steps."""
+        last, self._pending = self._pending, None
+        self._write(last)
+
+    def _write(self, pending: tuple | None) -> None:
+        if pending is None:
             return
-        (step, metrics, tokens), self._pending = self._pending, None
+        step, metrics, tokens = pending
         row = {name: np.asarray(value) for name, value in metrics.items()}
         if self.experiment.learning_rate is not None:
             row["learning_rate"] = self.experiment.learning_rate(step)
@@ -46,7 +50,7 @@ class Meter:
             raise types.UserError(
                 f"the loss or gradient was not finite in {self._in_a_row} steps in a "
                 f"row, up to step {step}; the weights are those of step "
-                f"{step - self._in_a_row}. Lower the learning rate, or look at the "
-                f"data with `jaxlab data inspect --step {step - 1}`, and resume from "
-                "the last checkpoint"
+                f"{step - self._in_a_row}. Look at the data with `jaxlab data inspect "
+                f"--step {step - 1}` and start the same command to go on, or lower "
+                "the learning rate in another --workdir with this one as init_from"
             )

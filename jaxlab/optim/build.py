@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxlab.core import tree, types
@@ -122,28 +123,29 @@ def schedule(config: OptimConfig, steps: int) -> Callable[[Any], Any]:
         )
 
     def rate(count):
-        count = jnp.asarray(count, jnp.float32)
-        rising = config.warmup_start + (1 - config.warmup_start) * count / max(
-            warmup, 1
-        )
-        done = jnp.maximum(count - warmup, 0.0)
-        cycle = jnp.clip(jnp.ceil(done / length) - 1, 0, config.cycles - 1)
-        falling = _shape(config, jnp.clip(done - cycle * length, 0, length), length)
-        return peak * jnp.where(count < warmup, rising, falling)
+        # On the host for a report: a device would answer after the step it runs.
+        xp = jnp if isinstance(count, jax.Array) else np
+        count = xp.asarray(count, xp.float32)
+        start, rise = config.warmup_start, 1 - config.warmup_start
+        rising = start + rise * count / max(warmup, 1)
+        done = xp.maximum(count - warmup, 0.0)
+        cycle = xp.clip(xp.ceil(done / length) - 1, 0, config.cycles - 1)
+        into = xp.clip(done - cycle * length, 0, length)
+        return peak * xp.where(count < warmup, rising, _shape(xp, config, into, length))
 
     return rate
 
 
-def _shape(config, done, length):
+def _shape(xp, config, done, length):
     """The schedule after warm-up as a fraction of the peak, done in [0, length]."""
     span = 1 - config.final
     if config.schedule == "constant":
-        return jnp.ones_like(done)
+        return xp.ones_like(done)
     if config.schedule == "linear":
         return 1 - span * done / length
     if config.schedule == "cosine":
-        return config.final + span * (1 + jnp.cos(math.pi * done / length)) / 2
-    into = jnp.maximum(done - (length - config.decay_steps), 0)
+        return config.final + span * (1 + xp.cos(math.pi * done / length)) / 2
+    into = xp.maximum(done - (length - config.decay_steps), 0)
     return 1 - span * into / max(config.decay_steps, 1)
 
 

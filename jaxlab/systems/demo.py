@@ -18,8 +18,7 @@ import ml_collections
 import numpy as np
 
 from jaxlab import ablation, generate, models
-from jaxlab.core import checkpoint, report
-from jaxlab.core import mesh as mesh_lib
+from jaxlab.core import checkpoint, process, report
 from jaxlab.systems import data_ablation, defaults, olmo, report_page
 
 _PROMPTS = ("The ", "def ", "Returns ")
@@ -44,7 +43,7 @@ def main(
     """
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    mesh_lib.start()
+    process.start()
     clock = _Clock()
     existing = workdir / "report.html"
     if existing.exists():
