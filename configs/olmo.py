@@ -84,10 +84,11 @@ def _olmo2_7b(config) -> None:
         {
             "vocab": 100_352, "embed": 4096, "layers": 32, "heads": 32, "mlp": 11_008,
             "norm": "rmsnorm", "norm_epsilon": 1e-6, "norm_position": "post",
-            "qk_norm": True, "rope": {"theta": 500_000.0}, "length": 4096,
+            "qk_norm": True, "length": 4096,
             "initializer": "normal", "remat": "full",
         }
     )  # fmt: skip
+    config.model.rope.theta = 500_000.0
     config.data.update({"length": 4096, "batch_size": 1024})
     config.optim.update(
         {

@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxlab.core import checkpoint, tree, types
+from jaxlab.core import checkpoint, saved, tree, types
 from jaxlab.core import mesh as mesh_lib
 
 # What orbax leaves behind in its event loop when a read fails.
@@ -213,7 +213,7 @@ def test_parameters_of_a_corrupt_checkpoint_are_never_returned(tmp_path, caplog)
     _flip_kernels(tmp_path / "2")
     _equal(checkpoint.load_params(tmp_path), _state(1).params)
     assert "trying the one before" in caplog.text
-    with pytest.raises(checkpoint.CorruptError, match="corrupt"):
+    with pytest.raises(saved.CorruptError, match="corrupt"):
         checkpoint.load_params(tmp_path, 2)
 
 
@@ -292,7 +292,7 @@ def test_a_save_that_fails_is_one_line_and_leaves_the_one_before(tmp_path):
     )
     assert "free some disk space" in line
     assert checkpoint.steps(tmp_path) == [1]
-    assert checkpoint.load(tmp_path / "1", _shape(8))["w"].tolist() == [1.0] * 8
+    assert saved.load(tmp_path / "1", _shape(8))["w"].tolist() == [1.0] * 8
     # Once there is space, the same command goes on.
     with checkpoint.Checkpointer(tmp_path) as saver:
         saver.save(2, {"w": jnp.ones(100_000)})

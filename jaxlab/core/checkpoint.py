@@ -1,17 +1,15 @@
 """Checkpoints: saved in the background, verified when read, never half-trusted.
 
-Orbax v1 writes `DIR/<step>/` (zarr3 without compression: on random floats zstd gains
-8 % of the size for three times the time). Beside the arrays goes a checksum of every
-leaf, computed on the devices (`tree.fingerprint`): a truncated, flipped or half-written
-checkpoint is found when it is read, and the newest good one before it is used and
-named. Mesh and dtype may differ between saving and loading.
+Orbax v1 writes `DIR/<step>/`. A corrupt checkpoint is found when it is read (see
+`core/saved.py`), and the newest good one before it is used and named. Mesh and dtype
+may differ between saving and loading.
 """
 
 import contextlib
 import logging
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,13 +18,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import tree, types
+from jaxlab.core import saved, types
 
 _log = logging.getLogger(__name__)
-
-
-class CorruptError(types.UserError):
-    """A checkpoint cannot be read back as it was written."""
 
 
 class Checkpointer:
@@ -66,7 +60,7 @@ class Checkpointer:
             _set_aside(self.directory, _unfinished(self.directory))
             self._orbax = ocp.training.Checkpointer(
                 self.directory,
-                context=_context(),
+                context=saved.context(),
                 preservation_policy=policy,
                 cleanup_tmp_directories=True,
             )
@@ -82,7 +76,7 @@ class Checkpointer:
                 self._orbax.close()
             except Exception as error:
                 # After a failed save it raises that save's error again, and at length.
-                _log.warning("closing %s: %s", self.directory, _first(error))
+                _log.warning("closing %s: %s", self.directory, saved.first_line(error))
 
     def save(self, step: int, state: Any) -> None:
         """Starts saving `state` as `step`; the arrays may be donated afterwards.
@@ -99,11 +93,7 @@ class Checkpointer:
         self.wait()
         if step in steps(self.directory):
             return
-        metadata = {
-            "fingerprint": tree.fingerprint(state),
-            "shapes": _shapes(state),
-            "axes": self._axes,
-        }
+        metadata = saved.describe(state, self._axes)
         with self._reported(step):
             self._pending = (
                 step,
@@ -136,7 +126,7 @@ def steps(directory: pathlib.Path) -> list[int]:
     folder = pathlib.Path(directory)
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     found = sorted((int(name) for name in names if name.isdigit()), reverse=True)
-    return [step for step in found if (folder / str(step) / _METADATA).is_file()]
+    return [step for step in found if (folder / str(step) / saved.METADATA).is_file()]
 
 
 def _unfinished(directory: pathlib.Path) -> list[int]:
@@ -164,8 +154,8 @@ def restore(directory: pathlib.Path, abstract: Any) -> tuple[int, Any] | None:
     broken = []
     for step in steps(directory):
         try:
-            state = load(pathlib.Path(directory) / str(step), abstract)
-        except CorruptError as error:
+            state = saved.load(pathlib.Path(directory) / str(step), abstract)
+        except saved.CorruptError as error:
             _log.warning("%s; trying the one before", error)
             broken.append(step)
             continue
@@ -179,47 +169,6 @@ def restore(directory: pathlib.Path, abstract: Any) -> tuple[int, Any] | None:
             "one from a copy, or start again with another --workdir"
         )
     return None
-
-
-def load(path: pathlib.Path, abstract: Any) -> Any:
-    """One checkpoint, checked leaf by leaf; of a part when `abstract` is a part.
-
-    Raises:
-        CorruptError: unreadable, or not what was saved.
-        UserError: the structure differs; every difference is listed.
-    """
-    from orbax.checkpoint import v1 as ocp
-
-    path = pathlib.Path(path).absolute()
-    metadata, saved = _metadata(path)
-    wanted = tree.flatten(abstract)
-    _check_structure(path, saved, wanted)
-    stored = jax.tree_util.tree_map_with_path(
-        lambda p, leaf: _as_stored(leaf, saved[tree.path_name(p)]), abstract
-    )
-    context = _context()
-    context.pytree.loading.partial_load = len(wanted) < len(saved)
-    try:
-        with context:
-            state = ocp.load(path, stored)
-    except Exception as error:
-        raise CorruptError(
-            f"checkpoint {path} cannot be read: {_first(error)}"
-        ) from None
-    if lines := tree.differences([stored, state]):
-        raise CorruptError(f"checkpoint {path} is corrupt: {lines[0]}")
-    actual = tree.fingerprint(state)
-    expected = metadata["fingerprint"]
-    if wrong := [name for name in actual if actual[name] != expected[name]]:
-        raise CorruptError(
-            f"checkpoint {path} is corrupt: {len(wrong)} leaves do not match their "
-            f"checksum, first {wrong[0]}"
-        )
-    return jax.tree.map(
-        lambda leaf, to: leaf if leaf.dtype == to.dtype else leaf.astype(to.dtype),
-        state,
-        abstract,
-    )
 
 
 def load_params(
@@ -250,7 +199,7 @@ def load_params(
     for candidate in found if step is None else [step]:
         try:
             return _load_params(folder / str(candidate), mesh, dtype)
-        except CorruptError as error:
+        except saved.CorruptError as error:
             if step is not None:
                 raise
             _log.warning("%s; trying the one before", error)
@@ -258,9 +207,9 @@ def load_params(
 
 
 def _load_params(path, mesh, dtype):
-    metadata, saved = _metadata(path)
+    metadata, leaves = saved.read_description(path)
     axes = metadata.get("axes") or {}
-    params = {name: leaf for name, leaf in saved.items() if name.startswith("params/")}
+    params = {name: leaf for name, leaf in leaves.items() if name.startswith("params/")}
 
     def abstract(name, leaf):
         floating = jnp.issubdtype(leaf.dtype, jnp.floating)
@@ -281,80 +230,7 @@ def _load_params(path, mesh, dtype):
         for folder in folders:
             node = node.setdefault(folder, {})
         node[last] = abstract(name, leaf)
-    return load(path, nested)["params"]
-
-
-_METADATA = "_CHECKPOINT_METADATA"
-
-
-def _context():
-    from orbax.checkpoint import v1 as ocp
-
-    context = ocp.Context()
-    context.array.saving.use_zarr3 = True
-    context.array.saving.use_compression = False
-    return context
-
-
-def _metadata(path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what `save` wrote beside the arrays, saved leaves by path)."""
-    from orbax.checkpoint import v1 as ocp
-
-    try:
-        found = ocp.metadata(path.absolute())  # of a relative path it reads only half
-        leaves = {
-            name: leaf
-            for name, leaf in tree.flatten(found.metadata).items()
-            if hasattr(leaf, "shape")
-        }
-        custom = dict(found.custom_metadata or {})
-        shapes = {name: list(leaf.shape) for name, leaf in leaves.items()}
-        # Orbax logs an unreadable description and goes on without it.
-        is_whole = shapes == custom["shapes"] and {*shapes} == {*custom["fingerprint"]}
-    except Exception as error:
-        raise CorruptError(
-            f"checkpoint {path} cannot be read: {_first(error)}"
-        ) from None
-    if not is_whole:
-        raise CorruptError(f"checkpoint {path} is corrupt: its files disagree")
-    return custom, leaves
-
-
-def _shapes(state) -> dict[str, list[int]]:
-    def shape(leaf):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.eval_shape(jax.random.key_data, leaf)
-        return list(leaf.shape)
-
-    return {name: shape(leaf) for name, leaf in tree.flatten(state).items()}
-
-
-def _check_structure(path, saved, wanted) -> None:
-    lines = [f"{name} is not in the checkpoint" for name in wanted if name not in saved]
-    parts = {name.split("/")[0] for name in wanted}
-    lines += [
-        f"{name} is only in the checkpoint"
-        for name in saved
-        if name.split("/")[0] in parts and name not in wanted
-    ]
-    for name in saved.keys() & wanted.keys():
-        leaf = wanted[name]
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        if not is_key and tuple(saved[name].shape) != tuple(leaf.shape):
-            lines.append(f"{name}: saved {saved[name].shape}, wanted {leaf.shape}")
-    if lines:
-        shown = "; ".join(sorted(lines)[:8])
-        raise types.UserError(
-            f"checkpoint {path} has another structure than this run ({len(lines)} "
-            f"differences): {shown}"
-        )
-
-
-def _as_stored(leaf, saved):
-    """The wanted placement with the stored dtype, so that checksums can be compared."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return leaf
-    return jax.ShapeDtypeStruct(leaf.shape, saved.dtype, sharding=leaf.sharding)
+    return saved.load(path, nested)["params"]
 
 
 def _set_aside(directory: pathlib.Path, broken: list[int]) -> None:
@@ -375,13 +251,7 @@ def _one_line(message: str):
     try:
         yield
     except Exception as error:
-        raise types.UserError(f"{message} ({_first(error)})") from error
-
-
-def _first(error: Exception) -> str:
-    """The first line of an error, shortened."""
-    lines: Iterator[str] = (line for line in str(error).splitlines() if line.strip())
-    return next(lines, type(error).__name__)[:300]
+        raise types.UserError(f"{message} ({saved.first_line(error)})") from error
 
 
 def _words(steps: list[int]) -> str:

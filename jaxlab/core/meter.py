@@ -20,6 +20,9 @@ class Meter:
         sizes = {axis: size for axis, size in mesh.shape.items() if size > 1}
         if first == 0 and self.experiment.init_from is None:
             self.rows.say("parameters\n" + report.parameter_overview(state.params))
+            config = getattr(self.experiment.model, "config", None)
+            if hasattr(config, "describe"):
+                self.rows.say(config.describe())
         self.rows.say(
             f"{'resuming' if first else 'starting'} at step {first} of "
             f"{self.experiment.steps} on mesh {sizes or 'of one device'}"

@@ -109,6 +109,16 @@ class TransformerConfig:
             fuse = platform == "cpu"
         return dataclasses.replace(self, attention=attend, fuse_projections=fuse)
 
+    def describe(self) -> str:
+        """How this process will compute it; what "auto" came to is never silent."""
+        chosen = self.resolved()
+        fused = "fused" if chosen.fuse_projections else "separate"
+        return (
+            f"attention {chosen.attention} ({self.attention}), {fused} projections, "
+            f"remat {self.remat}, {'scanned' if self.scan else 'unrolled'} layers, "
+            f"{self.dtype}"
+        )
+
     def flops_per_token(self, length: int, *, causal: bool = False) -> float:
         """Forward + backward FLOPs a token: 6 N_matmul + 12 N H C L (half if causal).
 

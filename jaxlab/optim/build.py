@@ -42,7 +42,7 @@ class OptimConfig:
         clip_norm: bound on the global gradient norm, or None.
         clip_norm_start, clip_start_steps: another bound for the first steps
             (OLMo-7B: 10.0 for 1000 steps).
-        ema: decay of an exponential moving average of the parameters, or None.
+        ema: decay of an exponential moving average of the parameters; 0 keeps none.
     """
 
     learning_rate: float
@@ -61,7 +61,7 @@ class OptimConfig:
     clip_norm: float | None = 1.0
     clip_norm_start: float | None = None
     clip_start_steps: int = 0
-    ema: float | None = None
+    ema: float = 0.0
 
 
 def build(
@@ -91,7 +91,7 @@ def build(
                 )
             bound = _clip_schedule(config)
         parts.insert(0, clip_by_global_norm(bound))
-    if config.ema is not None:
+    if config.ema:
         parts.append(parameter_ema(config.ema))
     return optax.chain(*parts), rate
 

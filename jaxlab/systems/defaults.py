@@ -24,13 +24,22 @@ def pretraining() -> ml_collections.ConfigDict:
             "embed": 0,
             "layers": 0,
             "heads": 0,
+            "kv_heads": 0,  # 0: as many as heads
             "mlp": 0,
             "norm": "layernorm",
             "norm_epsilon": 1e-5,
             "norm_position": "pre",
             "qk_norm": False,
+            "clip_qkv": 0.0,  # 0: no clipping
+            "window": 0,  # 0: every layer sees everything before it
+            "full_layers": (),  # layers without the window
             "tied": False,
-            "rope": {"theta": 10_000.0},
+            "rope": {
+                "theta": 10_000.0,
+                "scaling": "default",  # or linear, llama3, yarn, with:
+                "factor": 1.0,
+                "original_length": 0,
+            },
             "length": 2048,
             "initializer": "mitchell",
             "initializer_std": 0.02,
@@ -67,6 +76,8 @@ def pretraining() -> ml_collections.ConfigDict:
             "warmup_steps": 0,
             "warmup_start": 0.1,  # OLMo 1 warms up from a tenth of the peak
             "final": 0.1,
+            "decay_steps": 0,  # wsd: of the last, linear part
+            "cycles": 1,  # restarts: how often the schedule runs
             "beta1": 0.9,
             "beta2": 0.95,
             "epsilon": 1e-5,
@@ -75,6 +86,7 @@ def pretraining() -> ml_collections.ConfigDict:
             "clip_norm": 1.0,
             "clip_norm_start": 1.0,
             "clip_start_steps": 0,
+            "ema": 0.0,  # decay of an average of the parameters; 0 keeps none
         }
     )
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})

@@ -138,9 +138,9 @@ def transformer_config(
     if not values["vocab"]:
         values["vocab"] = mesh_lib.padded_vocab(tokenizer.vocab_size, mesh, 128)
     tokenizer_lib.check_vocab(tokenizer, values["vocab"])
-    for name in ("rope", "window_rope"):
-        if values.get(name) is not None:
-            values[name] = rope_lib.Rope(**values[name])
+    values["rope"] = rope_lib.Rope(**values["rope"])
+    for name in ("kv_heads", "clip_qkv", "window"):
+        values[name] = values[name] or None  # a config has no None to override
     values |= {
         "eos_id": tokenizer.eos_id,
         "pad_id": tokenizer.pad_id,
