@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -217,8 +218,12 @@ def test_an_optimizer_that_asks_for_gradients_elsewhere_gets_them():
     assert int(new.step) == 1
 
 
-def launch(workdir, steps=12, save_every=2) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+def launch(workdir, steps=12, save_every=2, **extra) -> subprocess.Popen:
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        **extra,
+    }
     command = [sys.executable, "-m", "tests.tiny_run", str(workdir), str(steps)]
     return subprocess.Popen(
         [*command, str(save_every)],
@@ -249,6 +254,28 @@ def test_killed_runs_resume_bit_for_bit(tmp_path):
     assert process.returncode == 0, output
     assert uninterrupted.wait(timeout=120) == 0
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def test_two_hosts_train_as_one_and_one_continues(tmp_path, whole):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    hosts = [
+        launch(
+            tmp_path,
+            steps=6,
+            JAXLAB_MULTIHOST="1",
+            JAXLAB_COORDINATOR=f"127.0.0.1:{port}",
+            JAXLAB_NUM_PROCESSES="2",
+            JAXLAB_PROCESS_ID=str(number),
+            JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo",
+        )
+        for number in range(2)
+    ]
+    outputs = [host.communicate(timeout=150)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], outputs
+    train.fit(tiny_run.experiment(), tmp_path, mesh=one_device())
+    np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=2e-5)
 
 
 def test_sigterm_saves_and_exits_cleanly(tmp_path):

@@ -8,7 +8,8 @@ import sys
 import numpy as np
 
 from jaxlab import models, objectives, optim, train
-from jaxlab.core import types
+from jaxlab.core import process, types
+from jaxlab.evals import perplexity
 
 CONFIG = models.TransformerConfig(
     vocab=64, embed=32, layers=2, heads=2, mlp=64, norm="layernorm", length=16
@@ -20,6 +21,9 @@ def batches(step: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
     random = np.random.default_rng([7, step])
     start = random.integers(0, 64, (8, 1))
     return {"tokens": ((start + np.arange(16)) % 64).astype(np.int32)[rows]}
+
+
+batches.rows = 8  # several hosts have to agree on it
 
 
 def experiment(steps: int = 12, **changes) -> types.Experiment:
@@ -40,9 +44,15 @@ def experiment(steps: int = 12, **changes) -> types.Experiment:
     return types.Experiment(**{**fields, **changes})
 
 
+def evaluate(params) -> dict[str, float]:
+    """Perplexity on a batch that is not trained on."""
+    return perplexity.evaluate(models.Decoder(CONFIG).apply, params, [batches(10**6)])
+
+
 if __name__ == "__main__":
+    process.start()
     train.fit(
-        experiment(int(sys.argv[2])),
+        experiment(int(sys.argv[2]), evals={"own": evaluate}),
         sys.argv[1],
         save_every=int(sys.argv[3]),
         log_seconds=60.0,

@@ -109,6 +109,11 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
     return nn.with_logical_constraint(x, names)
 
 
+def gathered(x: jax.Array) -> jax.Array:
+    """Pins a result to every device, so that every host can read it."""
+    return nn.with_logical_constraint(x, (None,) * x.ndim)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of scalars and keys."""
     return NamedSharding(mesh, P())

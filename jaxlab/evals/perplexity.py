@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab import objectives
-from jaxlab.core import types
+from jaxlab.core import mesh, types
 
 
 @functools.cache
@@ -25,7 +25,7 @@ def scorer(apply: Callable) -> Callable[[types.Params, types.Batch], Any]:
 
     @jax.jit
     def score(params, batch):
-        return row_losses(apply, params, batch)
+        return jax.tree.map(mesh.gathered, row_losses(apply, params, batch))
 
     return score
 
