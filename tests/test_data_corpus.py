@@ -12,6 +12,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import zstandard
 
 from jaxlab.core import types
 from jaxlab.data import corpus, tokenizer
@@ -54,7 +55,6 @@ def test_text_files_become_one_document_each_in_sorted_order(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 def test_dolma_json_lines_are_read_from_every_compression(tmp_path, suffix):
-    zstandard = pytest.importorskip("zstandard")
     rows = [{"id": "x", "text": "é\n", "source": "s", "metadata": {}}, {"text": "b"}]
     data = "\n\n".join(json.dumps(row) for row in rows).encode()
     packed = {
@@ -85,8 +85,6 @@ def test_dolma_json_lines_are_read_from_every_compression(tmp_path, suffix):
     ],
 )
 def test_bad_files_end_in_one_line_that_names_the_place(tmp_path, name, data, message):
-    if name.endswith("zst"):
-        pytest.importorskip("zstandard")
     (tmp_path / name).write_bytes(data)
     with pytest.raises(types.UserError, match=message) as error:
         list(corpus.read_documents(tmp_path))
@@ -109,6 +107,13 @@ def test_domains_are_subfolders_and_json_lines_of_the_wanted_split(tmp_path):
     ]
 
 
+def test_empty_text_files_beside_others_are_left_out(tmp_path):
+    (tmp_path / "__init__.py").write_bytes(b"")
+    (tmp_path / "code.py").write_text("x = 1\n")
+    found = [document.id for document in corpus.read_documents(tmp_path)]
+    assert found == ["code.py"]
+
+
 def test_missing_and_empty_domains_are_named(tmp_path):
     with pytest.raises(types.UserError, match="holds no domain"):
         corpus.read_domains(tmp_path)
@@ -126,8 +131,7 @@ def test_missing_and_empty_domains_are_named(tmp_path):
 
 
 def test_a_tfds_folder_is_read_without_tensorflow(tmp_path):
-    tfds = pytest.importorskip("tensorflow_datasets")
-    pytest.importorskip("array_record")
+    import tensorflow_datasets as tfds
 
     class Tiny(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")

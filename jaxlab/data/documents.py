@@ -140,7 +140,7 @@ def domain_paths(
 
 
 def _readable_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    files, skipped = [], set()
+    files, skipped, empty = [], set(), []
     for path in sorted(folder.rglob("*")):
         hidden = any(
             part.startswith(".") or part == "__pycache__"
@@ -148,13 +148,19 @@ def _readable_files(folder: pathlib.Path) -> list[pathlib.Path]:
         )
         if hidden or not path.is_file():
             continue
-        if JSON_LINES.search(path.name) or PLAIN_TEXT.search(path.name):
+        if PLAIN_TEXT.search(path.name) and path.stat().st_size == 0:
+            empty.append(path)  # an __init__.py, say; an empty .jsonl is a mistake
+        elif JSON_LINES.search(path.name) or PLAIN_TEXT.search(path.name):
             files.append(path)
         else:
             skipped.add(path.suffix or path.name)
     if skipped:
         log.warning("%s: skipped files of kind %s", folder, ", ".join(sorted(skipped)))
+    if empty:
+        log.warning("%s: skipped %d empty text files", folder, len(empty))
     if not files:
+        if empty:
+            return empty[:1]  # its reader says what is wrong
         raise types.UserError(
             f"{folder} holds no document; put .txt, .md, .py or .jsonl files there"
         )
