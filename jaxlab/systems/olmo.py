@@ -57,7 +57,11 @@ def pretrain(
         ),
         micro_batches=config.micro_batches,
         seed=config.seed,
-        config={**config.to_dict(), "data_order": batches.fingerprint},
+        config={
+            **config.to_dict(),
+            "data_order": batches.fingerprint,
+            "data_shares": batches.shares(config.steps),  # what the run will have read
+        },
         flops_per_token=model_config.flops_per_token(config.data.length),
         learning_rate=rate,
     )
