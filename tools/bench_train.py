@@ -17,6 +17,7 @@ Needs the [oracles] extra.
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -113,14 +114,19 @@ def serve(build, threads: int) -> None:
         elif what == "peak":
             answer = {"flops": max(timed_peak(peak) for _ in range(3))}
         else:
-            cpu = time.process_time()
+            cpu, faults = time.process_time(), page_faults()
             loss = step()
             answer = {
+                "faults": page_faults() - faults,
                 "wall": time.perf_counter() - started,
                 "cpu": time.process_time() - cpu,
                 "loss": loss,
             }
         print(json.dumps(answer), flush=True)
+
+
+def page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def timed_peak(matmul) -> float:
@@ -221,6 +227,7 @@ def summarise(rows, before, after, contenders) -> dict:
             "matmul_peak_gflop_per_second": peak / 1e9,
             "percent_of_peak": 100 * flops / wall / peak,
             "start_seconds": contenders[name].first["seconds"],
+            "page_faults_a_step": statistics.median(row["faults"] for row in steps),
             "last_loss": steps[-1]["loss"],
         }
     pairs = list(zip(rows["jaxlab"], rows["torch"], strict=True))
@@ -240,7 +247,8 @@ def show(summary: dict, threads: int) -> None:
             f"{row['tokens_per_cpu_second']:7,.0f} tokens/CPU-s  "
             f"{row['gflop_per_second']:5.0f} GFLOP/s = {row['percent_of_peak']:.0f} "
             f"% of matmul peak ({row['matmul_peak_gflop_per_second']:.0f}); start and "
-            f"two steps {row['start_seconds']:.1f} s"
+            f"two steps {row['start_seconds']:.1f} s; "
+            f"{row['page_faults_a_step']:,.0f} page faults a step"
         )
     for kind, words in (("wall", "tokens/s"), ("cpu", "tokens/CPU-s")):
         ratio = summary[f"{kind}_ratio"]

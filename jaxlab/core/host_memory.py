@@ -2,8 +2,8 @@
 
 XLA:CPU allocates the temporaries of a program anew at every call. glibc takes blocks
 that large from the kernel and gives them back when they are freed, so every step of a
-25M-parameter model touches some 700,000 fresh pages: a quarter of its time is the
-kernel's. With one arena, no mapped blocks and no trimming the pages are used again
+25M-parameter model touches some 700,000 fresh pages, and half of the speed is lost.
+With one arena, no mapped blocks and no trimming the pages are used again
 (`tools/bench_train.py --malloc default` shows the difference). The price: the process
 keeps its peak.
 """

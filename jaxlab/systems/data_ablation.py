@@ -136,10 +136,7 @@ def run(
         _train(config, runs / f"expert-{name}", mesh, f"expert {name}")
         plan.finished("experts", study.unit_steps)
 
-    pool = ablation.ModelPool.create(
-        {n: checkpoint.load_params(runs / f"expert-{n}") for n in domains},
-        seed=checkpoint.load_params(seed_dir),
-    )
+    pool = open_pool(workdir, domains)
     mixtures = affordable_mixtures(pool)
     model = decoder(study.base, corpus)
     say(f"scoring {len(mixtures)} merged mixtures on {len(corpus.held_out)} targets")
@@ -173,6 +170,15 @@ def run(
             trained[target][name_of(mixture)] = value
         plan.finished("trained mixtures", config.steps)
     return Outcome(domains, seed, ranking, trained, baseline, plan.seconds)
+
+
+def open_pool(workdir: pathlib.Path, domains: Sequence[str]) -> ablation.ModelPool:
+    """The trained experts of a study and their seed model."""
+    runs = workdir / "runs"
+    return ablation.ModelPool.create(
+        {name: checkpoint.load_params(runs / f"expert-{name}") for name in domains},
+        seed=checkpoint.load_params(runs / "seed"),
+    )
 
 
 def affordable_mixtures(

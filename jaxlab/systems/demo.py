@@ -17,8 +17,8 @@ import jax
 import ml_collections
 import numpy as np
 
-from jaxlab import ablation, generate, models
-from jaxlab.core import checkpoint, process, report
+from jaxlab import generate, models
+from jaxlab.core import process, report
 from jaxlab.systems import data_ablation, defaults, olmo, report_page
 
 _PROMPTS = ("The ", "def ", "Returns ")
@@ -59,9 +59,10 @@ def main(
     clock.seconds["corpus and tokenizer"] = clock.elapsed()
     outcome = data_ablation.run(study, workdir, say=clock.say, done=clock.progress)
     clock.say("generating a sample, exporting, writing the report")
+    pool = data_ablation.open_pool(workdir, outcome.domains)
     pages = {
-        "samples": _samples(study, workdir, corpus),
-        "exports": _export(study, workdir, corpus, outcome),
+        "samples": _samples(study, pool, corpus),
+        "exports": _export(study, workdir, pool, corpus, outcome),
     }
     clock.seconds |= outcome.seconds
     summary = summarise(outcome, {**clock.seconds, "total": clock.elapsed()})
@@ -157,14 +158,9 @@ def _finite(values: dict) -> dict:
     return {k: v if np.isfinite(v) else None for k, v in values.items()}
 
 
-def _samples(study, workdir, corpus) -> list[tuple[str, str]]:
+def _samples(study, pool, corpus) -> list[tuple[str, str]]:
     """(prompt, continuation) of the average of all experts."""
-    experts = {
-        name: checkpoint.load_params(workdir / "runs" / f"expert-{name}")
-        for name in corpus.train
-    }
-    pool = ablation.ModelPool.create(experts)
-    params = pool.merged(dict.fromkeys(experts, 1.0))
+    params = pool.merged(dict.fromkeys(pool.names, 1.0))
     model, tokenizer = data_ablation.decoder(study.base, corpus), corpus.tokenizer
     texts = generate.generate(
         model,
@@ -180,14 +176,10 @@ def _samples(study, workdir, corpus) -> list[tuple[str, str]]:
     return [(p, tokenizer.decode(t)) for p, t in zip(_PROMPTS, texts, strict=True)]
 
 
-def _export(study, workdir, corpus, outcome) -> list[pathlib.Path]:
+def _export(study, workdir, pool, corpus, outcome) -> list[pathlib.Path]:
     """The seed model and the best mixture of each target, as Hugging Face folders."""
-    runs, folders = workdir / "runs", {}
+    folders = {"seed": pool.seed}
     config = data_ablation.decoder(study.base, corpus).config
-    pool = ablation.ModelPool.create(
-        {name: checkpoint.load_params(runs / f"expert-{name}") for name in corpus.train}
-    )
-    folders["seed"] = checkpoint.load_params(runs / "seed")
     for rows in outcome.ranking.values():
         best = next((row.mixture for row in rows if len(row.mixture) > 1), None)
         if best is not None:
