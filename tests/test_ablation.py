@@ -262,7 +262,7 @@ def test_bad_mixtures_are_refused():
         pool().mixtures(must=["web"], forbid=["web"])
     with pytest.raises(types.UserError, match="0 mixtures fit"):
         pool().mixtures(1, must=["web", "code"])
-    with pytest.raises(types.UserError, match="use 'macro' or 'micro'"):
+    with pytest.raises(types.UserError, match="use 'macro', 'micro' or 'tokens'"):
         pool().mixtures(weighting="mean")
     many = {str(i): {"w": np.zeros(1, np.float32)} for i in range(18)}
     with pytest.raises(types.UserError, match="262143 mixtures fit"):

@@ -1,4 +1,4 @@
-"""Losses of merged models as predictions of losses of trained ones, and a ranking.
+"""Losses of merged models as predictions of the losses of trained ones.
 
 Na et al. 2024, arXiv:2410.15661: on any evaluation set, in the training domains or out
 of them, perplexity of the average of experts correlates with perplexity of the model
@@ -12,16 +12,16 @@ forgets it. Batches are looped over outside, so that an evaluation set streams a
 progress bar moves; merging again for each batch costs M multiply-adds a parameter,
 against two a parameter *and token* for the forward pass.
 
-The honest baselines stand beside every ranking: the mean of the members' own losses
-(which needs no merging), the seed model, and the best single expert. A proxy that does
-not beat the first has shown nothing.
+`predictions` puts beside it the ensemble of the members' predictions
+(`ablation/ensemble.py`) and the honest baselines: the mean of the members' own losses
+(which needs no merging), the best single member, the seed model. A proxy that does not
+beat the first has shown nothing.
 
 Deviations: the paper merges uniformly; rows may hold any weights. Sums over batches are
 kept in float64 on the host.
 """
 
 import functools
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any, Literal, NamedTuple
 
@@ -29,21 +29,15 @@ import jax
 import numpy as np
 
 from jaxlab import merge
+from jaxlab.ablation import documents, ensemble
 from jaxlab.ablation import pool as pools
-from jaxlab.core import types
+from jaxlab.core import mesh, types
 
-# (params, batch) -> (total nats, tokens): each f32[], or f32[B] by document (row).
+# (params, batch) -> (total nats, tokens): each f32[], or f32[B] by row.
 TokenLosses = Callable[[types.Params, types.Batch], tuple[jax.Array, jax.Array]]
 # (evaluations done, evaluations in all or None): after each batch.
 Progress = Callable[[int, int | None], None]
-
-
-class RankedMixture(NamedTuple):
-    """A mixture and what its merged model says about training on it."""
-
-    mixture: dict[str, float]
-    predicted_loss: float  # nats a token
-    predicted_perplexity: float
+Mode = Literal["map", "vmap"]
 
 
 class Baselines(NamedTuple):
@@ -55,13 +49,53 @@ class Baselines(NamedTuple):
     seed: float | None  # None when the pool has no seed
 
 
+def document_losses(
+    pool: pools.ModelPool,
+    mixtures: Sequence[pools.Mixture],
+    losses_fn: TokenLosses,
+    batches: Iterable[types.Batch],
+    *,
+    mode: Mode = "map",
+    progress: Progress | None = None,
+) -> documents.DocumentLosses:
+    """The losses of each mixture's merged model, by document.
+
+    Args:
+        pool: the experts.
+        mixtures: K of them, e.g. `pool.mixtures()`.
+        losses_fn: `(params, batch) -> (total, weight)`, summed nats and counted tokens
+            by row, f32[B] each; f32[] each makes the whole set one document. It keys
+            the compilation cache: pass one function object, not a new lambda a call.
+        batches: of one shape (each new shape compiles); pad with tokens of weight 0.
+            `document` i32[B] tells which rows are of one document.
+        mode: "map" merges one mixture after the other, in memory of M + 1 models;
+            "vmap" all at once, in memory of M + K: faster for small models.
+        progress: called with (batches done, batches in all or None).
+
+    Raises:
+        UserError: no batches, no counted token, an unknown mode, or bad mixtures.
+    """
+    if mode not in ("map", "vmap"):
+        raise types.UserError(f"mode {mode!r}; use 'map' or 'vmap'")
+    rows = pool.weights(mixtures)
+    count = len(batches) if isinstance(batches, Sized) else None
+    collector = documents.Collector()
+    for done, batch in enumerate(batches, start=1):
+        inputs = documents.for_model(batch)
+        nats, tokens = _evaluate(losses_fn, mode, pool.stacked, rows, inputs)
+        collector.add(batch, nats, tokens)
+        if progress is not None:
+            progress(done, count)
+    return collector.result()
+
+
 def proxy_losses(
     pool: pools.ModelPool,
     mixtures: Sequence[pools.Mixture],
     losses_fn: TokenLosses,
     batches: Iterable[types.Batch],
     *,
-    mode: Literal["map", "vmap"] = "map",
+    mode: Mode = "map",
     by_document: bool = False,
     progress: Progress | None = None,
 ) -> np.ndarray:
@@ -69,44 +103,106 @@ def proxy_losses(
 
     Args:
         pool: the experts.
-        mixtures: K of them, e.g. `pool.mixtures()`.
-        losses_fn: `(params, batch) -> (total, weight)`, each f32[] or, by document,
-            f32[B]: summed nats and counted tokens. It keys the compilation cache: pass
-            one function object, not a new lambda a call.
-        batches: of one shape (each new shape compiles); pad with tokens of weight 0.
-        mode: "map" merges one mixture after the other, in memory of M + 1 models;
-            "vmap" all at once, in memory of M + K: faster for small models.
+        mixtures: K mixtures.
+        losses_fn: as for `document_losses`.
+        batches: as for `document_losses`.
+        mode: as for `document_losses`.
         by_document: keep the documents apart; needs a `losses_fn` that does.
-        progress: called with (batches done, batches in all or None).
+        progress: as for `document_losses`.
 
     Returns:
-        f32[K]; or f32[K, documents], in the order of the batches and without rows of
-        weight 0 (padding): rows of a paired bootstrap.
+        f32[K]; or f32[K, documents], each document's own loss.
 
     Raises:
-        UserError: no batches, no counted token, an unknown mode, or bad mixtures.
+        UserError: as `document_losses`.
     """
-    totals, weights = [], []
-    rows = pool.weights(mixtures)
-    if mode not in ("map", "vmap"):
-        raise types.UserError(f"mode {mode!r}; use 'map' or 'vmap'")
-    count = len(batches) if isinstance(batches, Sized) else None
-    for done, batch in enumerate(batches, start=1):
-        sums = _evaluate(losses_fn, mode, pool.stacked, rows, batch)
-        total, weight = (_by_row(value, by_document) for value in sums)
-        totals.append(total)
-        weights.append(weight)
-        if progress is not None:
-            progress(done, count)
-    if not totals:
-        raise types.UserError("no batches to evaluate on")
-    total, weight = _joined(totals, by_document), _joined(weights, by_document)
-    counted = weight.any(axis=0)
-    if not counted.any():
-        raise types.UserError("the batches hold no token that counts (all weights 0)")
     if by_document:
-        total, weight = total[:, counted], weight[:, counted]
-    return (total / weight).astype(np.float32)
+        losses_fn = _ByRow(losses_fn)
+    found = document_losses(
+        pool, mixtures, losses_fn, batches, mode=mode, progress=progress
+    )
+    losses = found.nats / found.tokens[None] if by_document else found.loss
+    return losses.astype(np.float32)
+
+
+def predictions(
+    pool: pools.ModelPool,
+    mixtures: Sequence[pools.Mixture],
+    losses_fn: TokenLosses,
+    batches: Sequence[types.Batch],
+    *,
+    logps: ensemble.TokenLogps | None = None,
+    mode: Mode = "map",
+    progress: Progress | None = None,
+) -> dict[str, documents.DocumentLosses]:
+    """What every proxy and baseline says of the mixtures on one evaluation set.
+
+    Args:
+        pool: the experts, and the seed if it is known.
+        mixtures: K mixtures.
+        losses_fn: as for `document_losses`.
+        batches: gone through twice where the pool has a seed, so no iterator.
+        logps: of the experts on the same batches (`expert_logps`), for the ensemble.
+        mode: as for `document_losses`.
+        progress: as for `document_losses`, of the merged models.
+
+    Returns:
+        Proxy -> losses of K mixtures on the same documents: "merged"; "ensemble" with
+        `logps`; "mean_of_individual", the members' own losses under the mixture's
+        weights; "best_single", the mixture's best member; "seed" where the pool has
+        one, the same number for all.
+
+    Raises:
+        UserError: as `document_losses`, or `logps` are of other text.
+    """
+    alone = [{name: 1.0} for name in pool.names]
+    every = [*mixtures, *(single for single in alone if single not in mixtures)]
+    merged = document_losses(
+        pool, every, losses_fn, batches, mode=mode, progress=progress
+    )
+    count, rows = len(mixtures), pool.weights(mixtures)
+    members = [every.index(single) for single in alone]
+    individual = merged._replace(nats=merged.nats[members])
+    result = {"merged": merged._replace(nats=merged.nats[:count])}
+    if logps is not None:
+        result["ensemble"] = ensemble.document_losses(logps, rows)
+        if not np.array_equal(result["ensemble"].tokens, merged.tokens):
+            raise types.UserError("the cached log-probabilities are of other text")
+    result["mean_of_individual"] = _mean_of_members(individual, rows)
+    best = np.argmin(np.where(rows > 0, individual.loss[None], np.inf), axis=1)
+    result["best_single"] = individual._replace(nats=individual.nats[best])
+    if pool.seed is not None:
+        seed = model_losses([pool.seed], losses_fn, batches)
+        result["seed"] = seed._replace(nats=np.repeat(seed.nats, count, axis=0))
+    return result
+
+
+def model_losses(
+    models: Iterable[types.Params],
+    losses_fn: TokenLosses,
+    batches: Sequence[types.Batch],
+) -> documents.DocumentLosses:
+    """The losses of models as they are, by document: of mixtures trained for real.
+
+    Args:
+        models: K parameter trees, taken one after the other: a generator that loads
+            them needs memory for one.
+        losses_fn: as for `document_losses`.
+        batches: gone through once for each model.
+
+    Raises:
+        UserError: no models, or as `document_losses`.
+    """
+    found = []
+    for params in models:
+        collector = documents.Collector()
+        for batch in batches:
+            nats, tokens = _losses(losses_fn, params, documents.for_model(batch))
+            collector.add(batch, np.asarray(nats)[None], tokens)
+        found.append(collector.result())
+    if not found:
+        raise types.UserError("no models to evaluate")
+    return found[0]._replace(nats=np.concatenate([losses.nats for losses in found]))
 
 
 def individual_losses(
@@ -114,7 +210,7 @@ def individual_losses(
     losses_fn: TokenLosses,
     batches: Iterable[types.Batch],
     *,
-    mode: Literal["map", "vmap"] = "map",
+    mode: Mode = "map",
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """Each expert's own loss in nats a token, by name."""
@@ -150,25 +246,24 @@ def baselines(
     losses_fn: TokenLosses,
     batches: Sequence[types.Batch],
     *,
-    mode: Literal["map", "vmap"] = "map",
+    mode: Mode = "map",
 ) -> Baselines:
     """The seed model, the best single expert and the mean of the members' losses.
 
     Args:
         pool: the experts, and the seed if it is known.
         mixtures: K mixtures.
-        losses_fn: as for `proxy_losses`.
+        losses_fn: as for `document_losses`.
         batches: gone through twice, so no iterator.
-        mode: as for `proxy_losses`.
+        mode: as for `document_losses`.
 
     Raises:
-        UserError: as `proxy_losses`.
+        UserError: as `document_losses`.
     """
     individual = individual_losses(pool, losses_fn, batches, mode=mode)
     seed = None
     if pool.seed is not None:
-        alone = pools.ModelPool.create({"seed": pool.seed})
-        seed = individual_losses(alone, losses_fn, batches, mode=mode)["seed"]
+        seed = float(model_losses([pool.seed], losses_fn, batches).loss[0])
     return Baselines(
         mean_of_individual=mean_of_individual_losses(pool, mixtures, individual),
         individual=individual,
@@ -177,76 +272,40 @@ def baselines(
     )
 
 
-def rank_mixtures(
-    pool: pools.ModelPool,
-    mixtures: Sequence[pools.Mixture],
-    evaluation: Mapping[str, Iterable[types.Batch]],
-    losses_fn: TokenLosses,
-    *,
-    mode: Literal["map", "vmap"] = "map",
-    progress: Callable[[str, int, int | None], None] | None = None,
-) -> dict[str, list[RankedMixture]]:
-    """The mixtures by predicted loss, best first, for each target.
+def _mean_of_members(individual, rows) -> documents.DocumentLosses:
+    """The members' own losses under weights; one that takes no part is not asked."""
+    # 0 * inf is NaN: an expert that diverged must not spoil mixtures without it.
+    finite = np.nan_to_num(individual.nats, nan=0.0, posinf=0.0, neginf=0.0)
+    broken = (rows > 0).astype(float) @ ~np.isfinite(individual.nats)
+    nats = np.where(broken > 0, np.nan, rows.astype(np.float64) @ finite)
+    return individual._replace(nats=nats)
 
-    Args:
-        pool: the experts.
-        mixtures: the candidates.
-        evaluation: target -> batches; batches of one shape share one compiled program.
-        losses_fn: as for `proxy_losses`.
-        mode: as for `proxy_losses`.
-        progress: called with (target, batches done, batches in all or None).
 
-    Returns:
-        target -> ranking. Equal losses keep the order of `mixtures`; NaN comes last.
+class _ByRow(NamedTuple):  # equal functions make equal instances: one compiled program
+    losses_fn: TokenLosses
 
-    Raises:
-        UserError: no targets, or as `proxy_losses`.
-    """
-    if not evaluation:
-        raise types.UserError("no evaluation targets are given")
-    ranking = {}
-    for target, batches in evaluation.items():
-        report = None if progress is None else functools.partial(progress, target)
-        losses = proxy_losses(
-            pool, mixtures, losses_fn, batches, mode=mode, progress=report
-        ).tolist()
-        ranked = [
-            RankedMixture(dict(mixture), loss, _perplexity(loss))
-            for mixture, loss in zip(mixtures, losses, strict=True)
-        ]
-        ranking[target] = sorted(
-            ranked, key=lambda row: (math.isnan(row.predicted_loss), row.predicted_loss)
-        )
-    return ranking
+    def __call__(self, params, batch):
+        total, weight = self.losses_fn(params, batch)
+        if total.ndim != 1:
+            raise types.UserError(
+                "by_document needs a losses_fn that returns one total and weight a row;"
+                f" it returns shape {total.shape}"
+            )
+        return total, weight
+
+
+@functools.partial(jax.jit, static_argnames="losses_fn")
+def _losses(losses_fn, params: types.Params, batch: types.Batch):
+    return jax.tree.map(mesh.gathered, losses_fn(params, batch))
 
 
 @functools.partial(jax.jit, static_argnames=("losses_fn", "mode"))
 def _evaluate(losses_fn, mode: str, stacked: Any, rows: jax.Array, batch: types.Batch):
+    """(nats [K, ...], tokens [...]): the tokens are the same for every mixture."""
+
     def of_row(weights):
         return losses_fn(merge.average_stacked(stacked, weights), batch)
 
-    return jax.vmap(of_row)(rows) if mode == "vmap" else jax.lax.map(of_row, rows)
-
-
-def _by_row(values: jax.Array, by_document: bool) -> np.ndarray:
-    """[K] or [K, B] on the device -> f64[K, 1], or f64[K, B] by document."""
-    values = np.asarray(values, np.float64)
-    if not by_document:
-        return values.reshape(len(values), -1).sum(axis=1, keepdims=True)
-    if values.ndim != 2:
-        raise types.UserError(
-            "by_document needs a losses_fn that returns one total and weight a row; "
-            f"it returns shape {values.shape[1:]}"
-        )
-    return values
-
-
-def _joined(values: Sequence[np.ndarray], by_document: bool) -> np.ndarray:
-    if by_document:
-        return np.concatenate(values, axis=1)
-    return np.sum(values, axis=0)[:, 0]
-
-
-def _perplexity(loss: float) -> float:
-    with np.errstate(over="ignore"):
-        return float(np.exp(loss))
+    sums = jax.vmap(of_row)(rows) if mode == "vmap" else jax.lax.map(of_row, rows)
+    nats, tokens = jax.tree.map(mesh.gathered, sums)
+    return nats, tokens[0]

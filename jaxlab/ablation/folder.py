@@ -1,0 +1,288 @@
+"""A pool as a directory: experts, where they branched from, and proof of both.
+
+    POOL/pool.json      the seed, the branch point, one record a unit
+    POOL/...            run directories of the seed and of the experts
+
+Adding a unit to the pool is one training run, done by somebody else, and then `add`:
+one atomic rewrite of pool.json. A unit whose training or adding was killed is not in
+the pool, which opens without it. Parameters are fingerprinted when they are recorded
+and checked when the pool is opened, so that an expert trained over, or a seed
+exchanged, is named instead of averaged.
+
+What is easily accidental is stated (`Branch`): whether the optimizer state of the seed
+was carried over and under which schedule the units were trained. The released code of
+Na et al. (2024, arXiv:2410.15661) carries Adam's moments over and lets the trainer
+restore the schedule's base rate, so that its effective rate cannot be told from its
+config.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+
+from jaxlab.ablation import cache
+from jaxlab.ablation import pool as pools
+from jaxlab.core import checkpoint, report, tree, types
+
+_FILE = "pool.json"
+_VERSION = 1
+_TOLERANCE = 0.01  # units of a pool are of equal token budget within this share
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """How every unit was trained from the seed.
+
+    Attributes:
+        optimizer_state: "fresh", or "carried" over from the seed's training.
+        schedule: of the learning rate, e.g. "constant".
+        learning_rate: of the units, at its peak.
+        warmup_steps: of the units; 0 for none.
+        unit_tokens: token budget of one base unit.
+    """
+
+    optimizer_state: Literal["fresh", "carried"]
+    schedule: str
+    learning_rate: float
+    warmup_steps: int
+    unit_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """One expert: a record of pool.json.
+
+    Attributes:
+        name: of the expert and of its partition.
+        path: of its run directory, relative to the pool.
+        fingerprint: of its parameters, from `fingerprint`.
+        seed_fingerprint: of the parameters that it was branched from.
+        tokens_trained: on how many tokens, repeats counted.
+        partition_tokens: how many different tokens the partition has.
+        units: base units that it counts for; its budget is `units * unit_tokens`.
+        steps: updates.
+        source: group of partitions that share one weight in a macro average; "" for a
+            source of its own.
+        data_sha256: of the partition's tokens.
+        config_sha256: of the run's config.
+    """
+
+    name: str
+    path: str
+    fingerprint: str
+    seed_fingerprint: str
+    tokens_trained: int
+    partition_tokens: int
+    units: int = 1
+    steps: int = 0
+    source: str = ""
+    data_sha256: str = ""
+    config_sha256: str = ""
+
+    @property
+    def repeats(self) -> float:
+        """How often the partition was gone through: small ones are repeated."""
+        return self.tokens_trained / self.partition_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What pool.json says.
+
+    Attributes:
+        seed_path: of the seed's run directory, relative to the pool.
+        seed_fingerprint: of its parameters.
+        branch: how units are trained from it.
+        units: name -> record, in the order in which they were added.
+    """
+
+    seed_path: str
+    seed_fingerprint: str
+    branch: Branch
+    units: dict[str, Unit]
+
+
+def fingerprint(params: types.Params) -> str:
+    """One hash of all parameters: names, shapes, dtypes and every bit."""
+    shapes = {name: tree.describe(leaf) for name, leaf in tree.flatten(params).items()}
+    return cache.digest(shapes, tree.fingerprint(params))
+
+
+def create(
+    folder: pathlib.Path, seed_path: str, seed_fingerprint: str, branch: Branch
+) -> None:
+    """Makes an empty pool; a pool of the same seed and branch is left as it is.
+
+    Args:
+        folder: made if it is missing.
+        seed_path: of the seed's run directory, relative to `folder`.
+        seed_fingerprint: `fingerprint` of the seed's parameters.
+        branch: how its units are trained.
+
+    Raises:
+        UserError: the folder is a pool of another seed or branch, a path outside it.
+    """
+    folder = pathlib.Path(folder)
+    _inside(seed_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        wanted = Contents(seed_path, seed_fingerprint, branch, {})
+        if (folder / _FILE).exists():
+            if dataclasses.replace(read(folder), units={}) != wanted:
+                raise types.UserError(
+                    f"{folder} is a pool of another seed or branch; use another folder"
+                )
+            return
+        _write(folder, wanted)
+
+
+def add(folder: pathlib.Path, unit: Unit) -> None:
+    """Adds a trained expert; the same record twice is added once.
+
+    Raises:
+        UserError: no pool, a name that is taken by another record, another seed, a
+            token budget that is not the pool's within 1 %, a path outside the pool.
+    """
+    folder = pathlib.Path(folder)
+    _inside(unit.path)
+    with _locked(folder):
+        contents = read(folder)
+        if contents.units.get(unit.name, unit) != unit:
+            raise types.UserError(
+                f"{folder} has a unit {unit.name} already; name this one differently"
+            )
+        if unit.seed_fingerprint != contents.seed_fingerprint:
+            raise types.UserError(
+                f"unit {unit.name} was branched from another seed model than the pool's"
+            )
+        if unit.units < 1 or unit.partition_tokens < 1:
+            raise types.UserError(
+                f"unit {unit.name}: units and partition_tokens must be 1 or more"
+            )
+        budget = unit.units * contents.branch.unit_tokens
+        if abs(unit.tokens_trained - budget) > _TOLERANCE * budget:
+            raise types.UserError(
+                f"unit {unit.name} was trained on {unit.tokens_trained:,} tokens; the "
+                f"pool's budget for {unit.units} units is {budget:,}, within 1 %"
+            )
+        units = contents.units | {unit.name: unit}
+        _write(folder, dataclasses.replace(contents, units=units))
+
+
+def read(folder: pathlib.Path) -> Contents:
+    """What a pool's pool.json says; no parameters are loaded.
+
+    Raises:
+        UserError: no pool.json, or one that cannot be understood.
+    """
+    path = pathlib.Path(folder) / _FILE
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        if found["version"] != _VERSION:
+            raise ValueError(f"version {found['version']}")
+        for unit in found["units"]:
+            _inside(unit["path"])
+            del unit["repeats"]  # written for people; it follows from the rest
+        units = [Unit(**unit) for unit in found["units"]]
+        return Contents(
+            _inside(found["seed"]["path"]),
+            found["seed"]["fingerprint"],
+            Branch(**found["branch"]),
+            {unit.name: unit for unit in units},
+        )
+    except FileNotFoundError:
+        raise types.UserError(f"{folder} is no pool: it has no {_FILE}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise types.UserError(f"{path} cannot be understood ({error!r})") from None
+
+
+def members(folder: pathlib.Path) -> tuple[Unit, ...]:
+    """The records of the units, in the order in which they were added."""
+    return tuple(read(folder).units.values())
+
+
+def open(
+    folder: pathlib.Path,
+    load_params: Callable[[pathlib.Path], types.Params] = checkpoint.load_params,
+) -> pools.ModelPool:
+    """Loads the seed and all experts, and checks that they are those recorded.
+
+    Args:
+        folder: of the pool.
+        load_params: run directory -> parameters; e.g. a partial of
+            `core.checkpoint.load_params` with a mesh.
+
+    Raises:
+        UserError: no pool, an empty one, or members that are not what was recorded;
+            all of them are named.
+        ValueError: experts of different structure.
+    """
+    folder = pathlib.Path(folder)
+    contents = read(folder)
+    if not contents.units:
+        raise types.UserError(f"{folder} has no units yet; train one and add it")
+    recorded = {"the seed": (contents.seed_path, contents.seed_fingerprint)} | {
+        f"unit {u.name}": (u.path, u.fingerprint) for u in contents.units.values()
+    }
+    loaded, wrong = {}, []
+    for member, (path, expected) in recorded.items():
+        try:
+            loaded[member] = load_params(folder / path)
+        except (types.UserError, OSError) as error:
+            wrong.append(f"{member} cannot be loaded ({error})")
+            continue
+        if fingerprint(loaded[member]) != expected:
+            wrong.append(f"{member} in {path} has changed since it was recorded")
+    if wrong:
+        raise types.UserError(
+            f"{folder}: {'; '.join(wrong)}. Restore them, or train them again"
+        )
+    seed = loaded.pop("the seed")
+    units = contents.units.values()
+    return pools.ModelPool.create(
+        dict(zip(contents.units, loaded.values(), strict=True)),
+        seed=seed,
+        units={unit.name: unit.units for unit in units},
+        tokens={unit.name: unit.partition_tokens for unit in units},
+        sources={unit.name: unit.source for unit in units if unit.source},
+    )
+
+
+def _write(folder: pathlib.Path, contents: Contents) -> None:
+    if jax.process_index() == 0:
+        found: dict[str, Any] = {
+            "version": _VERSION,
+            "seed": {
+                "path": contents.seed_path,
+                "fingerprint": contents.seed_fingerprint,
+            },
+            "branch": contents.branch,
+            "units": [
+                dataclasses.asdict(unit) | {"repeats": unit.repeats}
+                for unit in contents.units.values()
+            ],
+        }
+        report.write_json(folder / _FILE, found)
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path):
+    """Units trained at the same time are added one after the other."""
+    import fcntl  # not on Windows, where the rest of the room works
+
+    if not folder.is_dir():
+        raise types.UserError(f"{folder} is no pool: it has no {_FILE}")
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released by a process that dies
+        yield
+
+
+def _inside(path: str) -> str:
+    if pathlib.PurePath(path).is_absolute() or ".." in pathlib.PurePath(path).parts:
+        raise types.UserError(f"path {path} is not inside the pool; use a relative one")
+    return path
