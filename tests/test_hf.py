@@ -14,14 +14,13 @@ import pytest
 from flax import linen as nn
 
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import tree, types
+from jaxlab.core import safetensors, tree, types
 from jaxlab.models import (
     Decoder,
     TransformerConfig,
     empty_cache,
     hf,
     hf_config,
-    safetensors,
 )
 from jaxlab.models import rope as rope_lib
 

@@ -151,13 +151,13 @@ def test_exact_cases_keep_the_derivative_of_the_formula():
 
 
 def test_any_weights_share_one_compiled_program(caplog):
-    models = trees(3, seed=3)
+    models, row = trees(3, seed=3), jnp.array([0.5, 0.2, 0.1])
     merge.average(models)  # the first call may compile
     merge.interpolate(*models[:2], 0.5)
     merge.apply_task_vectors(models[0], models[1:], [0.1, 0.2])
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         merge.average(models, [1, 2, 3])
-        merge.average(models, jnp.array([0.5, 0.2, 0.1]))
+        merge.average(models, row)
         merge.average(models, 4.0)
         merge.interpolate(*models[:2], 0)
         merge.interpolate(*models[:2], np.float32(0.25))
@@ -291,6 +291,9 @@ def test_a_replicated_tree_is_merged_where_the_first_one_lives():
     result = merge.average([first, np.zeros((8, 2), np.float32)])
     assert result.sharding.spec == P("fsdp")
     elsewhere = jax.device_put(jnp.ones((8, 2)), jax.devices()[3])
+    replicated = jax.device_put(jnp.ones((8, 2)), NamedSharding(mesh, P()))
+    with pytest.raises(ValueError, match=r"sharded differently.*use jax.device_put"):
+        merge.average([replicated, first])  # the second would have to be gathered
     with pytest.raises(ValueError, match="on other devices"):
         merge.average([first, elsewhere])
 

@@ -14,6 +14,10 @@ import jax
 import numpy as np
 import optax
 
+from jaxlab.core import errors
+
+UserError = errors.UserError  # `core.errors` is for those that do without jax
+
 Params = Any  # nested dict of jax.Array, plain and unboxed
 Batch = dict[str, jax.Array]  # leading axis is always `batch`
 
@@ -108,10 +112,3 @@ class Experiment:
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     flops_per_token: float | None = None
     learning_rate: Callable[[int], Any] | None = None
-
-
-class UserError(Exception):
-    """A mistake of the user's: its message is one line that names the fix.
-
-    The command line prints the message alone and exits with code 2.
-    """

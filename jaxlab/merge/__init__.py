@@ -5,21 +5,36 @@
 >>> math, code = {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([5.0, 6.0])}
 >>> merge.average([math, code], [3, 1])
 {'w': Array([2., 3.], dtype=float32)}
+
+Names load when they are first used: merging files needs no jax, whose import takes
+longer than many a merge.
 """
 
-from jaxlab.merge.linear import (
-    apply_task_vectors,
-    average,
-    interpolate,
-    task_vector,
-)
-from jaxlab.merge.stacked import average_stacked, stack
+import importlib
 
-__all__ = [
-    "apply_task_vectors",
-    "average",
-    "average_stacked",
-    "interpolate",
-    "stack",
-    "task_vector",
-]
+_NAMES = {
+    "by_path": ("gradient", "weights_by_path"),
+    "geometry": ("karcher", "model_stock", "multislerp", "nuslerp", "slerp"),
+    "linear": ("apply_task_vectors", "average", "interpolate", "task_vector"),
+    "low_rank": ("LowRank", "extract_low_rank", "low_rank_product", "merge_adapters"),
+    "soups": ("greedy_ingredients", "greedy_soup", "uniform_soup"),
+    "sparse": ("breadcrumbs", "sce", "ties"),
+    "sparse_random": ("dare", "della"),
+    "stacked": ("average_stacked", "stack"),
+    "files.stream": ("merge_files",),
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    globals()[name] = found = getattr(module, name)
+    return found
+
+
+def __dir__():
+    return [*globals(), *__all__]

@@ -12,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab.core import tree
+from jaxlab.merge import by_path
 
 
 def problems(trees: Sequence[Any], *, wide: bool = False) -> list[str]:
     """Everything that keeps trees from being merged, as lines; [] when nothing does.
 
     Missing and extra leaves, containers, shapes, dtypes, and arrays that are committed
-    to different devices.
+    to different devices, or sharded differently: merging those would move one of them
+    behind the caller's back.
 
     Args:
         trees: M trees.
@@ -37,7 +39,7 @@ def problems(trees: Sequence[Any], *, wide: bool = False) -> list[str]:
     others = [jax.tree.leaves(t) for t in trees[1:]]
     for index, (path, first) in enumerate(paths):
         name, expected = tree.path_name(path), tree.describe(first)
-        allowed, devices = {expected}, _devices(first)
+        allowed = {expected}
         if wide and is_inexact(first):
             allowed.add(expected.replace(dtype_of(first).name, widened(first).name))
         for number, leaves in enumerate(others, start=1):
@@ -46,26 +48,31 @@ def problems(trees: Sequence[Any], *, wide: bool = False) -> list[str]:
                 lines.append(
                     f"{name}: {expected} in tree 0 vs {found} in tree {number}"
                 )
-            elif devices and _devices(leaf) and _devices(leaf) != devices:
-                lines.append(
-                    f"{name}: on other devices in tree 0 than in tree {number}"
-                )
+            elif differs := _placed_differently(first, leaf):
+                lines.append(f"{name}: {differs} in tree 0 than in tree {number}")
     return lines
 
 
 def coefficients(
-    values: Any, size: int, *, name: str, normalize: bool = False
+    values: Any, size: int, *, name: str, like: Any = None, normalize: bool = False
 ) -> tuple[Any, list[str]]:
     """Weights as one vector, and everything that is wrong with them, as lines.
 
     Args:
         values: None (ones), a scalar (the same for all), a sequence or an array [size];
-            numbers are checked, tracers only for their shape.
+            numbers are checked, tracers only for their shape. `weights_by_path` may
+            stand for all of them or for any.
         size: how many are wanted.
         name: what the caller calls them.
+        like: a tree with the leaves that weights by path are for.
         normalize: they will be divided by their sum, which then may not be 0.
+
+    Returns:
+        An array [size], or a `by_path.ByLeaf` of arrays [size, ...].
     """
     values = 1.0 if values is None else values
+    if _depends_on_path(values):
+        return _by_leaf(values, size, name, like, normalize)
     if traced := is_traced(values):
         array = values if isinstance(values, jax.Array) else _stack_scalars(values)
     else:  # on the host: no device to be committed to, no computation before checks
@@ -78,24 +85,74 @@ def coefficients(
     if array.shape != (size,):
         shape = ", ".join(map(str, array.shape))
         return array, [f"{name} of shape [{shape}] given, {size} needed"]
-    if traced:
-        return array, []
-    if not np.isfinite(array).all():
-        return array, [f"{name} {array.tolist()} are not all finite"]
-    # A sum that is zero up to float32's rounding would divide noise by noise.
-    if normalize and abs(array.sum()) <= 1e-6 * np.abs(array).sum():
-        return array, [
-            f"{name} {array.tolist()} sum to 0; change them or use normalize=False"
-        ]
-    return array, []
+    return array, _wrong_values(array, name, normalize)
 
 
-def scalar(value: Any, *, name: str) -> tuple[Any, list[str]]:
-    """One coefficient, and what is wrong with it."""
-    if np.shape(value):
+def scalar(value: Any, *, name: str, like: Any = None) -> tuple[Any, list[str]]:
+    """One coefficient, or one a leaf, and what is wrong with it."""
+    if not _depends_on_path(value) and np.shape(value):
         return value, [f"{name} must be a scalar; use jax.vmap for several"]
-    array, lines = coefficients(value, 1, name=name)
-    return array[0], lines
+    found, lines = coefficients(value, 1, name=name, like=like)
+    if isinstance(found, by_path.ByLeaf):
+        # One object a rule, still: see `leafwise.apply` on tied leaves.
+        first = {id(array): array[0] for array in found.values}
+        return by_path.ByLeaf([first[id(array)] for array in found.values]), lines
+    return (found if lines else found[0]), lines
+
+
+def _depends_on_path(values) -> bool:
+    if isinstance(values, list | tuple):
+        return any(isinstance(value, by_path.PathWeights) for value in values)
+    return isinstance(values, by_path.PathWeights)
+
+
+def _by_leaf(values, size, name, like, normalize):
+    """Weights [size, ...] for each leaf of `like`; one array object a combination."""
+    several = values if isinstance(values, list | tuple) else [values] * size
+    if len(several) != size:
+        return values, [f"{name} of shape [{len(several)}] given, {size} needed"]
+    leaves = jax.tree.leaves(like)
+    try:
+        columns = [
+            by_path.resolve(value, like)
+            if isinstance(value, by_path.PathWeights)
+            else [value] * len(leaves)
+            for value in several
+        ]
+    except ValueError as error:
+        return values, [f"{name}: {error}"]
+    joined: dict[tuple[int, ...], Any] = {}
+    wrong: dict[str, None] = {}
+    found = []
+    for row in zip(*columns, strict=True):
+        known = tuple(map(id, row))
+        if known not in joined:
+            joined[known], lines = _joined(row, name, normalize)
+            wrong |= dict.fromkeys(lines)
+        found.append(joined[known])
+    return by_path.ByLeaf(found), list(wrong)
+
+
+def _joined(row, name, normalize):
+    """One weight [...] for each of M trees -> an array [M, ...]."""
+    try:
+        array = jnp.stack(jnp.broadcast_arrays(*(jnp.asarray(x, float) for x in row)))
+    except (TypeError, ValueError):
+        return row, [f"{name} by path {row!r} are not numbers"]
+    return array, _wrong_values(array, name, normalize)
+
+
+def _wrong_values(array, name, normalize) -> list[str]:
+    if is_traced(array):
+        return []
+    array = np.asarray(array, np.float64)
+    if not np.isfinite(array).all():
+        return [f"{name} {array.tolist()} are not all finite"]
+    # A sum that is zero up to float32's rounding would divide noise by noise.
+    tiny = 1e-6 * np.abs(array).sum(axis=0)
+    if normalize and (np.abs(array.sum(axis=0)) <= tiny).any():
+        return [f"{name} {array.tolist()} sum to 0; change them or use normalize=False"]
+    return []
 
 
 def refuse(lines: Sequence[str], what: str) -> None:
@@ -168,8 +225,18 @@ def _stack_scalars(values):
     return jnp.stack([jnp.asarray(value, jnp.result_type(float)) for value in values])
 
 
-def _devices(leaf):
-    """The devices that an array is committed to, or None where it may go anywhere."""
-    if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
-        return None
-    return leaf.sharding.device_set if leaf.committed else None
+def _placed_differently(first, leaf) -> str:
+    """How two arrays are placed differently; "" if not, or if one may go anywhere."""
+    for array in (first, leaf):
+        if isinstance(array, jax.core.Tracer) or not isinstance(array, jax.Array):
+            return ""
+        if not array.committed:
+            return ""
+    if first.sharding.device_set != leaf.sharding.device_set:
+        return "on other devices"
+    if first.sharding.is_equivalent_to(leaf.sharding, first.ndim):
+        return ""
+    if leaf.sharding.is_fully_replicated:  # every device has its part already
+        return ""
+    specs = [getattr(x.sharding, "spec", x.sharding) for x in (first, leaf)]
+    return f"sharded differently ({specs[0]} and {specs[1]}; use jax.device_put)"

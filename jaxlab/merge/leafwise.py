@@ -8,8 +8,8 @@ What is the same for all formulas is said here once:
   bf16 instead gets about a third of the elements wrong.
 - **Weights are traced**, so one compiled program serves any weights, `jax.vmap` runs
   over them and `jax.grad` goes through them.
-- **Placement.** A result takes the `NamedSharding` of its leaf in the first tree; `op`
-  is elementwise, so nothing moves between devices.
+- **Placement.** A result takes the `NamedSharding` of its leaf in the first tree. What
+  is elementwise moves nothing between devices, a norm or a count moves single numbers.
 - **Integer, bool and key leaves** (steps, counters, PRNG keys) have no average: they
   must be equal in all trees and are copied. `None` is no leaf; empty leaves pass.
 - **Tied leaves** (one array object at two paths of every tree) are merged once and
@@ -22,7 +22,7 @@ they are merged, and returned, as float32.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,7 +31,9 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxlab.core import tree
-from jaxlab.merge import checks
+from jaxlab.merge import by_path, checks
+
+ByLeaf = by_path.ByLeaf  # a coefficient that differs between leaves
 
 # M corresponding leaves, widened, and the traced coefficients -> one leaf.
 Op = Callable[..., jax.Array]
@@ -41,15 +43,19 @@ def apply(
     op: Op,
     trees: Sequence[Any],
     *coefficients: Any,
+    options: Mapping[str, Hashable] | None = None,
     dtype: Any = None,
     donate: bool = False,
 ) -> Any:
     """The tree whose leaves are `op(corresponding leaves, *coefficients)`.
 
     Args:
-        op: a module-level function (it keys the compilation cache), elementwise.
+        op: a module-level function (it keys the compilation cache), elementwise or
+            with reductions over its leaf.
         trees: already found alike by `checks.problems`.
-        *coefficients: scalars or vectors, traced, given to `op` in the widened dtype.
+        *coefficients: arrays, traced, given to `op` in the widened dtype (unsigned
+            integers as they are), or a `ByLeaf` of them.
+        options: keyword arguments of `op` that are compiled in; hashable.
         dtype: of floating results; None for each leaf's own.
         donate: the first tree's floating buffers may be overwritten.
 
@@ -68,11 +74,27 @@ def apply(
         checks.unequal(copied),
         "integer, bool and key leaves must be equal in all trees",
     )
-    merged = {_ids(c): c for c in columns if checks.is_inexact(c[0])}
-    results = _run(op, list(merged.values()), coefficients, dtype, donate)
-    done = dict(zip(merged, results, strict=True))
-    done |= {_ids(c): _copy(c[0]) for c in columns if _ids(c) not in merged}
-    return jax.tree.unflatten(structure, [done[_ids(c)] for c in columns])
+    own = [c.values for c in coefficients if isinstance(c, ByLeaf)]
+    # Tied leaves are merged once, unless they are to be merged differently.
+    known = [
+        (*map(id, column), *(id(values[i]) for values in own))
+        for i, column in enumerate(columns)
+    ]
+    places = {
+        name: i for i, name in enumerate(known) if checks.is_inexact(columns[i][0])
+    }
+    coefficients = tuple(
+        [c.values[i] for i in places.values()] if isinstance(c, ByLeaf) else c
+        for c in coefficients
+    )
+    merging = [columns[i] for i in places.values()]
+    static = (op, tuple(sorted((options or {}).items())), dtype)
+    results = _run(static, merging, coefficients, donate)
+    done = dict(zip(places, results, strict=True))
+    for name, column in zip(known, columns, strict=True):
+        if name not in done:
+            done[name] = _copy(column[0])
+    return jax.tree.unflatten(structure, [done[name] for name in known])
 
 
 def apply_stacked(op: Op, stacked: Any, *coefficients: Any) -> Any:
@@ -131,23 +153,25 @@ def _pinned_jvp(primals, tangents):
     return pinned(*primals), tangents[0]
 
 
-def _run(op, columns, coefficients, dtype, donate):
+def _run(static, columns, coefficients, donate):
     firsts = [column[0] for column in columns]
     rests = [column[1:] for column in columns]
     if donate and {id(x) for x in firsts} & {id(x) for rest in rests for x in rest}:
         raise ValueError("donate=True, but the first tree shares arrays with another")
     donate = donate and not checks.is_traced(columns)
     shardings = tuple(_sharding(first) for first in firsts)
-    return _compiled(op, shardings, dtype, donate)(firsts, rests, coefficients)
+    return _compiled(*static, shardings, donate)(firsts, rests, coefficients)
 
 
 @functools.lru_cache(maxsize=256)
-def _compiled(op, shardings, dtype, donate):
+def _compiled(op, options, dtype, shardings, donate):
     def merge_leaves(firsts, rests, coefficients):
-        return [
-            _placed(_leaf(op, [first, *rest], coefficients, dtype), sharding)
-            for first, rest, sharding in zip(firsts, rests, shardings, strict=True)
-        ]
+        results = []
+        for i, (first, rest) in enumerate(zip(firsts, rests, strict=True)):
+            own = [c[i] if isinstance(c, list) else c for c in coefficients]
+            result = _leaf(op, [first, *rest], own, dict(options), dtype)
+            results.append(_placed(result, shardings[i]))
+        return results
 
     return jax.jit(merge_leaves, donate_argnums=(0,) if donate else ())
 
@@ -159,7 +183,7 @@ def _compiled_stacked(op, shardings):
         # slices, widening and sum fuse into one pass without a widened copy.
         models = [[leaf[k] for k in range(len(leaf))] for leaf in leaves]
         return [
-            _placed(_leaf(op, column, coefficients, None), sharding)
+            _placed(_leaf(op, column, coefficients, {}, None), sharding)
             for column, sharding in zip(models, shardings, strict=True)
         ]
 
@@ -176,19 +200,17 @@ def _compiled_stack(shardings):
     )
 
 
-def _leaf(op, leaves, coefficients, dtype):
+def _leaf(op, leaves, coefficients, options, dtype):
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     wide = checks.widened(leaves[0])
     real = jnp.finfo(wide).dtype  # weights stay real when leaves are complex
+    coefficients = map(jnp.asarray, coefficients)
     result = op(
         [leaf.astype(wide) for leaf in leaves],
-        *(jnp.asarray(c).astype(real) for c in coefficients),
+        *(c if c.dtype.kind == "u" else c.astype(real) for c in coefficients),
+        **options,
     )
     return result.astype(dtype or leaves[0].dtype)
-
-
-def _ids(column) -> tuple[int, ...]:
-    return tuple(map(id, column))
 
 
 def _sharding(leaf, change=tuple):

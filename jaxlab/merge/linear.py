@@ -45,8 +45,8 @@ def average(
 
     Args:
         trees: M >= 1 trees of one structure, shapes and dtypes.
-        weights: f32[M] of any sign, or None for equal weights. Traced: one compiled
-            program serves all weights.
+        weights: f32[M] of any sign, or None for equal weights; each may be a
+            `weights_by_path`. Traced: one compiled program serves all weights.
         normalize: divide by the sum of the weights; False gives the plain sum.
         donate: let the result overwrite the first tree's buffers (one tree less of
             memory); the first tree is then gone.
@@ -68,7 +68,7 @@ def average(
     if not trees:
         raise ValueError("average needs at least one tree")
     weights, wrong = checks.coefficients(
-        weights, len(trees), name="weights", normalize=normalize
+        weights, len(trees), name="weights", like=trees[0], normalize=normalize
     )
     checks.refuse(checks.problems(trees) + wrong, "these trees cannot be averaged")
     op = weighted_mean if normalize else weighted_sum
@@ -85,7 +85,7 @@ def interpolate(
     Args:
         a: a tree.
         b: a tree like it.
-        t: scalar, traced; below 0 and above 1 it extrapolates.
+        t: scalar or `weights_by_path`, traced; below 0 and above 1 it extrapolates.
         donate: let the result overwrite the buffers of `a`.
 
     Raises:
@@ -94,7 +94,7 @@ def interpolate(
     >>> interpolate({"w": jnp.array([0.0, 2.0])}, {"w": jnp.array([4.0, 2.0])}, 0.25)
     {'w': Array([1., 2.], dtype=float32)}
     """
-    t, wrong = checks.scalar(t, name="t")
+    t, wrong = checks.scalar(t, name="t", like=a)
     checks.refuse(checks.problems([a, b]) + wrong, "these trees cannot be interpolated")
     return leafwise.apply(_between, [a, b], t, donate=donate)
 
@@ -136,9 +136,9 @@ def apply_task_vectors(
         base: a tree: the base itself (linear interpolation of skills), or any model
             that shares it, e.g. a general instruction-tuned one (task arithmetic).
         vectors: M trees like `base`, of its dtypes or of float32.
-        scales: f32[M], or one scalar for all; traced. Where `lam * scales` is all 0 the
-            result is `base` bit for bit.
-        lam: scalar; scales everything. Traced.
+        scales: f32[M], or one for all, each a number or a `weights_by_path`; traced.
+            Where `lam * scales` is all 0 the result is `base` bit for bit.
+        lam: scales everything: a number or a `weights_by_path`; traced.
         donate: let the result overwrite the buffers of `base`.
 
     Raises:
@@ -148,8 +148,10 @@ def apply_task_vectors(
     {'w': Array([2.], dtype=float32)}
     """
     vectors = _sequence(vectors, "vectors")
-    scales, wrong_scales = checks.coefficients(scales, len(vectors), name="scales")
-    lam, wrong_lam = checks.scalar(lam, name="lam")
+    scales, wrong_scales = checks.coefficients(
+        scales, len(vectors), name="scales", like=base
+    )
+    lam, wrong_lam = checks.scalar(lam, name="lam", like=base)
     checks.refuse(
         checks.problems([base, *vectors], wide=True) + wrong_scales + wrong_lam,
         "these task vectors cannot be applied",
@@ -159,7 +161,7 @@ def apply_task_vectors(
 
 def weighted_mean(leaves: list[jax.Array], weights: jax.Array) -> jax.Array:
     """`sum_k w_k leaf_k / sum_k w_k`; exact where all leaves are equal."""
-    total = jnp.sum(weights)
+    total = jnp.sum(weights, axis=0)
     mean = weighted_sum(leaves, weights) / total
     defined = (total != 0) & jnp.isfinite(total)
     same = functools.reduce(
@@ -191,9 +193,10 @@ def _add_vectors(leaves, scales, lam):
     base, *vectors = leaves
     if not vectors:
         return base
-    scales = lam * scales
+    # One by one: either may have the leaf's axes behind its own.
+    scales = jnp.stack(jnp.broadcast_arrays(*[lam * scale for scale in scales]))
     moved = base + weighted_sum(vectors, scales)
-    return leafwise.pinned(moved, jnp.where(jnp.all(scales == 0), base, moved))
+    return leafwise.pinned(moved, jnp.where(jnp.all(scales == 0, axis=0), base, moved))
 
 
 def _sequence(trees, name: str) -> list:

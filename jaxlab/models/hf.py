@@ -1,7 +1,7 @@
 """Published checkpoints in and out: Hugging Face folders <-> (config, params).
 
 A folder holds `config.json` (`models/hf_config.py`) and safetensors files
-(`models/safetensors.py`), whose tensors `models/hf_names.py` names. Torch keeps a
+(`core/safetensors.py`), whose tensors `models/hf_names.py` names. Torch keeps a
 Linear as (outputs, inputs) and we as (inputs, outputs), so every matrix is transposed;
 our blocks are stacked (layers, ...). Rotary positions are half-split on both sides:
 nothing is permuted.
@@ -24,8 +24,8 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import tree, types
-from jaxlab.models import hf_config, hf_names, safetensors
+from jaxlab.core import safetensors, tree, types
+from jaxlab.models import hf_config, hf_names
 from jaxlab.models.config import TransformerConfig
 
 DTYPES = ("float32", "bfloat16", "float16")

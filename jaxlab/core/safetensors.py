@@ -16,17 +16,18 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
-from jaxlab.core import types
+from jaxlab.core import errors
 
 DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
-    "BF16": np.dtype(jnp.bfloat16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
     "I64": np.dtype(np.int64),
     "I32": np.dtype(np.int32),
     "I16": np.dtype(np.int16),
@@ -34,11 +35,21 @@ DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
+Specs = Mapping[str, tuple[tuple[int, ...], np.dtype]]  # name -> (shape, dtype)
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ALIGNMENT = 8  # where the tensors begin; readers in other languages count on it
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+
+class Place(NamedTuple):
+    """Where a file has a tensor: `size` bytes from byte `start` of the file."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    start: int
+    size: int
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -48,20 +59,26 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
         UserError: the file is cut short, is not safetensors, or holds a dtype that
             numpy and ml_dtypes do not have.
     """
+    found = places(path)
+    data = np.memmap(path, np.uint8, "r")
+    return {
+        name: data[at.start : at.start + at.size].view(at.dtype).reshape(at.shape)
+        for name, at in found.items()
+    }
+
+
+def places(path: str | os.PathLike) -> dict[str, Place]:
+    """Where a file has its tensors, by name, without reading them; raises as `read`."""
     path = pathlib.Path(path)
     header, begin = _header(path)
     size = path.stat().st_size - begin
     stop = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size != stop:
-        raise types.UserError(
+        raise errors.UserError(
             f"{path}: the header promises {stop} bytes of tensors and the file has "
             f"{size}; it is damaged or cut short, download it again"
         )
-    if not size:
-        data = np.zeros(0, np.uint8)
-    else:
-        data = np.memmap(path, np.uint8, "r", offset=begin, shape=(size,))
-    return {name: _view(path, name, entry, data) for name, entry in header.items()}
+    return {name: _place(path, name, entry, begin) for name, entry in header.items()}
 
 
 def read_folder(folder: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -70,37 +87,42 @@ def read_folder(folder: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
         UserError: neither is there, a shard is missing, or a file is damaged.
     """
+    tensors = {}
+    for file in files(folder):
+        tensors |= read(file)
+    return tensors
+
+
+def files(folder: str | os.PathLike) -> list[pathlib.Path]:
+    """The files that hold a folder's tensors; raises as `read_folder`."""
     folder = pathlib.Path(folder)
     if (folder / WEIGHTS).is_file():
-        return read(folder / WEIGHTS)
+        return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
-        raise types.UserError(
+        raise errors.UserError(
             f"{folder} has neither {WEIGHTS} nor {INDEX}; only safetensors are read, "
             "not pytorch_model.bin"
         )
     try:
-        files = sorted(
+        names = sorted(
             set(json.loads((folder / INDEX).read_text())["weight_map"].values())
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise types.UserError(
+        raise errors.UserError(
             f"{folder / INDEX} has no weight_map; download it again"
         ) from error
-    if lost := [file for file in files if not (folder / file).is_file()]:
+    if lost := [name for name in names if not (folder / name).is_file()]:
         more = ", ..." if len(lost) > 3 else ""
-        raise types.UserError(
-            f"{folder} lacks {len(lost)} of {len(files)} shards: "
+        raise errors.UserError(
+            f"{folder} lacks {len(lost)} of {len(names)} shards: "
             f"{', '.join(lost[:3])}{more}; download them"
         )
-    tensors = {}
-    for file in files:
-        tensors |= read(folder / file)
-    return tensors
+    return [folder / name for name in names]
 
 
 def write_folder(
     folder: str | os.PathLike,
-    tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+    tensors: Specs,
     fetch: Callable[[str], np.ndarray],
     *,
     shard_bytes: int,
@@ -114,30 +136,43 @@ def write_folder(
             than it has a file of its own.
     """
     folder = pathlib.Path(folder)
-    shards, filled, total = [{}], 0, 0
+    shards = plan_shards(tensors, shard_bytes)
+    for file, shard in shards.items():
+        write(folder / file, shard, fetch)
+    write_index(folder, shards)
+
+
+def plan_shards(tensors: Specs, shard_bytes: int) -> dict[str, Specs]:
+    """The files of a folder, by name: their tensors, in order."""
+    shards, filled = [{}], 0
     for name, (shape, dtype) in tensors.items():
-        size = math.prod(shape) * np.dtype(dtype).itemsize
+        size = _size(shape, dtype)
         if shards[-1] and filled + size > shard_bytes:
             shards.append({})
             filled = 0
         shards[-1][name] = (shape, dtype)
         filled += size
-        total += size
     if len(shards) == 1:
-        write(folder / WEIGHTS, tensors, fetch)
+        return {WEIGHTS: shards[0]}
+    return {
+        f"model-{number:05}-of-{len(shards):05}.safetensors": shard
+        for number, shard in enumerate(shards, start=1)
+    }
+
+
+def write_index(folder: pathlib.Path, shards: Mapping[str, Specs]) -> None:
+    """Writes the index that says which file has which tensor, if there are several."""
+    if len(shards) == 1:
         return
-    weight_map = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        weight_map |= dict.fromkeys(shard, file)
-        write(folder / file, shard, fetch)
+    weight_map = {name: file for file, shard in shards.items() for name in shard}
+    total = sum(_size(*spec) for shard in shards.values() for spec in shard.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def write(
     path: str | os.PathLike,
-    tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+    tensors: Specs,
     fetch: Callable[[str], np.ndarray],
 ) -> None:
     """Writes one file, one tensor at a time.
@@ -150,26 +185,11 @@ def write(
     Raises:
         UserError: a dtype that the format does not have.
     """
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
-    for name, (shape, dtype) in tensors.items():
-        if np.dtype(dtype) not in _NAMES:
-            raise types.UserError(
-                f"{name}: safetensors files have no {dtype}; use one of "
-                f"{', '.join(map(str, _NAMES))}"
-            )
-        stop = offset + math.prod(shape) * np.dtype(dtype).itemsize
-        header[name] = {
-            "dtype": _NAMES[np.dtype(dtype)],
-            "shape": list(shape),
-            "data_offsets": [offset, stop],
-        }
-        offset = stop
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
+    text, _ = preamble(tensors)
     with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(text)
         for name, (shape, dtype) in tensors.items():
-            array = np.ascontiguousarray(fetch(name))
+            array = np.asarray(fetch(name), order="C")
             if array.shape != tuple(shape) or array.dtype != dtype:
                 raise ValueError(
                     f"{name}: fetched {array.dtype}{array.shape}, announced "
@@ -178,13 +198,47 @@ def write(
             file.write(array.reshape(-1).view(np.uint8).data)
 
 
+def preamble(
+    tensors: Specs, metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, int]]:
+    """What a file begins with, and the byte of the file where each tensor begins.
+
+    Raises:
+        UserError: a dtype that the format does not have.
+    """
+    entries: dict = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    starts, offset = {}, 0
+    for name, (shape, dtype) in tensors.items():
+        if np.dtype(dtype) not in _NAMES:
+            raise errors.UserError(
+                f"{name}: safetensors files have no {dtype}; use one of "
+                f"{', '.join(map(str, _NAMES))}"
+            )
+        stop = offset + _size(shape, dtype)
+        entries[name] = {
+            "dtype": _NAMES[np.dtype(dtype)],
+            "shape": list(shape),
+            "data_offsets": [offset, stop],
+        }
+        starts[name], offset = offset, stop
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    begin = 8 + len(text)
+    places = {name: begin + start for name, start in starts.items()}
+    return len(text).to_bytes(8, "little") + text, places
+
+
+def _size(shape, dtype) -> int:
+    return math.prod(shape) * np.dtype(dtype).itemsize
+
+
 def _header(path: pathlib.Path) -> tuple[dict, int]:
     """The header without its metadata, and where the tensors begin."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{path}: not a whole safetensors file ({size} bytes, header of "
                 f"{length}); download it again"
             )
@@ -197,24 +251,24 @@ def _header(path: pathlib.Path) -> tuple[dict, int]:
             if not 0 <= start <= stop or "dtype" not in entry or "shape" not in entry:
                 raise ValueError(entry)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise types.UserError(
+        raise errors.UserError(
             f"{path}: its safetensors header cannot be read; download it again"
         ) from error
     return header, 8 + length
 
 
-def _view(path, name, entry, data):
+def _place(path, name, entry, begin) -> Place:
     dtype = DTYPES.get(entry["dtype"])
     if dtype is None:
-        raise types.UserError(
+        raise errors.UserError(
             f"{path}: {name} is stored as {entry['dtype']}, not as one of "
             f"{', '.join(DTYPES)}; use an unquantised checkpoint"
         )
     start, stop = entry["data_offsets"]
     shape = tuple(entry["shape"])
-    if stop - start != math.prod(shape) * dtype.itemsize:
-        raise types.UserError(
+    if stop - start != _size(shape, dtype):
+        raise errors.UserError(
             f"{path}: {name} of shape {shape} does not fill its {stop - start} bytes; "
             "the file is damaged, download it again"
         )
-    return data[start:stop].view(dtype).reshape(shape)
+    return Place(dtype, shape, begin + start, stop - start)

@@ -1,0 +1,1 @@
+"""Merges of checkpoints on disk, larger than memory: `stream.merge_files`."""

@@ -1,0 +1,133 @@
+"""What keeps files from being merged, found before any work and listed at once."""
+
+import hashlib
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jaxlab.core import errors
+from jaxlab.merge.files import sources
+
+# Keys of config.json that change nothing a merged model computes.
+_FREE = (
+    "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version",
+    "use_cache", "max_position_embeddings", "initializer_range", "bos_token_id",
+    "eos_token_id", "pad_token_id", "unk_token_id", "attention_dropout",
+    "hidden_dropout", "embedding_dropout", "residual_dropout", "pretraining_tp",
+    "auto_map", "_attn_implementation_autoset", "use_bfloat16", "id2label", "label2id",
+)  # fmt: skip
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
+_SHOWN = 40
+
+
+def open_all(paths: Sequence[str]) -> list[sources.Source]:
+    """Opens the inputs.
+
+    Raises:
+        UserError: what is wrong with any of them, in one line.
+    """
+    found, lines = [], []
+    for path in paths:
+        try:
+            found.append(sources.open_source(path))
+        except errors.UserError as error:
+            lines.append(str(error))
+    if len(lines) == 1:
+        raise errors.UserError(lines[0])
+    refuse(lines)
+    return found
+
+
+def check(inputs: Sequence[sources.Source], *, is_cast: bool) -> None:
+    """Refuses inputs that differ in tensors, shapes, dtypes, kind or architecture.
+
+    Args:
+        inputs: all of them; each is compared with the first.
+        is_cast: the dtype of the result is given, so those of the inputs may differ.
+
+    Raises:
+        ArgumentError: with every difference, its folder and its tensor.
+    """
+    first, *others = inputs
+    lines = []
+    for other in others:
+        where = f"{other.path}, unlike {first.path}"
+        if other.is_run != first.is_run:
+            lines.append(f"{where}, is {'a run' if other.is_run else 'no run'}")
+            continue
+        mine, theirs = first.tensors, other.tensors
+        lines += [f"{other.path} lacks {name}" for name in mine if name not in theirs]
+        lines += [f"{other.path} adds {name}" for name in theirs if name not in mine]
+        for name in mine.keys() & theirs.keys():
+            a, b = mine[name], theirs[name]
+            if a.shape != b.shape:
+                sizes = f"{list(b.shape)} and not {list(a.shape)}"
+                lines.append(f"{name} in {where}, is {sizes}")
+            elif a.dtype != b.dtype and not (
+                is_cast and is_floating(a.dtype) and is_floating(b.dtype)
+            ):
+                hint = "" if is_cast else "; give the dtype of the result"
+                lines.append(f"{name} in {where}, is {b.dtype} and not {a.dtype}{hint}")
+        lines += _configs(first, other)
+    refuse(sorted(lines))
+
+
+def refuse(lines: Sequence[str]) -> None:
+    """Raises one ArgumentError that lists all lines, if there are any."""
+    if lines:
+        more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+        count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+        shown = "; ".join([*lines[:_SHOWN], *more])
+        raise errors.ArgumentError(f"these models cannot be merged, {count}: {shown}")
+
+
+def tokenizer_notes(inputs: Sequence[sources.Source]) -> list[str]:
+    """Says which inputs have other tokenizer files than the first."""
+    first, notes = inputs[0], []
+    for other in inputs[1:]:
+        for file in _TOKENIZERS:
+            mine, theirs = (_tokenizer_folder(x) / file for x in (first, other))
+            if mine.is_file() and theirs.is_file() and _sha(mine) != _sha(theirs):
+                notes.append(f"{mine} and {theirs} are different tokenizers")
+    return notes
+
+
+def _tokenizer_folder(source) -> pathlib.Path:
+    """Where a folder or a run has its tokenizer."""
+    if not source.is_run:
+        return pathlib.Path(source.path)
+    data = source.config.get("data") or {}
+    if data.get("files"):
+        return pathlib.Path(data.get("tokenizer") or source.path)
+    return pathlib.Path(data.get("folder") or f"{source.path}/data") / "tokenizer"
+
+
+def is_floating(dtype: np.dtype) -> bool:
+    """Whether numbers of a dtype can be averaged; bfloat16 is not one of numpy's."""
+    return np.dtype(dtype).kind == "f" or np.dtype(dtype).name == "bfloat16"
+
+
+def _configs(first, other) -> list[str]:
+    """Differences between what two models compute, by their config.json."""
+    mine, theirs = (_architecture(source) for source in (first, other))
+    return [
+        f"{first.path} and {other.path} cannot be merged, they differ: {key} "
+        f"{mine.get(key)} and {theirs.get(key)}"
+        for key in sorted(mine.keys() | theirs.keys())
+        if mine.get(key) != theirs.get(key)
+    ]
+
+
+def _architecture(source) -> Mapping:
+    config = source.config
+    if source.is_run:
+        config = dict(config.get("model") or {})
+        for key in ("attention", "remat", "scan", "dtype", "length", "vocab"):
+            config.pop(key, None)
+    return {key: value for key, value in config.items() if key not in _FREE}
+
+
+def _sha(file) -> str:
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,204 @@
+"""Streams the merges along spheres: inner products first, then one combination.
+
+Each is `sum_k c_k theta_k` with coefficients that follow from the inner products of the
+models (`jaxlab.merge.spheres`), so a tensor is read twice: for its Gram matrix, added
+up block by block (float32 within 16 thousand numbers, float64 beyond), and for the sum.
+Where every row has its own coefficients, whole rows are held and one pass is enough;
+where every column has, the Gram matrices of all columns are.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlab.merge import spheres
+from jaxlab.merge.files import host, passes
+from jaxlab.merge.files import parts as parts_lib
+
+_FORMULAS = {
+    "slerp": spheres.slerp_coefficients,
+    "nuslerp": spheres.nuslerp_coefficients,
+    "multislerp": spheres.multislerp_coefficients,
+    "karcher": spheres.karcher_coefficients,
+    "model_stock": spheres.stock_coefficients,
+}
+_DOT = 1 << 14  # numbers whose products are added in float32
+
+
+def along(recipe_method: str, part: parts_lib.Part) -> str:
+    """What has coefficients of its own: the "leaf", each "row" or each "column"."""
+    shared = part.shared
+    if recipe_method == "nuslerp" and not shared["nuslerp_flatten"] and part.shape:
+        return "column" if shared["nuslerp_row_wise"] else "row"
+    is_row = recipe_method == "model_stock" and shared["filter_wise"] and part.shape
+    return "row" if is_row else "leaf"
+
+
+def merge(job: passes.Job, part: parts_lib.Part, space: host.Workspace) -> None:
+    """Merges one part."""
+    if not part.size:
+        return
+    kind = along(job.recipe.method, part)
+    if kind == "leaf":
+        found = _combination(job, part, space)
+        passes.combine(job, part, found, 0, part.size, space)
+    else:
+        _slices(job, part, kind, space)
+
+
+def _combination(job, part, space) -> host.Combination:
+    base, members, is_delta = _members(job.recipe, part)
+    count = len(members)
+    wide = host.wide_dtype(part.dtypes)
+    step = max(job.chunk_bytes // (wide.itemsize * count), 1)
+    vectors = np.empty((count, min(step, part.size)), wide)
+    gram = np.zeros((count, count))
+    for start in range(0, part.size, step):
+        size = min(step, part.size - start)
+        block = vectors[:, :size]
+        load(job, part, members, base if is_delta else None, start, block, space)
+        for at in range(0, size, _DOT):
+            piece = block[:, at : at + _DOT]
+            gram += piece @ piece.T
+    found = np.asarray(_coefficients(job.recipe.method, part, gram), np.float64)
+    is_mean = False
+    if job.recipe.method == "slerp":
+        # The ends, and the chord of parallel vectors, are exact where that is possible.
+        t = part.shared["t"]
+        is_mean = t in (0, 1) or np.array_equal(found, np.float32([1 - t, t]))
+        found = np.array([1 - t, t]) if is_mean else found
+    full = [0.0] * len(part.dtypes)
+    for k, value in zip(members, found, strict=True):
+        full[k] = float(value)
+    if is_mean:
+        return host.mean(full)
+    return host.Combination(tuple(full), base if is_delta else None)
+
+
+def _slices(job, part, kind, space) -> None:
+    """Rows (of the last axis) or columns (of the first) with their own coefficients."""
+    base, members, is_delta = _members(job.recipe, part)
+    wide = host.wide_dtype(part.dtypes)
+    row = part.shape[-1] if kind == "row" else math.prod(part.shape[1:])
+    rows = part.size // row
+    step = passes.rows_held(part, row, job.chunk_bytes)
+    vectors = np.empty((len(members), step * row), wide)
+    origin = np.zeros(step * row, wide)
+    gram = np.zeros((len(members), len(members), row if kind == "column" else step))
+    coefficients = None
+
+    def blocks(survey):
+        for first in range(0, rows, step):
+            count = min(step, rows - first)
+            block, at = vectors[:, : count * row], first * row
+            anchor = base if is_delta else None
+            into = origin[: count * row]
+            load(job, part, members, anchor, at, block, space, into, survey)
+            yield at, count, block.reshape(len(members), count, row)
+
+    if kind == "column":
+        for _, _, block in blocks(survey=True):
+            _add_products(gram, block, "rl,rl->l")
+        coefficients = _coefficients(job.recipe.method, part, gram)[:, None, :]
+    for at, count, block in blocks(survey=False):
+        if kind == "row":
+            gram[:] = 0
+            _add_products(gram[:, :, :count], block, "rl,rl->r")
+            # Of one shape always, so that it is compiled once.
+            coefficients = _coefficients(job.recipe.method, part, gram)
+            coefficients = coefficients[:, :count, None]
+        block *= coefficients
+        total = block.sum(axis=0).reshape(-1)
+        if is_delta:
+            total += origin[: len(total)]
+        limit = space.block_bytes // wide.itemsize
+        for start in range(0, len(total), limit):
+            job.write(part, at + start, total[start : start + limit], space)
+
+
+def load(
+    job: passes.Job,
+    part: parts_lib.Part,
+    members: list[int],
+    base: int | None,
+    start: int,
+    out: np.ndarray,
+    space: host.Workspace,
+    origin: np.ndarray | None = None,
+    survey: bool = True,
+) -> None:
+    """Fills the rows of `out` with the models, or with their differences from a base.
+
+    Args:
+        members: the models.
+        base: what is subtracted, or None.
+        start: the first number, within the part.
+        out: [members, numbers], wide.
+        space: its buffers are used.
+        origin: where the base goes, if the caller wants it.
+        survey: the numbers will be read once more.
+    """
+    size, wide = out.shape[1], out.dtype
+    limit = space.block_bytes // wide.itemsize
+    for at in range(0, size, limit):
+        count = min(limit, size - at)
+
+        def wide_block(k, into, at=at, count=count):
+            raw = space.view(3, part.dtypes[k], count)
+            where = part.start + start + at
+            job.reader.read(k, part.name, where, raw, survey=survey)
+            np.copyto(into, raw)
+
+        if base is not None:
+            kept = space.view(0, wide, count)
+            wide_block(base, kept)
+            if origin is not None:
+                origin[at : at + count] = kept
+        for row, k in enumerate(members):
+            into = out[row, at : at + count]
+            wide_block(k, into)
+            if base is not None:
+                np.subtract(into, kept, out=into)
+
+
+def _members(recipe, part) -> tuple[int | None, list[int], bool]:
+    """The base, the models that are combined, and whether as differences from it."""
+    base, every = recipe.base, list(range(len(part.dtypes)))
+    if recipe.method == "slerp":
+        return base, [base, 1 - base], False
+    if base is None:
+        return None, every, False
+    return base, [k for k in every if k != base], True
+
+
+def _add_products(gram, block, spec) -> None:
+    for j in range(len(block)):
+        for k in range(j, len(block)):
+            gram[j, k] += np.einsum(spec, block[j], block[k])
+            gram[k, j] = gram[j, k]
+
+
+def _coefficients(method, part, gram) -> np.ndarray:
+    """`gram` [M, M, ...] -> [M, ...]."""
+    shared = part.shared
+    options = ()
+    weights = part.weights if part.each and "weight" in part.each[0] else []
+    if method == "slerp":
+        weights = shared["t"]
+    elif method == "karcher" or (
+        method == "multislerp" and shared["normalize_weights"]
+    ):
+        weights = [weight / sum(weights) for weight in weights]
+    if method == "karcher":
+        options = (("max_iter", shared["max_iter"]), ("tol", shared["tol"]))
+    formula = _compiled(method, options)
+    given = () if method == "model_stock" else (jnp.asarray(weights, jnp.float32),)
+    return np.asarray(formula(jnp.asarray(gram, jnp.float32), *given))
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(method, options):
+    return jax.jit(functools.partial(_FORMULAS[method], **dict(options)))

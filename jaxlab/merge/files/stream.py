@@ -1,0 +1,250 @@
+"""Merges of files larger than memory: read in chunks, merged, written in chunks.
+
+    merge_files(["general", "math"], "merged", "linear", weights=[0.7, 0.3])
+    merge_files(["math", "code"], "merged", "ties", base="base", density=0.4)
+
+Two threads each read a block of every model into buffers that are used again, combine
+it and write it where it belongs. Methods whose coefficients are known (linear,
+interpolate, task_arithmetic) read each file once and need numpy alone. Methods that
+look at a whole tensor first, at its angles (slerp, nuslerp, multislerp, karcher,
+model_stock) or its largest differences (ties, dare, breadcrumbs, della, sce), take one
+or more passes over it before. Results are those of the functions over trees, up to one
+rounding.
+
+Memory does not grow with the model, with its largest tensor or with the number of
+models: at most 16 chunks beyond the imported libraries.
+
+The folder appears when it is whole (nothing is forced to the disk: that is against a
+kill, not against a power failure). `merge.json` in it, and the metadata of its
+safetensors files, say what was merged: the recipe with each model's parameters, sizes
+and checksums of the inputs' files, versions. It is itself a recipe, and gives the same
+bytes again or refuses because an input changed.
+"""
+
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxlab.core import errors
+from jaxlab.merge.files import (
+    alike,
+    digests,
+    outputs,
+    parts,
+    passes,
+    provenance,
+    sources,
+)
+from jaxlab.merge.files import recipe as recipe_lib
+
+# (merged tensors, folder to fill)
+Writer = Callable[[Mapping[str, np.ndarray], pathlib.Path], None]
+
+FORMATS = ("hf", "orbax")
+_DEFAULTS = {
+    "format": "hf",
+    "shard_bytes": 5_000_000_000,
+    "digest": "crc32",
+    "layer_axis": None,
+}
+
+
+def merge_files(
+    inputs: Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    method: str = "linear",
+    *,
+    base: str | os.PathLike | None = None,
+    dtype: Any = None,
+    chunk_bytes: int = 4 << 20,
+    memory_bytes: int | None = None,
+    format: str = "hf",
+    shard_bytes: int = 5_000_000_000,
+    digest: str | None = "crc32",
+    seed: int = 0,
+    layer_axis: str | None = None,
+    progress: passes.Progress | None = None,
+    **parameters: Any,
+) -> dict[str, Any]:
+    """Merges checkpoints on disk into a new one.
+
+    Args:
+        inputs: Hugging Face folders of safetensors, or run directories (their newest
+            checkpoint): of the same tensors, in files of any layout.
+        out: a folder that does not exist or is empty.
+        method: `jaxlab.merge.files.methods.METHODS`, named as mergekit names them.
+        base: of methods that merge differences from it; one of the inputs or not.
+        dtype: of the floating tensors of the result; None for that of the inputs, which
+            must then be the same in all.
+        chunk_bytes: how much a thread takes at a time.
+        memory_bytes: sets `chunk_bytes` to a sixteenth of it.
+        format: "hf", a folder of safetensors with config and tokenizer; or "orbax", a
+            run directory whose parameters `core.checkpoint.load_params` opens: Orbax
+            saves it at the end from a temporary file that is mapped, and takes the
+            memory that it takes.
+        shard_bytes: a safetensors file is closed before it grows beyond this.
+        digest: of the inputs' files: "crc32", "sha256" (reads them once more) or None.
+        seed: of the methods that draw.
+        layer_axis: regular expression of names; such tensors stack the layers on their
+            first axis and are merged layer by layer.
+        progress: called now and then with the bytes read and to be read.
+        **parameters: of the method (`METHODS[method].parameters`), by mergekit's names
+            or those of the functions over trees (weights, lam). One value, or for a
+            parameter that each model has a sequence of one each. Models without a
+            weight weigh 1. A value may be a list over the layers or conditions as
+            `jaxlab.merge.files.recipe` describes.
+
+    Returns:
+        What `merge.json` holds.
+
+    Raises:
+        ArgumentError: a UserError and a ValueError: everything that is wrong with the
+            arguments, or everything in which the inputs differ, before any work.
+        UserError: a file is damaged or the disk is full.
+    """
+    recipe = recipe_lib.from_arguments(
+        inputs, method, base=base, dtype=dtype, seed=seed, parameters=parameters
+    )
+    return merge_recipe(
+        recipe,
+        out,
+        chunk_bytes=chunk_bytes if memory_bytes is None else memory_bytes // 16,
+        progress=progress,
+        format=format,
+        shard_bytes=shard_bytes,
+        digest=digest,
+        layer_axis=layer_axis,
+    )
+
+
+def merge_recipe(
+    recipe: recipe_lib.Recipe,
+    out: str | os.PathLike,
+    *,
+    chunk_bytes: int = 4 << 20,
+    progress: passes.Progress | None = None,
+    writer: Writer | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Makes the merge of a recipe.
+
+    Args:
+        recipe, out, chunk_bytes, progress: as in `merge_files`.
+        writer: fills the folder from the merged tensors, mapped from a temporary file;
+            None writes what `format` says.
+        **options: format, shard_bytes, digest and layer_axis of `merge_files`; those
+            not given are those of the recipe, if it is an earlier merge's.
+    """
+    options = _DEFAULTS | dict(recipe.options) | options
+    _check_options(options, chunk_bytes)
+    if recipe.expected and options["digest"] != recipe.options["digest"]:
+        raise errors.ArgumentError(
+            f"the merge to be repeated recorded {recipe.options['digest']}, not "
+            f"{options['digest']}; leave that out"
+        )
+    outputs.refuse_existing(out)
+    inputs = alike.open_all(recipe.models)
+    alike.check(inputs, is_cast=recipe.dtype is not None)
+    if inputs[0].is_run and options["format"] == "hf" and writer is None:
+        raise errors.ArgumentError(
+            "run directories are merged to format orbax, or by `jaxlab merge`, which "
+            "knows their model, to a Hugging Face folder"
+        )
+    provenance.check_sizes(recipe)
+    found_parts = parts.parts(recipe, inputs, options["layer_axis"])
+    passes.check(recipe.method, found_parts, chunk_bytes)
+    notes = [
+        *recipe.notes,
+        *recipe_lib.unused_conditions(recipe, list(inputs[0].tensors)),
+        *alike.tokenizer_notes(inputs),
+    ]
+    dtypes = _dtypes(inputs[0], recipe)
+    specs = {
+        name: (stored.shape, dtypes[name]) for name, stored in inputs[0].tensors.items()
+    }
+    if writer is None and options["format"] == "orbax":
+        empty = [name for name, (shape, _) in specs.items() if 0 in shape]
+        alike.refuse([f"{name} is empty, which Orbax does not save" for name in empty])
+        writer = _orbax_writer(inputs)
+    described = (recipe, inputs, options, dtypes, notes)
+    ledger = digests.Ledger(options["digest"])
+    blank = provenance.metadata(provenance.report(*described))
+    with (
+        sources.Reader(inputs, ledger) as reader,
+        outputs.Output(
+            out,
+            specs,
+            shard_bytes=options["shard_bytes"],
+            metadata=blank,
+            is_rewritten=writer is not None,
+        ) as output,
+    ):
+        job = passes.Job(recipe, reader, output, dtypes, chunk_bytes)
+        passes.run(job, found_parts, _total_bytes(inputs), progress)
+        reader.check_fingerprints()
+        found = provenance.digests_of(ledger, inputs, chunk_bytes)
+        expected = {file: digest for file, (_, digest) in recipe.expected.items()}
+        digests.check(found, expected if options["digest"] else {})
+        report = provenance.report(*described, found)
+        if writer is not None:
+            output.rewrite(writer, report)
+            return report
+        source = inputs[recipe.models.index(recipe.tokenizer or recipe.models[0])]
+        outputs.copy_extras(source.path, output.part)
+        texts = {"config.json": _config(inputs, recipe), "merge.json": report}
+        output.finish(provenance.metadata(report), texts)
+    return report
+
+
+def _orbax_writer(inputs) -> Writer:
+    from jaxlab.merge.files import orbax_folder  # imports jax
+
+    def write(tensors, folder):
+        config = orbax_folder.run_config(inputs[0])
+        orbax_folder.write(folder, tensors, config, inputs[0].axes)
+
+    return write
+
+
+def _check_options(options, chunk_bytes) -> None:
+    lines = []
+    if options["format"] not in FORMATS:
+        lines.append(f"format {options['format']!r}; use one of {', '.join(FORMATS)}")
+    for name, value, least in (
+        ("shard_bytes", options["shard_bytes"], 1),
+        ("chunk_bytes", chunk_bytes, 1 << 12),
+    ):
+        if not value >= least:
+            lines.append(f"{name} {value} is below {least}")
+    if lines:
+        raise errors.ArgumentError("; ".join(lines))
+
+
+def _dtypes(first, recipe) -> dict[str, np.dtype]:
+    """The result's dtypes: the recipe's for floating tensors, or the inputs' own."""
+    wanted = None if recipe.dtype is None else sources.dtype_of(recipe.dtype)
+    return {
+        name: wanted if wanted and alike.is_floating(stored.dtype) else stored.dtype
+        for name, stored in first.tensors.items()
+    }
+
+
+def _total_bytes(inputs) -> int:
+    return sum(
+        stored.dtype.itemsize * math.prod(stored.shape)
+        for source in inputs
+        for stored in source.tensors.values()
+    )
+
+
+def _config(inputs, recipe) -> dict[str, Any]:
+    """The config.json of the base or the first model, with the result's dtype."""
+    config = dict(inputs[recipe.base or 0].config)
+    for key in ("dtype", "torch_dtype"):
+        if recipe.dtype and key in config:
+            config[key] = recipe.dtype
+    return config

@@ -1,0 +1,88 @@
+"""Uniform random numbers by counter: number i depends on nothing but (stream, i).
+
+So a leaf that is cut into chunks or sharded over devices draws the numbers of the
+whole, wherever they are computed and with nothing gathered; and a model's mask of a
+leaf depends on the key, the leaf's path and the model's number only, not on which
+other leaves or models are merged.
+
+    u(i) = mix(mix(low(i) ^ s_0) + s_1 + high(i) * 2^32 / golden ratio) / 2^32
+
+with `mix` the 32-bit finalizer of MurmurHash3 (Appleby 2011), a bijection in which
+every input bit changes half of the output bits, a stream's two words s, and the two
+words of a 64-bit index. Enough for masks; not for cryptography.
+
+The same bits from numpy and from jax; `xp` says which of the two.
+"""
+
+import zlib
+from typing import Any
+
+import numpy as np
+
+_GOLDEN = np.uint32(0x9E3779B9)
+
+
+def stream(key: Any, path: str, number: int) -> Any:
+    """The two words from which one model's numbers for one leaf come.
+
+    Args:
+        key: uint32 words, at least one: `jax.random.key_data` of a key.
+        path: of the leaf.
+        number: of the model.
+
+    Returns:
+        uint32[2], of numpy or jax as `key` is.
+    """
+    words = [key[i] for i in range(len(key))]
+    words += [np.uint32(zlib.crc32(path.encode())), np.uint32(number)]
+    first = second = np.uint32(len(words))
+    with np.errstate(over="ignore"):  # of numpy's scalars; arrays wrap in silence
+        for word in words:
+            first, second = mix(first ^ word), mix(second + word * _GOLDEN + _GOLDEN)
+    module = np if isinstance(key, np.ndarray) else _jax_numpy()
+    return module.stack([first, second])
+
+
+def uniform(words: Any, shape: tuple[int, ...], start: int = 0, *, xp: Any) -> Any:
+    """Numbers `start`, `start + 1`, ... of a stream, in row-major order.
+
+    Args:
+        words: uint32[2] from `stream`.
+        shape: of fewer than 2^32 elements.
+        start: index of the first, below 2^64: the place of a chunk in its leaf.
+        xp: `numpy` or `jax.numpy`.
+
+    Returns:
+        f32[shape] in [0, 1), multiples of 2^-24.
+    """
+    begin, above = np.uint32(start & 0xFFFFFFFF), np.uint32(start >> 32)
+    with np.errstate(over="ignore"):
+        low = begin + indices(shape, xp)
+        high = (above + (low < begin).astype(np.uint32)) * _GOLDEN
+        bits = mix(mix(low ^ words[0]) + (high + words[1]))
+    return (bits >> 8).astype(np.float32) * np.float32(2**-24)
+
+
+def indices(shape: tuple[int, ...], xp: Any) -> Any:
+    """uint32[shape]: the row-major index of every element, sharded as it is used."""
+    index = xp.zeros(shape, np.uint32)
+    stride = 1
+    for axis in reversed(range(len(shape))):
+        along = xp.arange(shape[axis], dtype=np.uint32) * np.uint32(stride % 2**32)
+        others = [other for other in range(len(shape)) if other != axis]
+        index = index + xp.expand_dims(along, others)
+        stride *= shape[axis]
+    return index
+
+
+def mix(bits: Any) -> Any:
+    """The finalizer of MurmurHash3, of uint32 arrays."""
+    bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * np.uint32(0xC2B2AE35)
+    return bits ^ (bits >> 16)
+
+
+def _jax_numpy():
+    import jax.numpy
+
+    return jax.numpy

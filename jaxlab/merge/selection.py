@@ -1,0 +1,282 @@
+"""The k-th largest magnitude of numbers on the host, exactly and without a sort.
+
+A non-negative float orders as its bit pattern read as an integer does. Two ways:
+
+- `cuts`, of arrays. A strided sample gives a bracket that holds the k-th largest
+  almost surely; one pass counts what lies above it and collects what lies in it
+  (a few percent), of which numpy's introselect takes the element. Where the sample
+  misled, the digits below decide: always exact.
+- Digit by digit, of a stream that is read once a round, in memory that does not grow.
+  `digit_counts` counts how often every digit of 16 bits occurs among the numbers that
+  agree with what is known; `find` takes the digit in which the k-th largest falls.
+  Counts add up over chunks and leaves. Two rounds for float32:
+
+    known, rank = None, k
+    for shift in DIGITS[4]:
+        counts = sum(digit_counts(bits(base, tuned), known, shift) for ... in chunks)
+        digit, rank = find(counts, rank)
+        known = digit if known is None else known << 16 | digit
+
+  leaves the cut's pattern in `known`, and in `rank` how many of the elements equal to
+  it are among the k largest.
+
+Measured on 25M float32, nanoseconds of one core an element: bracket 2.9, digits 7.9,
+introselect of |d| 8.2. Only the bracket gains from threads: numpy's `bincount` and
+`partition` hold the interpreter.
+
+Conventions, the same in `jaxlab.merge.counting`: magnitudes below the smallest normal
+number count as 0 (XLA flushes them on some devices), and NaN is larger than infinity.
+
+Numpy only: merging files need not import jax.
+"""
+
+import concurrent.futures
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+# Bytes of the float -> the shifts of its digits.
+DIGITS = {4: (16, 0), 8: (48, 32, 16, 0)}
+CHUNK = 1 << 17  # elements; the buffers of one thread about fill its cache
+SAMPLE = 1 << 14
+
+# One array of magnitudes to select from: |tuned - base|, or |tuned| if base is None.
+Part = tuple[np.ndarray | None, np.ndarray]
+
+
+def cuts(parts: Sequence[Part], ranks: Sequence[int]) -> list[tuple[int, int]]:
+    """The magnitudes of the given ranks among all elements of all parts.
+
+    Args:
+        parts: pairs of arrays of any shape and floating dtype.
+        ranks: 1 is the largest; 0 lies above everything, a rank beyond the number of
+            elements below everything.
+
+    Returns:
+        For each rank the bit pattern of that magnitude, and how many of the elements
+        equal to it belong to the `rank` largest.
+
+    >>> (pattern, equal), = cuts([(None, np.float32([1, -4, 2, 4]))], [2])
+    >>> np.uint32(pattern).view(np.float32), equal
+    (np.float32(4.0), 2)
+    """
+    parts = [
+        (None if base is None else base.reshape(-1), tuned.reshape(-1))
+        for base, tuned in parts
+    ]
+    itemsize = max((wide(tuned.dtype).itemsize for _, tuned in parts), default=4)
+    size = sum(tuned.size for _, tuned in parts)
+    found = {0: ((1 << 8 * itemsize) - 1, 0)}
+    inside = sorted({rank for rank in ranks if 0 < rank <= size})
+    if inside:
+        found |= _cuts_by_bracket(parts, inside, size)
+    if missed := [rank for rank in inside if rank not in found]:
+        found |= _cuts_by_digit(parts, missed, DIGITS[itemsize])
+    return [found.get(rank, (0, rank)) for rank in ranks]
+
+
+def bits(
+    base: np.ndarray | None, tuned: np.ndarray, out: np.ndarray | None = None
+) -> np.ndarray:
+    """The bit patterns of `|tuned - base|`, widened as every merge widens.
+
+    Args:
+        base: floats, or None for `|tuned|`.
+        tuned: floats of the same shape.
+        out: a buffer of that shape and the widened dtype to work in.
+
+    Returns:
+        uint32, or uint64 for float64, of the same shape.
+    """
+    wider = wide(tuned.dtype)
+    out = np.empty(tuned.shape, wider) if out is None else out
+    tuned = tuned.astype(wider, copy=False)
+    if base is None:
+        np.copyto(out, tuned)
+    else:
+        np.subtract(tuned, base.astype(wider, copy=False), out=out)
+    patterns = out.view(f"u{wider.itemsize}")
+    sign, smallest, infinity = (
+        np.array(x, wider).view(patterns.dtype)[()]
+        for x in (-0.0, np.finfo(wider).tiny, np.inf)
+    )
+    np.bitwise_and(patterns, ~sign, out=patterns)
+    np.minimum(patterns, infinity + patterns.dtype.type(1), out=patterns)
+    # Not `patterns < smallest`: of the zeros themselves there may be very many.
+    patterns[patterns - 1 < smallest - 1] = 0
+    return patterns
+
+
+def digit_counts(patterns: np.ndarray, known: int | None, shift: int) -> np.ndarray:
+    """How often each 16-bit digit occurs at `shift` behind the known leading digits.
+
+    Args:
+        patterns: what `bits` gives, flat.
+        known: the digits above `shift + 16` as one number; None in the first round.
+
+    Returns:
+        int64[65536]; additive over chunks.
+    """
+    if known is not None:
+        patterns = patterns[patterns >> (shift + 16) == known]
+    return np.bincount((patterns >> shift) & 0xFFFF, minlength=1 << 16)
+
+
+def find(counts: np.ndarray, rank: int) -> tuple[int, int]:
+    """The digit that holds the element of this rank, and its rank inside the digit."""
+    from_above = np.cumsum(counts[::-1])
+    place = int(np.searchsorted(from_above, rank))
+    digit = len(counts) - 1 - place
+    return digit, rank - int(from_above[place] - counts[digit])
+
+
+def stop_after(parts: Sequence[Part], pattern: int, count: int) -> list[int]:
+    """Per part, the flat index before which its share of the first `count` equals lie.
+
+    Equals are the elements whose pattern is `pattern`, numbered through the parts in
+    order and within a part by flat index.
+    """
+    stops = []
+    for base, tuned in parts:
+        base, tuned = None if base is None else base.reshape(-1), tuned.reshape(-1)
+        stop = 0
+        for start in range(0, tuned.size if count else 0, CHUNK):
+            places = np.flatnonzero(_chunk_bits(base, tuned, start) == pattern)[:count]
+            if places.size:
+                count, stop = count - places.size, start + int(places[-1]) + 1
+            if not count:
+                break
+        stops.append(stop)
+    return stops
+
+
+def row_ranks(base: np.ndarray, tuned: np.ndarray) -> np.ndarray:
+    """The rank of every `|tuned - base|` in its row, from 0; of equals the first first.
+
+    Rows run along axis 1; a vector or a scalar is one row.
+
+    Returns:
+        uint16, or uint32 for longer rows, of the same shape.
+
+    >>> row_ranks(np.zeros((1, 4)), np.array([[3.0, -1, 2, 1]])).tolist()
+    [[3, 0, 2, 1]]
+    """
+    shape, axis = tuned.shape, min(1, max(tuned.ndim - 1, 0))
+    base, tuned = (np.moveaxis(np.atleast_1d(x), axis, -1) for x in (base, tuned))
+    size = tuned.shape[-1]
+    ranks = np.empty(tuned.shape, np.uint16 if size <= 1 << 16 else np.uint32)
+    rows = [x.reshape(-1, size) for x in (base, tuned, ranks)] if size else []
+    step = max(1, 8 * CHUNK // max(size, 1))
+    starts = range(0, len(rows[0]) if rows else 0, step)
+
+    def rank(start):
+        some = slice(start, start + step)
+        patterns = bits(rows[0][some], rows[1][some])
+        if patterns.dtype == np.uint32:  # one sort of (pattern, index): unique, fast
+            keys = patterns.astype(np.uint64) << 32 | np.arange(size, dtype=np.uint64)
+            keys.sort(axis=1)
+            order = (keys & 0xFFFFFFFF).astype(np.intp)
+        else:
+            order = np.argsort(patterns, axis=1, kind="stable")
+        numbers = np.arange(size, dtype=ranks.dtype)
+        np.put_along_axis(rows[2][some], order, numbers[None], axis=1)
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        list(pool.map(rank, starts))
+    return np.moveaxis(ranks, -1, axis).reshape(shape)
+
+
+def wide(dtype: np.dtype) -> np.dtype:
+    """What a floating dtype is computed in: float64 stays, all others are float32."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def _cuts_by_bracket(parts, ranks, size):
+    """The cut of each rank that its bracket holds, by rank."""
+    stride = size // SAMPLE | 1  # odd: not always the same column
+    sample = np.sort(
+        np.concatenate(
+            [bits(None if b is None else b[::stride], t[::stride]) for b, t in parts]
+        )
+    )
+    brackets = {}
+    for rank in ranks:
+        place = len(sample) * (1 - rank / size)
+        margin = 2 + 4 * np.sqrt(place * rank / size)  # 4 standard deviations
+        low, high = np.clip([place - margin, place + margin], 0, len(sample) - 1)
+        brackets[rank] = sample[int(low)], sample[int(high)]
+
+    def collect(patterns):
+        for low, high in brackets.values():
+            yield np.count_nonzero(patterns > high)
+            yield np.count_nonzero(patterns >= high)
+            yield np.count_nonzero(patterns >= low)
+            # Strictly between: of coarse numbers (bf16) many equal the ends. Below low
+            # the difference wraps.
+            between = patterns - low - 1 < high - low - 1 if high > low else []
+            yield patterns[between]
+
+    totals = zip(*_over_blocks(parts, collect), strict=True)
+    found = {}
+    for rank, (low, high) in brackets.items():
+        above, from_high, from_low = (
+            int(sum(map(sum, next(totals)))) for _ in range(3)
+        )
+        inner = np.concatenate([piece for row in next(totals) for piece in row])
+        left = rank - from_high
+        if above < rank <= from_high:
+            found[rank] = int(high), rank - above
+        elif 0 < left <= len(inner):
+            cut = np.partition(inner, len(inner) - left)[-left]
+            found[rank] = int(cut), left - int(np.count_nonzero(inner > cut))
+        elif len(inner) < left <= from_low - from_high:
+            found[rank] = int(low), left - len(inner)
+    return found
+
+
+def _cuts_by_digit(parts, ranks, shifts):
+    """The cut of each rank, by rank."""
+    known = {rank: (None, rank) for rank in ranks}
+    for shift in shifts:
+        prefixes = dict.fromkeys(prefix for prefix, _ in known.values())
+
+        def count(patterns, prefixes=prefixes, shift=shift):
+            return [digit_counts(patterns, prefix, shift) for prefix in prefixes]
+
+        columns = zip(*_over_blocks(parts, count), strict=True)
+        counts = dict(zip(prefixes, (sum(map(sum, c)) for c in columns), strict=True))
+        for rank, (prefix, left) in known.items():
+            digit, left = find(counts[prefix], left)
+            known[rank] = digit | (0 if prefix is None else prefix << 16), left
+    return known
+
+
+def _over_blocks(parts, function):
+    """`function` of the bit patterns of every chunk, in threads.
+
+    Returns:
+        One row a block of chunks: for each thing that `function` gives, a list of it.
+    """
+    workers = os.cpu_count() or 1
+    blocks = []
+    for base, tuned in parts:
+        step = max(1, tuned.size // (4 * workers * CHUNK)) * CHUNK
+        blocks += [(base, tuned, start, step) for start in range(0, tuned.size, step)]
+
+    def run(block):
+        base, tuned, first, step = block
+        buffer = np.empty(CHUNK, wide(tuned.dtype))
+        starts = range(first, min(first + step, tuned.size), CHUNK)
+        chunks = [tuple(function(_chunk_bits(base, tuned, s, buffer))) for s in starts]
+        return [list(column) for column in zip(*chunks, strict=True)]
+
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(run, blocks))
+
+
+def _chunk_bits(base, tuned, start, buffer=None):
+    piece = slice(start, start + CHUNK)
+    tuned = tuned[piece]
+    out = None if buffer is None else buffer[: tuned.size]
+    return bits(None if base is None else base[piece], tuned, out)

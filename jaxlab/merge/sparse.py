@@ -1,0 +1,297 @@
+"""Merges that keep a part of every task vector, chosen by size: TIES, Breadcrumbs, SCE.
+
+    theta = base + lam * sum_k w_k s(theta_k - base)   [/ sum_k w_k]
+
+`s` keeps the largest elements (`ties`), or these without the very largest
+(`breadcrumbs`); `jaxlab.merge.deltas` has the sum and the election of signs. Chosen at
+random: `jaxlab.merge.sparse_random`. What holds for every merge (rounding once,
+placement, tied and integer leaves) is in `jaxlab.merge.leafwise`.
+
+Yadav et al. 2023, *TIES-Merging*, arXiv:2306.01708. Davari and Belilovsky 2023, *Model
+Breadcrumbs*, arXiv:2312.06795. Wan et al. 2024, *FuseChat* (SCE), arXiv:2408.07990.
+Where papers and the widely used mergekit 0.1.5 differ, both readings are offered.
+
+Weights and lam are traced, and so are densities (as numbers of elements): one compiled
+program serves all of them. The choice of elements is piecewise constant: gradients go
+through weights, lam and the elements kept.
+
+Deviations: elements of one size as the cut are all kept, or the first of them by index
+(`ties=`), where an unstable sort keeps arbitrary ones: on bf16 checkpoints 1 to 2 % of
+the elements tie there. NaN in any model is NaN in the result.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlab.core import types
+from jaxlab.merge import by_path, checks, counting, cuts, deltas, leafwise
+
+TIES = ("keep", "lowest_index")
+
+
+def ties(
+    base: types.Params,
+    finetuned: Sequence[types.Params],
+    weights: Any = None,
+    density: Any = 1.0,
+    *,
+    lam: Any = 1.0,
+    scope: str = "leaf",
+    ties: str = "keep",
+    select: str = "auto",
+    rescale: str | None = None,
+    normalize: bool = True,
+    donate: bool = False,
+) -> types.Params:
+    """TIES: trim to the largest elements, elect signs, average those that agree.
+
+    Args:
+        base: a tree.
+        finetuned: M >= 1 trees like it.
+        weights: f32[M], a scalar for all, None for ones, or `weights_by_path`; traced.
+        density: share of each task vector that is kept, in [0, 1]: a scalar, [M], or by
+            path. `max(1, int(density * n))` of n elements; 0 keeps none.
+        lam: scales the merged task vector; traced.
+        scope: "leaf" trims each leaf on its own, as mergekit; "global" each task vector
+            as one, over all floating leaves, as the paper.
+        ties: "keep" keeps every element as large as the smallest one kept;
+            "lowest_index" exactly the number asked for, of equals those that come
+            first. It costs as much again where selection is by counting, and on the
+            host one pass more over leaves that have such equals.
+        select: "auto", "host" or "bisect"; the result is the same.
+            See `jaxlab.merge.cuts`.
+        rescale: "l1" scales what is kept of each leaf to the L1 norm of the whole, as
+            mergekit's `rescale`; None, its default and the paper, does not.
+        normalize: divide by the weights of the models that agree, element by element.
+        donate: let the result overwrite the buffers of `base`.
+
+    Returns:
+        A tree like `base`; its equal, bit for bit, where lam or all weights are 0.
+
+    Raises:
+        ValueError: trees that differ, numbers that are wrong; everything at once.
+
+    >>> base, math = {"w": jnp.zeros(4)}, {"w": jnp.array([4.0, 1.0, -3.0, 0.5])}
+    >>> ties(base, [math], density=0.5)
+    {'w': Array([ 4.,  0., -3.,  0.], dtype=float32)}
+    """
+    wrong = unknown("scope", scope, cuts.SCOPES) + unknown("ties", ties, TIES)
+    trees, weights, lam, (density,) = checked(
+        base, finetuned, weights, lam, {"density": (density, 0.0, 1.0)},
+        wrong + _choices(select, rescale), varies=scope == "leaf",
+    )  # fmt: skip
+    exact = ties == "lowest_index"
+    found, stops = cuts.of_sizes(
+        trees,
+        lambda leaf, size: cuts.ranks_of(of_leaf(density, leaf), size)[None],
+        scope=scope,
+        select=select,
+        exact=exact,
+    )
+    options = {"consensus": True, "normalize": normalize, "rescale": rescale}
+    coefficients = (weights, lam, found, *([stops] if exact else []))
+    return leafwise.apply(
+        _trimmed, trees, *coefficients, options=options, donate=donate
+    )
+
+
+def breadcrumbs(
+    base: types.Params,
+    finetuned: Sequence[types.Params],
+    weights: Any = None,
+    density: Any = 1.0,
+    gamma: Any = 0.01,
+    *,
+    consensus: bool = False,
+    lam: Any = 1.0,
+    select: str = "auto",
+    rescale: str | None = None,
+    normalize: bool = False,
+    donate: bool = False,
+) -> types.Params:
+    """Breadcrumbs: drop the largest elements of each leaf and the smallest.
+
+    Of n elements the `int(gamma n)` largest go, and then the smallest, until
+    `int(density n)` are left; fewer large ones go where too few would be left. As in
+    mergekit a density of 1 keeps everything. The paper names the two thresholds by
+    percentiles beta and 1 - gamma; density is their distance.
+
+    Args:
+        base, finetuned, weights, lam, select, rescale, donate: as for `ties`.
+        density: share that is kept, in [0, 1]: a scalar, [M], or by path.
+        gamma: share of the largest that is dropped, in [0, 1]: likewise.
+        consensus: elect signs as `ties` does (mergekit's `breadcrumbs_ties`).
+        normalize: divide by the sum of the weights (that agree, with consensus).
+
+    Raises:
+        ValueError: trees that differ, numbers that are wrong; everything at once.
+
+    >>> base, math = {"w": jnp.zeros(4)}, {"w": jnp.array([4.0, 1.0, -3.0, 0.5])}
+    >>> breadcrumbs(base, [math], density=0.5, gamma=0.25)
+    {'w': Array([ 0.,  1., -3.,  0.], dtype=float32)}
+    """
+    trees, weights, lam, (density, gamma) = checked(
+        base, finetuned, weights, lam,
+        {"density": (density, 0.0, 1.0), "gamma": (gamma, 0.0, 1.0)},
+        _choices(select, rescale),
+    )  # fmt: skip
+    found, _ = cuts.of_sizes(
+        trees,
+        lambda leaf, size: cuts.ranks_between(
+            of_leaf(density, leaf), of_leaf(gamma, leaf), size
+        ),
+        select=select,
+    )
+    options = {"consensus": consensus, "normalize": normalize, "rescale": rescale}
+    return leafwise.apply(
+        _trimmed, trees, weights, lam, found, options=options, donate=donate
+    )
+
+
+def sce(
+    base: types.Params,
+    finetuned: Sequence[types.Params],
+    *,
+    select_topk: Any = 1.0,
+    select: str = "auto",
+    donate: bool = False,
+) -> types.Params:
+    """SCE: select by variance, calculate weights from energies, erase by sign.
+
+    Leaf by leaf: keep the elements in which the models' task vectors vary most; weigh
+    each model by the mean square of what is kept; add the weighted mean of the elements
+    that have the elected sign, as in `ties` but elected without weights.
+
+    Args:
+        base, finetuned, select, donate: as for `ties`.
+        select_topk: share of the elements with non-zero variance that is kept; 1 keeps
+            all elements, those of no variance too. Traced.
+
+    Raises:
+        ValueError: trees that differ, numbers that are wrong; everything at once.
+
+    >>> models = [{"w": jnp.array([3.0, 2.0])}, {"w": jnp.array([1.0, 1.0])}]
+    >>> sce({"w": jnp.zeros(2)}, models, select_topk=0.5)
+    {'w': Array([2.8, 0. ], dtype=float32)}
+    """
+    trees, _, _, (share,) = checked(
+        base, finetuned, None, 1.0, {"select_topk": (select_topk, 0.0, 1.0)},
+        unknown("select", select, cuts.SELECT), varies=False,
+    )  # fmt: skip
+    share = share[0]
+    known = not checks.is_traced(share)
+    if known and share >= 1:
+        found = np.uint32(0)
+    elif known and share <= 0:
+        found = np.uint32(0xFFFFFFFF)
+    else:
+        found = cuts.of_variances(trees, share, select=select)
+    return leafwise.apply(_selected, trees, found, jnp.asarray(share), donate=donate)
+
+
+def checked(
+    base: Any,
+    finetuned: Sequence[Any],
+    weights: Any,
+    lam: Any,
+    shares: dict[str, tuple[Any, float, float]],
+    wrong: Sequence[str],
+    *,
+    varies: bool = True,
+) -> tuple[list[Any], Any, Any, list[Any]]:
+    """What every sparse merge is given, or one ValueError with all that is wrong.
+
+    Args:
+        base, finetuned, weights, lam: as for `ties`.
+        shares: by name, (value, least, most) of numbers that each model has.
+        wrong: lines found already.
+        varies: shares by path make sense.
+
+    Returns:
+        The trees, base first; weights [M] and lam, or `ByLeaf`; shares [M] or `ByLeaf`.
+    """
+    if isinstance(finetuned, dict):
+        raise ValueError("finetuned must be a sequence of trees, not one mapping")
+    trees = [base, *finetuned]
+    size = len(trees) - 1
+    lines = [*checks.problems(trees), *wrong]
+    lines += [] if size else ["no finetuned trees are given"]
+    for name, leaf in checks.tree.flatten(base).items():
+        if jnp.issubdtype(checks.dtype_of(leaf), jnp.complexfloating):
+            lines.append(f"{name}: complex numbers have no sign")
+        elif np.prod(np.shape(leaf)) > counting.LIMIT:
+            lines.append(f"{name}: more than {counting.LIMIT} elements in one leaf")
+    weights, more = checks.coefficients(weights, size, name="weights", like=base)
+    lines += more
+    lam, more = checks.scalar(lam, name="lam", like=base)
+    lines += more
+    found = []
+    for name, (value, least, most) in shares.items():
+        value, more = checks.coefficients(value, size, name=name, like=base)
+        lines += more or _outside(value, name, least, most, varies)
+        found.append(value)
+    checks.refuse(lines, "these trees cannot be merged")
+    return trees, weights, lam, found
+
+
+def of_leaf(value: Any, leaf: int) -> Any:
+    """A coefficient for one leaf."""
+    return value.values[leaf] if isinstance(value, by_path.ByLeaf) else value
+
+
+def unknown(name: str, value: Any, known: Sequence[Any]) -> list[str]:
+    """A line on an option that is none of those known."""
+    return [] if value in known else [f"{name} {value!r} is not one of {known}"]
+
+
+def _outside(value, name, least, most, varies):
+    by_leaf = isinstance(value, by_path.ByLeaf)
+    if by_leaf and not varies:
+        return [f"{name} by path: it is one number for all leaves here"]
+    for array in value.values if by_leaf else [value]:
+        if np.ndim(array) != 1:
+            return [f"{name} must be one number a leaf; unstack layers to vary it"]
+        if not checks.is_traced(array) and not all(least <= x <= most for x in array):
+            return [f"{name} {np.asarray(array).tolist()} not in [{least}, {most}]"]
+    return []
+
+
+def _choices(select, rescale):
+    return unknown("select", select, cuts.SELECT) + unknown(
+        "rescale", rescale, (None, "l1")
+    )
+
+
+def _trimmed(leaves, weights, lam, found, stop=None, *, consensus, normalize, rescale):
+    """Leaf or chunk: keeps what lies between the cuts `found` [1 or 2, M].
+
+    With `rescale` it needs the whole leaf.
+    """
+    base, *finetuned = leaves
+    thinned = []
+    for k, model in enumerate(finetuned):
+        delta = model - base
+        upper = found[1, k] if len(found) > 1 else None
+        kept = deltas.within(
+            delta, found[0, k], upper, None if stop is None else stop[k]
+        )
+        thin = deltas.keep(delta, kept)
+        if rescale:
+            thin = thin * deltas.factor(deltas.size(delta), deltas.size(thin))
+        thinned.append(thin)
+    return deltas.combine(
+        base, thinned, weights, lam, consensus=consensus, normalize=normalize
+    )
+
+
+def _selected(leaves, cut, share):
+    base, *finetuned = leaves
+    differences = [model - base for model in finetuned]
+    patterns = counting.bits(deltas.variance(differences))
+    kept = (share >= 1) | ((patterns >= cut) & (share > 0))
+    thinned = [deltas.keep(delta, kept) for delta in differences]
+    energies = jnp.stack([deltas.energy(delta) for delta in thinned])
+    return deltas.combine_by_shares(base, thinned, deltas.shares(energies, base.size))
