@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlab import cli, models
+from jaxlab import cli, merge, models
 from jaxlab.core import checkpoint
 from jaxlab.systems import loading
 
@@ -116,7 +116,8 @@ def said(capsys):
 def test_help_answers_without_jax():
     code = (
         "import sys; from jaxlab import cli; codes = [cli.run([*verb, '--help']) "
-        f"for verb in [[], *([v] for v in {VERBS}), ['data', 'inspect']]]; "
+        f"for verb in [[], *([v] for v in {VERBS}), ['data', 'inspect'], "
+        "['ablate', 'search']]]; "
         "sys.exit(any(codes) or 'jax' in sys.modules)"
     )
     done = subprocess.run(
@@ -146,7 +147,10 @@ def test_no_verb_shows_the_overview(capsys):
         (["evaluate", "x", "--lenght=3"], "--lenght=3; did you mean --length?"),
         (["generate", "x", "-n", "two"], "argument -n: invalid int value: 'two'"),
         (["merge", "a", "b", "-o", "c", "--weights=1;2"], "'1;2' is not like 0.7,0.3"),
-        (["ablate", "--experts", "law"], "'law' is not NAME=MODEL"),
+        (["merge", "a", "b", "-o", "c", "--memory=lots"], "'lots' is not like 256MB"),
+        (["merge", "a", "-o", "c"], "give two or more models to merge, or a recipe"),
+        (["merge", "a.yaml", "-o", "c"], "a.yaml: No such file or directory"),
+        (["ablate", "rank", "--experts", "law"], "'law' is not NAME=MODEL"),
         (["data"], "jaxlab data: the following arguments are required: ACTION"),
         (["data", "inspect", "--workdir=x"], "required: --step"),
         (
@@ -387,6 +391,115 @@ def test_a_merge_is_the_weighted_average(said, published, expert, tmp_path):
         np.testing.assert_allclose(m, 0.25 * a + 0.75 * b, atol=1e-6)
 
 
+def test_runs_are_merged_to_a_folder_or_to_a_run(said, workdir, expert, tmp_path):
+    said("merge", workdir, expert, "-o", tmp_path / "hf", "--weights=1,3")
+    said("merge", workdir, expert, "-o", tmp_path / "run", "--weights=1,3",
+         "--format=orbax")  # fmt: skip
+    ours, theirs, folder, run = (
+        loading.open_model(path)
+        for path in (workdir, expert, tmp_path / "hf", tmp_path / "run")
+    )
+    columns = zip(*(leaves(m.params) for m in (ours, theirs, folder, run)), strict=True)
+    for a, b, merged, same in columns:
+        np.testing.assert_allclose(merged, 0.25 * a + 0.75 * b, atol=1e-6)
+        np.testing.assert_array_equal(same, merged)
+    assert folder.tokenizer.fingerprint == ours.tokenizer.fingerprint
+    table = said("evaluate", tmp_path / "run", "--max-batches=1")
+    assert [row.split()[0] for row in table.splitlines()[1:]] == ["code", "law"]
+
+
+def test_folders_are_merged_to_a_run(said, published, text, tmp_path):
+    out = tmp_path / "run"
+    said("merge", published, published, "-o", out, "--format=orbax")
+    merged, source = loading.open_model(out), loading.open_model(published)
+    for a, b in zip(leaves(merged.params), leaves(source.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    target = text / "law" / "3.txt"
+    own = said("evaluate", published, "--data", target)
+    assert said("evaluate", out, "--data", target) == own
+
+
+def test_layers_of_runs_are_merged_each_for_itself(said, workdir, expert, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"{{merge_method: slerp, base_model: {workdir}, models: [{expert}], "
+        "parameters: {t: 0.4}}"
+    )
+    said("merge", recipe, "-o", tmp_path / "merged")
+    merged, a, b = (
+        loading.open_model(path).params
+        for path in (tmp_path / "merged", workdir, expert)
+    )
+    kernel = merged["blocks"]["mlp"]["up"]["kernel"]
+    for layer in range(len(kernel)):
+        x, y = (tree["blocks"]["mlp"]["up"]["kernel"][layer] for tree in (a, b))
+        expected = merge.slerp({"w": x}, {"w": y}, 0.4)["w"]
+        np.testing.assert_allclose(kernel[layer], expected, atol=1e-6)
+
+
+def test_a_recipe_is_repeated_from_its_record(said, line, published, tmp_path):
+    other, recipe = tmp_path / "other", tmp_path / "recipe.yaml"
+    shutil.copytree(published, other)
+    recipe.write_text(
+        f"{{merge_method: linear, parameters: {{weight: 1}}, models: [{published}, "
+        f"{other}]}}"
+    )
+    said("merge", recipe, "-o", tmp_path / "a", "--shard-size=50kB")
+    said("merge", tmp_path / "a" / "merge.json", "-o", tmp_path / "b")
+    files = sorted(file.name for file in (tmp_path / "a").iterdir())
+    assert len([name for name in files if name.startswith("model-")]) > 1
+    assert files == sorted(file.name for file in (tmp_path / "b").iterdir())
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (
+            tmp_path / "b" / name
+        ).read_bytes()
+    with open(other / "model.safetensors", "r+b") as file:
+        file.seek(-3, 2)
+        file.write(b"!")
+    message = line("merge", tmp_path / "a/merge.json", "-o", "c", "--sha256")
+    assert "recorded crc32, not sha256; leave that out" in message
+    message = line("merge", tmp_path / "a" / "merge.json", "-o", tmp_path / "c")
+    assert f"not those of the merge to be repeated: {other}/model.saf" in message
+    assert not (tmp_path / "c").exists()
+
+
+def test_folders_are_averaged_without_jax(published, tmp_path):
+    code = (
+        "import sys; from jaxlab import cli; code = cli.run(sys.argv[1:]); "
+        "sys.exit(code or 'jax' in sys.modules)"
+    )
+    argv = ["merge", published, published, "-o", str(tmp_path / "merged")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *argv], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "linear of 2 models, float32" in done.stdout
+
+
+def test_other_tokenizers_are_named_and_merged(published, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(published, other)
+    tokenizer = other / "tokenizer.model"
+    tokenizer.write_bytes(tokenizer.read_bytes() + b" ")
+    assert cli.run(["merge", published, str(other), "-o", str(tmp_path / "m")]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("warning: ")
+    assert f"{tokenizer} are different tokenizers" in said
+
+
+def test_runs_of_other_tokenizers_are_named(
+    workdir, larger_tokenizer, tmp_path, capsys
+):
+    other = tmp_path / "other"
+    shutil.copytree(workdir, other)
+    raw = json.loads((other / "config.json").read_text())
+    raw["data"]["folder"] = str(larger_tokenizer)
+    (other / "config.json").write_text(json.dumps(raw))
+    argv = ["merge", workdir, str(other), "-o", str(tmp_path / "m"), "--format=orbax"]
+    assert cli.run(argv) == 0
+    assert f"{larger_tokenizer}/tokenizer" in capsys.readouterr().err
+
+
 def test_an_existing_output_is_never_overwritten(line, published, tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
     for argv in (["convert", published], ["merge", published, published, "-o"]):
@@ -427,45 +540,6 @@ def test_weights_that_do_not_fit_are_one_line(
 ):
     argv = ("merge", published, published, "-o", tmp_path / "m", *flags)
     assert message in line(*argv)
-
-
-# ------------------------------------------------------------------ ablate
-
-
-def test_all_subsets_of_experts_are_ranked(said, workdir, expert, tmp_path):
-    out = tmp_path / "ranking.json"
-    shown = said(
-        "ablate", "--experts", f"start={workdir}", f"law={expert}", "--target", "law",
-        "--seed-model", workdir, "--max-batches=2", "--json", out,
-    )  # fmt: skip
-    rows = json.loads(out.read_text())["ranking"]["law"]
-    assert sorted(tuple(sorted(row["mixture"])) for row in rows) == [
-        ("law",), ("law", "start"), ("start",),
-    ]  # fmt: skip
-    predicted = [row["predicted_perplexity"] for row in rows]
-    assert predicted == sorted(predicted)
-    assert rows[0]["mixture"] == {"law": 1.0}  # trained on it; the other is its start
-    assert "law: 3 mixtures, best predicted first" in shown
-    assert "the seed model" in shown
-
-
-def test_a_target_may_be_text(said, text, workdir, expert):
-    experts = [f"start={workdir}", f"law={expert}"]
-    target = text / "code" / "1.txt"
-    shown = said("ablate", "--experts", *experts, "--target", target, "--top=1")
-    assert "1: 3 mixtures" in shown
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--target", "sonnets"], "target 'sonnets' is neither a held-out set of the"),
-        (["--max-size", "0"], "0 mixtures fit"),
-    ],
-)
-def test_mistakes_in_an_ablation_are_one_line(line, workdir, expert, flags, message):
-    experts = [f"a={workdir}", f"b={expert}"]
-    assert message in line("ablate", "--experts", *experts, *flags)
 
 
 # ------------------------------------------------------------------ data

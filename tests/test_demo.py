@@ -11,7 +11,7 @@ import pytest
 from jaxlab.core import types
 from jaxlab.models import hf
 from jaxlab.stats import correlation
-from jaxlab.systems import data_ablation, demo
+from jaxlab.systems import data_ablation, demo, experts
 
 WORDS = {
     "law": "the licensee shall retain this notice and any person may distribute it",
@@ -33,12 +33,13 @@ def text(tmp_path_factory):
 
 def tiny_study(workdir: pathlib.Path, data: str | None = None) -> data_ablation.Study:
     study = demo.quick_study(workdir, data)
-    base = study.base
+    base = study.recipe.base
     base.steps, base.eval_batches = 6, 1
     base.model.update({"embed": 32, "layers": 1, "heads": 2, "mlp": 64})
     base.data.update({"vocab_size": 320, "length": 32, "held_out_fraction": 0.25})
     base.optim.warmup_steps = 1
-    return data_ablation.Study(base, unit_steps=4, unit_rate=5e-3, trained=3)
+    recipe = experts.Recipe(base, unit_steps=4, unit_rate=5e-3)
+    return data_ablation.Study(recipe, trained=3)
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +61,22 @@ def tiny_study_of(quick_study):
     return study
 
 
+def last_evaluation(run):
+    """Target -> perplexity in the last evaluation rows of a run's metrics.jsonl."""
+    found = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        for key, value in json.loads(line).items():
+            if key.startswith("eval/") and key.endswith("/perplexity"):
+                found[key.split("/")[1]] = value
+    return found
+
+
 def test_every_mixture_is_ranked_for_every_target(done):
     _, outcome = done
-    assert outcome.domains == ("code", "cook", "law")
-    assert set(outcome.ranking) == set(outcome.domains)
+    assert list(outcome.units) == ["code", "cook", "law"]
+    assert set(outcome.ranking) == set(outcome.units)
     for rows in outcome.ranking.values():
-        names = {data_ablation.name_of(row.mixture) for row in rows}
+        names = {experts.name_of(row.mixture) for row in rows}
         assert len(names) == len(rows) == 7
         losses = [row.predicted_loss for row in rows]
         assert losses == sorted(losses)
@@ -81,13 +92,13 @@ def test_the_report_agrees_with_the_runs(done):
             if len(row["mixture"]) == 1:
                 # An average of one is the expert: its own evaluation is the number.
                 folder = workdir / "runs" / f"expert-{name}"
-                own = data_ablation.last_evaluation(folder)[target]
+                own = last_evaluation(folder)[target]
                 assert row["predicted_perplexity"] == pytest.approx(own, rel=1e-5)
                 assert row["trained_perplexity"] is None
             elif row["trained_perplexity"] is not None:
                 folder = workdir / "runs" / f"mixture-{name}"
-                own = data_ablation.last_evaluation(folder)[target]
-                assert row["trained_perplexity"] == own
+                own = last_evaluation(folder)[target]
+                assert row["trained_perplexity"] == pytest.approx(own, rel=1e-5)
                 checked += 1
     assert checked == 3 * 3
     assert report["seed_perplexity"] == outcome.seed
@@ -174,7 +185,7 @@ def test_many_domains_are_ranked_up_to_the_size_that_can_be_had():
 
 def test_chosen_mixtures_take_turns_by_size_and_repeat_none():
     chosen = data_ablation.choose("abcde", 10, seed=3)
-    names = [data_ablation.name_of(mixture) for mixture in chosen]
+    names = [experts.name_of(mixture) for mixture in chosen]
     assert len(set(names)) == 10
     assert {len(mixture) for mixture in chosen} == {2, 3, 4, 5}
     assert all(sum(mixture.values()) == pytest.approx(1) for mixture in chosen)

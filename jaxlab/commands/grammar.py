@@ -7,13 +7,10 @@ import argparse
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
-_MODEL = "a run directory, or a Hugging Face folder (OLMo 1-3, Llama 2-3.1)"
+from jaxlab.commands import arguments, grammar_ablate
 
-
-class UsageError(Exception):
-    """A command line that does not follow the grammar: a line that begins `jaxlab`."""
+UsageError = arguments.UsageError
 
 
 def parse(verb: str, argv: Sequence[str]) -> argparse.Namespace:
@@ -28,7 +25,7 @@ def parse(verb: str, argv: Sequence[str]) -> argparse.Namespace:
         hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(VERBS)}"
         raise UsageError(f"jaxlab: unknown verb {verb!r}; {hint}")
     summary, details, add_arguments = VERBS[verb]
-    parser = _parser(f"jaxlab {verb}", f"{summary}.\n\n{details}".strip())
+    parser = arguments.parser(f"jaxlab {verb}", f"{summary}.\n\n{details}".strip())
     parser.set_defaults(verbose=False)
     add_arguments(parser)
     if verb == "train":  # its flags are the config's keys: see core/config.py
@@ -62,7 +59,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=8, metavar="ROWS")
     parser.add_argument("--max-batches", type=int, help="a domain; default: all")
     parser.add_argument("--json", metavar="OUT", help="also write the numbers there")
-    _add_mesh(parser)
+    arguments.add_mesh(parser)
 
 
 def _generate(parser: argparse.ArgumentParser) -> None:
@@ -80,52 +77,59 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-n", type=int, default=1, help="continuations of each prompt")
     parser.add_argument("--batch-size", type=int, default=16, metavar="ROWS")
-    _add_mesh(parser)
+    arguments.add_mesh(parser)
 
 
 def _merge(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models", nargs="+", metavar="MODEL", help=_MODEL)
-    parser.add_argument("-o", "--out", required=True, help="a new Hugging Face folder")
+    parser.add_argument(
+        "models",
+        nargs="+",
+        metavar="RECIPE|MODEL",
+        help="a recipe (.yaml, or an earlier merge's merge.json); or "
+        f"{arguments.MODEL}, two or more, to average",
+    )
+    parser.add_argument("-o", "--out", required=True, help="a new folder")
     parser.add_argument(
         "--weights", type=_numbers, help="e.g. 0.7,0.3; divided by their sum"
     )
-    _add_dtype(parser)
-    _add_mesh(parser)
-
-
-def _ablate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--experts", nargs="+", required=True, type=_named, metavar="NAME=MODEL"
+        "--format",
+        choices=("hf", "orbax"),
+        help="a Hugging Face folder (default), or a run directory",
     )
     parser.add_argument(
-        "--target",
-        nargs="+",
-        default=[],
-        metavar="NAME|DIR",
-        help="held-out sets of the experts' runs, or text; default: all held-out sets",
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the result; default: that of the models",
     )
     parser.add_argument(
-        "--seed-model", metavar="MODEL", help="what the experts were branched from"
+        "--memory",
+        type=_bytes,
+        default=64 * 2**20,
+        metavar="SIZE",
+        help="held at most, besides the program; default 64MB",
     )
-    parser.add_argument("--max-size", type=int, help="experts in a mixture at most")
-    parser.add_argument("--length", type=int, help="tokens of a row; default: model's")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="ROWS")
-    parser.add_argument("--max-batches", type=int, default=32, help="a target")
-    parser.add_argument("--top", type=int, default=10, help="mixtures shown a target")
-    parser.add_argument("--json", metavar="OUT", help="also write all of it there")
-    _add_mesh(parser)
+    parser.add_argument(
+        "--shard-size", type=_bytes, metavar="SIZE", help="of a file; default 5GB"
+    )
+    parser.add_argument(
+        "--sha256", action="store_true", help="record SHA-256 and not CRC-32"
+    )
+    arguments.add_mesh(parser)
 
 
 def _convert(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     parser.add_argument("out", metavar="OUT", help="a new Hugging Face folder")
     _add_dtype(parser)
-    _add_mesh(parser)
+    arguments.add_mesh(parser)
 
 
 def _data(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    prepare = _parser_of(actions, "prepare", "Text to token files and held-out sets")
+    prepare = arguments.parser_of(
+        actions, "prepare", "Text to token files and held-out sets"
+    )
     prepare.add_argument(
         "source", help="a folder (a subfolder or NAME.jsonl a domain), or embedded"
     )
@@ -138,7 +142,9 @@ def _data(parser: argparse.ArgumentParser) -> None:
     prepare.add_argument(
         "--held-out", type=float, default=0.05, metavar="F", help="share of documents"
     )
-    inspect = _parser_of(actions, "inspect", "Which documents a training step read")
+    inspect = arguments.parser_of(
+        actions, "inspect", "Which documents a training step read"
+    )
     inspect.add_argument("--workdir", required=True, metavar="RUN")
     inspect.add_argument("--step", type=int, required=True, metavar="N", help="from 0")
     inspect.add_argument("--text", action="store_true", help="show the beginnings")
@@ -161,16 +167,19 @@ VERBS = {
     "evaluate": ("Perplexity of a model on held-out text, by domain", "", _evaluate),
     "generate": ("Continue prompts", "", _generate),
     "merge": (
-        "Average models into one",
-        "All models are held in memory and must be alike: same architecture and\n"
-        "tokenizer. Other methods and checkpoints larger than memory come later.",
+        "Merge models into one, streaming, by a recipe or as an average",
+        "Recipes are those of mergekit: linear, task_arithmetic, slerp, nuslerp,\n"
+        "multislerp, karcher, model_stock, ties, dare, breadcrumbs, della, sce.\n"
+        "Checkpoints may be larger than memory. merge.json in the result says what\n"
+        "was merged, and is a recipe that makes the same bytes again. For example:\n\n"
+        "  jaxlab merge general math -o merged --weights 0.7,0.3\n"
+        "  jaxlab merge recipe.yaml -o merged --memory 256MB",
         _merge,
     ),
     "ablate": (
-        "Rank data mixtures by their experts' averages, training none",
-        "Each expert was trained on one domain from one common model (Na et al. 2024,\n"
-        "arXiv:2410.15661). Every subset is merged and evaluated on each target.",
-        _ablate,
+        grammar_ablate.SUMMARY,
+        grammar_ablate.DETAILS,
+        grammar_ablate.add_arguments,
     ),
     "convert": (
         "Write a model as a Hugging Face folder, with its tokenizer",
@@ -183,19 +192,10 @@ VERBS = {
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help=_MODEL)
+    parser.add_argument("model", metavar="MODEL", help=arguments.MODEL)
     parser.add_argument("--step", type=int, metavar="N", help="checkpoint of a run")
     parser.add_argument(
         "--tokenizer", metavar="PATH", help="where the folder has none of its own"
-    )
-
-
-def _add_mesh(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--mesh",
-        type=_sizes,
-        metavar="AXIS=N,...",
-        help="share the model among all devices, e.g. fsdp=8; default: one device",
     )
 
 
@@ -205,64 +205,11 @@ def _add_dtype(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _parser(name: str, description: str) -> argparse.ArgumentParser:
-    return _finished(
-        argparse.ArgumentParser(
-            name,
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-    )
-
-
-def _parser_of(actions: Any, name: str, summary: str) -> argparse.ArgumentParser:
-    return _finished(
-        actions.add_parser(
-            name, help=summary, description=f"{summary}.", allow_abbrev=False
-        )
-    )
-
-
-def _finished(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.add_argument(
-        "-v",
-        "--verbose",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="log what is done",
-    )
-
-    def refuse(message: str) -> NoReturn:  # argparse would print usage and a line
-        raise UsageError(f"{parser.prog}: {_with_nearest(message, parser)}")
-
-    parser.error = refuse
-    return parser
-
-
-def _with_nearest(message: str, parser: argparse.ArgumentParser) -> str:
-    wrong = re.match(r"unrecognized arguments: (-[\w-]+)", message)
-    options = re.findall(r"(?<!\w)--?[a-z][\w-]*", parser.format_help())
-    near = wrong and difflib.get_close_matches(wrong[1], options, n=1)
-    if near:
-        return f"{message}; did you mean {near[0]}?"
-    return f"{message}; see {parser.prog} --help"
-
-
-def _named(text: str) -> tuple[str, str]:
-    name, _, path = text.partition("=")
-    if not (name and path):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=MODEL")
-    return name, path
-
-
-def _sizes(text: str) -> dict[str, int]:
-    try:
-        return {
-            axis: int(size) for axis, size in (p.split("=") for p in text.split(","))
-        }
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not like fsdp=8") from None
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMGT]?)B?", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 256MB")
+    return int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))
 
 
 def _numbers(text: str) -> list[float]:

@@ -1,27 +1,86 @@
-"""`jaxlab merge`: the weighted average of models, as a Hugging Face folder."""
+"""`jaxlab merge`: models into one, streamed from disk to disk.
+
+Hugging Face folders are merged without jax, whose import takes longer than the merge
+of a small model.
+"""
 
 import argparse
+import pathlib
+import sys
+import time
 
-from jaxlab import merge
-from jaxlab.commands import devices, output
-from jaxlab.core import types
-from jaxlab.systems import loading
+from jaxlab.core import errors
+from jaxlab.merge.files import outputs, recipe, stream
+
+_BLOCKS = r"^blocks/"  # leaves of our decoder that stack the layers
 
 
 def run(args: argparse.Namespace) -> None:
-    """Opens the models, averages them and writes the result with its tokenizer."""
-    out = output.new_folder(args.out)
-    if len(args.models) < 2:
-        raise types.UserError("give two or more models to merge")
-    if args.weights is not None and len(args.weights) != len(args.models):
-        raise types.UserError(
-            f"{len(args.weights)} weights for {len(args.models)} models; give one each"
+    """Reads the recipe or makes one of the models given, and merges."""
+    outputs.refuse_existing(args.out)
+    plan = _plan(args)
+    runs = [model for model in plan.models if _is_run(model)]
+    if 0 < len(runs) < len(plan.models):
+        from jaxlab.commands import merge_opened
+
+        return merge_opened.average(plan, args)
+    if args.mesh:
+        raise errors.UserError("files are merged on no device; leave out --mesh")
+    options = {"format": args.format, "shard_bytes": args.shard_size}
+    options |= {"digest": "sha256" if args.sha256 else None}
+    options |= {"layer_axis": _BLOCKS if runs else None}
+    options = {name: value for name, value in options.items() if value is not None}
+    written = args.format or plan.options.get("format", "hf")
+    if written != ("orbax" if runs else "hf"):
+        from jaxlab.commands import merge_opened
+
+        options["writer"] = merge_opened.writer(plan, args.out)
+    started = time.monotonic()
+    progress = _Progress(started)
+    report = stream.merge_recipe(
+        plan, args.out, chunk_bytes=args.memory // 16, progress=progress, **options
+    )
+    for note in report["notes"]:
+        print(f"warning: {note}", file=sys.stderr)
+    dtypes, seconds = ", ".join(report["dtypes"]), time.monotonic() - started
+    print(
+        f"{args.out}: {plan.method} of {len(plan.models)} models, {dtypes}, "
+        f"in {seconds:.1f} s"
+    )
+    return None
+
+
+def _plan(args) -> recipe.Recipe:
+    first = pathlib.Path(args.models[0])
+    if len(args.models) > 1:
+        weights = {"weights": args.weights} if args.weights else {}
+        return recipe.from_arguments(
+            args.models, "linear", dtype=args.dtype, parameters=weights
         )
-    with devices.using(args.mesh) as mesh:
-        opened = loading.open_alike(args.models, mesh=mesh)
-        try:
-            merged = merge.average([model.params for model in opened], args.weights)
-        except ValueError as error:  # such as weights that sum to 0
-            raise types.UserError(str(error)) from None
-        loading.save(out, opened[0], merged, args.models[0], dtype=args.dtype)
-    print(f"{out}: the average of {len(opened)} models, {args.dtype}")
+    if first.is_dir() or first.suffix not in (".yaml", ".yml", ".json"):
+        raise errors.UserError("give two or more models to merge, or a recipe (.yaml)")
+    if args.weights:
+        raise errors.UserError("--weights is for models; a recipe has its own")
+    return recipe.read(first, dtype=args.dtype)
+
+
+def _is_run(model) -> bool:
+    return (pathlib.Path(model) / "checkpoints").is_dir()
+
+
+class _Progress:
+    """Says every two seconds how far the merge is."""
+
+    def __init__(self, started: float):
+        self.started = self.said = started
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self.said < 2.0 or done == total:
+            return
+        self.said = now
+        left = (now - self.started) / done * (total - done)
+        print(
+            f"read {done / 1e9:.1f} of {total / 1e9:.1f} GB, eta {left:.0f} s",
+            flush=True,
+        )

@@ -53,6 +53,7 @@ def prepare(
     held_out_fraction: float = 0.0,
     seed: int = 0,
     split: str = "train",
+    parts: int = 1,
 ) -> dict[str, token_files.TokenFile]:
     """Writes the token files of every domain of a folder, and the tokenizer beside.
 
@@ -66,10 +67,15 @@ def prepare(
             0 documents are streamed.
         seed: of the held-out split.
         split: which of NAME.train.jsonl, NAME.val.jsonl ... to read.
+        parts: above 1, cuts the training documents of each domain into that many
+            disjoint files NAME.1, NAME.2 ...: every parts-th document. They share
+            NAME.held_out.
 
     Returns:
         Name -> token file: NAME, and NAME.held_out where something is held out.
     """
+    if parts > 1 and not held_out_fraction:
+        raise types.UserError("parts of a domain need a held_out_fraction above 0")
     output = pathlib.Path(output)
     domains = _domains(source, split)
     output.mkdir(parents=True, exist_ok=True)
@@ -85,12 +91,20 @@ def prepare(
                     f"domain {name!r} has one document, none can be held out; "
                     "add documents or set held_out_fraction to 0"
                 )
-            files[name] = write_tokens(sides[0], tokenizer, output / name)
+            if len(sides[0]) < parts:
+                raise types.UserError(
+                    f"domain {name!r} has {len(sides[0])} training documents, too few "
+                    f"for {parts} parts"
+                )
+            for part in range(parts):
+                own = name if parts == 1 else f"{name}.{part + 1}"
+                documents = sides[0][part::parts]
+                files[own] = write_tokens(documents, tokenizer, output / own)
             held_out = f"{name}.held_out"
             files[held_out] = write_tokens(sides[1], tokenizer, output / held_out)
         else:
             files[name] = write_tokens(documents, tokenizer, output / name)
-        log.info("%s: %d tokens", name, files[name].size)
+        log.info("%s: written", name)
     return files
 
 
@@ -107,6 +121,11 @@ def training_texts(
         if held_out_fraction:
             documents, _ = split_documents(documents, held_out_fraction, seed)
         yield from (document.text for document in documents)
+
+
+def domain_names(source: str | pathlib.Path, *, split: str = "train") -> list[str]:
+    """The domains of a folder or file, as `prepare` would call them."""
+    return list(_domains(source, split))
 
 
 def _domains(source: str | pathlib.Path, split: str) -> dict[str, pathlib.Path]:

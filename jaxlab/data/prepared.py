@@ -4,10 +4,11 @@ embedded text or a folder of domains -> DIR/text (embedded only) -> tokenizer
 -> DIR/NAME.npy and DIR/NAME.held_out.npy, once; the next start opens them.
 """
 
+import itertools
 import json
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from jaxlab.core import report, types
@@ -42,33 +43,41 @@ def prepare(
     held_out_fraction: float = 0.05,
     max_bytes_per_domain: int | None = None,
     seed: int = 0,
+    parts: int = 1,
 ) -> Prepared:
     """Opens the corpus prepared in `folder`, or prepares it there.
 
     Args:
-        source: "embedded", or a folder with a subfolder or NAME.jsonl a domain.
+        source: "embedded", or a folder with a subfolder or NAME.jsonl a domain; or
+            several, joined by commas.
         folder: where the token files go.
         tokenizer: path of a tokenizer; "" trains SentencePiece on the training text.
         vocab_size: of a trained tokenizer.
         held_out_fraction: share of each domain's documents kept out of training.
         max_bytes_per_domain: of the embedded text; None takes all of it.
         seed: of the held-out split and of the tokenizer's sample.
+        parts: disjoint training files NAME.1, NAME.2 ... of each domain; 1 leaves it
+            whole.
 
     Raises:
         UserError: the folder was prepared otherwise; unreadable or empty text.
     """
     folder = pathlib.Path(folder)
+    paths = [s if s == EMBEDDED else str(pathlib.Path(s)) for s in source.split(",")]
     made_from = {
-        "source": source if source == EMBEDDED else str(pathlib.Path(source)),
+        "source": ",".join(paths),
         "tokenizer": tokenizer,
         "vocab_size": vocab_size,
         "held_out_fraction": held_out_fraction,
         "max_bytes_per_domain": max_bytes_per_domain,
         "seed": seed,
+        **({"parts": parts} if parts > 1 else {}),
     }
-    for what, path in (("data", source), ("tokenizer", tokenizer)):
-        if path not in ("", EMBEDDED) and not pathlib.Path(path).exists():
-            raise types.UserError(f"no {what} at {path}; give a folder or a file")
+    for path in paths:
+        if path != EMBEDDED and not pathlib.Path(path).exists():
+            raise types.UserError(f"no data at {path}; give a folder or a file")
+    if tokenizer and not pathlib.Path(tokenizer).exists():
+        raise types.UserError(f"no tokenizer at {tokenizer}; give a folder or a file")
     record = folder / "corpus.json"
     if not record.exists():
         _prepare(folder, made_from)
@@ -105,20 +114,43 @@ def open_folder(folder: str | pathlib.Path) -> Prepared:
 
 
 def _prepare(folder: pathlib.Path, made_from: Mapping) -> None:
-    source = made_from["source"]
-    if source == EMBEDDED:
-        source = folder / "text"
-        _write_embedded(source, made_from["max_bytes_per_domain"])
+    sources = [
+        _written(name, folder, made_from) for name in made_from["source"].split(",")
+    ]
+    _refuse_repeated(sources)
     split = {
         "held_out_fraction": made_from["held_out_fraction"],
         "seed": made_from["seed"],
     }
+    parts = made_from.get("parts", 1)
     if made_from["tokenizer"]:
         tokenizer = tokenizer_lib.load(made_from["tokenizer"])
     else:
-        texts = corpus.training_texts(source, **split)
+        texts = itertools.chain.from_iterable(
+            corpus.training_texts(source, **split) for source in sources
+        )
         tokenizer = tokenizer_lib.train_sentencepiece(texts, made_from["vocab_size"])
-    corpus.prepare(source, tokenizer, folder, **split)
+    for source in sources:
+        corpus.prepare(source, tokenizer, folder, **split, parts=parts)
+
+
+def _written(source: str, folder: pathlib.Path, made_from: Mapping) -> pathlib.Path:
+    """A source as a path; the embedded text is written to FOLDER/text first."""
+    if source != EMBEDDED:
+        return pathlib.Path(source)
+    _write_embedded(folder / "text", made_from["max_bytes_per_domain"])
+    return folder / "text"
+
+
+def _refuse_repeated(sources: Sequence[pathlib.Path]) -> None:
+    seen: dict[str, pathlib.Path] = {}
+    for source in sources:
+        for name in corpus.domain_names(source):
+            if name in seen:
+                raise types.UserError(
+                    f"domain {name!r} is in {seen[name]} and in {source}; rename one"
+                )
+            seen[name] = source
 
 
 def _write_embedded(folder: pathlib.Path, max_bytes: int | None) -> None:

@@ -34,6 +34,14 @@ def row_losses(
     apply: Callable, params: types.Params, batch: types.Batch
 ) -> tuple[jax.Array, jax.Array]:
     """Summed loss in nats and number of labels of each row, f32[B] both."""
+    logps, mask = token_logps(apply, params, batch)
+    return -jnp.sum(logps * mask, axis=1), jnp.sum(mask, axis=1)
+
+
+def token_logps(
+    apply: Callable, params: types.Params, batch: types.Batch
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of the label at each position and its weight, f32[B, L] both."""
     logps, _ = apply(
         {"params": params},
         batch["tokens"],
@@ -42,8 +50,7 @@ def row_losses(
         batch.get("positions"),
         method="token_logps",
     )
-    mask = objectives.label_mask(batch)
-    return -jnp.sum(logps * mask, axis=1), jnp.sum(mask, axis=1)
+    return logps, objectives.label_mask(batch)
 
 
 def evaluate(

@@ -1,40 +1,37 @@
-"""Data ablation by merging: rank data mixtures without training them.
+"""Data ablation by merging: predict how mixtures would train, and check it.
 
-Na et al. 2024 (arXiv:2410.15661), section 3: continue one seed model on each domain
-alone, average the experts of a mixture, and read the average's perplexity as a
-prediction of the perplexity of one model trained on the union.
+Na et al. 2024 (arXiv:2410.15661), section 3: continue one seed model on each partition
+alone, average the experts of a mixture, and read the average's loss as a prediction of
+the loss of one model trained on the union.
 
-    seed model -> one expert a domain (equal token budgets) -> all 2^n - 1 averages
-    -> ranking by target -> a few mixtures trained for real, to see if it predicted them
+    seed model -> one expert a partition (equal token budgets) -> averages of experts,
+    and ensembles of their predictions -> ranking by target -> searches -> mixtures, and
+    what the searches chose, trained for real: was it predicted?
 
-Deviations: a mixture trained for real gets the tokens of one unit, not of one unit a
-member: compute is then equal, and to first order training on a mixture moves the seed
-model by the mean of what its members move it, which is the average that predicts it.
-(With a unit a member and a seed model far from converged, the number of members decided
-the outcome more than their choice.) Optimizer state is not carried over from the seed,
-as the paper's code does: experts and mixtures start AdamW afresh at a constant rate.
-Correlations leave out single domains, whose prediction is the trained model itself.
+What it found is computed from an `Outcome` by `systems/findings.py`.
+
+Deviations: with `budget="mixture"` a mixture trained for real gets the tokens of one
+unit, not of one unit a member: compute is then equal, and to first order training on a
+mixture moves the seed model by the mean of what its members move it, which is the
+average that predicts it. `budget="member"` is the paper's. The branch point is stated
+in `systems/experts.py`.
 """
 
 import dataclasses
 import functools
 import itertools
-import json
 import math
 import pathlib
-import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
-import ml_collections
 import numpy as np
 
-from jaxlab import ablation, models, train
-from jaxlab.core import checkpoint, types
+from jaxlab import ablation
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.data import loader, prepared
-from jaxlab.evals import perplexity
-from jaxlab.stats import correlation
-from jaxlab.systems import olmo
+from jaxlab.core import types
+from jaxlab.data import prepared
+from jaxlab.systems import choices, clock, experts, pools
 
 Mixture = Mapping[str, float]
 
@@ -44,62 +41,83 @@ class Study:
     """A data ablation as data.
 
     Attributes:
-        base: a pre-training config; its steps and schedule are the seed model's.
-        unit_steps: updates of one base unit: of an expert, and of a trained mixture.
-        unit_rate: the constant learning rate of experts and mixtures.
-        trained: how many mixtures of two or more domains are trained for real.
-        seed: of the choice of those mixtures.
+        recipe: how the seed model, experts and mixtures are trained.
+        trained: how many mixtures of two or more partitions are trained for real.
+        units: the partitions that are base units; () is all. The held-out text of the
+            other domains is a target that no unit is of.
+        budget: tokens of a mixture trained for real: one unit, or one unit a member.
+        largest: members of a mixture trained for real at most.
+        repeated: how many of them are trained again,
+        repeats: this often in all, with other data orders.
+        searched: targets for which every search's choice is trained too.
+        search_size: members of such a choice at most.
+        candidates: mixtures that are merged and scored at most, small ones first.
+        seed: of the choice of mixtures.
     """
 
-    base: ml_collections.ConfigDict
-    unit_steps: int
-    unit_rate: float
+    recipe: experts.Recipe
     trained: int
+    units: tuple[str, ...] = ()
+    budget: Literal["mixture", "member"] = "mixture"
+    largest: int = 5
+    repeated: int = 0
+    repeats: int = 1
+    searched: tuple[str, ...] = ()
+    search_size: int = 3
+    candidates: int = 256
     seed: int = 0
+
+    def units_of(self, mixture: Mixture) -> int:
+        """The budget of a mixture trained for real, in base units."""
+        return len(mixture) if self.budget == "member" else 1
+
+
+class Trained(NamedTuple):
+    """A model that was trained for real: an expert (one member) or a mixture."""
+
+    mixture: dict[str, float]
+    path: pathlib.Path
+    why: Literal["expert", "checked", "repeated", "chosen"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a study found.
+    """What a study measured.
 
     Attributes:
-        domains: in the pool's order.
+        study: what was done.
+        units: partition -> its domain, in the pool's order.
         seed: target -> perplexity of the seed model.
-        ranking: target -> every mixture, best predicted first.
-        trained: target -> {mixture name: perplexity trained for real}.
-        baseline: target -> {mixture name: exp(mean of the members' own losses)}.
+        mixtures: the K that were predicted.
+        predicted: target -> proxy -> losses of the K by document.
+        models: the R that were trained for real.
+        actual: target -> losses of the R by document.
+        found: target -> method of searching -> its choice.
         seconds: stage -> wall seconds.
     """
 
-    domains: tuple[str, ...]
+    study: Study
+    units: dict[str, str]
     seed: dict[str, float]
-    ranking: dict[str, list[ablation.RankedMixture]]
-    trained: dict[str, dict[str, float]]
-    baseline: dict[str, dict[str, float]]
+    mixtures: list[dict[str, float]]
+    predicted: dict[str, dict[str, ablation.DocumentLosses]]
+    models: list[Trained]
+    actual: dict[str, ablation.DocumentLosses]
+    found: dict[str, dict[str, ablation.Found]]
     seconds: dict[str, float]
 
-    def correlation(self, target: str) -> dict[str, float]:
-        """How the predictions of the trained mixtures agree with the outcome.
-
-        Returns:
-            spearman, pearson and n; `baseline_spearman` and `baseline_pearson` are
-            those of the trivial prediction that merges nothing.
-        """
-        trained = self.trained[target]
-        predicted = {
-            name_of(row.mixture): row.predicted_perplexity
-            for row in self.ranking[target]
+    @functools.cached_property
+    def ranking(self) -> dict[str, list[ablation.RankedMixture]]:
+        """Target -> every mixture by its merged model, best first."""
+        return {
+            target: ablation.ranked(self.mixtures, by_proxy["merged"])
+            for target, by_proxy in self.predicted.items()
         }
-        names = list(trained)
-        actual = np.array([trained[name] for name in names])
-        result: dict[str, float] = {"n": len(names)}
-        for prefix, proxy in (("", predicted), ("baseline_", self.baseline[target])):
-            values = np.array([proxy[name] for name in names])
-            for kind in ("spearman", "pearson"):
-                result[prefix + kind] = float(
-                    getattr(correlation, kind)(values, actual)
-                )
-        return result
+
+    @property
+    def checked(self) -> list[int]:
+        """Places in `models` of the mixtures that the predictions are held against."""
+        return [i for i, model in enumerate(self.models) if model.why == "checked"]
 
 
 def run(
@@ -109,75 +127,110 @@ def run(
     say: Callable[[str], None] = print,
     done: Callable[[str, float], None] = lambda stage, share: None,
 ) -> Outcome:
-    """Runs or resumes a study; every model is a run directory below `workdir/runs`.
+    """Runs or resumes a study: makes the pool, and judges it.
 
     Args:
         study: what to do.
-        workdir: also holds the prepared corpus, in `workdir/data`.
+        workdir: the pool; see `systems/pools.py`.
         say: gets a line of text now and then.
         done: called with (stage, share of all the training and scoring done).
     """
-    mesh = mesh_lib.make_mesh(study.base.mesh.to_dict())
-    corpus = olmo.open_corpus(study.base.data, workdir)
-    domains = tuple(corpus.train)
-    if len(domains) < 2:
-        raise types.UserError(
-            f"{study.base.data.source} has one domain; a mixture needs two subfolders"
-        )
-    chosen = choose(domains, study.trained, study.seed)
-    plan = _Plan(study, len(domains), chosen, done)
-    runs = workdir / "runs"
+    recipe = study.recipe
+    corpus = pools.open_corpus(recipe, workdir, study.units)
+    units = study.units or tuple(corpus.train)
+    check(study, units, corpus)
+    to_check = choose(units, study.trained, study.seed, study.largest)
+    total = recipe.base.steps + len(units) * recipe.unit_steps
+    total += judging_steps(study, to_check, len(corpus.held_out))
+    plan = clock.Stages(total, done)
+    mesh = mesh_lib.make_mesh(recipe.base.mesh.to_dict())
+    pools.make(recipe, workdir, mesh, units=study.units, finished=plan.finished)
+    return judge(study, workdir, plan, say=say)
 
-    seed_dir = runs / "seed"
-    _train(study.base, seed_dir, mesh, "seed")
-    plan.finished("seed model", study.base.steps)
-    for name in domains:
-        config = unit_config(study, {name: 1.0}, seed_dir)
-        _train(config, runs / f"expert-{name}", mesh, f"expert {name}")
-        plan.finished("experts", study.unit_steps)
 
-    pool = open_pool(workdir, domains)
-    mixtures = affordable_mixtures(pool)
-    model = decoder(study.base, corpus)
+def judge(
+    study: Study,
+    workdir: pathlib.Path,
+    plan: clock.Stages,
+    *,
+    to_check: Sequence[Mixture] | None = None,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Scores all mixtures of a pool, searches, trains what the study says, compares.
+
+    Args:
+        study: what to do; the units are those of the pool, added ones too.
+        workdir: the pool.
+        plan: told what is finished.
+        to_check: mixtures to be trained for real; None lets `choose` choose them.
+        say: gets a line of text now and then.
+    """
+    recipe, base = study.recipe, study.recipe.base
+    mesh = mesh_lib.make_mesh(base.mesh.to_dict())
+    pool, corpus = experts.open_pool(workdir), prepared.open_folder(workdir / "data")
+    check(study, pool.names, corpus)
+    if to_check is None:
+        to_check = choose(pool.names, study.trained, study.seed, study.largest)
+    models = [
+        Trained({unit.name: 1.0}, workdir / unit.path, "expert")
+        for unit in ablation.folder.members(workdir)
+    ]
+    mixtures = affordable_mixtures(pool, study.candidates)
+    mixtures += [mixture for mixture in to_check if mixture not in mixtures]
     say(f"scoring {len(mixtures)} merged mixtures on {len(corpus.held_out)} targets")
-    evaluation = held_out_batches(study.base, corpus)
-    losses = functools.partial(_summed, model.apply)
-    ranking, baseline, seed = {}, {}, {}
+    model = experts.decoder(base, corpus)
+    losses_fn, logps_fn = experts.losses_of(model), experts.logps_of(model)
+    evaluation = experts.held_out_batches(base, corpus)
+    predicted, found = {}, {}
     for target, batches in evaluation.items():
-        ranking |= ablation.rank_mixtures(
-            pool, mixtures, {target: batches}, losses, mode="map"
+        logps = ablation.expert_logps(pool, logps_fn, batches)
+        plan.finished("predictions of experts", 0)
+        predicted[target] = ablation.predictions(
+            pool, mixtures, losses_fn, batches, logps=logps
         )
-        own = {
-            row_name: row.predicted_loss
-            for row in ranking[target]
-            if len(row.mixture) == 1
-            for row_name in row.mixture
-        }
-        means = ablation.mean_of_individual_losses(pool, mixtures, own)
-        baseline[target] = {
-            name_of(mixture): float(np.exp(loss))
-            for mixture, loss in zip(mixtures, means, strict=True)
-        }
-        seed[target] = last_evaluation(seed_dir)[target]
-        plan.finished("merged mixtures", plan.score_steps)
+        plan.finished("merged mixtures", _score_steps(study))
+        if target in study.searched:
+            known = (mixtures, {target: predicted[target]["merged"].loss})
+            within = ablation.Limits(max_size=study.search_size)
+            sides = {target: batches}, {target: logps}
+            found[target] = choices.by_every_method(
+                pool, *sides, losses_fn, within, known=known
+            )
+            plan.finished("searches", 0)
 
-    trained: dict[str, dict[str, float]] = {target: {} for target in evaluation}
-    for mixture in chosen:
-        folder = runs / f"mixture-{name_of(mixture)}"
-        config = unit_config(study, mixture, seed_dir)
-        _train(config, folder, mesh, f"mixture {name_of(mixture)}")
-        for target, value in last_evaluation(folder).items():
-            trained[target][name_of(mixture)] = value
-        plan.finished("trained mixtures", config.steps)
-    return Outcome(domains, seed, ranking, trained, baseline, plan.seconds)
+    def train(mixture: Mixture, why: str, repeat: int = 0) -> None:
+        size = study.units_of(mixture)
+        folder = experts.train_mixture(
+            recipe, workdir, mixture, mesh, units=size, repeat=repeat
+        )
+        models.append(Trained(dict(mixture), folder, why))
+        plan.finished(f"{why} mixtures trained", size * recipe.unit_steps)
 
+    for mixture in to_check:
+        train(mixture, "checked")
+    for mixture in to_check[: study.repeated]:
+        for repeat in range(1, study.repeats):
+            train(mixture, "repeated", repeat)
+    for choice in itertools.chain.from_iterable(f.values() for f in found.values()):
+        if all(
+            experts.name_of(choice.mixture) != experts.name_of(m.mixture)
+            for m in models
+        ):
+            train(choice.mixture, "chosen")
 
-def open_pool(workdir: pathlib.Path, domains: Sequence[str]) -> ablation.ModelPool:
-    """The trained experts of a study and their seed model."""
-    runs = workdir / "runs"
-    return ablation.ModelPool.create(
-        {name: checkpoint.load_params(runs / f"expert-{name}") for name in domains},
-        seed=checkpoint.load_params(runs / "seed"),
+    folders = [model.path for model in models]
+    actual = experts.trained_losses(folders, losses_fn, evaluation)
+    plan.finished("losses of trained models", 0)
+    return Outcome(
+        study=study,
+        units={name: experts.domain_of(name, corpus) for name in pool.names},
+        seed={t: float(np.exp(p["seed"].loss[0])) for t, p in predicted.items()},
+        mixtures=mixtures,
+        predicted=predicted,
+        models=models,
+        actual=actual,
+        found=found,
+        seconds=plan.seconds,
     )
 
 
@@ -191,26 +244,10 @@ def affordable_mixtures(
     return pool.mixtures(max_size=max(fitting, default=1))
 
 
-def unit_config(
-    study: Study, mixture: Mixture, seed_dir: pathlib.Path
-) -> ml_collections.ConfigDict:
-    """The config of an expert (one domain) or of a mixture trained for real."""
-    config = ml_collections.ConfigDict(study.base.to_dict())
-    config.steps = study.unit_steps
-    config.init_from = str(seed_dir)
-    config.data.weights = dict(mixture)
-    config.optim.update(
-        {
-            "learning_rate": study.unit_rate, "schedule": "constant",
-            "warmup_steps": 0, "final": 1.0,
-        }
-    )  # fmt: skip
-    config.data.seed = study.base.data.seed + 1  # not the seed model's order again
-    return config
-
-
-def choose(domains: Sequence[str], count: int, seed: int) -> list[dict[str, float]]:
-    """Mixtures of two or more domains to be trained, equal shares, small ones first.
+def choose(
+    units: Sequence[str], count: int, seed: int, largest: int = 5
+) -> list[dict[str, float]]:
+    """Mixtures of two or more units to be trained, equal shares, small ones first.
 
     Sizes take turns, so that the check is not of one size only; within a size the
     choice is random, so that it is not the ranking's favourites either.
@@ -220,8 +257,8 @@ def choose(domains: Sequence[str], count: int, seed: int) -> list[dict[str, floa
     """
     random = np.random.default_rng(seed)
     by_size = []
-    for size in range(2, min(len(domains), 5) + 1):
-        subsets = list(itertools.combinations(domains, size))
+    for size in range(2, min(len(units), largest) + 1):
+        subsets = list(itertools.combinations(units, size))
         by_size.append([subsets[i] for i in random.permutation(len(subsets))])
     turns = itertools.chain.from_iterable(itertools.zip_longest(*by_size))
     chosen = list(itertools.islice((subset for subset in turns if subset), count))
@@ -229,77 +266,31 @@ def choose(domains: Sequence[str], count: int, seed: int) -> list[dict[str, floa
     return [dict.fromkeys(subset, 1.0 / len(subset)) for subset in chosen]
 
 
-def name_of(mixture: Mixture) -> str:
-    """The mixture as a name: its domains in order, joined by `+`."""
-    return "+".join(sorted(mixture))
-
-
-def decoder(
-    config: ml_collections.ConfigDict, corpus: prepared.Prepared
-) -> models.Decoder:
-    """The model that all runs of a study share."""
-    return models.Decoder(olmo.transformer_config(config.model, corpus.tokenizer))
-
-
-def held_out_batches(
-    config: ml_collections.ConfigDict, corpus: prepared.Prepared
-) -> dict[str, list]:
-    """Target -> the held-out batches that the runs themselves are evaluated on."""
-    data = config.data
-    return {
-        name: [
-            {k: v for k, v in batch.items() if k not in ("document", "text_bytes")}
-            for batch in loader.eval_batches(
-                file, data.length, data.batch_size, config.eval_batches
+def check(study: Study, units: Sequence[str], corpus: prepared.Prepared) -> None:
+    """Refuses a study of one unit, or one that searches for an unknown target."""
+    source = study.recipe.base.data.source
+    if len(units) < 2:
+        raise types.UserError(
+            f"{source} has one domain; a mixture needs two subfolders"
+        )
+    for name in study.searched:
+        if name not in corpus.held_out:
+            raise types.UserError(
+                f"no target {name}; there are {', '.join(corpus.held_out)}"
             )
-        ]
-        for name, file in corpus.held_out.items()
-    }
 
 
-def last_evaluation(workdir: pathlib.Path) -> dict[str, float]:
-    """Target -> perplexity in the last evaluation rows of a run's metrics.jsonl.
-
-    Raises:
-        UserError: the run was never evaluated.
-    """
-    found = {}
-    for line in (workdir / "metrics.jsonl").read_text("utf-8").splitlines():
-        for key, value in json.loads(line).items():
-            if key.startswith("eval/") and key.endswith("/perplexity"):
-                found[key.removeprefix("eval/").removesuffix("/perplexity")] = value
-    if not found:
-        raise types.UserError(f"{workdir} has no evaluation; remove it to train again")
-    return found
+def judging_steps(study: Study, to_check: Sequence[Mixture], targets: int) -> float:
+    """The training steps that `judge` takes, and what else takes as long as so many."""
+    unit_steps = study.recipe.unit_steps
+    trained = sum(map(study.units_of, to_check))
+    again = sum(map(study.units_of, to_check[: study.repeated]))
+    # Guessed: methods of searching that agree on a mixture train it once.
+    chosen = study.units_of(dict.fromkeys(range(study.search_size)))
+    units = trained + again * (study.repeats - 1) + 2 * chosen * len(study.searched)
+    return unit_steps * units + targets * _score_steps(study)
 
 
-def _summed(apply, params, batch):
-    nats, tokens = perplexity.row_losses(apply, params, batch)
-    return nats.sum(), tokens.sum()
-
-
-def _train(config, workdir, mesh, name) -> None:
-    with mesh_lib.use(mesh):
-        experiment = olmo.pretrain(config, workdir, mesh)
-    run = {key: value or None for key, value in config.run.items()}
-    if not train.fit(experiment, workdir, mesh=mesh, name=name, **run).finished:
-        raise KeyboardInterrupt
-
-
-class _Plan:
-    """How much of the study is done, in training steps, and what each stage took."""
-
-    def __init__(self, study, domains, chosen, done):
-        self.score_steps = study.unit_steps // 2  # of one target; a rough equivalent
-        units = domains + len(chosen)
-        self.total = study.base.steps + units * study.unit_steps
-        self.total += domains * self.score_steps
-        self.seconds: dict[str, float] = {}
-        self._done, self._report, self._since = 0.0, done, time.monotonic()
-
-    def finished(self, stage: str, steps: float) -> None:
-        now = time.monotonic()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._since
-        self._since = now
-        self._done += steps
-        self._report(stage, self._done / self.total)
+def _score_steps(study) -> float:
+    """What scoring on one target takes, very roughly, in training steps."""
+    return study.recipe.unit_steps / 2

@@ -59,6 +59,7 @@ def pretraining() -> ml_collections.ConfigDict:
             "vocab_size": 4096,  # of a trained tokenizer
             "held_out_fraction": 0.05,
             "max_bytes_per_domain": 0,  # of the embedded text; 0 takes all
+            "parts": 1,  # cut each domain into so many, called NAME.1, NAME.2 ...
             "weights": {},  # domain -> share; {} is proportional to size
             "length": 2048,
             "batch_size": 2048,

@@ -158,7 +158,8 @@ def is_run(path: str | pathlib.Path) -> bool:
 
 def run_config(path: str | pathlib.Path) -> ml_collections.ConfigDict:
     """The config that a run was started with."""
-    return ml_collections.ConfigDict(_config_json(path))
+    # Domains are keys of data.weights, and their names may have dots.
+    return ml_collections.ConfigDict(_config_json(path), allow_dotted_keys=True)
 
 
 def tokenizer_path(path: str | pathlib.Path) -> pathlib.Path:

@@ -72,6 +72,8 @@ def open_corpus(
 ) -> prepared.Prepared:
     """The corpus a data config names: token files, a folder of text, or "embedded".
 
+    A `data.folder` without a source is read as `jaxlab data prepare` left it.
+
     Raises:
         UserError: nothing is named, or a file is missing.
     """
@@ -86,6 +88,8 @@ def open_corpus(
         # A list, not names: a path that is repeated is up-weighted, as in OLMo.
         train = {f"{i}:{file.name}": file for i, file in enumerate(files)}
         return prepared.Prepared(tokenizer, train, {})
+    if not data.source and data.folder:
+        return prepared.open_folder(data.folder)
     if not data.source:
         raise types.UserError(
             "no data: set --config.data.source to a folder of text (a subfolder a "
@@ -99,6 +103,7 @@ def open_corpus(
         held_out_fraction=data.held_out_fraction,
         max_bytes_per_domain=data.max_bytes_per_domain or None,
         seed=data.split_seed,
+        parts=data.parts,
     )
 
 

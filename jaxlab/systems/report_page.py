@@ -1,117 +1,233 @@
-"""The demo's report: one self-contained HTML file, plots inline."""
+"""The report of a data ablation: one self-contained HTML file, plots inline.
 
-import base64
-import html
-import io
+Sections stand where there is something to say: agreement where mixtures were trained,
+regret where searches were judged, noise where training was repeated.
+"""
+
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 
 import numpy as np
 
-from jaxlab.systems import data_ablation
+from jaxlab.core import report
+from jaxlab.systems import experts, findings, html_page
+from jaxlab.systems.data_ablation import Outcome
 
-_STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;
-color:#1b1b1b}h1{margin-bottom:.2rem}table{border-collapse:collapse;margin:1rem 0}
-td,th{border-bottom:1px solid #ddd;padding:.25rem .7rem;text-align:right}
-td:first-child,th:first-child{text-align:left}pre{background:#f6f6f4;padding:.8rem;
-white-space:pre-wrap;overflow-wrap:anywhere}img{max-width:100%}.note{color:#666}
-"""
+_PROXY_NAMES = {
+    "merged": "merged weights",
+    "ensemble": "ensemble",
+    "mean_of_individual": "mean of members",
+}
 
 
 def write(
     path: pathlib.Path,
-    study: data_ablation.Study,
-    outcome: data_ablation.Outcome,
+    outcome: Outcome,
     summary: Mapping,
     pages: Mapping,
     workdir: pathlib.Path,
 ) -> None:
     """Writes the report; every number in it is in report.json or metrics.jsonl."""
-    tokens = study.base.data.length * study.base.data.batch_size
     parts = [
-        "<h1>Which data mixture would train best?</h1>",
-        f"<p>One seed model ({study.base.steps * tokens:,} tokens), one expert a "
-        f"domain ({study.unit_steps * tokens:,} tokens each), all "
-        f"{2 ** len(outcome.domains) - 1} averages of experts scored on every domain's "
-        "held-out text. A few mixtures were then trained for real, on as many tokens "
-        "as one expert, to see whether merging predicted them (Na et al. 2024, "
-        "arXiv:2410.15661).</p>",
-        "<h2>Did merging predict training?</h2>",
-        _agreement(outcome),
-        _image(_scatter(outcome)),
-        '<p class="note">Each point is a mixture of two or more domains that was also '
-        "trained; single domains are left out, since their prediction is the trained "
-        "model. The hollow points are the trivial prediction, the mean of the members' "
-        "own losses: a merge that does not beat it has shown nothing. Where points "
-        "form two clusters, the lower one are mixtures with the target's own domain: "
-        "telling the two apart is the easy part.</p>",
+        _introduction(outcome),
+        *_correlations(outcome),
+        *_agreement(outcome),
+        *_choices(outcome),
+        *_misses(outcome),
+        *_noise(outcome),
         "<h2>Ranking by target</h2>",
         *(_ranking(outcome, target) for target in outcome.ranking),
         "<h2>What each expert gained and lost</h2>",
-        _image(_heatmap(outcome)),
+        html_page.image(_heatmap(outcome)),
+        "<h2>What it cost</h2>",
+        _costs(outcome),
         "<h2>Training loss</h2>",
-        _image(_curves(workdir)),
-        "<h2>A sample of the average of all experts</h2>",
-        *(f"<pre><b>{_safe(p)}</b>{_safe(text)}</pre>" for p, text in pages["samples"]),
-        "<h2>Files</h2><ul>",
-        *(
-            f"<li><code>{_safe(folder.relative_to(workdir))}</code> "
-            "(Hugging Face folder)</li>"
-            for folder in pages["exports"]
-        ),
-        "<li><code>runs/*/metrics.jsonl</code>, <code>runs/*/checkpoints</code></li>"
-        "<li><code>data/text</code>: the embedded text, every document's source named"
-        "</li></ul>",
+        html_page.image(_curves(outcome, workdir)),
+        *_samples(pages),
+        *_files(pages, workdir),
         "<h2>Time and versions</h2>",
         _seconds(summary),
     ]
-    page = (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        f"<title>jaxlab demo</title><style>{_STYLE}</style>"
-        f"<body>{''.join(parts)}</body></html>"
+    html_page.write(path, "Which data mixture would train best?", parts)
+
+
+def _introduction(outcome) -> str:
+    study = outcome.study
+    recipe = study.recipe
+    tokens = recipe.base.data.length * recipe.base.data.batch_size
+    budget = {
+        "mixture": "on as many tokens as one expert",
+        "member": "on as many tokens a member as one expert",
+    }[study.budget]
+    return (
+        f"<p>One seed model ({recipe.base.steps * tokens:,} tokens), one expert for "
+        f"each of {len(outcome.units)} partitions ({recipe.unit_tokens:,} tokens "
+        f"each), {len(outcome.mixtures):,} averages of experts scored on the held-out "
+        f"text of {len(outcome.actual)} domains. {len(outcome.checked) or 'No'} "
+        f"mixtures were then trained for real, {budget}, to see whether merging "
+        "predicted them (Na et al. 2024, arXiv:2410.15661).</p>"
     )
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page, "utf-8")
-    temporary.replace(path)
 
 
-def _agreement(outcome) -> str:
+def _correlations(outcome) -> list[str]:
+    if not outcome.checked:
+        return []
+    found = findings.correlations(outcome)
+    kinds = ("spearman", "pearson")
+    rows = [
+        [target, str(c["n"])]
+        + [_two(c[p + kind]) for p in ("", "ensemble_", "baseline_") for kind in kinds]
+        for target, c in found.items()
+    ]
+    head = ["target", "mixtures", "merged: Spearman", "Pearson"]
+    head += ["ensemble: Spearman", "Pearson", "mean of members: Spearman", "Pearson"]
+    return [
+        "<h2>Did merging predict training?</h2>",
+        html_page.table(head, rows),
+        html_page.image(_scatter(outcome)),
+        html_page.note(
+            "Each point is a mixture of two or more members that was also trained; "
+            "single ones are left out, since their prediction is the trained model. "
+            "The hollow points are the trivial prediction, the mean of the members' "
+            "own losses: a merge that does not beat it has shown nothing. Where points "
+            "form two clusters, the lower one are mixtures with the target's own "
+            "domain: telling the two apart is the easy part."
+        ),
+    ]
+
+
+def _agreement(outcome) -> list[str]:
+    """Pearson and Kendall with intervals, in and out of domain and at fixed size."""
+    by_proxy = {proxy: findings.agreement(outcome, proxy) for proxy in findings.PROXIES}
     rows = []
-    for target in outcome.ranking:
-        c = outcome.correlation(target)
-        rows.append(
-            [
-                target, str(c["n"]), _two(c["spearman"]), _two(c["pearson"]),
-                _two(c["baseline_spearman"]), _two(c["baseline_pearson"]),
-            ]
-        )  # fmt: skip
-    return _table(
-        ["target", "mixtures", "Spearman", "Pearson", "mean of members: Spearman",
-         "Pearson"],
-        rows,
-    )  # fmt: skip
+    for group in ("units", "others"):
+        tables = {p: findings.chosen_rows(f[group]) for p, f in by_proxy.items()}
+        for key, first in tables["merged"].items():
+            where = {
+                "all": "all mixtures", "in": "target's domain in the mixture",
+                "out": "target's domain not in it",
+            }[key[0]]  # fmt: skip
+            size = {None: "any", "within": "within sizes"}.get(key[1], str(key[1]))
+            what = "text of the units" if group == "units" else "other text"
+            rows.append(
+                [f"{what}, {where}", size, f"{first.pairs}"]
+                + [_interval(tables[p][key].pearson) for p in findings.PROXIES]
+                + [_interval(tables[p][key].kendall) for p in findings.PROXIES]
+            )
+    if not rows:
+        return []
+    names = [_PROXY_NAMES[proxy] for proxy in findings.PROXIES]
+    head = ["targets", "members", "pairs", *(f"Pearson, {n}" for n in names)]
+    head += [f"Kendall, {name}" for name in names]
+    return [
+        "<h3>At fixed size, in and out of domain</h3>",
+        html_page.table(head, rows),
+        html_page.note(
+            "The mean of the targets' correlations of losses, with the 95 % interval "
+            "over the choice of mixtures. Within sizes: after subtracting the mean of "
+            "each size."
+        ),
+    ]
+
+
+def _choices(outcome) -> list[str]:
+    found = findings.choices(outcome)
+    if not found:
+        return []
+    rows = [
+        [
+            f"{choice.target}: {choice.method}",
+            experts.name_of(choice.mixture),
+            f"{choice.evaluations:.0f}",
+            f"{math.exp(choice.predicted):.2f}",
+            f"{math.exp(choice.trained):.2f}",
+            f"{choice.regret:.4f}",
+        ]
+        for choice in found
+    ]
+    head = ["target and search", "choice", "evaluations", "predicted perplexity"]
+    return [
+        "<h2>What each search chose, and what that costs</h2>",
+        html_page.table([*head, "trained perplexity", "regret, nats"], rows),
+        html_page.note(
+            f"At most {outcome.study.search_size} members. Regret: the loss of the "
+            "model trained on the choice, less that of the best model trained with as "
+            "many members at most."
+        ),
+    ]
+
+
+def _misses(outcome) -> list[str]:
+    rows = [
+        [f"{target}: {name}", str(predicted), str(trained), str(count)]
+        for target, name, predicted, trained, count in findings.misses(
+            outcome, "merged"
+        )
+        if predicted != trained
+    ]
+    if not rows:
+        return []
+    return [
+        "<h3>Where merging failed most</h3>",
+        html_page.table(
+            ["target: mixture", "rank predicted", "rank trained", "of that size"], rows
+        ),
+    ]
+
+
+def _noise(outcome) -> list[str]:
+    found = findings.noise(outcome)
+    if not found:
+        return []
+    rows = [
+        [target, f"{within:.4f}", f"{between:.4f}", f"{between / within:.0f}"]
+        for target, (within, between) in found.items()
+    ]
+    head = ["target", "between data orders, nats", "between mixtures, nats", "ratio"]
+    return ["<h3>How noisy training is</h3>", html_page.table(head, rows)]
+
+
+def _costs(outcome) -> str:
+    rows = [
+        [
+            way.name, f"{way.units:,}", report.duration(way.train_seconds),
+            report.duration(way.score_seconds),
+        ]
+        for way in findings.costs(outcome)
+    ]  # fmt: skip
+    head = [f"losses of {len(outcome.mixtures):,} mixtures by", "units trained"]
+    return html_page.table([*head, "training", "scoring"], rows)
 
 
 def _ranking(outcome, target: str, shown: int = 8) -> str:
+    trained = findings.trained_perplexity(outcome)[target]
+    others = [
+        findings.predicted_perplexity(outcome, proxy)[target]
+        for proxy in findings.PROXIES[1:]
+    ]
     rows = []
     for place, row in enumerate(outcome.ranking[target], start=1):
-        name = data_ablation.name_of(row.mixture)
-        actual = outcome.trained[target].get(name)
+        name = experts.name_of(row.mixture)
+        actual = trained.get(name)
         if place <= shown or actual is not None:
+            low, high = row.perplexity_interval
             rows.append(
                 [
                     f"{place}. {name}",
                     f"{row.predicted_perplexity:.2f}",
+                    f"{low:.2f} to {high:.2f}" if math.isfinite(low) else "",
+                    f"{row.best_probability:.0%}" if math.isfinite(low) else "",
+                    *(f"{other[name]:.2f}" for other in others),
                     "" if actual is None else f"{actual:.2f}",
-                    f"{outcome.baseline[target][name]:.2f}",
                 ]
             )
-    head = ["mixture", "predicted perplexity", "trained", "mean of members"]
+    head = ["mixture", "predicted perplexity", "interval", "best", "ensemble"]
     return (
-        f"<h3>{_safe(target)} <span class=note>seed model "
-        f"{outcome.seed[target]:.2f}</span></h3>" + _table(head, rows)
+        f"<h3>{html_page.safe(target)} <span class=note>seed model "
+        f"{outcome.seed[target]:.2f}</span></h3>"
+        + html_page.table([*head, "mean of members", "trained"], rows)
     )
 
 
@@ -120,25 +236,55 @@ def _seconds(summary) -> str:
         [stage, f"{seconds:.1f} s"] for stage, seconds in summary["seconds"].items()
     ]
     rows += [[name, version] for name, version in summary["versions"].items()]
-    return _table(["stage or package", ""], rows)
+    return html_page.table(["stage or package", ""], rows)
+
+
+def _samples(pages) -> list[str]:
+    if not pages.get("samples"):
+        return []
+    safe = html_page.safe
+    return [
+        "<h2>A sample of the average of all experts</h2>",
+        *(f"<pre><b>{safe(p)}</b>{safe(text)}</pre>" for p, text in pages["samples"]),
+    ]
+
+
+def _files(pages, workdir) -> list[str]:
+    exports = [
+        f"<li><code>{html_page.safe(folder.relative_to(workdir))}</code> (Hugging Face "
+        "folder)</li>"
+        for folder in pages.get("exports", ())
+    ]
+    return [
+        "<h2>Files</h2><ul>",
+        *exports,
+        "<li><code>pool.json</code>: every expert, what it was trained on, hashes</li>",
+        "<li><code>runs/*/metrics.jsonl</code>, <code>runs/*/checkpoints</code></li>",
+        "</ul>",
+    ]
 
 
 def _scatter(outcome):
-    plot = _pyplot()
-    targets = list(outcome.ranking)
+    plot = html_page.pyplot()
+    actual = findings.trained_losses(outcome)
+    merged = findings.losses(outcome, "merged")
+    trivial = findings.losses(outcome, "mean_of_individual")
+    columns = min(len(actual), 5)
+    rows = -(-len(actual) // columns)
     figure, axes = plot.subplots(
-        1, len(targets), figsize=(3.1 * len(targets), 3.3), squeeze=False
+        rows, columns, figsize=(3.1 * columns, 3.3 * rows), squeeze=False
     )
-    for axis, target in zip(axes[0], targets, strict=True):
-        predicted = {
-            data_ablation.name_of(row.mixture): row.predicted_perplexity
-            for row in outcome.ranking[target]
-        }
-        names = list(outcome.trained[target])
-        actual = [outcome.trained[target][name] for name in names]
-        trivial = [outcome.baseline[target][name] for name in names]
-        axis.scatter(trivial, actual, facecolors="none", edgecolors="#999999")
-        axis.scatter([predicted[name] for name in names], actual, color="#b3261e")
+    for axis in axes.ravel()[len(actual) :]:
+        axis.set_axis_off()
+    for axis, target in zip(axes.ravel(), actual, strict=False):
+        trained = np.exp(actual[target].loss)
+        axis.scatter(
+            np.exp(trivial[target].loss),
+            trained,
+            facecolors="none",
+            edgecolors="#999999",
+        )
+        axis.scatter(np.exp(merged[target].loss), trained, color="#b3261e")
         axis.set_title(target, fontsize=10)
         axis.set_xlabel("predicted perplexity", fontsize=9)
     axes[0][0].set_ylabel("trained perplexity", fontsize=9)
@@ -146,19 +292,22 @@ def _scatter(outcome):
 
 
 def _heatmap(outcome):
-    plot = _pyplot()
-    change = np.zeros((len(outcome.domains), len(outcome.ranking)))
-    for j, (target, rows) in enumerate(outcome.ranking.items()):
-        single = {
-            data_ablation.name_of(row.mixture): row.predicted_perplexity for row in rows
-        }
-        for i, expert in enumerate(outcome.domains):
-            change[i, j] = 100 * (single[expert] / outcome.seed[target] - 1)
+    plot = html_page.pyplot()
+    single = findings.predicted_perplexity(outcome, "merged")
+    change = np.array(
+        [
+            [100 * (single[t][unit] / outcome.seed[t] - 1) for t in single]
+            for unit in outcome.units
+        ]
+    )
     bound = max(np.abs(change).max(), 1e-9)
-    figure, axis = plot.subplots(figsize=(1.6 * len(outcome.ranking) + 2, 3.4))
+    size = (1.1 * len(single) + 3, 0.45 * len(outcome.units) + 2)
+    figure, axis = plot.subplots(figsize=size)
     axis.imshow(change, cmap="RdBu_r", vmin=-bound, vmax=bound, aspect="auto")
-    axis.set_xticks(range(len(outcome.ranking)), list(outcome.ranking), fontsize=8)
-    axis.set_yticks(range(len(outcome.domains)), outcome.domains, fontsize=8)
+    axis.set_xticks(
+        range(len(single)), list(single), fontsize=8, rotation=30, ha="right"
+    )
+    axis.set_yticks(range(len(outcome.units)), list(outcome.units), fontsize=8)
     axis.set_ylabel("expert")
     axis.set_title("change of perplexity against the seed model, %", fontsize=10)
     for (i, j), value in np.ndenumerate(change):
@@ -166,13 +315,14 @@ def _heatmap(outcome):
     return figure
 
 
-def _curves(workdir: pathlib.Path):
-    plot = _pyplot()
+def _curves(outcome, workdir: pathlib.Path):
+    plot = html_page.pyplot()
     figure, axis = plot.subplots(figsize=(8, 3.2))
     start = 0
-    for run in sorted((workdir / "runs").iterdir(), key=lambda p: p.name != "seed"):
-        if run.name != "seed" and not run.name.startswith("expert-"):
-            continue
+    members = [model.path for model in outcome.models if model.why == "expert"]
+    for run in [workdir / "runs" / "seed", *members]:
+        if not (run / "metrics.jsonl").exists():
+            continue  # a seed model of the user's may come without
         rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
         points = [(row["step"], row["loss"]) for row in rows if row.get("loss")]
         steps, losses = np.array(points).T
@@ -184,38 +334,11 @@ def _curves(workdir: pathlib.Path):
     return figure
 
 
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _image(figure) -> str:
-    figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    _pyplot().close(figure)
-    return (
-        '<img alt="" src="data:image/png;base64,'
-        f'{base64.b64encode(buffer.getvalue()).decode()}">'
-    )
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    cells = "".join(f"<th>{_safe(cell)}</th>" for cell in head)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{_safe(cell)}</td>" for cell in row) + "</tr>"
-        for row in rows
-    )
-    return f"<table><tr>{cells}</tr>{body}</table>"
+def _interval(found) -> str:
+    if not math.isfinite(found.value):
+        return "undefined"
+    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
 def _two(value: float) -> str:
-    return f"{value:.2f}" if np.isfinite(value) else "undefined"
-
-
-def _safe(text: object) -> str:
-    return html.escape(str(text))
+    return f"{value:.2f}" if math.isfinite(value) else "undefined"

@@ -1,0 +1,98 @@
+"""`jaxlab ablate rank`: all mixtures of the experts, best predicted first."""
+
+import argparse
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
+from jaxlab import ablation
+from jaxlab.commands import ablate_opened, output
+from jaxlab.core import report
+from jaxlab.systems import clock, experts, predictions, summary
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints the ranking of every target, with what it has to beat."""
+    watch, results = clock.Clock(), {}
+    with ablate_opened.opening(args, args.target) as opened:
+        pool = opened.subject.pool
+        mixtures = pool.mixtures(args.max_size, weighting=args.weighting)
+        for target, batches in opened.evaluation.items():
+            meter = functools.partial(_meter, watch, target)
+            results[target] = _ranked(
+                opened.subject, mixtures, batches, args.proxy, meter
+            )
+            _print(target, results[target], args)
+    if args.json:
+        found = {
+            "ranking": {name: result["rows"] for name, result in results.items()},
+            "seed_perplexity": {n: result["seed"] for n, result in results.items()},
+            "best_single": {n: result["best_single"] for n, result in results.items()},
+            "proxy": args.proxy,
+            "weighting": args.weighting,
+        }
+        report.write_json(args.json, found | opened.origin)
+
+
+def _ranked(
+    subject: predictions.Subject,
+    mixtures: list[dict[str, float]],
+    batches: list,
+    proxy: str,
+    meter: Any,
+) -> dict[str, Any]:
+    """One target: rows as in report.json, the seed model, the best single expert."""
+    logps = predictions.expert_logps(subject, batches, meter("experts' predictions"))
+    ensemble = predictions.ensemble(subject, mixtures, logps)
+    alone = [{name: 1.0} for name in subject.pool.names]
+    losses = predictions.ensemble(subject, alone, logps).loss.tolist()
+    individual = dict(zip(subject.pool.names, losses, strict=True))
+    means = ablation.mean_of_individual_losses(subject.pool, mixtures, individual)
+    chosen = ensemble
+    if proxy == "merged":
+        chosen = predictions.merged(
+            subject, mixtures, batches, meter("merged mixtures")
+        )
+    names = [experts.name_of(mixture) for mixture in mixtures]
+    best = min(individual, key=lambda name: np.nan_to_num(individual[name], nan=np.inf))
+    seed = predictions.seed_loss(subject, batches)
+    return {
+        "rows": summary.ranking_rows(
+            ablation.ranked(mixtures, chosen),
+            dict(zip(names, np.exp(ensemble.loss).tolist(), strict=True)),
+            dict(zip(names, np.exp(means).tolist(), strict=True)),
+            {},
+        ),
+        "seed": None if seed is None else math.exp(seed),
+        "best_single": {"expert": best, "perplexity": math.exp(individual[best])},
+    }
+
+
+def _meter(watch: clock.Clock, target: str, what: str) -> Any:
+    return watch.meter(f"{target}: batches of {what}")
+
+
+def _print(target: str, result: dict[str, Any], args: argparse.Namespace) -> None:
+    rows = result["rows"]
+    by = {"merged": "merged models", "ensemble": "the ensemble"}[args.proxy]
+    print(f"\n{target}: {len(rows)} mixtures, best predicted first, by {by}")
+    head = ["mixture", "predicted perplexity", "95% interval", "P(best)", "ensemble"]
+    output.table([*head, "mean of members"], map(_cells, rows[: args.top]))
+    if result["seed"] is not None:
+        print(f"the seed model: {result['seed']:,.2f}")
+    single = result["best_single"]
+    print(f"the best single expert: {single['expert']}, {single['perplexity']:,.2f}")
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    interval, best = row["interval"], row["best_probability"]
+    return [
+        experts.name_of(row["mixture"]),
+        f"{row['predicted_perplexity']:,.2f}",
+        "" if None in interval else "{:,.2f} to {:,.2f}".format(*interval),
+        "" if best is None else f"{best:.0%}",
+        f"{row['ensemble_perplexity']:,.2f}",
+        f"{row['mean_of_members_perplexity']:,.2f}",
+    ]

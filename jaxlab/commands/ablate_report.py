@@ -1,0 +1,56 @@
+"""`jaxlab ablate report`: a pool's ranking, and its check, as a page and as JSON."""
+
+import argparse
+import json
+import pathlib
+
+from jaxlab import ablation
+from jaxlab.core import process, report, types
+from jaxlab.data import prepared
+from jaxlab.systems import clock, data_ablation, recipes, report_page, summary
+
+_CHECKED = "checked.json"  # what the last report trained, for one that trains nothing
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes POOL/report.html and POOL/report.json."""
+    process.start()
+    pool, watch = pathlib.Path(args.pool), clock.Clock()
+    recipe = recipes.read(pool)
+    recipe.base.mesh.update(args.mesh or {})
+    options, to_check = _options(args, pool)
+    study = data_ablation.Study(recipe, candidates=args.candidates, **options)
+    names = [unit.name for unit in ablation.folder.members(pool)]
+    corpus = prepared.open_folder(pool / "data")
+    data_ablation.check(study, names, corpus)
+    if to_check is None:
+        to_check = data_ablation.choose(names, study.trained, study.seed, study.largest)
+    total = data_ablation.judging_steps(study, to_check, len(corpus.held_out))
+    plan = clock.Stages(total, watch.progress)
+    outcome = data_ablation.judge(study, pool, plan, to_check=to_check, say=watch.say)
+    if args.trained:
+        report.write_json(pool / _CHECKED, {"options": options, "mixtures": to_check})
+    found = summary.summarise(outcome, {**outcome.seconds, "total": watch.elapsed()})
+    report.write_json(pool / "report.json", found)
+    report_page.write(pool / "report.html", outcome, found, {}, pool)
+    for line in summary.headlines(outcome):
+        watch.say(line)
+    watch.say(f"report: {pool / 'report.html'}")
+
+
+def _options(args: argparse.Namespace, pool: pathlib.Path) -> tuple[dict, list | None]:
+    """(fields of the Study, mixtures that are trained already or None)."""
+    if args.trained:
+        names = (
+            "trained", "repeated", "repeats", "searched", "budget", "largest",
+        )  # fmt: skip
+        return {name: getattr(args, name) for name in names}, None
+    if args.searched or args.repeated:
+        raise types.UserError(
+            "--searched and --repeated train models; give --trained N"
+        )
+    if not (pool / _CHECKED).exists():
+        return {"trained": 0}, []
+    before = json.loads((pool / _CHECKED).read_text("utf-8"))
+    # The choices of the searches are left out: in a larger pool they are others.
+    return before["options"] | {"searched": ()}, before["mixtures"]

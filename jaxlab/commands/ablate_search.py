@@ -1,0 +1,161 @@
+"""`jaxlab ablate search`: the best mixture for one target or several, by method."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxlab import ablation
+from jaxlab.commands import ablate_opened, output
+from jaxlab.core import report, types
+from jaxlab.systems import choices, clock, experts, predictions
+
+_OF_ENSEMBLE = ("enumerate ensemble", "convex")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints what each method chose, and the Pareto front if that is asked for."""
+    weights = dict(args.target)
+    if len(weights) < len(args.target):
+        raise types.UserError("a target is given twice; give each once")
+    if args.pareto and len(weights) < 2:
+        raise types.UserError("--pareto needs two or more targets")
+    methods = list(choices.METHODS)
+    if args.method != "all":
+        methods = [args.method.replace("-", " ")]
+    watch = clock.Clock()
+    with ablate_opened.opening(args, list(weights)) as opened:
+        subject, evaluation = opened.subject, opened.evaluation
+        weights = _weights_of(weights, list(evaluation))
+        within = _limits(args, subject.pool)
+        every = args.pareto or "enumerate" in methods
+        mixtures = within.subsets(subject.pool) if every else []
+        logps, merged = {}, {}
+        for target, batches in evaluation.items():
+            if {*methods} & {*_OF_ENSEMBLE}:
+                logps[target] = predictions.expert_logps(
+                    subject, batches, watch.meter(f"{target}: batches of experts")
+                )
+            if every:
+                merged[target] = predictions.merged(
+                    subject,
+                    mixtures,
+                    batches,
+                    watch.meter(f"{target}: batches of merges"),
+                ).loss
+        found = {
+            method: choices.by_method(
+                method,
+                subject.pool,
+                evaluation,
+                logps,
+                subject.losses_fn,
+                within,
+                target_weights=weights,
+                known=(mixtures, merged) if every else None,
+            )
+            for method in methods
+        }
+    _print(found, list(evaluation))
+    result = {
+        "targets": weights,
+        "limits": _limits_shown(args),
+        "found": {},
+    } | opened.origin
+    result["found"] = {method: _row(each) for method, each in found.items()}
+    if args.pareto:
+        result["front"] = _front(mixtures, merged)
+        _print_front(result["front"], list(evaluation))
+    if args.json:
+        report.write_json(args.json, result)
+
+
+def _weights_of(wanted: dict[str, float], targets: list[str]) -> dict[str, float]:
+    """The weights by the names that the targets got: a text is called by its domain."""
+    if unknown := [name for name in wanted if name not in targets]:
+        if len(wanted) != len(targets):
+            raise types.UserError(
+                f"{', '.join(unknown)} holds several targets; give one file or domain"
+            )
+        return dict(zip(targets, wanted.values(), strict=True))
+    return wanted
+
+
+def _limits(args: argparse.Namespace, pool: ablation.ModelPool) -> ablation.Limits:
+    costs = None
+    if args.cap is not None:
+        costs = dict(zip(pool.names, pool.tokens, strict=True))
+    return ablation.Limits(
+        must=tuple(args.must),
+        forbid=tuple(args.forbid),
+        max_size=args.max_size,
+        costs=costs,
+        cap=args.cap,
+    )
+
+
+def _limits_shown(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in ("max_size", "must", "forbid", "cap")}
+
+
+def _row(found: ablation.Found) -> dict[str, Any]:
+    return {
+        "mixture": found.mixture,
+        "predicted_loss": found.predicted_loss,
+        "predicted_perplexity": {t: math.exp(x) for t, x in found.by_target.items()},
+        "evaluations": found.evaluations,
+        "gap": found.gap,
+    }
+
+
+def _front(
+    mixtures: Sequence[ablation.Mixture], losses: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """The mixtures that none beats on every target, by the first target's loss."""
+    table = np.stack(list(losses.values()), axis=1)
+    places = np.flatnonzero(ablation.pareto_front(table))
+    return [
+        {
+            "mixture": mixtures[k],
+            "predicted_perplexity": {t: math.exp(x[k]) for t, x in losses.items()},
+        }
+        for k in sorted(places, key=lambda k: table[k, 0])
+    ]
+
+
+def _print(found: dict[str, ablation.Found], targets: list[str]) -> None:
+    output.table(
+        ["method", "by", *targets, "evaluations", "gap", "mixture"],
+        [
+            [
+                method,
+                "ensemble" if method in _OF_ENSEMBLE else "merged",
+                *(f"{math.exp(each.by_target[target]):,.2f}" for target in targets),
+                f"{each.evaluations:.0f}",
+                "" if each.gap is None else f"{each.gap:.1e}",
+                _percentages(each.mixture),
+            ]
+            for method, each in found.items()
+        ],
+    )
+
+
+def _print_front(front: list[dict[str, Any]], targets: list[str]) -> None:
+    print(f"\n{len(front)} mixtures that none beats on all targets, by merged models")
+    output.table(
+        ["mixture", *targets],
+        [
+            [
+                experts.name_of(row["mixture"]),
+                *(f"{row['predicted_perplexity'][target]:,.2f}" for target in targets),
+            ]
+            for row in front
+        ],
+    )
+
+
+def _percentages(mixture: ablation.Mixture) -> str:
+    ordered = sorted(mixture.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {weight:.0%}" for name, weight in ordered)

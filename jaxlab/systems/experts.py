@@ -1,0 +1,293 @@
+"""The models of a data ablation, each a run directory below one pool.
+
+    POOL/data             token files of every partition, held-out files of every domain
+    POOL/runs/seed        the seed model
+    POOL/runs/expert-X    the seed model, continued on partition X for one base unit
+    POOL/runs/mixture-Y   the same on a mixture, to see what was predicted
+    POOL/pool.json        what was trained on what, with hashes (`ablation/folder.py`)
+
+Na et al. 2024 (arXiv:2410.15661), sections 2 and 3.
+
+The branch point is stated: parameters of the seed model's last step; AdamW's moments
+fresh; a constant learning rate without warm-up; another data order than the seed's. The
+released code carries the moments over and lets its trainer restore the seed's schedule,
+so that the rate of its experts cannot be told from its configs.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from jaxlab import ablation, models, train
+from jaxlab.core import checkpoint, report, types
+from jaxlab.core import mesh as mesh_lib
+from jaxlab.data import loader, prepared
+from jaxlab.evals import perplexity
+from jaxlab.systems import olmo
+
+Mixture = Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How the models of a pool are trained.
+
+    Attributes:
+        base: a pre-training config; its steps and schedule are the seed model's.
+        unit_steps: updates of one base unit.
+        unit_rate: the constant learning rate of experts and mixtures.
+        seed_domains: what the seed model is trained on, in equal shares; () is all, in
+            proportion to their sizes.
+        seed_model: a run directory that is the seed model; "" trains it.
+    """
+
+    base: ml_collections.ConfigDict
+    unit_steps: int
+    unit_rate: float
+    seed_domains: tuple[str, ...] = ()
+    seed_model: str = ""
+
+    @property
+    def unit_tokens(self) -> int:
+        """The token budget of one base unit."""
+        return self.unit_steps * self.base.data.length * self.base.data.batch_size
+
+
+def train_seed(recipe: Recipe, pool: pathlib.Path, mesh: jax.sharding.Mesh) -> None:
+    """Trains the seed model, or finishes or copies it, and makes the pool."""
+    config = _config(recipe)
+    config.data.weights = _weights(dict.fromkeys(recipe.seed_domains, 1.0))
+    folder = pool / "runs" / "seed"
+    if recipe.seed_model:
+        _copy_run(pathlib.Path(recipe.seed_model), folder, config)
+    else:
+        _fit(config, folder, mesh, "seed")
+    branch = ablation.folder.Branch(
+        optimizer_state="fresh",
+        schedule="constant",
+        learning_rate=recipe.unit_rate,
+        warmup_steps=0,
+        unit_tokens=recipe.unit_tokens,
+    )
+    seed = ablation.folder.fingerprint(checkpoint.load_params(folder))
+    ablation.folder.create(pool, "runs/seed", seed, branch)
+
+
+def train_expert(
+    recipe: Recipe,
+    pool: pathlib.Path,
+    name: str,
+    corpus: prepared.Prepared,
+    mesh: jax.sharding.Mesh,
+) -> pathlib.Path:
+    """Trains the expert of one partition, or finishes it, and adds it to the pool.
+
+    Returns:
+        Its run directory.
+    """
+    path = f"runs/expert-{name}"
+    config = branch_config(recipe, {name: 1.0}, pool / "runs" / "seed")
+    _fit(config, pool / path, mesh, f"expert {name}")
+    params = checkpoint.load_params(pool / path)
+    file = corpus.train[name]
+    unit = ablation.folder.Unit(
+        name=name,
+        path=path,
+        fingerprint=ablation.folder.fingerprint(params),
+        seed_fingerprint=ablation.folder.read(pool).seed_fingerprint,
+        tokens_trained=recipe.unit_tokens,
+        partition_tokens=file.size,
+        steps=config.steps,
+        source=domain_of(name, corpus),
+        data_sha256=file.info.get("sha256", ""),
+        config_sha256=_sha256(config.to_dict()),
+    )
+    ablation.folder.add(pool, unit)
+    return pool / path
+
+
+def train_mixture(
+    recipe: Recipe,
+    pool: pathlib.Path,
+    mixture: Mixture,
+    mesh: jax.sharding.Mesh,
+    *,
+    units: int = 1,
+    repeat: int = 0,
+) -> pathlib.Path:
+    """Trains one model on a mixture from the seed model; returns its run directory.
+
+    Args:
+        recipe: of the pool.
+        pool: its folder.
+        mixture: partition -> share of the data.
+        mesh: of devices.
+        units: its token budget in base units.
+        repeat: another number is another data order, to see how much that changes.
+    """
+    name = name_of(mixture) + (f"@{repeat}" if repeat else "")
+    folder = pool / "runs" / f"mixture-{name}"
+    config = branch_config(recipe, mixture, pool / "runs" / "seed")
+    config.steps = units * recipe.unit_steps
+    config.data.seed += repeat
+    _fit(config, folder, mesh, f"mixture {name}")
+    return folder
+
+
+def branch_config(
+    recipe: Recipe, mixture: Mixture, seed_dir: pathlib.Path
+) -> ml_collections.ConfigDict:
+    """The config of an expert (one partition) or of a mixture, for one base unit."""
+    config = _config(recipe)
+    config.steps = recipe.unit_steps
+    config.init_from = str(seed_dir)
+    config.data.weights = _weights(mixture)
+    config.optim.update(
+        {
+            "learning_rate": recipe.unit_rate, "schedule": "constant",
+            "warmup_steps": 0, "final": 1.0,
+        }
+    )  # fmt: skip
+    config.data.seed = recipe.base.data.seed + 1  # not the seed model's order again
+    return config
+
+
+def open_pool(pool: pathlib.Path) -> ablation.ModelPool:
+    """The experts and the seed model, checked against what was recorded."""
+    return ablation.folder.open(pool)
+
+
+def name_of(mixture: Mixture) -> str:
+    """A mixture as a name: its members in order, with percentages if they differ.
+
+    >>> name_of({"law": 0.5, "code": 0.5}), name_of({"law": 0.75, "code": 0.25})
+    ('code+law', 'code=25+law=75')
+    """
+    shares = [mixture[name] for name in mixture]
+    if max(shares) - min(shares) < 1e-6:
+        return "+".join(sorted(mixture))
+    total = sum(shares)
+    return "+".join(f"{n}={100 * mixture[n] / total:.0f}" for n in sorted(mixture))
+
+
+def domain_of(name: str, corpus: prepared.Prepared) -> str:
+    """The domain that a partition is of: its own name, or that without the part's."""
+    return name if name in corpus.held_out else re.sub(r"\.\d+$", "", name)
+
+
+def decoder(
+    config: ml_collections.ConfigDict, corpus: prepared.Prepared
+) -> models.Decoder:
+    """The model that all runs of a pool share."""
+    return models.Decoder(olmo.transformer_config(config.model, corpus.tokenizer))
+
+
+def held_out_batches(
+    config: ml_collections.ConfigDict, corpus: prepared.Prepared
+) -> dict[str, list]:
+    """Target -> the held-out batches that the runs themselves are evaluated on."""
+    data = config.data
+    return {
+        name: list(
+            loader.eval_batches(file, data.length, data.batch_size, config.eval_batches)
+        )
+        for name, file in corpus.held_out.items()
+    }
+
+
+def losses_of(model: models.Decoder) -> Any:
+    """(params, batch) -> nats and tokens by row; equal for one model."""
+    return functools.partial(perplexity.row_losses, model.apply)
+
+
+def logps_of(model: models.Decoder) -> Any:
+    """(params, batch) -> log-probabilities and weights of every label."""
+    return functools.partial(perplexity.token_logps, model.apply)
+
+
+def trained_losses(
+    runs: Sequence[pathlib.Path],
+    losses_fn: Any,
+    evaluation: Mapping[str, Sequence[types.Batch]],
+) -> dict[str, ablation.DocumentLosses]:
+    """Target -> losses by document of the models of K runs."""
+    found: dict[str, list[ablation.DocumentLosses]] = {t: [] for t in evaluation}
+    for run in runs:
+        alone = ablation.ModelPool.create({"run": checkpoint.load_params(run)})
+        for target, batches in evaluation.items():
+            found[target].append(
+                ablation.document_losses(alone, [{"run": 1.0}], losses_fn, batches)
+            )
+    return {target: _joined(parts) for target, parts in found.items()}
+
+
+def _fit(config, workdir, mesh, name) -> None:
+    if _is_finished(config, workdir):
+        return
+    with mesh_lib.use(mesh):
+        experiment = olmo.pretrain(config, workdir, mesh)
+    run = {key: value or None for key, value in config.run.items()}
+    if not train.fit(experiment, workdir, mesh=mesh, name=name, **run).finished:
+        raise KeyboardInterrupt
+
+
+def _is_finished(config, workdir) -> bool:
+    """Whether a run of this config is whole, wherever the pool was when it was trained.
+
+    Another config is left to `train.fit`, which refuses it.
+    """
+    if checkpoint.steps(workdir / "checkpoints")[:1] != [config.steps]:
+        return False
+    saved = json.loads((workdir / "config.json").read_text("utf-8"))
+    wanted = json.loads(json.dumps(config.to_dict()))
+    for each in (saved, wanted):
+        each.update({"init_from": "", "mesh": {}, "run": {}})
+        each["data"].update({"folder": "", "source": ""})
+    return all(saved.get(key) == wanted[key] for key in wanted)
+
+
+def _copy_run(run: pathlib.Path, folder: pathlib.Path, config: Any) -> None:
+    """The newest checkpoint of a run, under the config that its experts start from."""
+    if folder.exists():
+        return
+    steps = checkpoint.steps(run / "checkpoints")
+    if not steps:
+        raise types.UserError(f"{run} has no checkpoint; train it first")
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    newest = pathlib.Path("checkpoints", str(steps[0]))
+    shutil.copytree(run / newest, partial / newest)
+    if (run / "metrics.jsonl").exists():
+        shutil.copyfile(run / "metrics.jsonl", partial / "metrics.jsonl")
+    report.write_json(partial / "config.json", config.to_dict())
+    partial.rename(folder)
+
+
+def _config(recipe: Recipe) -> ml_collections.ConfigDict:
+    """A copy of the base that reads the token files as they are, added ones too."""
+    config = recipe.base.to_dict()
+    config["data"]["source"] = ""
+    return ml_collections.ConfigDict(config, allow_dotted_keys=True)
+
+
+def _weights(mixture: Mixture) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(dict(mixture), allow_dotted_keys=True)
+
+
+def _sha256(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _joined(parts: Sequence[ablation.DocumentLosses]) -> ablation.DocumentLosses:
+    return parts[0]._replace(nats=np.concatenate([part.nats for part in parts]))

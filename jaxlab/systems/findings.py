@@ -1,0 +1,239 @@
+"""What a data ablation found: agreement, regret, noise and cost, from its `Outcome`.
+
+A correlation over all mixtures is easily high: mixtures with the target's own domain
+are better, larger ones are different. So agreement is given in and out of the mixture's
+domains, at fixed size and within sizes, with intervals, and beside the trivial
+prediction that merges nothing. Regret is what a decision by the proxy costs.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxlab import ablation
+from jaxlab.stats import correlation
+from jaxlab.systems import experts
+from jaxlab.systems.data_ablation import Outcome
+
+PROXIES = ("merged", "ensemble", "mean_of_individual")
+
+
+class Choice(NamedTuple):
+    """What a search chose for a target.
+
+    Attributes:
+        target: that it was to be good at.
+        method: of searching.
+        mixture: its choice.
+        predicted: nats a token, by what the method reads.
+        trained: nats a token of the model trained on it.
+        regret: `trained` less that of the best model trained with as many members at
+            most, in nats a token.
+        evaluations: what the search cost, as `ablation.Found` counts.
+    """
+
+    target: str
+    method: str
+    mixture: dict[str, float]
+    predicted: float
+    trained: float
+    regret: float
+    evaluations: float
+
+
+class Way(NamedTuple):
+    """One way to the losses of K mixtures, and what it takes."""
+
+    name: str
+    units: int  # base units of training
+    train_seconds: float
+    score_seconds: float
+
+
+def losses(outcome: Outcome, proxy: str) -> dict[str, ablation.DocumentLosses]:
+    """Target -> a proxy's losses of the mixtures that were trained to check it."""
+    names = [experts.name_of(mixture) for mixture in outcome.mixtures]
+    places = [names.index(_name(outcome, i)) for i in outcome.checked]
+    return {
+        target: by_proxy[proxy]._replace(nats=by_proxy[proxy].nats[places])
+        for target, by_proxy in outcome.predicted.items()
+    }
+
+
+def trained_losses(outcome: Outcome) -> dict[str, ablation.DocumentLosses]:
+    """Target -> losses of those mixtures, trained for real."""
+    return {
+        target: found._replace(nats=found.nats[outcome.checked])
+        for target, found in outcome.actual.items()
+    }
+
+
+def predicted_perplexity(outcome: Outcome, proxy: str) -> dict[str, dict[str, float]]:
+    """Target -> {name of a mixture: perplexity by a proxy}, of all that were scored."""
+    names = [experts.name_of(mixture) for mixture in outcome.mixtures]
+    return {
+        target: dict(zip(names, np.exp(by_proxy[proxy].loss).tolist(), strict=True))
+        for target, by_proxy in outcome.predicted.items()
+    }
+
+
+def trained_perplexity(outcome: Outcome) -> dict[str, dict[str, float]]:
+    """Target -> {name of a mixture: perplexity trained for real}; experts left out."""
+    places = [
+        i
+        for i, model in enumerate(outcome.models)
+        if model.why in ("checked", "chosen")
+    ]
+    names = [_name(outcome, i) for i in places]
+    return {
+        target: dict(zip(names, np.exp(found.loss[places]).tolist(), strict=True))
+        for target, found in outcome.actual.items()
+    }
+
+
+def correlations(outcome: Outcome) -> dict[str, dict[str, float]]:
+    """Target -> n, and Spearman and Pearson of perplexities, of each proxy.
+
+    `spearman` and `pearson` are of merging, those with `ensemble_` of the ensemble,
+    those with `baseline_` of the mean of the members' own losses; NaN of one mixture.
+    """
+    actual = {t: np.exp(found.loss) for t, found in trained_losses(outcome).items()}
+    result = {t: {"n": len(values)} for t, values in actual.items()}
+    prefixes = ("", "ensemble_", "baseline_")
+    for prefix, proxy in zip(prefixes, PROXIES, strict=True):
+        for target, found in losses(outcome, proxy).items():
+            for kind in ("spearman", "pearson"):
+                value = math.nan
+                if len(found.nats) > 1:
+                    sides = np.exp(found.loss), actual[target]
+                    value = float(getattr(correlation, kind)(*sides))
+                result[target][prefix + kind] = value
+    return result
+
+
+def agreement(outcome: Outcome, proxy: str) -> dict[str, list[ablation.Agreement]]:
+    """How a proxy's losses agree with training, with intervals and by mixture size.
+
+    Returns:
+        "units": over targets that are a unit's domain, with rows in and out of the
+        mixture's domains; "others": over targets of other text, out of every domain.
+        [] where there is no such target or are too few mixtures.
+    """
+    predicted, actual = losses(outcome, proxy), trained_losses(outcome)
+    mixtures = [outcome.models[i].mixture for i in outcome.checked]
+    sizes = [len(mixture) for mixture in mixtures]
+    domains = [{outcome.units[name] for name in mixture} for mixture in mixtures]
+    own = [t for t in actual if t in {*outcome.units.values()}]
+    inside = {t: [t in domain for domain in domains] for t in own}
+    others = [t for t in actual if t not in own]
+
+    def rows(targets, in_domain):
+        if not targets or not sizes:
+            return []
+        sides = [{t: side[t] for t in targets} for side in (predicted, actual)]
+        return ablation.agreement(*sides, sizes, in_domain=in_domain)
+
+    return {"units": rows(own, inside), "others": rows(others, None)}
+
+
+def choices(outcome: Outcome) -> list[Choice]:
+    """What every search chose, and what its choice costs."""
+    names = [_name(outcome, i) for i in range(len(outcome.models))]
+    sizes = np.array([len(model.mixture) for model in outcome.models])
+    result = []
+    for target, by_method in outcome.found.items():
+        trained = outcome.actual[target].loss
+        for method, found in by_method.items():
+            place = names.index(experts.name_of(found.mixture))
+            rivals = sizes <= outcome.study.search_size
+            result.append(
+                Choice(
+                    target,
+                    method,
+                    found.mixture,
+                    found.predicted_loss,
+                    float(trained[place]),
+                    float(trained[place] - trained[rivals].min()),
+                    found.evaluations,
+                )
+            )
+    return result
+
+
+def noise(outcome: Outcome) -> dict[str, tuple[float, float]]:
+    """Target -> (spread between repeats, spread between mixtures), in nats a token.
+
+    The standard deviations of trained losses: of one mixture with other data orders,
+    and of the mixtures that were repeated. {} where nothing was repeated.
+    """
+    groups: dict[str, list[int]] = {}
+    for i, model in enumerate(outcome.models):
+        if model.why in ("checked", "repeated"):
+            groups.setdefault(experts.name_of(model.mixture), []).append(i)
+    groups = {name: places for name, places in groups.items() if len(places) > 1}
+    if len(groups) < 2:
+        return {}
+    result = {}
+    for target, found in outcome.actual.items():
+        table = [found.loss[places] for places in groups.values()]
+        within = np.sqrt(np.mean([np.var(row, ddof=1) for row in table]))
+        between = np.std([row.mean() for row in table], ddof=1)
+        result[target] = (float(within), float(between))
+    return result
+
+
+def costs(outcome: Outcome) -> list[Way]:
+    """What it takes to know the losses of all K mixtures, in three ways.
+
+    Seconds are those of this run; training every mixture is counted from the seconds a
+    unit took.
+    """
+    study, seconds = outcome.study, outcome.seconds
+    experts_seconds = seconds.get("experts", 0.0)
+    per_unit = experts_seconds / len(outcome.units)
+    every = sum(study.units_of(mixture) for mixture in outcome.mixtures)
+    passes = seconds.get("predictions of experts", 0.0)
+    n = len(outcome.units)
+    return [
+        Way("train every mixture", every, every * per_unit, 0.0),
+        Way("merge", n, experts_seconds, seconds.get("merged mixtures", 0.0)),
+        Way("ensemble", n, experts_seconds, passes),
+    ]
+
+
+def misses(outcome: Outcome, proxy: str, count: int = 5) -> list[tuple]:
+    """Where a proxy fails most: (target, mixture, its rank predicted, trained, of).
+
+    Ranks are among the mixtures of the same size, from 1.
+    """
+    predicted, actual = losses(outcome, proxy), trained_losses(outcome)
+    mixtures = [outcome.models[i].mixture for i in outcome.checked]
+    sizes = np.array([len(mixture) for mixture in mixtures])
+    rows = []
+    for target in actual:
+        for size in np.unique(sizes):
+            where = np.flatnonzero(sizes == size)
+            ranks = [
+                np.argsort(np.argsort(side[target].loss[where])) + 1
+                for side in (predicted, actual)
+            ]
+            for k, place in enumerate(where):
+                name = experts.name_of(mixtures[place])
+                rows.append(
+                    (target, name, int(ranks[0][k]), int(ranks[1][k]), len(where))
+                )
+    rows.sort(key=lambda row: -abs(row[2] - row[3]) / row[4])
+    return rows[:count]
+
+
+def chosen_rows(
+    rows: Sequence[ablation.Agreement],
+) -> Mapping[tuple[str, object], ablation.Agreement]:
+    """Rows of `agreement` by (domain, size)."""
+    return {(row.domain, row.size): row for row in rows}
+
+
+def _name(outcome: Outcome, index: int) -> str:
+    return experts.name_of(outcome.models[index].mixture)

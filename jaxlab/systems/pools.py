@@ -1,0 +1,281 @@
+"""Pools of experts: made, resumed, added to, opened.
+
+    POOL/recipe.json    how its models are trained      (`systems/recipes.py`)
+    POOL/data           token files and held-out files of every partition
+    POOL/runs           the seed model, the experts     (`systems/experts.py`)
+    POOL/pool.json      the units that are finished     (`ablation/folder.py`)
+
+Nothing else is needed: the text may be gone. Every step can be killed and is finished
+by the same call; a unit is in pool.json when it is whole.
+
+Na et al. 2024 (arXiv:2410.15661), section 2: one more partition costs one more training
+run and nothing else.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+
+from jaxlab import ablation
+from jaxlab.core import checkpoint, report, types
+from jaxlab.core import mesh as mesh_lib
+from jaxlab.data import corpus as corpus_lib
+from jaxlab.data import prepared, token_files
+from jaxlab.data import tokenizer as tokenizer_lib
+from jaxlab.systems import experts, olmo, recipes
+
+_SUFFIXES = (".csv.gz", ".bytes", ".json", ".npy")  # of a token file; it counts by .npy
+
+
+class Opened(NamedTuple):
+    """A pool that is ready for use.
+
+    Attributes:
+        recipe: how it was made.
+        corpus: tokenizer, partitions and held-out sets.
+        contents: what pool.json says.
+        experts: their parameters and the seed model's.
+    """
+
+    recipe: experts.Recipe
+    corpus: prepared.Prepared
+    contents: ablation.folder.Contents
+    experts: ablation.ModelPool
+
+
+def make(
+    recipe: experts.Recipe,
+    pool: pathlib.Path,
+    mesh: jax.sharding.Mesh,
+    *,
+    units: Sequence[str] = (),
+    finished: Callable[[str, float], None] = lambda stage, steps: None,
+) -> prepared.Prepared:
+    """Makes a pool, or finishes it.
+
+    Args:
+        recipe: how its models are trained.
+        pool: its folder.
+        mesh: of devices.
+        units: partitions that get an expert; () is all.
+        finished: called with (stage, training steps) after each run.
+
+    Raises:
+        UserError: a pool of other settings, unreadable text, an unknown partition.
+    """
+    corpus = open_corpus(recipe, pool, units)
+    for name in (*units, *recipe.seed_domains):
+        if name not in corpus.train:
+            raise types.UserError(
+                f"{recipe.base.data.source} has no partition {name}; there are "
+                f"{', '.join(corpus.train)}"
+            )
+    recipes.record(pool, recipe, units)
+    if not (pool / "pool.json").exists():
+        experts.train_seed(recipe, pool, mesh)
+    finished("seed model", recipe.base.steps)
+    have = ablation.folder.read(pool).units
+    for name in units or corpus.train:
+        if name not in have:
+            experts.train_expert(recipe, pool, name, corpus, mesh)
+        finished("experts", recipe.unit_steps)
+    return corpus
+
+
+def open_corpus(
+    recipe: experts.Recipe, pool: pathlib.Path, units: Sequence[str] = ()
+) -> prepared.Prepared:
+    """The corpus of a pool, prepared from the recipe's source where it is not yet.
+
+    Raises:
+        UserError: a pool of other settings; unreadable text; token files without a
+            held-out set or, for a seed model of the user's, of another tokenizer.
+    """
+    if recipes.check(pool, recipe, units):
+        return prepared.open_folder(pool / "data")
+    source = recipe.base.data.source
+    sources = source.split(",")
+    token_folders = [path for path in sources if holds_tokens(path)]
+    if token_folders and len(sources) > 1:
+        raise types.UserError(
+            f"{token_folders[0]} holds token files; give it alone, or only text"
+        )
+    if token_folders:
+        return _taken_corpus(recipe, pool)
+    return olmo.open_corpus(recipe.base.data, pool)
+
+
+def add(
+    pool: pathlib.Path, name: str, source: str, mesh_shape: dict[str, int] | None = None
+) -> ablation.folder.Unit:
+    """Adds one partition: its tokens, one training run, one record.
+
+    Args:
+        pool: its folder.
+        name: of the partition.
+        source: a folder or file of text, or a token file NAME.npy.
+        mesh_shape: sizes by axis that differ from the recipe's.
+
+    Raises:
+        UserError: a bad name, one that is taken by other text, unreadable text, a
+            token file of another tokenizer.
+    """
+    if not re.fullmatch(r"[\w-][\w.-]*", name) or name.endswith(".held_out"):
+        raise types.UserError(
+            f"{name!r} is no name of a partition; use letters, - and _"
+        )
+    recipe = recipes.read(pool)
+    ablation.folder.read(pool)  # its seed model is trained
+    if mesh_shape:
+        recipe.base.mesh.update(mesh_shape)
+    corpus = prepared.open_folder(pool / "data")
+    place = pool / f".adding-{name}"
+    shutil.rmtree(place, ignore_errors=True)  # of one that was killed
+    try:
+        if pathlib.Path(source).suffix == ".npy":
+            _take(pathlib.Path(source), corpus.tokenizer, place, name)
+        else:
+            _encode(recipe, source, corpus.tokenizer, place, name)
+        file = token_files.TokenFile.open(place / name)
+        olmo.batches_of(recipe.base.data, {name: file})  # raises where it is too small
+        _settle(place, pool)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    if name not in ablation.folder.read(pool).units:
+        corpus = prepared.open_folder(pool / "data")
+        mesh = mesh_lib.make_mesh(recipe.base.mesh.to_dict())
+        experts.train_expert(recipe, pool, name, corpus, mesh)
+    return ablation.folder.read(pool).units[name]
+
+
+def open_pool(pool: pathlib.Path, mesh: jax.sharding.Mesh | None = None) -> Opened:
+    """Opens a pool for use; only what is in it is needed.
+
+    Args:
+        pool: its folder.
+        mesh: where the parameters go, sharded; None for the first device.
+
+    Raises:
+        UserError: no pool, an empty one, or members that have changed.
+    """
+    load = functools.partial(checkpoint.load_params, mesh=mesh)
+    return Opened(
+        recipes.read(pool),
+        prepared.open_folder(pool / "data"),
+        ablation.folder.read(pool),
+        ablation.folder.open(pool, load),
+    )
+
+
+def holds_tokens(source: str) -> bool:
+    """Whether a source is a folder of token files, as of `jaxlab data prepare`."""
+    path = pathlib.Path(source)
+    return path.is_dir() and any(path.glob("*.npy"))
+
+
+def _taken_corpus(recipe: experts.Recipe, pool: pathlib.Path) -> prepared.Prepared:
+    """A folder of `jaxlab data prepare`, its files linked or copied into the pool."""
+    source, folder = recipe.base.data.source, pool / "data"
+    record = {"taken_from": source}
+    if (folder / "corpus.json").exists():
+        if json.loads((folder / "corpus.json").read_text("utf-8")) != record:
+            raise types.UserError(
+                f"{folder} was prepared from another source; use another pool folder"
+            )
+        return prepared.open_folder(folder)
+    if recipe.base.data.parts > 1:
+        raise types.UserError(f"{source} holds token files, which are not cut in parts")
+    found = prepared.open_folder(source)
+    if not found.held_out:
+        raise types.UserError(
+            f"{source} keeps no held-out text to evaluate on; prepare it with "
+            "--held-out above 0"
+        )
+    wanted = recipe.base.data.tokenizer
+    if wanted and tokenizer_lib.load(wanted).fingerprint != found.tokenizer.fingerprint:
+        raise types.UserError(
+            f"{source} was encoded with another tokenizer than the seed model's; give "
+            "the text itself"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(
+        pathlib.Path(source) / "tokenizer", folder / "tokenizer", dirs_exist_ok=True
+    )
+    for file in (*found.train.values(), *found.held_out.values()):
+        _link(file.path, folder / file.path.name)
+    report.write_json(folder / "corpus.json", record)
+    return prepared.open_folder(folder)
+
+
+def _encode(recipe, source, tokenizer, place, name) -> None:
+    """One domain's text, split like the others."""
+    data = recipe.base.data
+    documents = [
+        document
+        for document in corpus_lib.read_documents(source, domain=name)
+        if document.text.strip()
+    ]
+    sides = corpus_lib.split_documents(
+        documents, data.held_out_fraction, data.split_seed
+    )
+    if not all(sides):
+        raise types.UserError(
+            f"{source} has {len(documents)} documents; at least two are needed"
+        )
+    for side, suffix in zip(sides, ("", ".held_out"), strict=True):
+        corpus_lib.write_tokens(side, tokenizer, place / f"{name}{suffix}")
+
+
+def _take(source, tokenizer, place, name) -> None:
+    """NAME.npy, and NAME.held_out.npy if it lies beside."""
+    held_out = source.with_name(f"{source.stem}.held_out.npy")
+    place.mkdir()
+    for path, target in ((source, name), (held_out, f"{name}.held_out")):
+        if path == held_out and not path.exists():
+            continue
+        made_by = token_files.TokenFile.open(path).info.get("tokenizer")
+        if made_by != tokenizer.fingerprint:
+            raise types.UserError(
+                f"{path} was encoded with another tokenizer than the pool's; give the "
+                "text itself"
+            )
+        _link(path, place / f"{target}.npy")
+
+
+def _settle(place: pathlib.Path, pool: pathlib.Path) -> None:
+    """Moves token files into POOL/data, where the same ones may be already."""
+    new = []
+    for path in sorted(place.glob("*.npy")):
+        file = token_files.TokenFile.open(path)
+        target = pool / "data" / path.name
+        if not target.exists():
+            new.append((path, target))
+        elif token_files.TokenFile.open(target).info["sha256"] != file.info["sha256"]:
+            raise types.UserError(
+                f"{pool} has other text under the name "
+                f"{file.name.removesuffix('.held_out')}; choose another name"
+            )
+    for path, target in new:
+        for suffix in _SUFFIXES:
+            part = token_files.beside(path, suffix)
+            if part.exists():
+                os.replace(part, token_files.beside(target, suffix))
+
+
+def _link(source: pathlib.Path, target: pathlib.Path) -> None:
+    """A token file under another name: the same bytes on disk, or a copy."""
+    for suffix in _SUFFIXES:
+        old, new = (token_files.beside(path, suffix) for path in (source, target))
+        if old.exists():
+            new.unlink(missing_ok=True)
+            try:
+                os.link(old, new)
+            except OSError:  # another file system
+                shutil.copyfile(old, new)

@@ -1,0 +1,98 @@
+"""report.json of a data ablation, and the lines that say what it found."""
+
+import importlib.metadata
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxlab import ablation
+from jaxlab.systems import experts, findings
+from jaxlab.systems.data_ablation import Outcome
+
+
+def ranking_rows(
+    ranking: Sequence[ablation.RankedMixture],
+    ensemble: Mapping[str, float],
+    means: Mapping[str, float],
+    trained: Mapping[str, float],
+) -> list[dict[str, Any]]:
+    """A ranking as JSON, best first.
+
+    Args:
+        ranking: of one target.
+        ensemble: name of a mixture -> perplexity of its ensemble.
+        means: name -> that of the mean of the members' own losses.
+        trained: name -> that of the model trained on it, where there is one.
+    """
+    return [
+        {
+            "mixture": row.mixture,
+            "predicted_perplexity": row.predicted_perplexity,
+            "interval": finite(row.perplexity_interval),
+            "best_probability": finite([row.best_probability])[0],
+            "trained_perplexity": trained.get(name),
+            "ensemble_perplexity": ensemble[name],
+            "mean_of_members_perplexity": means[name],
+        }
+        for row in ranking
+        for name in [experts.name_of(row.mixture)]
+    ]
+
+
+def summarise(outcome: Outcome, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """report.json: ranking, correlation, versions, seconds, baselines."""
+    trained = findings.trained_perplexity(outcome)
+    means = findings.predicted_perplexity(outcome, "mean_of_individual")
+    ensemble = findings.predicted_perplexity(outcome, "ensemble")
+    ranking = {
+        target: ranking_rows(rows, ensemble[target], means[target], trained[target])
+        for target, rows in outcome.ranking.items()
+    }
+    correlations = findings.correlations(outcome)
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {
+        "ranking": ranking,
+        "correlation": {
+            target: dict(zip(found, finite(found.values()), strict=True))
+            for target, found in correlations.items()
+        },
+        "seed_perplexity": outcome.seed,
+        "versions": {"python": platform.python_version(), **versions},
+        "seconds": dict(seconds),
+    }
+
+
+def headlines(outcome: Outcome) -> list[str]:
+    """What a researcher wants to know, a line a target."""
+    agreement = findings.correlations(outcome)
+    lines = ["best predicted mixture of two or more domains, by target:"]
+    for target in outcome.ranking:
+        mixed = (row for row in outcome.ranking[target] if len(row.mixture) > 1)
+        best = next(mixed, None)
+        if best is None:
+            continue
+        line = (
+            f"  {target}: {experts.name_of(best.mixture)} at perplexity "
+            f"{best.predicted_perplexity:.1f} (seed model {outcome.seed[target]:.1f})"
+        )
+        found = agreement[target]
+        if found["n"]:
+            line += (
+                f"; spearman {found['spearman']:.2f} over {found['n']} trained "
+                f"mixtures (ensemble {found['ensemble_spearman']:.2f}, mean of members "
+                f"alone {found['baseline_spearman']:.2f})"
+            )
+        lines.append(line)
+    return lines
+
+
+def finite(values: Iterable[float]) -> list[float | None]:
+    """The values, None for those that JSON does not have.
+
+    >>> finite([0.5, float("nan")])
+    [0.5, None]
+    """
+    return [value if np.isfinite(value) else None for value in values]
