@@ -638,10 +638,51 @@ def test_folders_become_a_checkpoint_under_their_own_names(folders, tmp_path):
 
 
 def test_runs_and_folders_do_not_mix(runs, folders, tmp_path):
-    with pytest.raises(ValueError, match="is a run"):
+    with pytest.raises(ValueError, match="is a run and no folder"):
         merge.merge_files([folders[0], runs[0]], tmp_path / "m")
-    with pytest.raises(ValueError, match="run directories are merged to format orbax"):
-        merge.merge_files(runs, tmp_path / "m")
+    with pytest.raises(ValueError, match="checkpoints are merged to format orbax"):
+        merge.merge_files(runs, tmp_path / "m", format="hf")
+
+
+def test_single_files_of_any_name_are_merged(tmp_path):
+    files = []
+    for seed in (1, 2):
+        save(tmp_path / f"m{seed}", values := tensors(seed))
+        files.append(tmp_path / f"m{seed}" / "weights.safetensors")
+        (tmp_path / f"m{seed}" / "model.safetensors").rename(files[-1])
+    expected = merge.average([tensors(1), tensors(2)])
+    merge.merge_files(files, tmp_path / "of_files")
+    merge.merge_files([file.parent for file in files], tmp_path / "of_folders")
+    for name in ("of_files", "of_folders"):
+        found = safetensors.read_folder(tmp_path / name)
+        assert_close(floats(found), floats(expected))
+        assert found.keys() == values.keys()
+
+
+@pytest.mark.parametrize("method", ["linear", "slerp"])
+def test_checkpoints_of_other_projects_keep_their_structure(tmp_path, method):
+    from orbax.checkpoint import v1 as ocp
+
+    draw = np.random.default_rng(0)
+    trees = [
+        {
+            "layers": [
+                {"w": draw.standard_normal((6, 4)).astype(np.float32)} for _ in range(2)
+            ],
+            "step": np.int32(7),
+        }
+        for _ in range(2)
+    ]
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder, tree in zip(folders, trees, strict=True):
+        ocp.save(folder, jax.tree.map(jnp.asarray, tree))
+    options = {"base": folders[0], "t": 0.3} if method == "slerp" else {}
+    merge.merge_files(folders, tmp_path / "out", method, **options)
+    found = ocp.load(tmp_path / "out")
+    expected = merge.slerp(*trees, 0.3) if options else merge.average(trees)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def test_a_block_is_what_the_threads_hold():

@@ -25,7 +25,8 @@ def run(args: argparse.Namespace) -> None:
     data_ablation.check(study, names, corpus)
     if to_check is None:
         to_check = data_ablation.choose(names, study.trained, study.seed, study.largest)
-    total = data_ablation.judging_steps(study, to_check, len(corpus.held_out))
+    targets = len(corpus.held_out)
+    total = data_ablation.judging_steps(study, len(names), to_check, targets)
     plan = clock.Stages(total, watch.progress)
     outcome = data_ablation.judge(study, pool, plan, to_check=to_check, say=watch.say)
     if args.trained:

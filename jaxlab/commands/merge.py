@@ -31,7 +31,8 @@ def run(args: argparse.Namespace) -> None:
     options |= {"layer_axis": _BLOCKS if runs else None}
     options = {name: value for name, value in options.items() if value is not None}
     written = args.format or plan.options.get("format", "hf")
-    if written != ("orbax" if runs else "hf"):
+    is_converted = written == "hf" if runs else _is_folder_to_run(plan, written)
+    if is_converted:
         from jaxlab.commands import merge_opened
 
         options["writer"] = merge_opened.writer(plan, args.out)
@@ -66,6 +67,11 @@ def _plan(args) -> recipe.Recipe:
 
 def _is_run(model) -> bool:
     return (pathlib.Path(model) / "checkpoints").is_dir()
+
+
+def _is_folder_to_run(plan, written) -> bool:
+    first = pathlib.Path(plan.models[0])
+    return written == "orbax" and not (first / "_CHECKPOINT_METADATA").exists()
 
 
 class _Progress:

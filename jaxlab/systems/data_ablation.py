@@ -141,7 +141,7 @@ def run(
     check(study, units, corpus)
     to_check = choose(units, study.trained, study.seed, study.largest)
     total = recipe.base.steps + len(units) * recipe.unit_steps
-    total += judging_steps(study, to_check, len(corpus.held_out))
+    total += judging_steps(study, len(units), to_check, len(corpus.held_out))
     plan = clock.Stages(total, done)
     mesh = mesh_lib.make_mesh(recipe.base.mesh.to_dict())
     pools.make(recipe, workdir, mesh, units=study.units, finished=plan.finished)
@@ -188,7 +188,7 @@ def judge(
         predicted[target] = ablation.predictions(
             pool, mixtures, losses_fn, batches, logps=logps
         )
-        plan.finished("merged mixtures", _score_steps(study))
+        plan.finished("merged mixtures", _score_steps(study, len(mixtures)))
         if target in study.searched:
             known = (mixtures, {target: predicted[target]["merged"].loss})
             within = ablation.Limits(max_size=study.search_size)
@@ -238,10 +238,7 @@ def affordable_mixtures(
     pool: ablation.ModelPool, most: int = 256
 ) -> list[dict[str, float]]:
     """Every subset of the experts, or all up to the size of which `most` can be had."""
-    sizes = range(1, len(pool.names) + 1)
-    counts = itertools.accumulate(math.comb(len(pool.names), size) for size in sizes)
-    fitting = [size for size, n in zip(sizes, counts, strict=True) if n <= most]
-    return pool.mixtures(max_size=max(fitting, default=1))
+    return pool.mixtures(max_size=_affordable_size(len(pool.names), most)[0])
 
 
 def choose(
@@ -280,17 +277,35 @@ def check(study: Study, units: Sequence[str], corpus: prepared.Prepared) -> None
             )
 
 
-def judging_steps(study: Study, to_check: Sequence[Mixture], targets: int) -> float:
-    """The training steps that `judge` takes, and what else takes as long as so many."""
+def judging_steps(
+    study: Study, units: int, to_check: Sequence[Mixture], targets: int
+) -> float:
+    """The training steps that `judge` takes, and what else takes as long as so many.
+
+    Args:
+        study: what to do.
+        units: how many the pool has.
+        to_check: mixtures to be trained for real.
+        targets: how many there are.
+    """
     unit_steps = study.recipe.unit_steps
     trained = sum(map(study.units_of, to_check))
     again = sum(map(study.units_of, to_check[: study.repeated]))
     # Guessed: methods of searching that agree on a mixture train it once.
     chosen = study.units_of(dict.fromkeys(range(study.search_size)))
-    units = trained + again * (study.repeats - 1) + 2 * chosen * len(study.searched)
-    return unit_steps * units + targets * _score_steps(study)
+    trained += again * (study.repeats - 1) + 2 * chosen * len(study.searched)
+    mixtures = _affordable_size(units, study.candidates)[1] + len(to_check)
+    return unit_steps * trained + targets * _score_steps(study, mixtures)
 
 
-def _score_steps(study) -> float:
-    """What scoring on one target takes, very roughly, in training steps."""
-    return study.recipe.unit_steps / 2
+def _affordable_size(units: int, most: int) -> tuple[int, int]:
+    """Members at most, and the number of mixtures of so many."""
+    sizes = range(1, units + 1)
+    counts = itertools.accumulate(math.comb(units, size) for size in sizes)
+    fitting = [(k, n) for k, n in zip(sizes, counts, strict=True) if n <= most]
+    return max(fitting, default=(1, units))
+
+
+def _score_steps(study, mixtures) -> float:
+    """What scoring on one target takes, in training steps: a third of one a batch."""
+    return mixtures * study.recipe.base.eval_batches / 3

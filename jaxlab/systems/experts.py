@@ -231,6 +231,12 @@ def trained_losses(
     return {target: _joined(parts) for target, parts in found.items()}
 
 
+def training_seconds(run: pathlib.Path) -> float:
+    """What the steps of a run took, evaluations and start left out."""
+    rows = (run / "metrics.jsonl").read_text("utf-8").splitlines()
+    return sum(json.loads(row).get("seconds", 0.0) for row in rows)
+
+
 def _fit(config, workdir, mesh, name) -> None:
     if _is_finished(config, workdir):
         return

@@ -7,7 +7,6 @@ prediction that merges nothing. Regret is what a decision by the proxy costs.
 """
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -187,19 +186,22 @@ def noise(outcome: Outcome) -> dict[str, tuple[float, float]]:
 def costs(outcome: Outcome) -> list[Way]:
     """What it takes to know the losses of all K mixtures, in three ways.
 
-    Seconds are those of this run; training every mixture is counted from the seconds a
-    unit took.
+    Seconds of training are those of the experts' steps, in whatever sessions they were
+    trained; training every mixture is counted from what a unit took.
     """
     study, seconds = outcome.study, outcome.seconds
-    experts_seconds = seconds.get("experts", 0.0)
-    per_unit = experts_seconds / len(outcome.units)
+    n = len(outcome.units)
+    trained = sum(
+        experts.training_seconds(model.path)
+        for model in outcome.models
+        if model.why == "expert"
+    )
     every = sum(study.units_of(mixture) for mixture in outcome.mixtures)
     passes = seconds.get("predictions of experts", 0.0)
-    n = len(outcome.units)
     return [
-        Way("train every mixture", every, every * per_unit, 0.0),
-        Way("merge", n, experts_seconds, seconds.get("merged mixtures", 0.0)),
-        Way("ensemble", n, experts_seconds, passes),
+        Way("train every mixture", every, every * trained / n, 0.0),
+        Way("merge", n, trained, seconds.get("merged mixtures", 0.0)),
+        Way("ensemble", n, trained, passes),
     ]
 
 
@@ -226,13 +228,6 @@ def misses(outcome: Outcome, proxy: str, count: int = 5) -> list[tuple]:
                 )
     rows.sort(key=lambda row: -abs(row[2] - row[3]) / row[4])
     return rows[:count]
-
-
-def chosen_rows(
-    rows: Sequence[ablation.Agreement],
-) -> Mapping[tuple[str, object], ablation.Agreement]:
-    """Rows of `agreement` by (domain, size)."""
-    return {(row.domain, row.size): row for row in rows}
 
 
 def _name(outcome: Outcome, index: int) -> str:

@@ -33,7 +33,7 @@ def write(
     parts = [
         _introduction(outcome),
         *_correlations(outcome),
-        *_agreement(outcome),
+        *_agreement(summary),
         *_choices(outcome),
         *_misses(outcome),
         *_noise(outcome),
@@ -98,23 +98,25 @@ def _correlations(outcome) -> list[str]:
     ]
 
 
-def _agreement(outcome) -> list[str]:
+def _agreement(summary) -> list[str]:
     """Pearson and Kendall with intervals, in and out of domain and at fixed size."""
-    by_proxy = {proxy: findings.agreement(outcome, proxy) for proxy in findings.PROXIES}
+    where = {
+        "all": "all mixtures",
+        "in": "target's domain in the mixture",
+        "out": "target's domain not in it",
+    }
     rows = []
-    for group in ("units", "others"):
-        tables = {p: findings.chosen_rows(f[group]) for p, f in by_proxy.items()}
-        for key, first in tables["merged"].items():
-            where = {
-                "all": "all mixtures", "in": "target's domain in the mixture",
-                "out": "target's domain not in it",
-            }[key[0]]  # fmt: skip
-            size = {None: "any", "within": "within sizes"}.get(key[1], str(key[1]))
-            what = "text of the units" if group == "units" else "other text"
+    found = summary["agreement"]
+    for group, what in (("units", "text of the units"), ("others", "other text")):
+        columns = [found[proxy][group] for proxy in findings.PROXIES]
+        for cells in zip(*columns, strict=True):
+            size = {None: "any", "within": "within sizes"}
+            first = cells[0]
             rows.append(
-                [f"{what}, {where}", size, f"{first.pairs}"]
-                + [_interval(tables[p][key].pearson) for p in findings.PROXIES]
-                + [_interval(tables[p][key].kendall) for p in findings.PROXIES]
+                [f"{what}, {where[first['domain']]}"]
+                + [str(size.get(first["size"], first["size"])), str(first["pairs"])]
+                + [_interval(cell["pearson"]) for cell in cells]
+                + [_interval(cell["kendall"]) for cell in cells]
             )
     if not rows:
         return []
@@ -335,9 +337,11 @@ def _curves(outcome, workdir: pathlib.Path):
 
 
 def _interval(found) -> str:
-    if not math.isfinite(found.value):
+    if found["value"] is None:
         return "undefined"
-    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
+    if found["low"] is None:
+        return f"{found['value']:.2f}"
+    return f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
 
 
 def _two(value: float) -> str:

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,8 @@ def ranking_rows(
         {
             "mixture": row.mixture,
             "predicted_perplexity": row.predicted_perplexity,
-            "interval": finite(row.perplexity_interval),
-            "best_probability": finite([row.best_probability])[0],
+            "interval": plain(list(row.perplexity_interval)),
+            "best_probability": plain(row.best_probability),
             "trained_perplexity": trained.get(name),
             "ensemble_perplexity": ensemble[name],
             "mean_of_members_perplexity": means[name],
@@ -42,7 +42,7 @@ def ranking_rows(
 
 
 def summarise(outcome: Outcome, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """report.json: ranking, correlation, versions, seconds, baselines."""
+    """report.json: what was predicted, what was found, versions, seconds."""
     trained = findings.trained_perplexity(outcome)
     means = findings.predicted_perplexity(outcome, "mean_of_individual")
     ensemble = findings.predicted_perplexity(outcome, "ensemble")
@@ -50,15 +50,18 @@ def summarise(outcome: Outcome, seconds: Mapping[str, float]) -> dict[str, Any]:
         target: ranking_rows(rows, ensemble[target], means[target], trained[target])
         for target, rows in outcome.ranking.items()
     }
-    correlations = findings.correlations(outcome)
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece")
     versions = {name: importlib.metadata.version(name) for name in packages}
     return {
         "ranking": ranking,
-        "correlation": {
-            target: dict(zip(found, finite(found.values()), strict=True))
-            for target, found in correlations.items()
+        "correlation": plain(findings.correlations(outcome)),
+        "agreement": {
+            proxy: plain(findings.agreement(outcome, proxy))
+            for proxy in findings.PROXIES
         },
+        "choices": plain(findings.choices(outcome)),
+        "noise": plain(findings.noise(outcome)),
+        "cost": plain(findings.costs(outcome)),
         "seed_perplexity": outcome.seed,
         "versions": {"python": platform.python_version(), **versions},
         "seconds": dict(seconds),
@@ -89,10 +92,18 @@ def headlines(outcome: Outcome) -> list[str]:
     return lines
 
 
-def finite(values: Iterable[float]) -> list[float | None]:
-    """The values, None for those that JSON does not have.
+def plain(value: Any) -> Any:
+    """Named tuples as mappings, and None for the numbers that JSON does not have.
 
-    >>> finite([0.5, float("nan")])
+    >>> plain([0.5, float("nan")])
     [0.5, None]
     """
-    return [value if np.isfinite(value) else None for value in values]
+    if hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value

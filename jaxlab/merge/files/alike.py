@@ -53,8 +53,8 @@ def check(inputs: Sequence[sources.Source], *, is_cast: bool) -> None:
     lines = []
     for other in others:
         where = f"{other.path}, unlike {first.path}"
-        if other.is_run != first.is_run:
-            lines.append(f"{where}, is {'a run' if other.is_run else 'no run'}")
+        if other.kind != first.kind:
+            lines.append(f"{where}, is a {other.kind} and no {first.kind}")
             continue
         mine, theirs = first.tensors, other.tensors
         lines += [f"{other.path} lacks {name}" for name in mine if name not in theirs]

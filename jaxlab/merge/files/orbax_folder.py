@@ -1,13 +1,14 @@
-"""A merge as a run directory: an Orbax checkpoint that `load_params` opens."""
+"""A merge as an Orbax checkpoint: of a run, or of any tree."""
 
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
-from jaxlab.core import checkpoint
+from jaxlab.core import checkpoint, saved, tree
 from jaxlab.merge.files import sources
 
 STEP = 0  # no update was made
@@ -32,6 +33,29 @@ def write(
         checkpointer.save(STEP, {"params": nested(tensors)})
 
 
+def write_checkpoint(
+    structure: Any, tensors: Mapping[str, np.ndarray], folder: pathlib.Path
+) -> None:
+    """Writes a checkpoint into a folder: what `orbax.checkpoint.v1.load` opens.
+
+    Args:
+        structure: a tree with the wanted containers and anything at its leaves.
+        tensors: by path; may be mapped files.
+        folder: an existing folder.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    whole = jax.tree_util.tree_map_with_path(
+        lambda path, _: tensors[tree.path_name(path)], structure
+    )
+    place = folder.absolute() / "checkpoint"  # Orbax makes it, and it can be moved
+    with saved.context():
+        ocp.save(place, whole)
+    for file in place.iterdir():
+        file.rename(folder / file.name)
+    place.rmdir()
+
+
 def run_config(source: sources.Source) -> dict[str, Any]:
     """The config of a run for another folder: its data stay where they are."""
     config = dict(source.config)
@@ -48,11 +72,11 @@ def nested(tensors: Mapping[str, Any]) -> dict[str, Any]:
     >>> nested({"a/b": 1, "a/c": 2})
     {'a': {'b': 1, 'c': 2}}
     """
-    tree: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for path, leaf in tensors.items():
         *folders, last = path.split("/")
-        node = tree
+        node = found
         for name in folders:
             node = node.setdefault(name, {})
         node[last] = leaf
-    return tree
+    return found

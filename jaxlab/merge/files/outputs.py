@@ -194,6 +194,8 @@ def refuse_existing(folder: str | os.PathLike) -> None:
 
 def copy_extras(source: str | os.PathLike, target: pathlib.Path) -> None:
     """Copies tokenizer and generation files of a Hugging Face folder."""
+    if not os.path.isdir(source):  # a safetensors file: it came alone
+        return
     for file in sorted(pathlib.Path(source).iterdir()):
         if file.is_file() and _COPIED.fullmatch(file.name):
             shutil.copyfile(file, target / file.name)

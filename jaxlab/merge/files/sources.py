@@ -1,11 +1,8 @@
-"""What is merged: tensors of safetensors folders and of run directories, by byte.
+"""What is merged: tensors of safetensors and of Orbax checkpoints, by byte.
 
 A source says where the bytes of each tensor are, so that any range of any tensor is one
-`preadv` into a buffer that is used again. Of a run's checkpoint only the parameters are
-taken, under their path (`blocks/attn/q/kernel`); TensorStore would decode whole stored
-chunks, a whole leaf at a time, so the ranges of its uncompressed values are looked up
-in the OCDBT tree and read directly. A leaf that is stored otherwise (compressed, or cut
-along other axes than the first) goes through TensorStore, in whole stored chunks.
+`preadv` into a buffer that is used again. Where Orbax keeps them is found by
+`jaxlab.merge.files.orbax_tree`.
 """
 
 import dataclasses
@@ -15,7 +12,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -23,6 +20,7 @@ import numpy as np
 from jaxlab.core import errors, safetensors
 from jaxlab.merge.files import digests
 
+_CHECKPOINT = "_CHECKPOINT_METADATA"
 _BUFFERS = re.compile(r"rotary_emb\.inv_freq$")  # follow from the config; not merged
 
 
@@ -52,16 +50,32 @@ class Stored(NamedTuple):
 
 @dataclasses.dataclass
 class Source:
-    """One input: its tensors by name, and the files whose digests identify it."""
+    """One input: its tensors by name, and the files whose digests identify it.
+
+    Attributes:
+        kind: "folder" of safetensors (or one file), "run" directory of ours, or another
+            Orbax "checkpoint".
+        config: its config.json, or {}.
+        fingerprints: checksum of each leaf, where the checkpoint knows them.
+        axes: logical axis names by leaf, likewise.
+        step: of a run.
+        tree: of a checkpoint, its structure with anything at the leaves.
+    """
 
     path: str
-    is_run: bool
+    kind: str
     tensors: dict[str, Stored]
     files: list[str]
     config: dict
     fingerprints: Mapping[str, int] = dataclasses.field(default_factory=dict)
     axes: Mapping[str, list] = dataclasses.field(default_factory=dict)
     step: int | None = None
+    tree: Any = None
+
+    @property
+    def is_run(self) -> bool:
+        """Whether its names are those of a run's parameters."""
+        return self.kind == "run"
 
 
 class Reader:
@@ -159,37 +173,52 @@ class Reader:
 
 
 def open_source(path: str | os.PathLike) -> Source:
-    """A Hugging Face folder or a run directory (its newest finished checkpoint).
+    """Opens an input, whatever it is.
+
+    Args:
+        path: a Hugging Face folder, or a folder with one safetensors file, or that
+            file; a run directory (its newest finished checkpoint); or any other Orbax
+            checkpoint.
 
     Raises:
-        UserError: neither of the two, incomplete, damaged or unreadable.
+        UserError: none of these; or it is incomplete, damaged or unreadable.
     """
-    folder = pathlib.Path(path)
-    if not folder.is_dir():
-        raise errors.UserError(
-            f"model {path} does not exist; give a run directory or a Hugging Face "
-            "folder"
-        )
+    path = pathlib.Path(path)
     try:
-        if (folder / "checkpoints").is_dir():
-            return _open_run(folder)
-        return _open_folder(folder)
+        if path.is_file():
+            return _open_files(path, [path], {})
+        if not path.is_dir():
+            raise errors.UserError(
+                f"model {path} does not exist; give a run directory, an Orbax "
+                "checkpoint or a Hugging Face folder"
+            )
+        if (path / "checkpoints").is_dir() or (path / _CHECKPOINT).exists():
+            from jaxlab.merge.files import orbax_tree  # imports jax
+
+            return orbax_tree.open_source(path, _config(path))
+        return _open_files(path, _files(path), _config(path))
     except OSError as error:
         raise errors.UserError(
             f"cannot read {error.filename}: {error.strerror}"
         ) from None
 
 
-def _open_folder(folder) -> Source:
-    tensors, files = {}, [str(file) for file in safetensors.files(folder)]
-    for file in files:
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    alone = list(folder.glob("*.safetensors"))
+    has_index = (folder / safetensors.INDEX).exists()
+    return alone if len(alone) == 1 and not has_index else safetensors.files(folder)
+
+
+def _open_files(path, files, config) -> Source:
+    tensors = {}
+    for file in map(str, files):
         for name, at in safetensors.places(file).items():
             if name in tensors:
                 raise errors.UserError(f"{file}: {name} is in another shard as well")
             if not _BUFFERS.search(name):
                 extent = Extent(file, at.start, at.size)
                 tensors[name] = Stored(at.dtype, at.shape, (extent,))
-    return Source(str(folder), False, tensors, files, _config(folder))
+    return Source(str(path), "folder", tensors, list(map(str, files)), config)
 
 
 def _config(folder) -> dict:
@@ -201,117 +230,6 @@ def _config(folder) -> dict:
     if not isinstance(found, dict):
         raise errors.UserError(f"{file} is not a JSON object; restore it from a copy")
     return found
-
-
-def _open_run(folder) -> Source:
-    from jaxlab.core import checkpoint, saved  # these import jax
-
-    steps = checkpoint.steps(folder / "checkpoints")
-    if not steps:
-        raise errors.UserError(f"{folder} has no finished checkpoint")
-    path = folder / "checkpoints" / str(steps[0])
-    description, leaves = saved.read_description(path)
-    values = _Values(path.absolute())
-    tensors = {
-        name.removeprefix("params/"): values.stored(name.replace("/", "."), leaf)
-        for name, leaf in leaves.items()
-        if name.startswith("params/")
-    }
-    fingerprints = {
-        name.removeprefix("params/"): value
-        for name, value in description["fingerprint"].items()
-        if name.startswith("params/")
-    }
-    files = sorted(str(file) for file in path.rglob("*") if file.is_file())
-    axes = description.get("axes") or {}
-    config = _config(folder)
-    return Source(
-        str(folder), True, tensors, files, config, fingerprints, axes, steps[0]
-    )
-
-
-class _Values:
-    """Where the OCDBT tree of a checkpoint keeps its values."""
-
-    def __init__(self, path):
-        import tensorstore as ts
-
-        manifest = next(path.glob("*/manifest.ocdbt"), None)
-        if manifest is None:
-            raise errors.UserError(f"{path} has no OCDBT manifest; save it with jaxlab")
-        self._folder = str(manifest.parent)
-        base = ts.KvStore.open({"driver": "file", "path": f"{self._folder}/"}).result()
-        root = ts.ocdbt.dump(base).result()["versions"][-1]
-        self._entries = {}
-        if root["root_height"] == 0:  # higher trees hold 100 MB of entries
-            node = ts.ocdbt.dump(base, root["root"]["location"]).result()
-            self._entries = {e["key"].decode(): e for e in node["entries"]}
-
-    def stored(self, name, leaf) -> Stored:
-        shape, dtype = tuple(leaf.shape), dtype_of(leaf.dtype)
-        rows = self._rows(name, shape)
-        if rows is None:
-            return Stored(dtype, shape, fetch=self._fetcher(name, shape))
-        row_bytes = math.prod(shape[1:]) * dtype.itemsize
-        extents = []
-        for number in range(-(-(shape[0] if shape else 1) // rows)):
-            place = "/".join([str(number), *["0"] * (len(shape) - 1)])
-            entry = self._entries.get(f"{name}/c/{place}" if shape else f"{name}/c")
-            count = min(rows, (shape[0] if shape else 1) - number * rows)
-            if entry is None:  # all zeros are not written by every writer
-                return Stored(dtype, shape, fetch=self._fetcher(name, shape))
-            if "inline_value" in entry:
-                if len(extents) or count != (shape[0] if shape else 1):
-                    return Stored(dtype, shape, fetch=self._fetcher(name, shape))
-                value = entry["inline_value"][: count * row_bytes]
-                return Stored(dtype, shape, inline=bytes(value))
-            found = re.fullmatch(r"value:(.*):(\d+):\d+", entry["indirect_value"])
-            file = os.path.join(self._folder, found[1].replace(":", ""))
-            extents.append(Extent(file, int(found[2]), count * row_bytes))
-        return Stored(dtype, shape, tuple(extents))
-
-    def _rows(self, name, shape) -> int | None:
-        """Rows of a stored chunk, if values lie there plainly one after the other."""
-        entry = self._entries.get(f"{name}/zarr.json", {})
-        if "inline_value" not in entry or 0 in shape:
-            return None
-        spec = json.loads(entry["inline_value"])
-        chunk = tuple(spec["chunk_grid"]["configuration"]["chunk_shape"])
-        codecs = spec["codecs"]
-        if [codec["name"] for codec in codecs] == ["sharding_indexed"]:
-            inner = codecs[0]["configuration"]
-            if tuple(inner["chunk_shape"]) != chunk or "index_location" in inner:
-                return None
-            codecs = inner["codecs"]
-        plain = [{"configuration": {"endian": "little"}, "name": "bytes"}]
-        if codecs != plain or chunk[1:] != shape[1:]:
-            return None
-        return chunk[0] if chunk else 1
-
-    def _fetcher(self, name, shape):
-        import tensorstore as ts
-
-        store = ts.open(
-            {
-                "driver": "zarr3",
-                "kvstore": {
-                    "driver": "ocdbt",
-                    "base": f"file://{self._folder}/",
-                    "path": f"{name}/",
-                },
-            },
-            read=True,
-        ).result()
-
-        def fetch(start, stop):
-            if not shape:
-                return store.read().result().reshape(1)
-            row = math.prod(shape[1:])
-            first, last = start // row, -(-stop // row)
-            rows = store[first:last].read().result().reshape(-1)
-            return rows[start - first * row : stop - first * row]
-
-        return fetch
 
 
 def dtype_of(name: object) -> np.dtype:

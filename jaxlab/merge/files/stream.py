@@ -21,6 +21,7 @@ and checksums of the inputs' files, versions. It is itself a recipe, and gives t
 bytes again or refuses because an input changed.
 """
 
+import functools
 import math
 import os
 import pathlib
@@ -46,7 +47,7 @@ Writer = Callable[[Mapping[str, np.ndarray], pathlib.Path], None]
 
 FORMATS = ("hf", "orbax")
 _DEFAULTS = {
-    "format": "hf",
+    "format": None,
     "shard_bytes": 5_000_000_000,
     "digest": "crc32",
     "layer_axis": None,
@@ -62,7 +63,7 @@ def merge_files(
     dtype: Any = None,
     chunk_bytes: int = 4 << 20,
     memory_bytes: int | None = None,
-    format: str = "hf",
+    format: str | None = None,
     shard_bytes: int = 5_000_000_000,
     digest: str | None = "crc32",
     seed: int = 0,
@@ -73,8 +74,9 @@ def merge_files(
     """Merges checkpoints on disk into a new one.
 
     Args:
-        inputs: Hugging Face folders of safetensors, or run directories (their newest
-            checkpoint): of the same tensors, in files of any layout.
+        inputs: Hugging Face folders of safetensors, or single safetensors files; run
+            directories (their newest checkpoint); or other Orbax checkpoints. All of
+            one kind and of the same tensors, in files of any layout.
         out: a folder that does not exist or is empty.
         method: `jaxlab.merge.files.methods.METHODS`, named as mergekit names them.
         base: of methods that merge differences from it; one of the inputs or not.
@@ -82,10 +84,11 @@ def merge_files(
             must then be the same in all.
         chunk_bytes: how much a thread takes at a time.
         memory_bytes: sets `chunk_bytes` to a sixteenth of it.
-        format: "hf", a folder of safetensors with config and tokenizer; or "orbax", a
-            run directory whose parameters `core.checkpoint.load_params` opens: Orbax
-            saves it at the end from a temporary file that is mapped, and takes the
-            memory that it takes.
+        format: "hf", a folder of safetensors with config and tokenizer; or "orbax": of
+            runs a run directory whose parameters `core.checkpoint.load_params` opens,
+            of other checkpoints one of their structure. Orbax saves it at the end from
+            a temporary file that is mapped, and takes the memory that it takes. None
+            for what the inputs are.
         shard_bytes: a safetensors file is closed before it grows beyond this.
         digest: of the inputs' files: "crc32", "sha256" (reads them once more) or None.
         seed: of the methods that draw.
@@ -149,10 +152,12 @@ def merge_recipe(
     outputs.refuse_existing(out)
     inputs = alike.open_all(recipe.models)
     alike.check(inputs, is_cast=recipe.dtype is not None)
-    if inputs[0].is_run and options["format"] == "hf" and writer is None:
+    kind = inputs[0].kind
+    options["format"] = options["format"] or ("hf" if kind == "folder" else "orbax")
+    if kind != "folder" and options["format"] == "hf" and writer is None:
         raise errors.ArgumentError(
-            "run directories are merged to format orbax, or by `jaxlab merge`, which "
-            "knows their model, to a Hugging Face folder"
+            "Orbax checkpoints are merged to format orbax; runs also by `jaxlab "
+            "merge`, which knows their model, to a Hugging Face folder"
         )
     provenance.check_sizes(recipe)
     found_parts = parts.parts(recipe, inputs, options["layer_axis"])
@@ -203,6 +208,9 @@ def merge_recipe(
 def _orbax_writer(inputs) -> Writer:
     from jaxlab.merge.files import orbax_folder  # imports jax
 
+    if inputs[0].kind == "checkpoint":
+        return functools.partial(orbax_folder.write_checkpoint, inputs[0].tree)
+
     def write(tensors, folder):
         config = orbax_folder.run_config(inputs[0])
         orbax_folder.write(folder, tensors, config, inputs[0].axes)
@@ -212,7 +220,7 @@ def _orbax_writer(inputs) -> Writer:
 
 def _check_options(options, chunk_bytes) -> None:
     lines = []
-    if options["format"] not in FORMATS:
+    if options["format"] not in (None, *FORMATS):
         lines.append(f"format {options['format']!r}; use one of {', '.join(FORMATS)}")
     for name, value, least in (
         ("shard_bytes", options["shard_bytes"], 1),

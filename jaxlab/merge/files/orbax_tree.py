@@ -1,0 +1,172 @@
+"""Where an Orbax checkpoint keeps the bytes of its leaves.
+
+TensorStore decodes whole stored chunks, which may be a whole leaf, so the ranges of
+uncompressed zarr3 values are looked up in the OCDBT tree and read directly. A leaf that
+is stored otherwise (compressed, or cut along other axes than the first) goes through
+TensorStore, in whole stored chunks: save without compression to merge in little memory.
+
+Of a run of ours the parameters alone are taken, under their path; of any other
+checkpoint every leaf. Orbax writes several layouts; those with an OCDBT manifest, zarr
+and zarr3, are read.
+"""
+
+import json
+import math
+import os
+import pathlib
+import re
+from typing import Any
+
+from jaxlab.core import checkpoint, errors, saved, tree
+from jaxlab.merge.files import sources
+
+
+def open_source(path: pathlib.Path, config: dict[str, Any]) -> sources.Source:
+    """A run directory (its newest finished checkpoint), or one checkpoint.
+
+    Raises:
+        UserError: no finished checkpoint, or one that cannot be read.
+    """
+    if (path / "checkpoints").is_dir():
+        return _open_run(path, config)
+    from orbax.checkpoint import v1 as ocp
+
+    try:
+        structure = ocp.metadata(path.absolute()).metadata
+        leaves = tree.flatten(structure)
+        values = _Values(path.absolute())
+        tensors = {
+            name: values.stored(name.replace("/", "."), leaf)
+            for name, leaf in leaves.items()
+        }
+    except errors.UserError:
+        raise
+    except Exception as error:
+        raise errors.UserError(
+            f"checkpoint {path} cannot be read: {saved.first_line(error)}"
+        ) from None
+    return sources.Source(
+        str(path), "checkpoint", tensors, _files(path), {}, tree=structure
+    )
+
+
+def _open_run(folder, config) -> sources.Source:
+    steps = checkpoint.steps(folder / "checkpoints")
+    if not steps:
+        raise errors.UserError(f"{folder} has no finished checkpoint")
+    path = folder / "checkpoints" / str(steps[0])
+    description, leaves = saved.read_description(path)
+    values = _Values(path.absolute())
+    tensors = {
+        name.removeprefix("params/"): values.stored(name.replace("/", "."), leaf)
+        for name, leaf in leaves.items()
+        if name.startswith("params/")
+    }
+    fingerprints = {
+        name.removeprefix("params/"): value
+        for name, value in description["fingerprint"].items()
+        if name.startswith("params/")
+    }
+    axes = description.get("axes") or {}
+    return sources.Source(
+        str(folder), "run", tensors, _files(path), config, fingerprints, axes, steps[0]
+    )
+
+
+def _files(path) -> list[str]:
+    return sorted(str(file) for file in path.rglob("*") if file.is_file())
+
+
+class _Values:
+    """Where the OCDBT tree of a checkpoint keeps its values."""
+
+    def __init__(self, path):
+        import tensorstore as ts
+
+        # At the top, or in the one folder that is not a process's own.
+        manifests = [path / "manifest.ocdbt", *sorted(path.glob("*/manifest.ocdbt"))]
+        found = [
+            each.parent
+            for each in manifests
+            if each.exists() and not each.parent.name.startswith("ocdbt.process_")
+        ]
+        if not found:
+            raise errors.UserError(
+                f"{path} has no OCDBT manifest; save it with Orbax's use_ocdbt"
+            )
+        self._folder = str(found[0])
+        base = ts.KvStore.open({"driver": "file", "path": f"{self._folder}/"}).result()
+        root = ts.ocdbt.dump(base).result()["versions"][-1]
+        self._entries = {}
+        if root["root_height"] == 0:  # higher trees hold 100 MB of entries
+            node = ts.ocdbt.dump(base, root["root"]["location"]).result()
+            self._entries = {e["key"].decode(): e for e in node["entries"]}
+
+    def stored(self, name, leaf) -> sources.Stored:
+        shape, dtype = tuple(leaf.shape), sources.dtype_of(leaf.dtype)
+        rows = self._rows(name, shape)
+        if rows is None:
+            return sources.Stored(dtype, shape, fetch=self._fetcher(name, shape))
+        row_bytes = math.prod(shape[1:]) * dtype.itemsize
+        extents = []
+        for number in range(-(-(shape[0] if shape else 1) // rows)):
+            place = "/".join([str(number), *["0"] * (len(shape) - 1)])
+            entry = self._entries.get(f"{name}/c/{place}" if shape else f"{name}/c")
+            count = min(rows, (shape[0] if shape else 1) - number * rows)
+            if entry is None:  # all zeros are not written by every writer
+                return sources.Stored(dtype, shape, fetch=self._fetcher(name, shape))
+            if "inline_value" in entry:
+                if len(extents) or count != (shape[0] if shape else 1):
+                    return sources.Stored(
+                        dtype, shape, fetch=self._fetcher(name, shape)
+                    )
+                value = entry["inline_value"][: count * row_bytes]
+                return sources.Stored(dtype, shape, inline=bytes(value))
+            found = re.fullmatch(r"value:(.*):(\d+):\d+", entry["indirect_value"])
+            file = os.path.join(self._folder, found[1].replace(":", ""))
+            extents.append(sources.Extent(file, int(found[2]), count * row_bytes))
+        return sources.Stored(dtype, shape, tuple(extents))
+
+    def _rows(self, name, shape) -> int | None:
+        """Rows of a stored chunk, if values lie there plainly one after the other."""
+        entry = self._entries.get(f"{name}/zarr.json", {})
+        if "inline_value" not in entry or 0 in shape:
+            return None
+        spec = json.loads(entry["inline_value"])
+        chunk = tuple(spec["chunk_grid"]["configuration"]["chunk_shape"])
+        codecs = spec["codecs"]
+        if [codec["name"] for codec in codecs] == ["sharding_indexed"]:
+            inner = codecs[0]["configuration"]
+            if tuple(inner["chunk_shape"]) != chunk or "index_location" in inner:
+                return None
+            codecs = inner["codecs"]
+        plain = [{"configuration": {"endian": "little"}, "name": "bytes"}]
+        if codecs != plain or chunk[1:] != shape[1:]:
+            return None
+        return chunk[0] if chunk else 1
+
+    def _fetcher(self, name, shape):
+        import tensorstore as ts
+
+        is_old = f"{name}/.zarray" in self._entries
+        store = ts.open(
+            {
+                "driver": "zarr" if is_old else "zarr3",
+                "kvstore": {
+                    "driver": "ocdbt",
+                    "base": f"file://{self._folder}/",
+                    "path": f"{name}/",
+                },
+            },
+            read=True,
+        ).result()
+
+        def fetch(start, stop):
+            if not shape:
+                return store.read().result().reshape(1)
+            row = math.prod(shape[1:])
+            first, last = start // row, -(-stop // row)
+            rows = store[first:last].read().result().reshape(-1)
+            return rows[start - first * row : stop - first * row]
+
+        return fetch

@@ -1,0 +1,140 @@
+"""What a data ablation found, from written-out losses; and the page that says it."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from jaxlab import ablation
+from jaxlab.systems import (
+    data_ablation,
+    defaults,
+    experts,
+    findings,
+    report_page,
+    summary,
+)
+
+UNITS = ("law.1", "law.2", "code", "cook", "news")
+TARGETS = ("law", "code", "elsewhere")
+TOKENS = np.array([10.0, 20.0, 30.0])
+
+
+def losses(rows):
+    """Losses a token of K models, the same on every document but for a wobble."""
+    wobble = np.array([0.9, 1.0, 1.1 - 1 / 30])  # keeps the weighted mean
+    wobble = wobble / (wobble @ TOKENS / TOKENS.sum())
+    return ablation.DocumentLosses(np.outer(rows, wobble * TOKENS), TOKENS)
+
+
+@pytest.fixture
+def outcome(tmp_path):
+    """Ten pairs, predicted exactly by the ensemble and in reverse by merging."""
+    base = defaults.pretraining()
+    base.data.update({"length": 8, "batch_size": 2})
+    study = data_ablation.Study(
+        experts.Recipe(base, unit_steps=5, unit_rate=0.1),
+        trained=10,
+        budget="member",
+        searched=("law",),
+        search_size=2,
+    )
+    pairs = [dict.fromkeys(pair, 0.5) for pair in itertools.combinations(UNITS, 2)]
+    singles = [{unit: 1.0} for unit in UNITS]
+    models = []
+    for mixture, why in [
+        *((single, "expert") for single in singles),
+        *((pair, "checked") for pair in pairs),
+        *((pair, "repeated") for pair in pairs[:2]),
+    ]:
+        folder = tmp_path / "runs" / f"{why}-{experts.name_of(mixture)}"
+        folder.mkdir(parents=True)
+        rows = [{"step": step, "loss": 3.0, "seconds": 0.5} for step in (1, 2)]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "metrics.jsonl").write_text(text)
+        models.append(data_ablation.Trained(mixture, folder, why))
+    (tmp_path / "runs" / "seed").mkdir()
+    (tmp_path / "runs" / "seed" / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 4.0, "seconds": 1.0}\n'
+    )
+    truth = 2.0 + 0.1 * np.arange(10)
+    trained = np.concatenate([np.full(5, 3.5), truth, truth[:2] + 0.02])
+    predicted = {
+        "merged": losses([*np.full(5, 3.0), *(5.0 - truth)]),
+        "ensemble": losses([*np.full(5, 3.0), *(truth + 1)]),
+        "mean_of_individual": losses(np.linspace(3, 4, 15)),
+        "seed": losses(np.full(15, 4.0)),
+    }
+    found = ablation.Found(pairs[3], 2.7, {"law": 2.7}, 15, (2.7,))
+    return data_ablation.Outcome(
+        study=study,
+        units={unit: unit.split(".")[0] for unit in UNITS},
+        seed=dict.fromkeys(TARGETS, 55.0),
+        mixtures=[*singles, *pairs],
+        predicted=dict.fromkeys(TARGETS, predicted),
+        models=models,
+        actual=dict.fromkeys(TARGETS, losses(trained)),
+        found={"law": {"enumerate": found}},
+        seconds={"merged mixtures": 7.0, "predictions of experts": 1.0},
+    )
+
+
+def test_correlations_are_of_the_checked_mixtures_alone(outcome):
+    found = findings.correlations(outcome)["code"]
+    assert found["n"] == 10
+    assert found["spearman"] == pytest.approx(-1)
+    assert found["ensemble_spearman"] == pytest.approx(1)
+
+
+def test_agreement_tells_in_from_out_of_domain(outcome):
+    found = findings.agreement(outcome, "ensemble")
+    rows = {(row.domain, row.size): row for row in found["units"]}
+    assert rows["all", None].pairs == 20  # of two targets
+    # law: every pair but code+cook, code+news, cook+news; code: four pairs of ten
+    assert rows["in", None].pairs == 7 + 4
+    assert rows["out", None].pairs == 6  # law has three outside it, too few
+    assert rows["all", 2].kendall.value == pytest.approx(1)
+    assert {row.domain for row in found["others"]} == {"all"}
+
+
+def test_regret_is_above_the_best_model_of_that_size(outcome):
+    (choice,) = findings.choices(outcome)
+    assert choice.mixture == outcome.mixtures[5 + 3]
+    assert choice.trained == pytest.approx(2.3)
+    assert choice.regret == pytest.approx(0.3)
+
+
+def test_noise_is_between_repeats_and_between_mixtures(outcome):
+    within, between = findings.noise(outcome)["law"]
+    assert within == pytest.approx(np.std([0, 0.02], ddof=1))
+    assert between == pytest.approx(np.std([2.01, 2.11], ddof=1))
+
+
+def test_costs_count_units_and_the_seconds_of_experts(outcome):
+    every, merged, ensemble = findings.costs(outcome)
+    assert (every.units, merged.units, ensemble.units) == (5 + 20, 5, 5)
+    assert merged.train_seconds == pytest.approx(5 * 2 * 0.5)
+    assert every.train_seconds == pytest.approx(25 * 1.0)
+    assert (merged.score_seconds, ensemble.score_seconds) == (7.0, 1.0)
+
+
+def test_the_worst_misses_are_reversed_ranks(outcome):
+    target, _, predicted, trained, count = findings.misses(outcome, "merged")[0]
+    assert target in TARGETS
+    assert {predicted, trained} == {1, count} == {1, 10}
+    assert all(row[2] == row[3] for row in findings.misses(outcome, "ensemble"))
+
+
+def test_the_page_has_every_section_and_only_finite_json(outcome, tmp_path):
+    numbers = summary.summarise(outcome, {"total": 1.0})
+    json.dumps(numbers, allow_nan=False)
+    report_page.write(tmp_path / "report.html", outcome, numbers, {}, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    for title in (
+        "Did merging predict training?", "At fixed size, in and out of domain",
+        "What each search chose", "Where merging failed most", "How noisy training is",
+        "Ranking by target", "What it cost", "Training loss",
+    ):  # fmt: skip
+        assert title in page
+    assert "text of the units, target&#x27;s domain not in it" in page
