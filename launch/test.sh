@@ -2,7 +2,8 @@
 # Sets everything up and runs the tests.
 #
 #     bash launch/test.sh                          all that needs no peer
-#     bash launch/test.sh --oracles                also against live torch, transformers
+#     bash launch/test.sh --oracles                also against live torch, transformers,
+#                                                mergekit
 #     bash launch/test.sh tests/test_merge.py -x   any pytest arguments
 #
 # JAXLAB_TEST_DATA names a folder of real data; tests that need it are skipped without
