@@ -3,11 +3,11 @@
     python tools/bench_merge.py --peer-python PEERS/bin/python
     python tools/bench_merge.py --quick                  a small model, few repeats
 
-Peers live in an environment of their own, since mergekit pins old versions:
+Peers may live in an environment of their own:
 
     python -m venv PEERS && PEERS/bin/pip install torch==2.13.0 mergekit==0.1.5
 
-Without --peer-python they run under this interpreter if mergekit imports there; what
+Without --peer-python they run under this interpreter, if mergekit imports there; what
 cannot be measured is printed as "not measured". The model is of Llama type (768 wide,
 MLP 2048, vocabulary 32000; layers as --parameters asks), a base and three finetuned.
 

@@ -4,8 +4,9 @@ A non-negative float orders as its bit pattern read as an integer does. Two ways
 
 - `cuts`, of arrays. A strided sample gives a bracket that holds the k-th largest
   almost surely; one pass counts what lies above it and collects what lies in it
-  (a few percent), of which numpy's introselect takes the element. Where the sample
-  misled, the digits below decide: always exact.
+  (a few percent). Of those the element is found by counting each pattern, or by
+  numpy's introselect where the bracket is wide. Where the sample misled, the digits
+  below decide: always exact.
 - Digit by digit, of a stream that is read once a round, in memory that does not grow.
   `digit_counts` counts how often every digit of 16 bits occurs among the numbers that
   agree with what is known; `find` takes the digit in which the k-th largest falls.
@@ -40,6 +41,7 @@ import numpy as np
 DIGITS = {4: (16, 0), 8: (48, 32, 16, 0)}
 CHUNK = 1 << 17  # elements; the buffers of one thread about fill its cache
 SAMPLE = 1 << 14
+_MOST_COUNTS = 1 << 21  # patterns in a bracket up to which counting beats introselect
 
 # One array of magnitudes to select from: |tuned - base|, or |tuned| if base is None.
 Part = tuple[np.ndarray | None, np.ndarray]
@@ -91,11 +93,11 @@ def bits(
     """
     wider = wide(tuned.dtype)
     out = np.empty(tuned.shape, wider) if out is None else out
-    tuned = tuned.astype(wider, copy=False)
-    if base is None:
-        np.copyto(out, tuned)
-    else:
-        np.subtract(tuned, base.astype(wider, copy=False), out=out)
+    _widen(tuned, out)
+    if base is not None and base.dtype == wider:
+        np.subtract(out, base, out=out)
+    elif base is not None:
+        np.subtract(out, _widen(base, np.empty_like(out)), out=out)
     patterns = out.view(f"u{wider.itemsize}")
     sign, smallest, infinity = (
         np.array(x, wider).view(patterns.dtype)[()]
@@ -106,6 +108,18 @@ def bits(
     # Not `patterns < smallest`: of the zeros themselves there may be very many.
     patterns[patterns - 1 < smallest - 1] = 0
     return patterns
+
+
+def _widen(values: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """The values in a wider buffer."""
+    if values.dtype.name != "bfloat16":
+        np.copyto(out, values)
+        return out
+    # By integers: numpy casts a dtype that is not its own slowly, and one at a time.
+    bits_of = out.view(np.uint32)
+    np.copyto(bits_of, values.view(np.uint16))
+    np.left_shift(bits_of, 16, out=bits_of)
+    return out
 
 
 def digit_counts(patterns: np.ndarray, known: int | None, shift: int) -> np.ndarray:
@@ -227,6 +241,9 @@ def _cuts_by_bracket(parts, ranks, size):
         left = rank - from_high
         if above < rank <= from_high:
             found[rank] = int(high), rank - above
+        elif 0 < left <= len(inner) and int(high) - int(low) < _MOST_COUNTS:
+            cut, equal = find(np.bincount(inner - low), left)
+            found[rank] = int(low) + cut, equal
         elif 0 < left <= len(inner):
             cut = np.partition(inner, len(inner) - left)[-left]
             found[rank] = int(cut), left - int(np.count_nonzero(inner > cut))
