@@ -186,8 +186,8 @@ def noise(outcome: Outcome) -> dict[str, tuple[float, float]]:
 def costs(outcome: Outcome) -> list[Way]:
     """What it takes to know the losses of all K mixtures, in three ways.
 
-    Seconds of training are those of the experts' steps, in whatever sessions they were
-    trained; training every mixture is counted from what a unit took.
+    Seconds of training are those of the experts' steps, however often they were
+    resumed; training every mixture is counted from what a unit took.
     """
     study, seconds = outcome.study, outcome.seconds
     n = len(outcome.units)
