@@ -53,7 +53,8 @@ def outcome(tmp_path):
         rows = [{"step": step, "loss": 3.0, "seconds": 0.5} for step in (1, 2)]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "metrics.jsonl").write_text(text)
-        models.append(data_ablation.Trained(mixture, folder, why))
+        units = len(mixture)
+        models.append(data_ablation.Trained(mixture, folder, units, why))
     (tmp_path / "runs" / "seed").mkdir()
     (tmp_path / "runs" / "seed" / "metrics.jsonl").write_text(
         '{"step": 1, "loss": 4.0, "seconds": 1.0}\n'
@@ -98,11 +99,27 @@ def test_agreement_tells_in_from_out_of_domain(outcome):
     assert {row.domain for row in found["others"]} == {"all"}
 
 
-def test_regret_is_above_the_best_model_of_that_size(outcome):
+def test_regret_is_above_the_best_model_of_that_budget(outcome):
+    # An expert of one unit is better than every pair of two, and no rival of theirs.
+    nats = outcome.actual["law"].nats
+    nats[0] = nats[5] / 2
     (choice,) = findings.choices(outcome)
     assert choice.mixture == outcome.mixtures[5 + 3]
     assert choice.trained == pytest.approx(2.3)
     assert choice.regret == pytest.approx(0.3)
+
+
+def test_names_of_choices_in_whole_percents_are_of_one_mixture_each():
+    shares = np.random.default_rng(0).dirichlet([0.5, 0.5, 2.0], 500)
+    whole = [
+        data_ablation.whole_percents(dict(zip("abc", row, strict=True)))
+        for row in shares
+    ]
+    names = {experts.name_of(mixture) for mixture in whole}
+    assert len(names) == len({tuple(sorted(mixture.items())) for mixture in whole})
+    for mixture, row in zip(whole, shares, strict=True):
+        assert sum(mixture.values()) == pytest.approx(1)
+        assert np.allclose([mixture.get(name, 0) for name in "abc"], row, atol=0.01)
 
 
 def test_noise_is_between_repeats_and_between_mixtures(outcome):

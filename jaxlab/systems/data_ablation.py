@@ -50,7 +50,8 @@ class Study:
         repeated: how many of them are trained again,
         repeats: this often in all, with other data orders.
         searched: targets for which every search's choice is trained too.
-        search_size: members of such a choice at most.
+        search_size: members of such a choice at most; all choices are trained on the
+            budget of so many members, so that their regrets compare.
         candidates: mixtures that are merged and scored at most, small ones first.
         seed: of the choice of mixtures.
     """
@@ -71,12 +72,18 @@ class Study:
         """The budget of a mixture trained for real, in base units."""
         return len(mixture) if self.budget == "member" else 1
 
+    @property
+    def choice_units(self) -> int:
+        """The budget of a search's choice, whatever its size, in base units."""
+        return self.search_size if self.budget == "member" else 1
+
 
 class Trained(NamedTuple):
     """A model that was trained for real: an expert (one member) or a mixture."""
 
     mixture: dict[str, float]
     path: pathlib.Path
+    units: int
     why: Literal["expert", "checked", "repeated", "chosen"]
 
 
@@ -92,7 +99,7 @@ class Outcome:
         predicted: target -> proxy -> losses of the K by document.
         models: the R that were trained for real.
         actual: target -> losses of the R by document.
-        found: target -> method of searching -> its choice.
+        found: target -> method of searching -> its choice, in whole percents.
         seconds: stage -> wall seconds.
     """
 
@@ -172,7 +179,7 @@ def judge(
     if to_check is None:
         to_check = choose(pool.names, study.trained, study.seed, study.largest)
     models = [
-        Trained({unit.name: 1.0}, workdir / unit.path, "expert")
+        Trained({unit.name: 1.0}, workdir / unit.path, 1, "expert")
         for unit in ablation.folder.members(workdir)
     ]
     mixtures = affordable_mixtures(pool, study.candidates)
@@ -193,30 +200,31 @@ def judge(
             known = (mixtures, {target: predicted[target]["merged"].loss})
             within = ablation.Limits(max_size=study.search_size)
             sides = {target: batches}, {target: logps}
-            found[target] = choices.by_every_method(
+            by_method = choices.by_every_method(
                 pool, *sides, losses_fn, within, known=known
             )
+            found[target] = {
+                method: choice._replace(mixture=whole_percents(choice.mixture))
+                for method, choice in by_method.items()
+            }
             plan.finished("searches", 0)
 
-    def train(mixture: Mixture, why: str, repeat: int = 0) -> None:
-        size = study.units_of(mixture)
+    def train(mixture: Mixture, why: str, units: int, repeat: int = 0) -> None:
         folder = experts.train_mixture(
-            recipe, workdir, mixture, mesh, units=size, repeat=repeat
+            recipe, workdir, mixture, mesh, units=units, repeat=repeat
         )
-        models.append(Trained(dict(mixture), folder, why))
-        plan.finished(f"{why} mixtures trained", size * recipe.unit_steps)
+        models.append(Trained(dict(mixture), folder, units, why))
+        plan.finished(f"{why} mixtures trained", units * recipe.unit_steps)
 
     for mixture in to_check:
-        train(mixture, "checked")
+        train(mixture, "checked", study.units_of(mixture))
     for mixture in to_check[: study.repeated]:
         for repeat in range(1, study.repeats):
-            train(mixture, "repeated", repeat)
+            train(mixture, "repeated", study.units_of(mixture), repeat)
     for choice in itertools.chain.from_iterable(f.values() for f in found.values()):
-        if all(
-            experts.name_of(choice.mixture) != experts.name_of(m.mixture)
-            for m in models
-        ):
-            train(choice.mixture, "chosen")
+        wanted = experts.name_of(choice.mixture), study.choice_units
+        if wanted not in [(experts.name_of(m.mixture), m.units) for m in models]:
+            train(choice.mixture, "chosen", study.choice_units)
 
     folders = [model.path for model in models]
     actual = experts.trained_losses(folders, losses_fn, evaluation)
@@ -263,6 +271,22 @@ def choose(
     return [dict.fromkeys(subset, 1.0 / len(subset)) for subset in chosen]
 
 
+def whole_percents(mixture: Mixture) -> dict[str, float]:
+    """A mixture in whole percents, so that one name is one mixture; equal shares stay.
+
+    >>> whole_percents({"law": 0.7461, "code": 0.2519, "cook": 0.002})
+    {'law': 0.75, 'code': 0.25}
+    """
+    shares = np.array(list(mixture.values())) * 100 / sum(mixture.values())
+    if np.ptp(shares) < 1e-4:
+        return dict(mixture)
+    whole = np.floor(shares)
+    largest = np.argsort(whole - shares, kind="stable")
+    whole[largest[: round(100 - whole.sum())]] += 1
+    named = zip(mixture, (whole / 100).tolist(), strict=True)
+    return {name: share for name, share in named if share}
+
+
 def check(study: Study, units: Sequence[str], corpus: prepared.Prepared) -> None:
     """Refuses a study of one unit, or one that searches for an unknown target."""
     source = study.recipe.base.data.source
@@ -292,8 +316,8 @@ def judging_steps(
     trained = sum(map(study.units_of, to_check))
     again = sum(map(study.units_of, to_check[: study.repeated]))
     # Guessed: methods of searching that agree on a mixture train it once.
-    chosen = study.units_of(dict.fromkeys(range(study.search_size)))
-    trained += again * (study.repeats - 1) + 2 * chosen * len(study.searched)
+    trained += again * (study.repeats - 1)
+    trained += 3 * study.choice_units * len(study.searched)
     mixtures = _affordable_size(units, study.candidates)[1] + len(to_check)
     return unit_steps * trained + targets * _score_steps(study, mixtures)
 

@@ -136,6 +136,8 @@ def train_mixture(
         repeat: another number is another data order, to see how much that changes.
     """
     name = name_of(mixture) + (f"@{repeat}" if repeat else "")
+    if units > 1:
+        name += f"@{units}units"
     folder = pool / "runs" / f"mixture-{name}"
     config = branch_config(recipe, mixture, pool / "runs" / "seed")
     config.steps = units * recipe.unit_steps

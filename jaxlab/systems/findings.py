@@ -28,8 +28,8 @@ class Choice(NamedTuple):
         mixture: its choice.
         predicted: nats a token, by what the method reads.
         trained: nats a token of the model trained on it.
-        regret: `trained` less that of the best model trained with as many members at
-            most, in nats a token.
+        regret: `trained` less that of the best model trained on as many tokens, chosen
+            or not, in nats a token.
         evaluations: what the search cost, as `ablation.Found` counts.
     """
 
@@ -79,11 +79,16 @@ def predicted_perplexity(outcome: Outcome, proxy: str) -> dict[str, dict[str, fl
 
 
 def trained_perplexity(outcome: Outcome) -> dict[str, dict[str, float]]:
-    """Target -> {name of a mixture: perplexity trained for real}; experts left out."""
+    """Target -> {name of a mixture: perplexity trained for real}; experts left out.
+
+    Choices of searches that were trained on another budget than a checked mixture of
+    their size are left out too.
+    """
     places = [
         i
         for i, model in enumerate(outcome.models)
         if model.why in ("checked", "chosen")
+        and model.units == outcome.study.units_of(model.mixture)
     ]
     names = [_name(outcome, i) for i in places]
     return {
@@ -140,13 +145,14 @@ def agreement(outcome: Outcome, proxy: str) -> dict[str, list[ablation.Agreement
 def choices(outcome: Outcome) -> list[Choice]:
     """What every search chose, and what its choice costs."""
     names = [_name(outcome, i) for i in range(len(outcome.models))]
-    sizes = np.array([len(model.mixture) for model in outcome.models])
+    units = np.array([model.units for model in outcome.models])
+    rivals = units == outcome.study.choice_units
     result = []
     for target, by_method in outcome.found.items():
         trained = outcome.actual[target].loss
         for method, found in by_method.items():
-            place = names.index(experts.name_of(found.mixture))
-            rivals = sizes <= outcome.study.search_size
+            same = np.array(names) == experts.name_of(found.mixture)
+            place = int(np.flatnonzero(same & rivals)[0])
             result.append(
                 Choice(
                     target,

@@ -154,9 +154,9 @@ def _choices(outcome) -> list[str]:
         "<h2>What each search chose, and what that costs</h2>",
         html_page.table([*head, "trained perplexity", "regret, nats"], rows),
         html_page.note(
-            f"At most {outcome.study.search_size} members. Regret: the loss of the "
-            "model trained on the choice, less that of the best model trained with as "
-            "many members at most."
+            f"At most {outcome.study.search_size} members; every choice is trained on "
+            f"{outcome.study.choice_units} units of data. Regret: the loss of that "
+            "model, less that of the best model trained on as much."
         ),
     ]
 
