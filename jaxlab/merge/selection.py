@@ -3,10 +3,9 @@
 A non-negative float orders as its bit pattern read as an integer does. Two ways:
 
 - `cuts`, of arrays. A strided sample gives a bracket that holds the k-th largest
-  almost surely; one pass counts what lies above it and collects what lies in it
-  (a few percent). Of those the element is found by counting each pattern, or by
-  numpy's introselect where the bracket is wide. Where the sample misled, the digits
-  below decide: always exact.
+  almost surely; one pass counts what lies above it and collects what lies in it (a
+  few percent), which alone are sorted. Where the sample misled, the digits below
+  decide: always exact.
 - Digit by digit, of a stream that is read once a round, in memory that does not grow.
   `digit_counts` counts how often every digit of 16 bits occurs among the numbers that
   agree with what is known; `find` takes the digit in which the k-th largest falls.
@@ -21,9 +20,9 @@ A non-negative float orders as its bit pattern read as an integer does. Two ways
   leaves the cut's pattern in `known`, and in `rank` how many of the elements equal to
   it are among the k largest.
 
-Measured on 25M float32, nanoseconds of one core an element: bracket 2.9, digits 7.9,
-introselect of |d| 8.2. Only the bracket gains from threads: numpy's `bincount` and
-`partition` hold the interpreter.
+Measured on 25M float32, nanoseconds of one core an element: bracket 2.7, digits
+11.2, introselect of |d| 11.6. Only the bracket gains from threads: numpy's
+`bincount` and `partition` hold the interpreter.
 
 Conventions, the same in `jaxlab.merge.counting`: magnitudes below the smallest normal
 number count as 0 (XLA flushes them on some devices), and NaN is larger than infinity.
@@ -41,7 +40,6 @@ import numpy as np
 DIGITS = {4: (16, 0), 8: (48, 32, 16, 0)}
 CHUNK = 1 << 17  # elements; the buffers of one thread about fill its cache
 SAMPLE = 1 << 14
-_MOST_COUNTS = 1 << 21  # patterns in a bracket up to which counting beats introselect
 
 # One array of magnitudes to select from: |tuned - base|, or |tuned| if base is None.
 Part = tuple[np.ndarray | None, np.ndarray]
@@ -93,12 +91,7 @@ def bits(
     """
     wider = wide(tuned.dtype)
     out = np.empty(tuned.shape, wider) if out is None else out
-    _widen(tuned, out)
-    if base is not None and base.dtype == wider:
-        np.subtract(out, base, out=out)
-    elif base is not None:
-        np.subtract(out, _widen(base, np.empty_like(out)), out=out)
-    patterns = out.view(f"u{wider.itemsize}")
+    patterns = _difference(base, tuned, out).view(f"u{wider.itemsize}")
     sign, smallest, infinity = (
         np.array(x, wider).view(patterns.dtype)[()]
         for x in (-0.0, np.finfo(wider).tiny, np.inf)
@@ -108,6 +101,16 @@ def bits(
     # Not `patterns < smallest`: of the zeros themselves there may be very many.
     patterns[patterns - 1 < smallest - 1] = 0
     return patterns
+
+
+def _difference(base, tuned, out):
+    """`tuned - base`, widened, in `out`."""
+    if base is not None and base.dtype == tuned.dtype == out.dtype:
+        return np.subtract(tuned, base, out=out)
+    _widen(tuned, out)
+    if base is not None:
+        np.subtract(out, _widen(base, np.empty_like(out)), out=out)
+    return out
 
 
 def _widen(values: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -221,17 +224,28 @@ def _cuts_by_bracket(parts, ranks, size):
         low, high = np.clip([place - margin, place + margin], 0, len(sample) - 1)
         brackets[rank] = sample[int(low)], sample[int(high)]
 
-    def collect(patterns):
-        for low, high in brackets.values():
-            yield np.count_nonzero(patterns > high)
-            yield np.count_nonzero(patterns >= high)
-            yield np.count_nonzero(patterns >= low)
-            # Strictly between: of coarse numbers (bf16) many equal the ends. Below low
-            # the difference wraps.
-            between = patterns - low - 1 < high - low - 1 if high > low else []
-            yield patterns[between]
+    wider = wide(parts[0][1].dtype)
+    tiny, infinity = np.finfo(wider).tiny, np.array(np.inf, wider)
+    ends = [pattern.view(wider) for bracket in brackets.values() for pattern in bracket]
+    # Plain floats order as their patterns do unless zeros, denormals or NaN decide;
+    # then the patterns, which take three times as many passes, are needed.
+    plain = all(tiny <= end <= infinity for end in ends)
+    values = ends if plain else [x for bracket in brackets.values() for x in bracket]
 
-    totals = zip(*_over_blocks(parts, collect), strict=True)
+    def collect(numbers):
+        for low, high in zip(values[::2], values[1::2], strict=True):
+            under = numbers < high
+            yield numbers.size - np.count_nonzero(numbers <= high)  # NaN is above
+            yield numbers.size - np.count_nonzero(under)
+            yield numbers.size - np.count_nonzero(numbers < low)
+            # Strictly between: of coarse numbers (bf16) many equal the ends.
+            yield numbers[np.logical_and(under, numbers > low, out=under)].view(
+                unsigned
+            )
+
+    unsigned = f"u{wider.itemsize}"
+    read = _chunk_magnitudes if plain else _chunk_bits
+    totals = zip(*_over_blocks(parts, collect, read), strict=True)
     found = {}
     for rank, (low, high) in brackets.items():
         above, from_high, from_low = (
@@ -241,12 +255,11 @@ def _cuts_by_bracket(parts, ranks, size):
         left = rank - from_high
         if above < rank <= from_high:
             found[rank] = int(high), rank - above
-        elif 0 < left <= len(inner) and int(high) - int(low) < _MOST_COUNTS:
-            cut, equal = find(np.bincount(inner - low), left)
-            found[rank] = int(low) + cut, equal
         elif 0 < left <= len(inner):
-            cut = np.partition(inner, len(inner) - left)[-left]
-            found[rank] = int(cut), left - int(np.count_nonzero(inner > cut))
+            inner.sort()
+            cut = inner[-left]
+            above_cut = len(inner) - int(np.searchsorted(inner, cut, "right"))
+            found[rank] = int(cut), left - above_cut
         elif len(inner) < left <= from_low - from_high:
             found[rank] = int(low), left - len(inner)
     return found
@@ -269,13 +282,13 @@ def _cuts_by_digit(parts, ranks, shifts):
     return known
 
 
-def _over_blocks(parts, function):
-    """`function` of the bit patterns of every chunk, in threads.
+def _over_blocks(parts, function, read=None):
+    """`function` of what `read` makes of every chunk, in threads; None: bit patterns.
 
     Returns:
         One row a block of chunks: for each thing that `function` gives, a list of it.
     """
-    workers = os.cpu_count() or 1
+    workers, read = os.cpu_count() or 1, read or _chunk_bits
     blocks = []
     for base, tuned in parts:
         step = max(1, tuned.size // (4 * workers * CHUNK)) * CHUNK
@@ -285,7 +298,7 @@ def _over_blocks(parts, function):
         base, tuned, first, step = block
         buffer = np.empty(CHUNK, wide(tuned.dtype))
         starts = range(first, min(first + step, tuned.size), CHUNK)
-        chunks = [tuple(function(_chunk_bits(base, tuned, s, buffer))) for s in starts]
+        chunks = [tuple(function(read(base, tuned, s, buffer))) for s in starts]
         return [list(column) for column in zip(*chunks, strict=True)]
 
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -297,3 +310,10 @@ def _chunk_bits(base, tuned, start, buffer=None):
     tuned = tuned[piece]
     out = None if buffer is None else buffer[: tuned.size]
     return bits(None if base is None else base[piece], tuned, out)
+
+
+def _chunk_magnitudes(base, tuned, start, buffer):
+    piece = slice(start, start + CHUNK)
+    out = buffer[: tuned[piece].size]
+    _difference(None if base is None else base[piece], tuned[piece], out)
+    return np.abs(out, out=out)
