@@ -1,5 +1,8 @@
 """Optimizers as optax transforms, and schedules, from plain configs."""
 
+from jaxlab.core.divergences import kl_divergence, l2, mmd
+from jaxlab.optim.accumulate import accumulated
+from jaxlab.optim.anchors import AnchorState, anchor_of, keep_anchor
 from jaxlab.optim.build import (
     OptimConfig,
     build,
@@ -8,12 +11,28 @@ from jaxlab.optim.build import (
     parameter_ema,
     schedule,
 )
+from jaxlab.optim.climbing import TRAMState
+from jaxlab.optim.sharpness import asam, fisher_sam, sam, tram_fisher
+from jaxlab.optim.trust_radius import tram
 
 __all__ = [
+    "AnchorState",
     "OptimConfig",
+    "TRAMState",
+    "accumulated",
+    "anchor_of",
+    "asam",
     "build",
     "clip_by_global_norm",
     "ema_of",
+    "fisher_sam",
+    "keep_anchor",
+    "kl_divergence",
+    "l2",
+    "mmd",
     "parameter_ema",
+    "sam",
     "schedule",
+    "tram",
+    "tram_fisher",
 ]

@@ -1,0 +1,213 @@
+"""One climb before each step: the core of SAM, ASAM, Fisher-SAM and TRAM.
+
+    g  = grad L(theta)                            given
+    e  = r T^2 g / |T g|                          up, within |T^-1 e| <= r
+    g' = grad L(theta + e)                        one more forward and backward pass
+    theta <- theta - optimizer(g') at theta       weight decay and moments see theta
+
+T = 1 is SAM (Foret et al. 2021, arXiv:2010.01412), T = |theta| + eta is ASAM (Kwon et
+al. 2021, arXiv:2102.11600), T^2 = 1 / (1 + eta F) with the Fisher information F is
+FSAM (Kim et al. 2022, arXiv:2206.04920). They differ in T and in the radius r.
+
+What a climb must get right, and others do not:
+
+- a gradient of zero climbs nowhere: no NaN;
+- |T g| is one norm over all perturbed leaves, of all shards, in float32 or wider;
+- inside `shard_map` it is a `psum` over the axis that splits parameters, and g is the
+  mean over the axis that splits the batch. Leaving that mean out perturbs every device
+  its own way ("m-sharpness", SAM section 4.1): to be asked for, never an accident;
+- `optax.MultiSteps` would climb on every microbatch and use the gradient of the last
+  alone: refused;
+- a perturbation is far below the resolution of bfloat16: |e| / |theta| is about
+  r / sqrt(N). Parameters in bf16 warn; a forward pass that casts float32 parameters to
+  bf16 sees almost none of it. Ways out: compute the second pass in float32
+  (`second_pass_dtype`, or a `grad_fn` that does), or round theta + e at random, so that
+  bf16 sees e on average (`stochastic_rounding`).
+"""
+
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlab.core import types
+
+Scalar = float | jax.Array | Callable[[jax.Array], jax.Array]
+PerLeaf = Any  # a pytree of bools like the parameters, or a function that makes one
+
+
+class Climb(NamedTuple):
+    """How to climb; the arguments that all optimizers of this family share.
+
+    Attributes:
+        mask: leaves that are perturbed (and counted in the norm); None: all floats.
+        adaptive: leaves with T = |theta| + eta; True or False for all.
+        eta: see above; without it a parameter of 0 never moves.
+        eps: added to the norm.
+        norm_dtype: the norm is at least as wide.
+        batch_axis_name: of `shard_map`, splits the batch; g and g' are its means.
+        param_axis_name: of `shard_map`, splits the parameters; norms are sums over it.
+        m_sharpness: every device of `batch_axis_name` climbs its own gradient.
+        second_pass_dtype: `grad_fn` gets parameters of this dtype.
+        stochastic_rounding: theta + e is rounded at random to bfloat16 values.
+    """
+
+    mask: PerLeaf | None = None
+    adaptive: PerLeaf = False
+    eta: Any = 0.0
+    eps: Any = 1e-12
+    norm_dtype: Any = jnp.float32
+    batch_axis_name: str | None = None
+    param_axis_name: Any = None
+    m_sharpness: bool = False
+    second_pass_dtype: Any = None
+    stochastic_rounding: bool = False
+
+
+def check_init(params: types.Params, climb: Climb) -> None:
+    """Refuses `optax.MultiSteps`, warns of parameters too coarse to be perturbed."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), optax.MultiSteps):
+            raise ValueError(
+                "optax.MultiSteps would climb on every microbatch and step with the "
+                "gradient of the last one; give tx.update a grad_fn over all of them "
+                "(jaxlab.optim.accumulated, or micro_batches of the Experiment)"
+            )
+        frame = frame.f_back
+    coarse = [
+        leaf.dtype.name
+        for leaf in jax.tree.leaves(params)
+        if _is_float(leaf) and jnp.finfo(leaf.dtype).bits < 32
+    ]
+    if coarse and climb.second_pass_dtype is None and not climb.stochastic_rounding:
+        warnings.warn(
+            f"{len(coarse)} parameters are {coarse[0]}, too coarse for perturbations; "
+            "keep float32 parameters, or set second_pass_dtype or stochastic_rounding",
+            stacklevel=3,
+        )
+
+
+def scales(params: types.Params, climb: Climb) -> Any:
+    """T^2 of every element, as trees of arrays or of 1.0; None where not perturbed."""
+    mask = _per_leaf(True if climb.mask is None else climb.mask, params)
+    adaptive = _per_leaf(climb.adaptive, params)
+
+    def one(leaf, is_perturbed, is_adaptive):
+        if not is_perturbed or not _is_float(leaf):
+            return None
+        if not is_adaptive:
+            return 1.0
+        return jnp.square(jnp.abs(leaf.astype(_wide(leaf, climb))) + climb.eta)
+
+    return jax.tree.map(one, params, mask, adaptive)
+
+
+def batch_mean(tree: Any, climb: Climb) -> Any:
+    """The mean over the devices that split the batch; the tree itself without any."""
+    if climb.batch_axis_name is None:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.pmean(x, climb.batch_axis_name), tree)
+
+
+def perturbation(
+    grads: Any, squares: Any, radius: Any, climb: Climb
+) -> tuple[Any, jax.Array]:
+    """e = r T^2 g / sqrt(sum T^2 g^2).
+
+    Args:
+        grads: g, like the parameters.
+        squares: T^2, of `scales` or an inverse Fisher; None leaves are not perturbed.
+        radius: r.
+        climb: how.
+
+    Returns:
+        (e, None where nothing moves; |T g|).
+    """
+    is_none = lambda x: x is None  # noqa: E731
+
+    def square(scale, grad):
+        if scale is None:
+            return jnp.zeros((), climb.norm_dtype)
+        grad = grad.astype(_wide(grad, climb))
+        return jnp.sum(scale * jnp.square(grad))
+
+    parts = jax.tree.map(square, squares, grads, is_leaf=is_none)
+    total = sum(jax.tree.leaves(parts), jnp.zeros((), climb.norm_dtype))
+    if climb.param_axis_name is not None:
+        total = jax.lax.psum(total, climb.param_axis_name)
+    norm = jnp.sqrt(total)
+    factor = radius / (norm + climb.eps)
+
+    def climbed(scale, grad):
+        if scale is None:
+            return None
+        return factor * scale * grad.astype(_wide(grad, climb))
+
+    return jax.tree.map(climbed, squares, grads, is_leaf=is_none), norm
+
+
+def shifted(params: types.Params, change: Any, climb: Climb, count: jax.Array) -> Any:
+    """theta + e as `grad_fn` gets it.
+
+    Args:
+        params: theta.
+        change: e, None where nothing moves.
+        climb: how it is rounded.
+        count: of updates; seeds the stochastic rounding.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    changes = treedef.flatten_up_to(change)
+    key = jax.random.fold_in(jax.random.key(0), count)
+    result = []
+    for i, (leaf, e) in enumerate(zip(leaves, changes, strict=True)):
+        dtype = leaf.dtype
+        if climb.second_pass_dtype is not None and _is_float(leaf):
+            dtype = climb.second_pass_dtype
+        if e is None:
+            result.append(leaf.astype(dtype))
+            continue
+        value = leaf.astype(e.dtype) + e
+        if climb.stochastic_rounding:
+            value = _rounded(value, jax.random.fold_in(key, i))
+        result.append(value.astype(dtype))
+    return treedef.unflatten(result)
+
+
+def at(value: Scalar, count: jax.Array) -> Any:
+    """A number, or what a schedule says for this update."""
+    return value(count) if callable(value) else value
+
+
+def _rounded(value, key):
+    """A neighbour in bfloat16, the nearer the likelier: the expectation is `value`."""
+    bits = jax.lax.bitcast_convert_type(value.astype(jnp.float32), jnp.uint32)
+    noise = jax.random.bits(key, value.shape, jnp.uint16).astype(jnp.uint32)
+    bits = (bits + noise) & jnp.uint32(0xFFFF0000)
+    rounded = jax.lax.bitcast_convert_type(bits, jnp.float32)
+    return jnp.where(jnp.isfinite(value), rounded, value)
+
+
+def _per_leaf(value, params):
+    if callable(value):
+        value = value(params)
+    if isinstance(value, bool):
+        return jax.tree.map(lambda _: value, params)
+    if jax.tree.structure(value) != jax.tree.structure(params):
+        raise ValueError(
+            "mask and adaptive are True, False, a tree of bools like the parameters, "
+            "or a function of the parameters that makes one"
+        )
+    return value
+
+
+def _wide(leaf, climb):
+    return jnp.promote_types(leaf.dtype, climb.norm_dtype)
+
+
+def _is_float(leaf):
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
