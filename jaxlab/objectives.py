@@ -7,11 +7,12 @@ Batches of language modelling: `tokens` i32[B, L], and optionally `segment_ids`,
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxlab.core import types
+from jaxlab.core import factored, types
 
 
 def next_token(
@@ -46,18 +47,226 @@ def next_token(
             method="token_logps",
         )
         mask = label_mask(batch)
-        cross_entropy = -jnp.sum(logps * mask)
-        metrics = {"cross_entropy": cross_entropy}
-        total = cross_entropy
-        if z_loss:
-            metrics["z_loss"] = z_loss * jnp.sum(partition**2 * mask)
-            total += metrics["z_loss"]
-        weight = jnp.sum(mask)
+        loss = _next_token_loss(logps, partition, mask, z_loss)
         if loss_denominator == "olmo":
-            weight = jnp.asarray(mask.size, jnp.float32)
-        return types.Loss(total, weight, metrics)
+            loss = loss._replace(weight=jnp.asarray(mask.size, jnp.float32))
+        return loss
 
     return objective
+
+
+def _next_token_loss(logps, partition, mask, z_loss):
+    total = -jnp.sum(logps * mask)
+    metrics = {"cross_entropy": total}
+    if z_loss:
+        metrics["z_loss"] = z_loss * jnp.sum(partition**2 * mask)
+        total += metrics["z_loss"]
+    return types.Loss(total, jnp.sum(mask), metrics)
+
+
+class Predictor(NamedTuple):
+    """How a model answers a batch, and what the answer costs.
+
+    What a trust region needs of a task: the same for language models and classifiers.
+
+    Attributes:
+        answer: (params, batch, noise=None) -> logits of every row, factored; `noise`
+            f32[B, L, D] is added to the input embeddings, which are constants then.
+        kernel: params -> f32[D, V], the answer's.
+        loss: (answer, batch) -> Loss.
+        rows: batch -> f32[...]: what every row of the answer weighs in the loss.
+    """
+
+    answer: Callable[..., factored.Factored]
+    kernel: Callable[[types.Params], jax.Array]
+    loss: Callable[[factored.Factored, types.Batch], types.Loss]
+    rows: Callable[[types.Batch], jax.Array]
+
+
+def language_model(apply: Callable, *, z_loss: float = 0.0) -> Predictor:
+    """Next tokens by `Decoder(config).apply`; the loss is that of `next_token`."""
+
+    def answer(params, batch, noise=None):
+        return apply(
+            {"params": params},
+            batch["tokens"],
+            batch.get("segment_ids"),
+            batch.get("positions"),
+            noise,
+            method="factored",
+        )
+
+    def loss(answer, batch):
+        logps, partition = factored.target_logps(answer, targets(batch["tokens"]))
+        return _next_token_loss(logps, partition, label_mask(batch), z_loss)
+
+    def kernel(params):
+        return apply({"params": params}, method="head")
+
+    return Predictor(answer, kernel, loss, label_mask)
+
+
+def classifier(apply: Callable) -> Predictor:
+    """Classes by `Classifier(config, classes).apply`.
+
+    Batches: `tokens` i32[B, L], `mask` bool[B, L] of real tokens, `labels` i32[B]. The
+    metric `accuracy` goes with the loss.
+    """
+
+    def answer(params, batch, noise=None):
+        return apply(
+            {"params": params}, batch["tokens"], batch["mask"], noise, method="factored"
+        )
+
+    def loss(answer, batch):
+        logits = answer.dense()
+        logps = jax.nn.log_softmax(logits)
+        hit = jax.nn.one_hot(batch["labels"], logits.shape[-1])
+        right = jnp.argmax(logits, axis=-1) == batch["labels"]
+        weight = jnp.asarray(len(logits), jnp.float32)
+        metrics = {"accuracy": jnp.sum(right.astype(jnp.float32))}
+        return types.Loss(-jnp.sum(logps * hit), weight, metrics)
+
+    def kernel(params):
+        return apply({"params": params}, method="head")
+
+    return Predictor(answer, kernel, loss, lambda b: jnp.ones(len(b["labels"])))
+
+
+def spectrally_normalized(predictor: Predictor) -> Predictor:
+    """The predictor with its kernel divided by the kernel's largest singular value.
+
+    R4F is R3F of this. The norm is found by 20 power iterations and constant for the
+    gradient's direction vectors, as in Miyato et al. 2018 (arXiv:1802.05957).
+    """
+
+    def kernel(params):
+        return divided_by_norm(predictor.kernel(params))
+
+    def answer(params, batch, noise=None):
+        return predictor.answer(params, batch, noise).replace(kernel=kernel(params))
+
+    return predictor._replace(answer=answer, kernel=kernel)
+
+
+def answered(predictor: Predictor, *, keep: bool = False) -> types.Objective:
+    """The loss of the answers; `keep` returns hidden states as `Loss.outputs`."""
+
+    def objective(params, batch, *, key, frozen) -> types.Loss:
+        del key, frozen
+        answer = predictor.answer(params, batch)
+        outputs = answer.hidden if keep else None
+        return predictor.loss(answer, batch)._replace(outputs=outputs)
+
+    return objective
+
+
+def near_anchor(predictor: Predictor, weight: float = 0.1) -> types.Objective:
+    """The loss, and a penalty for answers unlike those of `frozen`, the anchor.
+
+        L(theta) + weight * mean KL(p(x; anchor) || p(x; theta))
+
+    With the parameters of the step before it is TRPO's penalty (Schulman et al. 2015,
+    arXiv:1502.05477), with their moving average MESA's (Du et al. 2022,
+    arXiv:2205.14083), both as TRAM compares with them (arXiv:2310.03646, appendix B).
+    One forward pass more than the loss.
+    """
+
+    def objective(params, batch, *, key, frozen) -> types.Loss:
+        del key
+        answer = predictor.answer(params, batch)
+        before = jax.lax.stop_gradient(predictor.answer(frozen, batch))
+        rows = factored.kl_rows(before, answer)
+        return _penalised(predictor, answer, batch, rows, weight)
+
+    return objective
+
+
+def r3f(
+    predictor: Predictor,
+    weight: float = 0.1,
+    *,
+    sigma: float = 0.1,
+    noise: str = "normal",
+) -> types.Objective:
+    """The loss, and a penalty for answers that noise on the input changes.
+
+        L(theta) + weight * mean KL(p(x) || p(x + z)) + KL(p(x + z) || p(x))
+
+    Aghajanyan et al. 2020 (arXiv:2008.03156), equation 4: noise on the embeddings,
+    which are constants in the noisy pass; gradients flow through both passes. With
+    `spectrally_normalized` it is R4F. Twice the forward and backward passes.
+
+    Args:
+        predictor: the task.
+        weight: of the penalty (R3F's code 1, TRAM's tables 0.1).
+        sigma: of the noise: standard deviation, or half the width if uniform.
+        noise: "normal" or "uniform".
+    """
+
+    def objective(params, batch, *, key, frozen) -> types.Loss:
+        del frozen
+        answer = predictor.answer(params, batch)
+        z = input_noise(key, batch, answer, sigma, noise)
+        noisy = predictor.answer(params, batch, z)
+        rows = factored.kl_rows(noisy, answer, direction="symmetric")
+        return _penalised(predictor, answer, batch, rows, weight)
+
+    return objective
+
+
+def with_noise(
+    predictor: Predictor, *, sigma: float = 0.1, noise: str = "normal"
+) -> types.Objective:
+    """The loss at noisy input embeddings, for TRAM's Fisher information."""
+
+    def objective(params, batch, *, key, frozen) -> types.Loss:
+        del frozen
+        shape = jax.eval_shape(predictor.answer, params, batch)
+        z = input_noise(key, batch, shape, sigma, noise)
+        return predictor.loss(predictor.answer(params, batch, z), batch)
+
+    return objective
+
+
+def input_noise(
+    key: jax.Array,
+    batch: types.Batch,
+    answer: factored.Factored,
+    sigma: float,
+    noise: str = "normal",
+) -> jax.Array:
+    """Noise for the embeddings of a batch, f32[B, L, D]; drawn alike for one key."""
+    if noise not in ("normal", "uniform"):
+        raise ValueError(f"noise {noise!r}; use normal or uniform")
+    shape = (*batch["tokens"].shape, answer.hidden.shape[-1])
+    if noise == "uniform":
+        return jax.random.uniform(key, shape, minval=-sigma, maxval=sigma)
+    return sigma * jax.random.normal(key, shape)
+
+
+def _penalised(predictor, answer, batch, rows, weight):
+    loss = predictor.loss(answer, batch)
+    # Sums over the rows that the loss counts: divided by its weight they are means.
+    penalty = jnp.sum(rows * predictor.rows(batch))
+    metrics = {**loss.metrics, "penalty": penalty}
+    return loss._replace(total=loss.total + weight * penalty, metrics=metrics)
+
+
+def divided_by_norm(matrix: jax.Array) -> jax.Array:
+    """A matrix [D, V] of spectral norm 1; see `spectrally_normalized`.
+
+    >>> divided_by_norm(jnp.diag(jnp.array([4.0, 1.0]))).round(3).tolist()
+    [[1.0, 0.0], [0.0, 0.25]]
+    """
+    fixed = jax.lax.stop_gradient(matrix.astype(jnp.float32))
+    right = jax.random.normal(jax.random.key(0), (matrix.shape[1],))
+    for _ in range(20):
+        left = fixed @ right
+        left = left / (jnp.linalg.norm(left) + 1e-12)
+        right = left @ fixed
+        right = right / (jnp.linalg.norm(right) + 1e-12)
+    return matrix / (left @ matrix @ right + 1e-12)
 
 
 def targets(tokens: jax.Array) -> jax.Array:

@@ -95,7 +95,7 @@ def fit(
         )
         meter = meter_lib.Meter(experiment, rows, max_skipped)
         meter.start(first, state, mesh)
-        train_step = step_lib.make_step(experiment)
+        train_step = step_lib.make_step(experiment, target)
 
         # ---- the loop
         try:

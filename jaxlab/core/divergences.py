@@ -50,11 +50,7 @@ def kl_divergence(
     >>> float(kl_divergence(jnp.array([0.0, 0.0]), jnp.log(jnp.array([0.25, 0.75]))))
     0.14384...
     """
-    rows = kl_rows(target_logits, logits, direction=direction)
-    if where is None:
-        return jnp.mean(rows)
-    weight = jnp.broadcast_to(where, rows.shape).astype(rows.dtype)
-    return jnp.sum(rows * weight) / jnp.maximum(jnp.sum(weight), 1e-9)
+    return mean_of_rows(kl_rows(target_logits, logits, direction=direction), where)
 
 
 def kl_rows(
@@ -137,9 +133,14 @@ def l2(
     squares = jnp.sum(jnp.square(logits.astype(wide) - target_logits), axis=-1)
     # The gradient of a root at 0 is infinite; that of a distance may be 0 there.
     rows = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+    return mean_of_rows(rows, where)
+
+
+def mean_of_rows(rows: jax.Array, where: jax.Array | None = None) -> jax.Array:
+    """The mean of numbers [...] where `where` is not 0; 0 where nothing counts."""
     if where is None:
         return jnp.mean(rows)
-    weight = jnp.broadcast_to(where, rows.shape).astype(wide)
+    weight = jnp.broadcast_to(where, rows.shape).astype(rows.dtype)
     return jnp.sum(rows * weight) / jnp.maximum(jnp.sum(weight), 1e-9)
 
 

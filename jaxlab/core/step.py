@@ -7,6 +7,7 @@ A step whose loss or gradient is not finite changes nothing but the counter.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,31 +17,51 @@ import optax
 from jaxlab.core import types
 
 
-def make_step(experiment: types.Experiment):
+def make_step(experiment: types.Experiment, target: types.TrainState | None = None):
     """The jitted step: (state, batch, frozen) -> (state, metrics); state is donated.
 
     The loss and its metrics are sums divided once by the summed weight, so that
     neither microbatches nor devices change what a token weighs.
-    """
-    tx = optax.with_extra_args_support(experiment.tx)
-    grads_of = functools.partial(_value_and_grad, experiment)
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    Args:
+        experiment: what to train.
+        target: of `state.abstract`: every new state is placed like it. None leaves
+            that to the compiler, which may place the second state otherwise than the
+            first, and compile the step again for it.
+    """
+    placed = {}
+    if target is not None:
+        placed["out_shardings"] = jax.tree.map(lambda x: x.sharding, target), None
+    tx = optax.with_extra_args_support(experiment.tx)
+    value_and_grad = mean_and_grad(experiment.objective, experiment.micro_batches)
+
+    @functools.partial(jax.jit, donate_argnums=0, **placed)
     def step(state: types.TrainState, batch: types.Batch, frozen: Any):
         key = jax.random.fold_in(state.key, state.step)
-        loss, metrics, grads = grads_of(state.params, batch, key, frozen)
-        extra = experiment.update_args or (lambda *_: {})
-        updates, opt_state = tx.update(
-            grads,
-            state.opt_state,
-            state.params,
-            value=loss,
+        if experiment.reads is not None:
+            frozen = experiment.reads(state.opt_state)
+        loss, grads = value_and_grad(state.params, batch, key, frozen)
+        elsewhere = []  # whether the optimizer looked at other parameters
+
+        def grad_fn(params, _=None):
+            elsewhere.append(True)
+            return value_and_grad(params, batch, key, frozen)[1]
+
+        given = {} if loss.outputs is None else {"outputs": loss.outputs}
+        extra = experiment.update_args or (lambda *_, **__: {})
+        arguments = {
+            "value": loss.total,
             # optax.contrib.sam's contract; it costs nothing unless it is called.
-            grad_fn=lambda params, _=None: grads_of(params, batch, key, frozen)[2],
-            **extra(state.params, batch, key, frozen),
+            "grad_fn": grad_fn,
+            **extra(state.params, batch, key, frozen, **given),
+        }
+        updates, opt_state = tx.update(
+            grads, state.opt_state, state.params, **arguments
         )
         norm = optax.tree.norm(grads)
-        is_good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        is_good = jnp.isfinite(loss.total) & jnp.isfinite(norm)
+        if elsewhere:  # a loss that is finite here may not be there
+            is_good &= jnp.isfinite(optax.tree.norm(updates))
         keep = functools.partial(jnp.where, is_good)
         params = optax.apply_updates(state.params, updates)
         new = state.replace(
@@ -48,44 +69,96 @@ def make_step(experiment: types.Experiment):
             params=jax.tree.map(keep, params, state.params),
             opt_state=jax.tree.map(keep, opt_state, state.opt_state),
         )
-        skipped = 1 - is_good.astype(jnp.int32)
-        return new, {"loss": loss, **metrics, "grad_norm": norm, "skipped": skipped}
+        metrics = {
+            "loss": loss.total,
+            **loss.metrics,
+            "weight": loss.weight,
+            "grad_norm": norm,
+            "skipped": 1 - is_good.astype(jnp.int32),
+        }
+        if experiment.opt_metrics is not None:
+            metrics |= experiment.opt_metrics(opt_state)
+        return new, metrics
 
     return step
 
 
-def _value_and_grad(experiment, params, batch, key, frozen):
-    """(loss, metrics, grads) of the whole batch, one microbatch after the other."""
+def mean_and_grad(
+    objective: types.Objective, micro_batches: int = 1
+) -> Callable[..., tuple[types.Loss, types.Params]]:
+    """The mean loss of a whole batch and its gradient, one microbatch after the other.
 
-    def total(params, batch, key):
-        loss = experiment.objective(params, batch, key=key, frozen=frozen)
+    Returns:
+        (params, batch, key, frozen) -> (Loss, grads). In the Loss `total` and the
+        metrics are divided by `weight`, and `outputs` are in the batch's order.
+    """
+
+    def total(params, batch, key, frozen):
+        loss = objective(params, batch, key=key, frozen=frozen)
         return loss.total, loss
 
     grad = jax.grad(total, has_aux=True)
-    count = experiment.micro_batches
-    if count == 1:
-        grads, loss = grad(params, batch, key)
-    else:
-        rows = min(x.shape[0] for x in batch.values())
-        if count < 1 or rows % count:
-            raise types.UserError(
-                f"micro_batches {count} does not divide a batch of {rows} rows"
-            )
-        # Row i goes to microbatch i mod count: every device keeps its own rows.
-        parts = jax.tree.map(
-            lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1), batch
+
+    def whole(params, batch, key, frozen):
+        if micro_batches == 1:
+            grads, loss = grad(params, batch, key, frozen)
+        else:
+            grads, loss = accumulate(params, batch, key, frozen)
+        scale = 1.0 / jnp.maximum(loss.weight, 1e-9)
+        mean = loss._replace(
+            total=loss.total * scale,
+            metrics={name: value * scale for name, value in loss.metrics.items()},
         )
+        return mean, jax.tree.map(lambda g: g * scale, grads)
+
+    def accumulate(params, batch, key, frozen):
+        parts = in_parts(batch, micro_batches)
 
         def one(carry, part):
             index, part = part
-            new = grad(params, part, jax.random.fold_in(key, index))
-            return jax.tree.map(jnp.add, carry, new), None
+            new = grad(params, part, jax.random.fold_in(key, index), frozen)
+            outputs = new[1].outputs
+            new = new[0], new[1]._replace(outputs=None)
+            return jax.tree.map(jnp.add, carry, new), outputs
 
         first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(grad, params, first, key)
+        shapes = jax.eval_shape(grad, params, first, key, frozen)
+        shapes = shapes[0], shapes[1]._replace(outputs=None)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        (grads, loss), _ = jax.lax.scan(one, zeros, (jnp.arange(count), parts))
-    scale = 1.0 / jnp.maximum(loss.weight, 1e-9)
-    metrics = {name: value * scale for name, value in loss.metrics.items()}
-    metrics["weight"] = loss.weight
-    return loss.total * scale, metrics, jax.tree.map(lambda g: g * scale, grads)
+        xs = (jnp.arange(micro_batches), parts)
+        (grads, loss), outputs = jax.lax.scan(one, zeros, xs)
+        return grads, loss._replace(outputs=whole_again(outputs))
+
+    return whole
+
+
+def in_parts(batch: Any, count: int) -> Any:
+    """Arrays [B, ...] as [count, B / count, ...].
+
+    Row i goes to part i mod count, so that every device keeps its own rows.
+
+    Raises:
+        UserError: `count` does not divide B.
+    """
+    rows = min(x.shape[0] for x in jax.tree.leaves(batch))
+    if count < 1 or rows % count:
+        raise types.UserError(
+            f"micro_batches {count} does not divide a batch of {rows} rows"
+        )
+    return jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1), batch
+    )
+
+
+def whole_again(parts: Any) -> Any:
+    """The arrays [B, ...] that `in_parts` cut."""
+    return jax.tree.map(
+        lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), parts
+    )
+
+
+def by_parts(function: Callable[[Any], Any], batch: Any, count: int) -> Any:
+    """`function` of a batch, one microbatch after the other; rows in their order."""
+    if count == 1:
+        return function(batch)
+    return whole_again(jax.lax.map(function, in_parts(batch, count)))

@@ -30,11 +30,14 @@ class Loss(NamedTuple):
         weight: f32[]: how many counted. The loss that is minimised is
             `total / weight`, divided once, after all microbatches are summed.
         metrics: name -> f32[], each a sum that is divided by `weight` like `total`.
+        outputs: what the model said, arrays with the rows first, for `update_args`;
+            None keeps nothing.
     """
 
     total: jax.Array
     weight: jax.Array
     metrics: dict[str, jax.Array]
+    outputs: Any = None
 
 
 class Objective(Protocol):
@@ -87,7 +90,11 @@ class Experiment:
             the step donates its state.
         frozen: given to the objective and never updated.
         evals: name -> function of params that returns {metric: float}.
-        update_args: (params, batch, key, frozen) -> extra arguments of `tx.update`.
+        update_args: (params, batch, key, frozen) -> extra arguments of `tx.update`;
+            with `outputs=`, in the batch's order, where the objective returns some.
+        reads: optimizer state -> what the objective gets as `frozen` instead, e.g.
+            `optim.anchor_of`; or None.
+        opt_metrics: optimizer state -> {name: f32[]} of the step; or None.
         micro_batches: the batch is cut into this many parts, one after the other.
         seed: of initialisation and of the per-step keys.
         config: what is saved as config.json and compared when a run resumes.
@@ -107,6 +114,8 @@ class Experiment:
         default_factory=dict
     )
     update_args: Callable[..., Mapping[str, Any]] | None = None
+    reads: Callable[[Any], Any] | None = None
+    opt_metrics: Callable[[Any], Mapping[str, jax.Array]] | None = None
     micro_batches: int = 1
     seed: int = 0
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)

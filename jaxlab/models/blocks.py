@@ -208,10 +208,12 @@ def trunk(
     segment_ids: jax.Array | None,
     positions: jax.Array | None,
     cache: dict[str, jax.Array] | None = None,
+    noise: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array] | None]:
     """Runs embed, blocks and final norm of `model`: i32[B, L] -> [B, L, D].
 
-    With a `cache` the tokens are appended to it and see what it holds.
+    With a `cache` the tokens are appended to it and see what it holds. `noise`, f32[B,
+    L, D], is added to the embeddings, which no gradient reaches then (R3F's form).
     """
     config = model.config
     B, L = tokens.shape
@@ -233,7 +235,10 @@ def trunk(
         layer["window"] = jnp.where(layer["is_full"], slots + 1, config.window)
     if cache is not None:
         layer["cache"] = {"k": cache["k"], "v": cache["v"]}
-    x, layers = model.blocks(model.embed(tokens), layer, shared)
+    x = model.embed(tokens)
+    if noise is not None:
+        x = jax.lax.stop_gradient(x) + noise.reshape(x.shape).astype(x.dtype)
+    x, layers = model.blocks(x, layer, shared)
     return model.final_norm(x).reshape(B, L, config.embed), layers
 
 

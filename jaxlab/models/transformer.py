@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxlab.core import factored
 from jaxlab.models import blocks
 from jaxlab.models.config import TransformerConfig
 
@@ -69,7 +70,24 @@ class Decoder(nn.Module):
         Returns:
             f32[B, L, V].
         """
-        return self._logits(self.hidden(tokens, segment_ids, positions))
+        return self.factored(tokens, segment_ids, positions).dense()
+
+    def factored(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        noise: jax.Array | None = None,
+    ) -> factored.Factored:
+        """Logits of every position, not multiplied out.
+
+        Args:
+            tokens, segment_ids, positions: as in `__call__`.
+            noise: f32[B, L, D], added to the token embeddings, which are constants
+                then; None for none.
+        """
+        hidden = blocks.trunk(self, tokens, segment_ids, positions, noise=noise)[0]
+        return factored.Factored(hidden, self.head(), self.config.loss_block_bytes)
 
     def hidden(
         self,
@@ -79,6 +97,10 @@ class Decoder(nn.Module):
     ) -> jax.Array:
         """[B, L, D] after the final norm."""
         return blocks.trunk(self, tokens, segment_ids, positions)[0]
+
+    def head(self) -> jax.Array:
+        """f32[D, V]: what reads logits from hidden states."""
+        return self.embed.embedding.T if self.config.tied else self.lm_head()
 
     def token_logps(
         self,
@@ -96,34 +118,8 @@ class Decoder(nn.Module):
         Returns:
             (log p(target), logsumexp of the logits), each f32[B, L].
         """
-        hidden = self.hidden(tokens, segment_ids, positions)
-        B, L = tokens.shape
-        mesh = jax.sharding.get_abstract_mesh()
-        devices = 1 if mesh.empty else mesh.size  # logits are split over every axis
-        logits_bytes = -(-B * L * self.config.vocab * 4 // devices)
-        count = -(-logits_bytes // self.config.loss_block_bytes)
-        if count <= 1:
-            return _target_logps(self._logits(hidden), targets)
-        size = -(-L // min(count, L))
-        count = -(-L // size)
-
-        def one(module, _, part):
-            return (), _target_logps(module._logits(part[0]), part[1])
-
-        # Blocks along the length: rows keep their shards. Logits are recomputed in the
-        # backward pass, so that only one block of them is ever alive. The last block is
-        # filled up: lengths that only small numbers divide would make many tiny blocks.
-        def cut(x):
-            x = jnp.pad(x, [(0, 0), (0, count * size - L), *[(0, 0)] * (x.ndim - 2)])
-            return jnp.moveaxis(x.reshape(B, count, size, *x.shape[2:]), 1, 0)
-
-        scan = nn.scan(
-            nn.remat(one, prevent_cse=False),
-            variable_broadcast="params",
-            split_rngs={"params": False},
-        )
-        _, parts = scan(self, (), (cut(hidden), cut(targets)))
-        return tuple(jnp.moveaxis(part, 0, 1).reshape(B, -1)[:, :L] for part in parts)
+        logits = self.factored(tokens, segment_ids, positions)
+        return factored.target_logps(logits, targets)
 
     def extend(
         self, tokens: jax.Array, cache: dict[str, jax.Array], valid: jax.Array
@@ -147,15 +143,7 @@ class Decoder(nn.Module):
             self, tokens, None, positions, {**cache, "valid": valid}
         )
         cache = {**layers, "valid": valid, "length": start + L}
-        return self._logits(hidden[:, -1:])[:, 0], cache
-
-    def _logits(self, hidden: jax.Array) -> jax.Array:
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        kernel = self.embed.embedding.T if self.config.tied else self.lm_head()
-        logits = jnp.dot(
-            flat, kernel.astype(flat.dtype), preferred_element_type=jnp.float32
-        )
-        return logits.reshape(*hidden.shape[:-1], self.config.vocab)
+        return factored.Factored(hidden[:, -1], self.head()).dense(), cache
 
 
 class Scorer(nn.Module):
@@ -194,9 +182,46 @@ class Encoder(nn.Module):
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """tokens: i32[B, L], mask: bool[B, L] of real tokens -> f32[B, D]."""
         hidden, _ = blocks.trunk(self, tokens, mask.astype(jnp.int32), None)
-        weight = mask.astype(jnp.float32)[..., None]
-        total = jnp.maximum(weight.sum(axis=1), 1.0)
-        return (hidden.astype(jnp.float32) * weight).sum(axis=1) / total
+        return _pooled(hidden, mask)
+
+
+class Classifier(nn.Module):
+    """Tokens to the logits of classes, read from the mean of the real tokens.
+
+    The trunk is the decoder's, parameter by parameter, causal or not as the config
+    says: a pre-trained decoder's `embed`, `blocks` and `final_norm` can start it.
+    """
+
+    config: TransformerConfig
+    classes: int
+
+    def setup(self):
+        self.embed = blocks.Embed(self.config)
+        self.blocks = blocks.stack(self.config)
+        self.final_norm = blocks.Norm(self.config)
+        self.classify = blocks.Kernel(
+            self.config.embed,
+            self.classes,
+            ("embed", "features"),
+            blocks.base_std(self.config),
+        )
+
+    def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        """tokens: i32[B, L], mask: bool[B, L] of real tokens -> f32[B, classes]."""
+        return self.factored(tokens, mask).dense()
+
+    def factored(
+        self, tokens: jax.Array, mask: jax.Array, noise: jax.Array | None = None
+    ) -> factored.Factored:
+        """Logits [B, classes], not multiplied out; `noise` as for the decoder's."""
+        hidden, _ = blocks.trunk(
+            self, tokens, mask.astype(jnp.int32), None, noise=noise
+        )
+        return factored.Factored(_pooled(hidden, mask), self.head())
+
+    def head(self) -> jax.Array:
+        """f32[D, classes]."""
+        return self.classify()
 
 
 def empty_cache(config: TransformerConfig, batch: int, slots: int) -> dict[str, Any]:
@@ -210,9 +235,7 @@ def empty_cache(config: TransformerConfig, batch: int, slots: int) -> dict[str, 
     }
 
 
-def _target_logps(logits, targets):
-    total = jax.nn.logsumexp(logits, axis=-1)
-    # A masked sum, not a gather: it stays local when the vocabulary is sharded, and its
-    # gradient fuses where a gather's would scatter into a second array of logits.
-    hit = targets[..., None] == jnp.arange(logits.shape[-1])[None, None]
-    return jnp.sum(jnp.where(hit, logits, 0.0), axis=-1) - total, total
+def _pooled(hidden, mask):
+    weight = mask.astype(jnp.float32)[..., None]
+    total = jnp.maximum(weight.sum(axis=1), 1.0)
+    return (hidden.astype(jnp.float32) * weight).sum(axis=1) / total

@@ -2,11 +2,11 @@
 
     tx = clip by global norm -> AdamW with decay mask -> -learning_rate(step) [-> EMA]
 
-AdamW: Loshchilov and Hutter 2019 (arXiv:1711.05101). Schedules: OLMo's (linear warm-up
-from a fraction of the peak, then cosine or linear to a fraction), warm-up-stable-decay
-(Hu et al. 2024, arXiv:2404.06395), and restarts (Loshchilov and Hutter 2017,
-arXiv:1608.03983). As OLMo does, the step counter is raised before the rate is read: the
-first update uses rate(1).
+or SGD with momentum in AdamW's place. Loshchilov and Hutter 2019 (arXiv:1711.05101).
+Schedules: OLMo's (linear warm-up from a fraction of the peak, then cosine or linear to
+a fraction), warm-up-stable-decay (Hu et al. 2024, arXiv:2404.06395), and restarts
+(Loshchilov and Hutter 2017, arXiv:1608.03983). As OLMo does, the step counter is raised
+before the rate is read: the first update uses rate(1).
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ import optax
 
 from jaxlab.core import tree, types
 
+OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
 
 
@@ -37,12 +38,14 @@ class OptimConfig:
         decay_steps: wsd: length of the final linear decay.
         schedule_steps: length of the schedule; 0 is that of the run.
         cycles: the schedule after warm-up is repeated this often (restarts).
-        beta1, beta2, epsilon, weight_decay: AdamW's.
+        beta1, beta2, epsilon, weight_decay: AdamW's; SGD has weight_decay alone.
         no_decay: regular expressions of parameter paths that are not decayed.
         clip_norm: bound on the global gradient norm, or None.
         clip_norm_start, clip_start_steps: another bound for the first steps
             (OLMo-7B: 10.0 for 1000 steps).
         ema: decay of an exponential moving average of the parameters; 0 keeps none.
+        optimizer: one of OPTIMIZERS.
+        momentum: SGD's.
     """
 
     learning_rate: float
@@ -62,6 +65,8 @@ class OptimConfig:
     clip_norm_start: float | None = None
     clip_start_steps: int = 0
     ema: float = 0.0
+    optimizer: str = "adamw"
+    momentum: float = 0.0
 
 
 def build(
@@ -77,8 +82,17 @@ def build(
         (transform, rate of the n-th update for n = 1 .. steps).
     """
     rate = schedule(config, steps)
+    if config.optimizer not in OPTIMIZERS:
+        raise types.UserError(
+            f"optim.optimizer {config.optimizer!r}; use one of {', '.join(OPTIMIZERS)}"
+        )
+    direction = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
+    if config.optimizer == "sgd":
+        direction = (
+            optax.trace(config.momentum) if config.momentum else optax.identity()
+        )
     parts = [
-        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
+        direction,
         optax.add_decayed_weights(config.weight_decay, mask=_decay_mask(config)),
         optax.scale_by_learning_rate(lambda count: rate(count + 1)),
     ]

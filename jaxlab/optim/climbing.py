@@ -93,7 +93,7 @@ def climbing(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def metrics(opt_state: Any) -> dict[str, jax.Array]:
+def climb_metrics(opt_state: Any) -> dict[str, jax.Array]:
     """`radius` and `ascent_norm` of the last climb; {} without a `TRAMState`."""
     is_ours = lambda node: isinstance(node, TRAMState)  # noqa: E731
     for node in jax.tree.leaves(opt_state, is_leaf=is_ours):

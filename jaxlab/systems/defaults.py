@@ -72,6 +72,8 @@ def pretraining() -> ml_collections.ConfigDict:
     config.optim = ml_collections.ConfigDict(
         {
             "learning_rate": 0.0,
+            "optimizer": "adamw",  # or sgd
+            "momentum": 0.0,  # of sgd
             "schedule": "cosine",
             "schedule_steps": 0,  # length of the decay; 0 is the length of the run
             "warmup_steps": 0,
@@ -90,6 +92,24 @@ def pretraining() -> ml_collections.ConfigDict:
             "ema": 0.0,  # decay of an average of the parameters; 0 keeps none
         }
     )
+    config.trust = ml_collections.ConfigDict(
+        {
+            "method": "plain",  # see systems/trust.py
+            "rho": 0.5,
+            "gamma": 0.1,
+            "eta": 0.0,
+            "radius_scale": 1.0,
+            "max_radius": 0.0,  # 0: no bound
+            "direction": "forward",
+            "anchor_decay": 0.999,
+            "anchor_dtype": "",
+            "sigma": 0.1,
+            "noise": "normal",
+            "weight": 0.1,
+            "second_pass": "",  # float32: compute the second pass in it
+            "stochastic_rounding": False,
+        }
+    )
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.run = ml_collections.ConfigDict(
         {
@@ -101,4 +121,44 @@ def pretraining() -> ml_collections.ConfigDict:
             "log_seconds": 5.0,
         }
     )
+    return config
+
+
+def classification() -> ml_collections.ConfigDict:
+    """The config of `systems/languages.py:classify`; set the rate and the steps.
+
+    Sizes and tokenizer are those of `init_from`.
+    """
+    config = pretraining()
+    for name in ("z_loss", "loss_denominator", "eval_batches"):
+        del config[name]
+    config.system = "languages.classify"
+    config.model = ml_collections.ConfigDict(
+        {
+            "is_causal": False,  # True: as the decoder was pre-trained
+            "dtype": "float32",
+            "attention": "auto",
+            "remat": "none",
+            "scan": True,
+        }
+    )
+    config.data = ml_collections.ConfigDict(
+        {
+            "source": "",  # a folder of labelled texts; see data/labelled.py
+            "train_language": "eng_Latn",
+            "train_split": "train",
+            "eval_split": "test",
+            "languages": (),  # that are tested; () is all
+            "length": 128,
+            "batch_size": 32,
+            "seed": 0,  # of the order
+        }
+    )
+    # TRAM's (arXiv:2310.03646, appendix B): betas (0.9, 0.99), to zero linearly.
+    config.optim.update(
+        {
+            "schedule": "linear", "warmup_start": 0.0, "final": 0.0, "beta2": 0.99,
+            "epsilon": 1e-8, "weight_decay": 0.0,
+        }
+    )  # fmt: skip
     return config

@@ -8,6 +8,7 @@ Deviations: the reported loss is the true mean over labels (OLMo divides by B T;
 `loss_denominator="olmo"` for its number); instances with long repeats are not masked.
 """
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from jaxlab.data import loader, mixture, prepared, token_files
 from jaxlab.data import tokenizer as tokenizer_lib
 from jaxlab.evals import perplexity
 from jaxlab.models import rope as rope_lib
+from jaxlab.systems import trust
 
 
 def pretrain(
@@ -40,7 +42,7 @@ def pretrain(
     batches = batches_of(config.data, corpus.train)
     optim_config = optim.OptimConfig(**plain(config.optim))
     tx, rate = optim.build(optim_config, config.steps)
-    return types.Experiment(
+    experiment = types.Experiment(
         model=model,
         objective=objectives.next_token(
             model.apply,
@@ -65,6 +67,29 @@ def pretrain(
         flops_per_token=model_config.flops_per_token(config.data.length),
         learning_rate=rate,
     )
+    return _with_trust(experiment, config)
+
+
+def _with_trust(
+    experiment: types.Experiment, config: ml_collections.ConfigDict
+) -> types.Experiment:
+    """The experiment with the trust region of its config, if it has one."""
+    region = trust.TrustConfig(**plain(config.trust))
+    if region.method == "plain":
+        return experiment
+    if config.loss_denominator != "labels":
+        raise types.UserError(
+            f"trust.method {region.method} divides by labels; set "
+            "loss_denominator to labels"
+        )
+    precise = None
+    if region.second_pass:
+        wide = dataclasses.replace(experiment.model.config, dtype=region.second_pass)
+        precise = objectives.language_model(
+            models.Decoder(wide).apply, z_loss=config.z_loss
+        )
+    predictor = objectives.language_model(experiment.model.apply, z_loss=config.z_loss)
+    return trust.with_trust(experiment, predictor, region, precise=precise)
 
 
 def open_corpus(

@@ -1,0 +1,128 @@
+"""Logits that are not multiplied out: hidden states, and the matrix that reads them.
+
+    logits = hidden @ kernel            [..., D] x [D, V] -> f32[..., V]
+
+With a vocabulary of 50,000 the logits of a batch are larger than everything else a step
+holds, and two sets of them (another model's, or the same model's a step ago) twice so.
+What is wanted of them is a few numbers a row; those are computed for a block of
+positions at a time, and again in the backward pass, so that one block is alive at once.
+"""
+
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jaxlab.core import divergences
+
+BLOCK_BYTES = 512 * 2**20  # of logits that a device holds at once
+
+
+@flax.struct.dataclass
+class Factored:
+    """Logits as a product.
+
+    Attributes:
+        hidden: [B, L, D] or [B, D], in the dtype of the product.
+        kernel: f32[D, V].
+        block_bytes: of logits that a device holds at once.
+    """
+
+    hidden: jax.Array
+    kernel: jax.Array
+    block_bytes: int = flax.struct.field(pytree_node=False, default=BLOCK_BYTES)
+
+    def dense(self) -> jax.Array:
+        """f32[..., V] (f64 of float64), all at once."""
+        flat = self.hidden.reshape(-1, self.hidden.shape[-1])
+        logits = jnp.dot(
+            flat,
+            self.kernel.astype(flat.dtype),
+            preferred_element_type=jnp.promote_types(flat.dtype, jnp.float32),
+        )
+        return logits.reshape(*self.hidden.shape[:-1], -1)
+
+
+def target_logps(logits: Factored, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of one target a row.
+
+    Args:
+        logits: of rows [...].
+        targets: i32[...].
+
+    Returns:
+        (log p(target), logsumexp of the logits), each f32[...].
+    """
+    return _by_row(_target_logps, logits)(targets)
+
+
+def kl_rows(
+    target: Factored, logits: Factored, *, direction: str = "forward"
+) -> jax.Array:
+    """The divergence of every row, f32[...]; see `divergences.kl_divergence`."""
+
+    def rows(dense, other):
+        other = target.replace(hidden=other).dense()
+        return divergences.kl_rows(other, dense, direction=direction)
+
+    return _by_row(rows, logits, copies=2)(target.hidden)
+
+
+def kl_divergence(
+    target: Factored,
+    logits: Factored,
+    *,
+    direction: str = "forward",
+    where: jax.Array | None = None,
+) -> jax.Array:
+    """`divergences.kl_divergence` of factored logits, a block at a time."""
+    return divergences.mean_of_rows(kl_rows(target, logits, direction=direction), where)
+
+
+def _by_row(function: Callable, logits: Factored, copies: int = 1) -> Callable:
+    """`function(dense logits, *others)` of rows, in blocks along the length."""
+
+    def whole(*others):
+        return function(logits.dense(), *others)
+
+    count = copies * _blocks(logits)
+    if count <= 1 or logits.hidden.ndim < 3:
+        return whole
+    B, L = logits.hidden.shape[:2]
+    size = -(-L // min(count, L))
+    count = -(-L // size)
+
+    # Blocks along the length: rows keep their shards. The last block is filled up:
+    # lengths that only small numbers divide would make many tiny blocks.
+    def cut(x):
+        x = jnp.pad(x, [(0, 0), (0, count * size - L), *[(0, 0)] * (x.ndim - 2)])
+        return jnp.moveaxis(x.reshape(B, count, size, *x.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def one(part, others):
+        return function(logits.replace(hidden=part).dense(), *others)
+
+    def in_blocks(*others):
+        parts = cut(logits.hidden), tuple(map(cut, others))
+        _, rows = jax.lax.scan(lambda _, part: ((), one(*part)), (), parts)
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, -1)[:, :L], rows)
+
+    return in_blocks
+
+
+def _blocks(logits: Factored) -> int:
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = 1 if mesh.empty else mesh.size  # logits are split over every axis
+    rows = logits.hidden.size // logits.hidden.shape[-1]
+    logits_bytes = -(-rows * logits.kernel.shape[-1] * 4 // devices)
+    return -(-logits_bytes // logits.block_bytes)
+
+
+def _target_logps(logits, targets):
+    total = jax.nn.logsumexp(logits, axis=-1)
+    # A masked sum, not a gather: it stays local when the vocabulary is sharded, and its
+    # gradient fuses where a gather's would scatter into a second array of logits.
+    places = jnp.arange(logits.shape[-1]).reshape((1,) * targets.ndim + (-1,))
+    hit = targets[..., None] == places
+    return jnp.sum(jnp.where(hit, logits, 0.0), axis=-1) - total, total
