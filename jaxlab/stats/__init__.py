@@ -1,1 +1,4 @@
-"""Statistics that every report uses: correlations, bootstrap intervals."""
+"""Statistics that every report uses.
+
+Correlations, bootstrap intervals, similarity of representations, paired comparisons.
+"""
