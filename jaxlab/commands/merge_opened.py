@@ -72,6 +72,10 @@ def _to_folder(source, tensors, folder) -> None:
 def _to_run(source, tensors, folder, out) -> None:
     """Tensors of a Hugging Face folder, mapped, as a run directory."""
     config = models.hf.read_config(source)
+    if not isinstance(config, models.TransformerConfig):
+        raise types.UserError(
+            f"{source} is an encoder, which no run has; leave out --format orbax"
+        )
     section = dataclasses.asdict(config)
     for name in ("eos_id", "pad_id", "bos_id", "window_rope"):  # the tokenizer's; rope
         del section[name]

@@ -11,6 +11,7 @@ _MODULES = (
     "inspect",
     "loader",
     "mixture",
+    "pairs",
     "text",
     "tokenizer",
 )

@@ -4,11 +4,33 @@ TransformerConfig   what distinguishes one family from another
 Decoder             tokens -> next-token logits
 Scorer              tokens -> one number a row (reward models)
 Encoder             tokens -> one vector a row
+Classifier          tokens -> logits of classes
+BertEncoder         published BERT, MiniLM, RoBERTa, XLM-R: tokens -> one vector a row
+BertScorer          the same with a head: a pair's tokens -> one number a row
 hf                  Hugging Face folders <-> (config, params)
 """
 
 from jaxlab.models import hf
+from jaxlab.models.bert import BertEncoder, BertScorer
+from jaxlab.models.bert_config import BertConfig
 from jaxlab.models.config import TransformerConfig
-from jaxlab.models.transformer import Decoder, Encoder, Scorer, empty_cache
+from jaxlab.models.transformer import (
+    Classifier,
+    Decoder,
+    Encoder,
+    Scorer,
+    empty_cache,
+)
 
-__all__ = ["Decoder", "Encoder", "Scorer", "TransformerConfig", "empty_cache", "hf"]
+__all__ = [
+    "BertConfig",
+    "BertEncoder",
+    "BertScorer",
+    "Classifier",
+    "Decoder",
+    "Encoder",
+    "Scorer",
+    "TransformerConfig",
+    "empty_cache",
+    "hf",
+]

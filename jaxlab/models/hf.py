@@ -1,10 +1,11 @@
 """Published checkpoints in and out: Hugging Face folders <-> (config, params).
 
 A folder holds `config.json` (`models/hf_config.py`) and safetensors files
-(`core/safetensors.py`), whose tensors `models/hf_names.py` names. Torch keeps a
-Linear as (outputs, inputs) and we as (inputs, outputs), so every matrix is transposed;
-our blocks are stacked (layers, ...). Rotary positions are half-split on both sides:
-nothing is permuted.
+(`core/safetensors.py`), whose tensors `models/hf_names.py` names; for encoders these
+are `models/bert_json.py` and `models/bert_names.py`. Torch keeps a Linear as (outputs,
+inputs) and we as (inputs, outputs), so every matrix is transposed; our blocks are
+stacked (layers, ...). Rotary positions are half-split on both sides: nothing is
+permuted.
 
 Files are mapped, and each device's share of a leaf is read straight from them: host
 memory stays near one copy of what the host's own devices hold.
@@ -25,7 +26,8 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import safetensors, tree, types
-from jaxlab.models import hf_config, hf_names
+from jaxlab.models import bert_json, bert_names, hf_config, hf_names
+from jaxlab.models.bert_config import BertConfig
 from jaxlab.models.config import TransformerConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -35,8 +37,11 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 # Tensors that old checkpoints carry although they follow from the config.
-_BUFFERS = re.compile(r"rotary_emb\.inv_freq$")
-_OURS = re.compile(r"(generation_)?config\.json|model.*\.safetensors(\.index\.json)?")
+_BUFFERS = re.compile(r"rotary_emb\.inv_freq$|embeddings\.(position|token_type)_ids$")
+_OURS = re.compile(
+    r"(generation_)?config\.json|model.*\.safetensors(\.index\.json)?"
+    r"|modules\.json|sentence_bert_config\.json|\d_(Pooling|Normalize)"
+)
 _IDS = ("eos_token_id", "pad_token_id", "bos_token_id")
 
 
@@ -45,8 +50,12 @@ def load(
     *,
     dtype: Any = None,
     mesh: Mesh | None = None,
-) -> tuple[TransformerConfig, types.Params]:
-    """Reads a Hugging Face folder: OLMo 1, 2, 3 or Llama.
+) -> tuple[TransformerConfig | BertConfig, types.Params]:
+    """Reads a Hugging Face folder: OLMo 1, 2, 3, Llama; BERT, RoBERTa, XLM-R.
+
+    Of encoders the folder may be sentence-transformers', whose pooling is followed. A
+    pooler may be absent: the config's `head` says what was there. A classifier may not,
+    and heads of pre-training are left out.
 
     Args:
         path: the folder.
@@ -54,17 +63,20 @@ def load(
         mesh: where the parameters go, sharded by their logical axes; None = one device.
 
     Returns:
-        (config, params of `Decoder(config)`). NaNs in the file are kept: a diverged
-        run must be loadable to be looked at.
+        (config, params of `Decoder(config)`); for a `BertConfig` those of `BertScorer`
+        when its head is "score", else of `BertEncoder`. NaNs in the file are kept: a
+        diverged run must be loadable to be looked at.
 
     Raises:
         UserError: the folder is incomplete or damaged, or is not one of the families.
     """
     config = read_config(path)
     tensors = safetensors.read_folder(path)
-    leaves = hf_names.leaves(config)
+    if isinstance(config, BertConfig):
+        tensors = bert_names.as_saved(path, config, tensors)
+    leaves = _names(config).leaves(config)
     _check(path, config, leaves, tensors)
-    boxed = hf_names.abstract(config)
+    boxed = _names(config).abstract(config)
     if mesh is None:
         device = SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: device, mesh_lib.unboxed(boxed))
@@ -80,11 +92,13 @@ def load(
     return config, jax.tree.unflatten(jax.tree.structure(shardings), arrays)
 
 
-def read_config(path: str | os.PathLike) -> TransformerConfig:
+def read_config(path: str | os.PathLike) -> TransformerConfig | BertConfig:
     """The config of a Hugging Face folder, without its weights.
 
+    Only an encoder's weights say whether it has a pooler: their names are looked at.
+
     Raises:
-        UserError: no config.json, or one that the decoder cannot follow.
+        UserError: no config.json, or one that no model here can follow.
     """
     file = pathlib.Path(path) / "config.json"
     if not file.is_file():
@@ -97,12 +111,18 @@ def read_config(path: str | os.PathLike) -> TransformerConfig:
         raise types.UserError(f"{file} is not JSON; download it again") from error
     if not isinstance(raw, dict):
         raise types.UserError(f"{file} is not a JSON object; download it again")
-    return hf_config.from_json(raw)
+    if not bert_json.is_named(raw):
+        return hf_config.from_json(raw)
+    config = bert_json.with_pooling(bert_json.from_json(raw), file.parent)
+    names = (
+        name for part in safetensors.files(path) for name in safetensors.places(part)
+    )
+    return bert_names.with_head(config, names)
 
 
 def save(
     path: str | os.PathLike,
-    config: TransformerConfig,
+    config: TransformerConfig | BertConfig,
     params: types.Params,
     *,
     dtype: str | None = "float32",
@@ -118,7 +138,7 @@ def save(
     Args:
         path: the folder to make.
         config: decides the family.
-        params: of `Decoder(config)`, on any devices.
+        params: as `load` gives them, on any devices.
         dtype: "float32", "bfloat16" or "float16"; None keeps each leaf's own.
         shard_bytes: a file is closed before it grows beyond this.
         tokenizer_folder: its tokenizer files are copied along.
@@ -129,7 +149,8 @@ def save(
         UserError: no family has the config, params are not its tree, the folder exists,
             a finite value overflows float16, or there are no tokenizer files.
     """
-    raw = hf_config.to_json(config)
+    is_bert = isinstance(config, BertConfig)
+    raw = (bert_json if is_bert else hf_config).to_json(config)
     entries = _entries(config, params, dtype)
     specs = {
         name: (entry.leaf.tensor_shape, entry.dtype) for name, entry in entries.items()
@@ -149,7 +170,11 @@ def save(
     part.mkdir(parents=True)
     try:
         _write_json(part / "config.json", raw)
-        _write_json(part / "generation_config.json", {key: raw[key] for key in _IDS})
+        if is_bert:
+            bert_json.write_pooling(config, part)
+        else:
+            ids = {key: raw[key] for key in _IDS}
+            _write_json(part / "generation_config.json", ids)
         for file in tokenizer:
             shutil.copyfile(file, part / file.name)
         safetensors.write_folder(
@@ -163,6 +188,11 @@ def save(
         shutil.rmtree(part, ignore_errors=True)
 
 
+def _names(config):
+    """Who names the tensors of a config."""
+    return bert_names if isinstance(config, BertConfig) else hf_names
+
+
 def _check(path, config, leaves, tensors):
     """Refuses missing, unknown and misshapen tensors, naming them."""
     wanted = {name: leaf.tensor_shape for leaf in leaves for name in leaf.names}
@@ -171,13 +201,14 @@ def _check(path, config, leaves, tensors):
             f"{path} lacks {len(missing)} tensors that config.json calls for: "
             f"{_short(missing)}"
         )
-    head, embedding = tensors.get(hf_names.HEAD), tensors[hf_names.EMBEDDING]
-    if config.tied and head is not None and _same(head, embedding):
+    tied = isinstance(config, TransformerConfig) and config.tied
+    head = tensors.get(hf_names.HEAD)
+    if tied and head is not None and _same(head, tensors[hf_names.EMBEDDING]):
         wanted[hf_names.HEAD] = head.shape
     unknown = [
         name for name in tensors if name not in wanted and not _BUFFERS.search(name)
     ]
-    if config.tied and hf_names.HEAD in unknown:
+    if tied and hf_names.HEAD in unknown:
         raise types.UserError(
             f"{path}: tie_word_embeddings is true, but {hf_names.HEAD} differs from "
             "the embedding; set it to false in config.json"
@@ -234,14 +265,14 @@ class _Entry(NamedTuple):
 
 def _entries(config, params, dtype) -> dict[str, _Entry]:
     if lines := tree.differences(
-        [mesh_lib.unboxed(hf_names.abstract(config)), params], dtypes=False
+        [mesh_lib.unboxed(_names(config).abstract(config)), params], dtypes=False
     ):
         raise types.UserError(
             "params (tree 1) are not those of the config (tree 0): "
             f"{_short(lines, '; ')}"
         )
     entries, values = {}, tree.flatten(params)
-    for leaf in hf_names.leaves(config):
+    for leaf in _names(config).leaves(config):
         value = values[leaf.path]
         kept = str(value.dtype) if dtype is None else str(dtype)
         if kept not in DTYPES:

@@ -1,4 +1,4 @@
-"""Hugging Face's `config.json` <-> `TransformerConfig`, for four families.
+"""Hugging Face's `config.json` <-> `TransformerConfig`, for four families of decoders.
 
     olmo    LayerNorm without weights, pre-norm, optional clip_qkv
     olmo2   RMSNorm on the outputs, q/k norm
@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxlab.core import types
-from jaxlab.models import hf_rope
+from jaxlab.models import bert_config, hf_rope
 from jaxlab.models.config import TransformerConfig
 
 _log = logging.getLogger(__name__)
@@ -195,7 +195,10 @@ def _family_of_json(raw):
     if not architectures and raw.get("model_type") in FAMILIES:
         return raw["model_type"]
     named = ", ".join(architectures) or raw.get("model_type") or "no architecture"
-    known = ", ".join(family.architecture for family in FAMILIES.values())
+    known = [family.architecture for family in FAMILIES.values()]
+    known = ", ".join(
+        known + [f"{stem}Model" for stem in bert_config.FAMILIES.values()]
+    )
     raise types.UserError(f"config.json names {named}; supported are {known}")
 
 

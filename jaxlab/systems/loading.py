@@ -74,6 +74,8 @@ def open_model(
         raise types.UserError(f"{path} is a Hugging Face folder, it has no --step")
     if tokenizer is None and not _has_tokenizer(own):
         raise types.UserError(f"{path} has no tokenizer; give one with --tokenizer")
+    if not isinstance(models.hf.read_config(path), models.TransformerConfig):
+        raise types.UserError(f"{path} is an encoder; this needs a language model")
     found = tokenizer_lib.load(tokenizer or own)
     tokenizer_lib.check_vocab(found, models.hf.read_config(path).vocab)
     config, params = models.hf.load(path, mesh=mesh)

@@ -1,0 +1,105 @@
+"""What distinguishes one published encoder from another: `BertConfig`.
+
+bert          BERT, MiniLM, E5, BGE, ...: positions count from 0, two token types
+roberta       positions count from pad_id + 1, as fairseq has it
+xlm-roberta   the same under another name
+"""
+
+import dataclasses
+
+import jax
+
+from jaxlab.models import attention
+
+FAMILIES = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta"}
+HEADS = ("none", "pooler", "score")
+POOLINGS = ("mean", "cls", "none")
+
+_CHOICES = {
+    "family": tuple(FAMILIES),
+    "head": HEADS,
+    "pooling": POOLINGS,
+    "dtype": ("float32", "bfloat16", "float16"),
+    "attention": ("auto", *attention.IMPLEMENTATIONS),
+    "remat": ("none", "full", "dots"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """What distinguishes one encoder from another. Sizes use the house's legend.
+
+    Attributes:
+        vocab: rows of the word embedding.
+        length: longest row that there are positions for.
+        token_types: rows of the token-type embedding.
+        family: one of FAMILIES; decides positions, and names in published files.
+        head: what the parameters hold beyond the encoder: "none", BERT's "pooler"
+            (tanh layer on the first token), or "score" (pooler and linear labels).
+        labels: names of what `BertScorer` scores; one is a cross-encoder.
+        pooling: "mean" of the real tokens, "cls" (the first token), "none".
+        normalize: vectors are divided by their L2 norm.
+        row_length: where sentence-transformers cuts texts; None = `length`.
+        norm_epsilon: added to the variance in LayerNorm.
+        pad_id: RoBERTa counts positions over the tokens that are not this one.
+        initializer_std: of every matrix, a normal cut at 2 std.
+        dtype: of activations and of matmul operands; parameters stay f32.
+        attention: "auto", or one of `attention.IMPLEMENTATIONS`.
+        remat: what the backward pass recomputes: "none", "full" (all), "dots" (all but
+            matmul outputs).
+        scan: layers as a `lax.scan` (fast to compile) or unrolled.
+    """
+
+    vocab: int
+    embed: int
+    layers: int
+    heads: int
+    mlp: int
+    length: int = 512
+    token_types: int = 2
+    family: str = "bert"
+    head: str = "none"
+    labels: tuple[str, ...] = ("LABEL_0",)
+    pooling: str = "mean"
+    normalize: bool = False
+    row_length: int | None = None
+    norm_epsilon: float = 1e-12
+    pad_id: int = 0
+    initializer_std: float = 0.02
+    dtype: str = "float32"
+    attention: str = "auto"
+    remat: str = "none"
+    scan: bool = True
+
+    def __post_init__(self):
+        """Refuses what does not fit together."""
+        for name in ("vocab", "embed", "layers", "heads", "mlp", "length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
+        object.__setattr__(self, "labels", tuple(self.labels))
+        object.__setattr__(self, "row_length", self.row_length or self.length)
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} {getattr(self, name)!r}; use one of {choices}"
+                )
+        if self.embed % self.heads:
+            raise ValueError(f"embed {self.embed} is no multiple of {self.heads} heads")
+        if self.row_length > self.length:
+            raise ValueError(
+                f"row_length {self.row_length} is beyond the {self.length} positions"
+            )
+        if not self.labels:
+            raise ValueError("labels is empty; a cross-encoder has one")
+
+    @property
+    def first_position(self) -> int:
+        """Row of the position table that the first token gets."""
+        return 0 if self.family == "bert" else self.pad_id + 1
+
+    @property
+    def implementation(self) -> str:
+        """Of attention, with "auto" settled for this platform."""
+        if self.attention != "auto":
+            return self.attention
+        return attention.default_implementation(jax.default_backend())
