@@ -11,26 +11,39 @@ from jaxlab.optim.build import (
     parameter_ema,
     schedule,
 )
-from jaxlab.optim.climbing import TRAMState
+from jaxlab.optim.climbing import TRAMState, climb_metrics
+from jaxlab.optim.query_distillation import (
+    RerankerFeedbackState,
+    match_score_range,
+    ranknet_loss,
+    reranker_feedback,
+    reranker_kl_loss,
+)
 from jaxlab.optim.sharpness import asam, fisher_sam, sam, tram_fisher
 from jaxlab.optim.trust_radius import tram
 
 __all__ = [
     "AnchorState",
     "OptimConfig",
+    "RerankerFeedbackState",
     "TRAMState",
     "accumulated",
     "anchor_of",
     "asam",
     "build",
+    "climb_metrics",
     "clip_by_global_norm",
     "ema_of",
     "fisher_sam",
     "keep_anchor",
     "kl_divergence",
     "l2",
+    "match_score_range",
     "mmd",
     "parameter_ema",
+    "ranknet_loss",
+    "reranker_feedback",
+    "reranker_kl_loss",
     "sam",
     "schedule",
     "tram",
