@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Sequence
 
-from jaxlab.commands import arguments, grammar_ablate
+from jaxlab.commands import arguments, grammar_ablate, grammar_tram
 
 UsageError = arguments.UsageError
 
@@ -181,6 +181,7 @@ VERBS = {
         grammar_ablate.DETAILS,
         grammar_ablate.add_arguments,
     ),
+    "tram": (grammar_tram.SUMMARY, grammar_tram.DETAILS, grammar_tram.add_arguments),
     "convert": (
         "Write a model as a Hugging Face folder, with its tokenizer",
         "From a run directory, or from another Hugging Face folder to change dtype.",

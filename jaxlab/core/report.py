@@ -6,11 +6,13 @@ that two runs can be compared bit for bit. Only process 0 writes.
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import logging
 import math
 import os
 import pathlib
+import platform
 import sys
 import time
 from collections.abc import Mapping
@@ -172,6 +174,13 @@ def write_json(path: pathlib.Path, value: Any) -> None:
         json.dumps(value, indent=2, sort_keys=True, default=_plain) + "\n", "utf-8"
     )
     os.replace(temporary, path)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide what a run computes."""
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), **found}
 
 
 def check_config(

@@ -5,6 +5,27 @@ Configs start from here and change what differs. Data only: no jax is imported.
 
 import ml_collections
 
+# Rows of TRAM's tables (arXiv:2310.03646) with the settings of its appendix B; what
+# the paper leaves open is in the docstring of configs/tram.py.
+TRUST_ROWS = {
+    "sgd": {"method": "plain"},
+    "adam": {"method": "plain"},
+    "sam": {"method": "sam", "rho": 0.05},
+    "asam": {"method": "asam", "rho": 0.5},
+    "fsam": {"method": "fsam", "gamma": 0.1, "eta": 0.1},
+    "trpo": {"method": "trpo", "weight": 0.1},
+    "r3f": {"method": "r3f", "weight": 0.1, "sigma": 0.1},
+    "r4f": {"method": "r4f", "weight": 0.1, "sigma": 0.1},
+    "mesa": {"method": "mesa", "weight": 0.1, "anchor_decay": 0.999},
+    "tram_theta": {"method": "tram_theta"},
+    "tram_theta0": {"method": "tram_theta0"},
+    "tram_ema": {"method": "tram_ema", "anchor_decay": 0.999},
+    "tram_x": {"method": "tram_x", "sigma": 0.1},
+    "tram_fisher": {
+        "method": "tram_fisher", "gamma": 0.1, "eta": 0.1, "sigma": 0.1,
+    },
+}  # fmt: skip
+
 
 def pretraining() -> ml_collections.ConfigDict:
     """The config of `systems/olmo.py:pretrain`; sizes and rates are 0: set them."""

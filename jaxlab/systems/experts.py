@@ -65,13 +65,12 @@ class Recipe:
 
 def train_seed(recipe: Recipe, pool: pathlib.Path, mesh: jax.sharding.Mesh) -> None:
     """Trains the seed model, or finishes or copies it, and makes the pool."""
-    config = _config(recipe)
-    config.data.weights = _weights(dict.fromkeys(recipe.seed_domains, 1.0))
+    config = seed_config(recipe, recipe.seed_domains)
     folder = pool / "runs" / "seed"
     if recipe.seed_model:
         _copy_run(pathlib.Path(recipe.seed_model), folder, config)
     else:
-        _fit(config, folder, mesh, "seed")
+        fit(config, folder, mesh, "seed")
     branch = ablation.folder.Branch(
         optimizer_state="fresh",
         schedule="constant",
@@ -97,7 +96,7 @@ def train_expert(
     """
     path = f"runs/expert-{name}"
     config = branch_config(recipe, {name: 1.0}, pool / "runs" / "seed")
-    _fit(config, pool / path, mesh, f"expert {name}")
+    fit(config, pool / path, mesh, f"expert {name}")
     params = checkpoint.load_params(pool / path)
     file = corpus.train[name]
     unit = ablation.folder.Unit(
@@ -142,8 +141,15 @@ def train_mixture(
     config = branch_config(recipe, mixture, pool / "runs" / "seed")
     config.steps = units * recipe.unit_steps
     config.data.seed += repeat
-    _fit(config, folder, mesh, f"mixture {name}")
+    fit(config, folder, mesh, f"mixture {name}")
     return folder
+
+
+def seed_config(recipe: Recipe, domains: Sequence[str]) -> ml_collections.ConfigDict:
+    """The config of a seed model on domains in equal shares; () is all, by size."""
+    config = _config(recipe)
+    config.data.weights = _weights(dict.fromkeys(domains, 1.0))
+    return config
 
 
 def branch_config(
@@ -162,6 +168,26 @@ def branch_config(
     )  # fmt: skip
     config.data.seed = recipe.base.data.seed + 1  # not the seed model's order again
     return config
+
+
+def fit(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    mesh: jax.sharding.Mesh,
+    name: str,
+) -> None:
+    """Trains a run by its config, or finishes it.
+
+    Raises:
+        KeyboardInterrupt: a signal stopped it; the same call goes on.
+    """
+    if _is_finished(config, workdir):
+        return
+    with mesh_lib.use(mesh):
+        experiment = olmo.pretrain(config, workdir, mesh)
+    run = {key: value or None for key, value in config.run.items()}
+    if not train.fit(experiment, workdir, mesh=mesh, name=name, **run).finished:
+        raise KeyboardInterrupt
 
 
 def open_pool(pool: pathlib.Path) -> ablation.ModelPool:
@@ -237,16 +263,6 @@ def training_seconds(run: pathlib.Path) -> float:
     """What the steps of a run took, evaluations and start left out."""
     rows = (run / "metrics.jsonl").read_text("utf-8").splitlines()
     return sum(json.loads(row).get("seconds", 0.0) for row in rows)
-
-
-def _fit(config, workdir, mesh, name) -> None:
-    if _is_finished(config, workdir):
-        return
-    with mesh_lib.use(mesh):
-        experiment = olmo.pretrain(config, workdir, mesh)
-    run = {key: value or None for key, value in config.run.items()}
-    if not train.fit(experiment, workdir, mesh=mesh, name=name, **run).finished:
-        raise KeyboardInterrupt
 
 
 def _is_finished(config, workdir) -> bool:

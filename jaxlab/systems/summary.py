@@ -1,13 +1,12 @@
 """report.json of a data ablation, and the lines that say what it found."""
 
-import importlib.metadata
-import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxlab import ablation
+from jaxlab.core import report
 from jaxlab.systems import experts, findings
 from jaxlab.systems.data_ablation import Outcome
 
@@ -50,8 +49,6 @@ def summarise(outcome: Outcome, seconds: Mapping[str, float]) -> dict[str, Any]:
         target: ranking_rows(rows, ensemble[target], means[target], trained[target])
         for target, rows in outcome.ranking.items()
     }
-    packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece")
-    versions = {name: importlib.metadata.version(name) for name in packages}
     return {
         "ranking": ranking,
         "correlation": plain(findings.correlations(outcome)),
@@ -63,7 +60,7 @@ def summarise(outcome: Outcome, seconds: Mapping[str, float]) -> dict[str, Any]:
         "noise": plain(findings.noise(outcome)),
         "cost": plain(findings.costs(outcome)),
         "seed_perplexity": outcome.seed,
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": report.versions(),
         "seconds": dict(seconds),
     }
 

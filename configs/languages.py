@@ -1,0 +1,53 @@
+"""Zero-shot cross-lingual transfer: fine-tune on one language, be asked in others.
+
+    jaxlab train --config=configs/languages.py:tram_theta --workdir=runs/theta \\
+        --config.data.source=SIB200 --config.init_from=RUN
+
+SIB200 is a folder of LANG.SPLIT.tsv as SIB-200's, or of SPLIT.LANG.tsv as PAWS-X's (for
+which set `data.train_language` to en); RUN is a decoder that was pre-trained on text of
+all languages. The rows that a run writes have accuracy and loss of every language.
+Every variant is a row of the tables of Sherborne et al. 2023 (arXiv:2310.03646), as
+`configs/tram.py` explains them; `tiny` is `tram_theta` for 20 steps.
+"""
+
+import ml_collections
+
+from jaxlab.systems import defaults
+
+_TRUST = {
+    "sgd": {"method": "plain"},
+    "adam": {"method": "plain"},
+    "sam": {"method": "sam", "rho": 0.05},
+    "asam": {"method": "asam", "rho": 0.5},
+    "fsam": {"method": "fsam", "gamma": 0.1, "eta": 0.1},
+    "trpo": {"method": "trpo", "weight": 0.1},
+    "r3f": {"method": "r3f", "weight": 0.1, "sigma": 0.1},
+    "r4f": {"method": "r4f", "weight": 0.1, "sigma": 0.1},
+    "mesa": {"method": "mesa", "weight": 0.1, "anchor_decay": 0.999},
+    "tram_theta": {"method": "tram_theta"},
+    "tram_theta0": {"method": "tram_theta0"},
+    "tram_ema": {"method": "tram_ema", "anchor_decay": 0.999},
+    "tram_x": {"method": "tram_x", "sigma": 0.1},
+    "tram_fisher": {
+        "method": "tram_fisher", "gamma": 0.1, "eta": 0.1, "sigma": 0.1,
+    },
+}  # fmt: skip
+
+
+def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
+    names = {**_TRUST, "tiny": _TRUST["tram_theta"]}
+    if variant not in names:
+        raise ValueError(f"variant {variant!r}; use one of {', '.join(names)}")
+    config = defaults.classification()
+    # Chosen here: about nine epochs of SIB-200's 701 examples.
+    config.steps = 200
+    # The paper fine-tunes with betas (0.9, 0.99), warm-up for a fifth, then decays.
+    config.optim.update({"learning_rate": 1e-3, "warmup_steps": 40})
+    if variant == "sgd":
+        config.optim.update({"optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.9})
+    config.trust.update(names[variant])
+    if variant == "tiny":
+        config.steps = 20
+        config.optim.warmup_steps = 4
+        config.data.length = 64
+    return config

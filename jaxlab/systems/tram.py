@@ -1,0 +1,324 @@
+"""TRAM's comparison: which optimizer leaves a model better where it was not trained.
+
+Sherborne et al. 2023 (arXiv:2310.03646), section 5: fine-tune a pre-trained model on
+one domain (or language), look at all the others without training on them.
+
+    for each optimizer:
+        tune      every setting of one small grid, one seed, judged on the source alone
+        compare   the best setting, S seeds: other targets, sharpness, drift
+    across optimizers: paired by seed, intervals, sign-flip tests
+
+All optimizers get the same number of updates, the same grid of rates, and three
+strengths about the value that its paper names. Nothing of a zero-shot target is used to
+choose anything.
+
+Deviations: models and budgets of a laptop. The strength of TRAM is a factor on its
+radius, which the paper does not have and the released code does: after few updates at a
+small rate the divergence between two steps is tiny, and so is the climb. Adam, SAM and
+the penalties are tuned as widely.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from jaxlab import objectives, train
+from jaxlab.core import mesh as mesh_lib
+from jaxlab.core import report, types
+from jaxlab.evals import landscape
+from jaxlab.stats import similarity
+from jaxlab.systems import defaults, trust
+
+ROWS = tuple(name for name in defaults.TRUST_ROWS if name not in ("sgd", "r4f"))
+RATES = (0.5, 1.0, 2.0)  # of the config's
+STRENGTHS = (0.3, 1.0, 3.0)  # of the paper's value
+RADIUS_SCALES = (1.0, 3.0, 10.0)
+_STRENGTH_OF = {
+    "sam": "rho", "asam": "rho", "fsam": "gamma", "tram_fisher": "gamma",
+    "trpo": "weight", "mesa": "weight", "r3f": "weight", "r4f": "weight",
+    "tram_theta": "radius_scale", "tram_theta0": "radius_scale",
+    "tram_ema": "radius_scale", "tram_x": "radius_scale",
+}  # fmt: skip
+_RESULT = "result.json"
+
+
+class Setting(NamedTuple):
+    """An optimizer of the comparison: a row of the tables, and its tuning."""
+
+    row: str
+    rate: float = 1.0
+    strength: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """As a folder."""
+        return f"{self.row}/rate-{self.rate:g}_strength-{self.strength:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """A task on which optimizers are compared.
+
+    Attributes:
+        config: of one run, a row's trust region left out.
+        system: (config, workdir, mesh) -> Experiment; `experiment.evals` has every name
+            in `tuned_on`, `source` and `targets`.
+        predictor: the task, for sharpness and drift.
+        metric: of the evaluations, e.g. perplexity or accuracy.
+        higher_is_better: of the metric.
+        tuned_on: evaluation that chooses settings; its text is the source's.
+        source: evaluation of the source that is reported.
+        targets: evaluations that nothing was trained or chosen on.
+        surface: batches of the source, for sharpness.
+        probes: target -> batches, for drift.
+        start: parameters that every run starts from.
+        radius: of epsilon-sharpness.
+    """
+
+    config: ml_collections.ConfigDict
+    system: Callable[..., types.Experiment]
+    predictor: objectives.Predictor
+    metric: str
+    higher_is_better: bool
+    tuned_on: str
+    source: str
+    targets: tuple[str, ...]
+    surface: Sequence[types.Batch]
+    probes: Mapping[str, Sequence[types.Batch]]
+    start: types.Params
+    radius: float = 0.05
+
+    @functools.cached_property
+    def loss_fn(self) -> Callable[[types.Params, types.Batch], types.Loss]:
+        """The plain loss; one object, so that it is compiled once."""
+        objective = objectives.answered(self.predictor)
+
+        def loss_fn(params, batch):
+            return objective(params, batch, key=None, frozen=None)
+
+        return loss_fn
+
+    @functools.cached_property
+    def hidden(self) -> Callable[[types.Params, types.Batch], jax.Array]:
+        """What the head reads, one row an answer that counts."""
+        return jax.jit(lambda params, b: self.predictor.answer(params, b).hidden)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A comparison as data.
+
+    Attributes:
+        rows: optimizers, names of `defaults.TRUST_ROWS`.
+        seeds: runs of each at its best setting. Of five pairs no sign-flip test can
+            say less than p = 0.06; six can say 0.03.
+        rates: the grid, multiples of the config's rate.
+        tune: False takes every paper's value at the config's rate.
+    """
+
+    rows: tuple[str, ...] = ROWS
+    seeds: int = 6
+    rates: tuple[float, ...] = RATES
+    tune: bool = True
+
+    def grid(self, row: str) -> list[Setting]:
+        """The settings that are tried for an optimizer."""
+        if not self.tune:
+            return [Setting(row)]
+        strengths = (1.0,)
+        if row in _STRENGTH_OF:
+            by_radius = _STRENGTH_OF[row] == "radius_scale"
+            strengths = RADIUS_SCALES if by_radius else STRENGTHS
+        return [Setting(row, rate, s) for rate in self.rates for s in strengths]
+
+
+class Run(NamedTuple):
+    """What one run left.
+
+    Attributes:
+        setting, seed: what it was.
+        evals: evaluation -> metric -> value.
+        seconds: of its steps, each the median's.
+        eigenvalue: the largest of the Hessian on the source; NaN while tuning.
+        sharpness: what the loss rises within the radius, in nats.
+        drift: 1 - CKA with the model at the start, mean over the probes.
+    """
+
+    setting: Setting
+    seed: int
+    evals: dict[str, dict[str, float]]
+    seconds: float
+    eigenvalue: float = float("nan")
+    sharpness: float = float("nan")
+    drift: float = float("nan")
+
+
+def run(
+    study: Study,
+    protocol: Protocol,
+    workdir: pathlib.Path,
+    *,
+    done: Callable[[str, int, int], None] = lambda name, count, of: None,
+) -> dict[str, list[Run]]:
+    """Tunes and compares; finished runs are not repeated.
+
+    Args:
+        study: what to do.
+        protocol: the task.
+        workdir: gets runs/ROW/SETTING/SEED, each with its result.json and metrics.
+        done: called with (name of a run, runs done, runs in all).
+
+    Returns:
+        Row -> its runs at the best setting, one a seed.
+
+    Raises:
+        UserError: an unknown row, or one whose runs all fail.
+    """
+    check(study)
+    grids = {row: study.grid(row) for row in study.rows}
+    tuning = sum(len(grid) for grid in grids.values() if len(grid) > 1)
+    count, total = 0, tuning + study.seeds * len(study.rows)
+
+    def one(setting, seed, is_tuning):
+        nonlocal count
+        name = "tuning" if is_tuning else f"seed-{seed}"
+        folder = workdir / "runs" / setting.name / name
+        result = _cached(folder, setting, seed) or _train(
+            protocol, setting, seed, folder, is_tuning
+        )
+        count += 1
+        done(f"{setting.name}/{name}", count, total)
+        return result
+
+    best = {}
+    for row, grid in grids.items():
+        if len(grid) == 1:
+            best[row] = grid[0]
+            continue
+        # A seed of its own: what is compared did not choose.
+        tried = [one(setting, -1, True) for setting in grid]
+        best[row] = _best(protocol, tried)
+    return {
+        row: [one(setting, seed, False) for seed in range(study.seeds)]
+        for row, setting in best.items()
+    }
+
+
+def check(study: Study) -> None:
+    """Refuses rows that there are not, and a comparison without seeds."""
+    if unknown := [row for row in study.rows if row not in defaults.TRUST_ROWS]:
+        raise types.UserError(
+            f"no optimizer {', '.join(unknown)}; use {', '.join(defaults.TRUST_ROWS)}"
+        )
+    if study.seeds < 2:
+        raise types.UserError(f"{study.seeds} seeds compare nothing; use 6 or more")
+
+
+def configured(
+    config: ml_collections.ConfigDict, setting: Setting, seed: int
+) -> ml_collections.ConfigDict:
+    """The config of one run."""
+    config = ml_collections.ConfigDict(config.to_dict(), allow_dotted_keys=True)
+    row = dict(defaults.TRUST_ROWS[setting.row])
+    if setting.row in _STRENGTH_OF:
+        key = _STRENGTH_OF[setting.row]
+        row[key] = row.get(key, 1.0) * setting.strength
+    config.trust.update(row)
+    config.optim.learning_rate *= setting.rate
+    if setting.row == "sgd":
+        config.optim.update({"optimizer": "sgd", "momentum": 0.9})
+        config.optim.learning_rate *= 100  # SGD's steps are not of one size
+    config.seed = config.data.seed = 1000 + seed
+    config.run.update({"save_every": 0, "eval_every": 0, "log_seconds": 3600.0})
+    return config
+
+
+def _train(protocol, setting, seed, folder, is_tuning) -> Run:
+    """Trains, measures, keeps the numbers and not the weights."""
+    config = configured(protocol.config, setting, seed)
+    mesh = mesh_lib.make_mesh(config.mesh.to_dict())
+    with mesh_lib.use(mesh):
+        experiment = protocol.system(config, folder, mesh)
+    if is_tuning:
+        evals = {protocol.tuned_on: experiment.evals[protocol.tuned_on]}
+        experiment = dataclasses.replace(experiment, evals=evals)
+    options = {key: value or None for key, value in config.run.items()}
+    result = train.fit(experiment, folder, mesh=mesh, name=setting.row, **options)
+    if not result.finished:
+        raise KeyboardInterrupt
+    found = _read(folder, setting, seed)
+    if not is_tuning:
+        params = trust.evaluated(
+            result.state.params, trust.TrustConfig(**config.trust.to_dict())
+        )
+        found = found._replace(**_measured(protocol, params))
+    content = {k: None if v != v else v for k, v in found._asdict().items()}  # no NaN
+    report.write_json(folder / _RESULT, content)
+    shutil.rmtree(folder / "checkpoints")
+    return found
+
+
+def _measured(protocol, params) -> dict[str, float]:
+    top = landscape.top_eigenvalue(
+        protocol.loss_fn, params, protocol.surface, key=jax.random.key(0), tol=1e-2
+    )
+    sharpness = landscape.epsilon_sharpness(
+        protocol.loss_fn, params, protocol.surface, radius=protocol.radius, steps=5
+    )
+    drifts = []
+    for batches in protocol.probes.values():
+        for batch in batches:
+            counts = np.asarray(protocol.predictor.rows(batch)).reshape(-1) > 0
+            sides = [
+                np.asarray(protocol.hidden(p, batch)).reshape(len(counts), -1)[counts]
+                for p in (protocol.start, params)
+            ]
+            drifts.append(1 - float(similarity.linear_cka(*sides)))
+    return {
+        "eigenvalue": float(top.value),
+        "sharpness": float(sharpness),
+        "drift": float(np.mean(drifts)),
+    }
+
+
+def _best(protocol, tried: Sequence[Run]) -> Setting:
+    values = [each.evals[protocol.tuned_on][protocol.metric] for each in tried]
+    sign = -1.0 if protocol.higher_is_better else 1.0
+    scores = sign * np.array(values)
+    if not np.isfinite(scores).any():
+        raise types.UserError(
+            f"no setting of {tried[0].setting.row} gave a finite {protocol.metric}; "
+            "lower the learning rate"
+        )
+    return tried[int(np.nanargmin(scores))].setting
+
+
+def _read(folder, setting, seed) -> Run:
+    """The last evaluations of a run, and the median time of a step."""
+    evals: dict[str, dict[str, float]] = {}
+    seconds = []
+    for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines():
+        row: dict[str, Any] = json.loads(line)
+        seconds += [row["seconds"]] if "seconds" in row else []
+        for key, value in row.items():
+            if key.startswith("eval/"):
+                _, name, metric = key.split("/")
+                evals.setdefault(name, {})[metric] = value
+    return Run(setting, seed, evals, float(np.median(seconds)) * len(seconds))
+
+
+def _cached(folder, setting, seed) -> Run | None:
+    file = folder / _RESULT
+    if not file.exists():
+        return None
+    content = json.loads(file.read_text("utf-8"))
+    values = {k: float("nan") if v is None else v for k, v in content.items()}
+    return Run(**{**values, "setting": setting, "seed": seed})

@@ -1,0 +1,108 @@
+"""Cross-domain language modelling: fine-tune on one domain, perplexity on the others.
+
+Protocol (a) of TRAM's comparison (`systems/tram.py`), after section 5.2 of Sherborne et
+al. 2023 (arXiv:2310.03646): GPT-2 on one domain of M2D2, zero-shot perplexity on all.
+
+    WORKDIR/model    pre-trained on some domains, or a run of the user's
+    WORKDIR/data     token files of every domain, held-out files of every domain
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxlab import objectives
+from jaxlab.core import checkpoint, types
+from jaxlab.core import mesh as mesh_lib
+from jaxlab.systems import experts, olmo, recipes, tram
+
+_PROBED_TARGETS = 4
+
+
+def protocol(
+    data: str,
+    source: str,
+    workdir: pathlib.Path,
+    *,
+    model: str = "",
+    size: str = "small",
+    pretrained_on: Sequence[str] = (),
+    targets: Sequence[str] = (),
+    steps: int | None = None,
+    rate: float | None = None,
+) -> tram.Protocol:
+    """The task, with its start model trained if need be.
+
+    Args:
+        data: as `data.source` of a config: folders of domains, joined by commas.
+        source: the domain that is fine-tuned on.
+        workdir: where the data, the model and the runs go.
+        model: a run to start from; "" pre-trains one of `size`.
+        size: one of `recipes.SIZES`.
+        pretrained_on: domains of that pre-training; () is all but `source`.
+        targets: domains that are looked at; () is all but `source`.
+        steps: updates of a run; None for the size's.
+        rate: of the config, about which the grid lies; None for the size's.
+
+    Raises:
+        UserError: unknown domains, or too few.
+    """
+    options = {"unit_steps": steps, "unit_rate": rate}
+    if model:
+        recipe = recipes.of_run(model, data, workdir, **options)
+    else:
+        recipe = recipes.of_size(size, data, workdir, **options)
+    base = recipe.base
+    corpus = olmo.open_corpus(base.data, workdir)
+    targets = tuple(targets) or tuple(n for n in corpus.held_out if n != source)
+    others = tuple(name for name in corpus.train if name != source)
+    pretrained_on = tuple(pretrained_on) or others
+    for name in (source, *pretrained_on):
+        if name not in corpus.train:
+            raise types.UserError(
+                f"no domain {name} in {data}; there are {', '.join(corpus.train)}"
+            )
+    for name in (source, *targets):
+        if name not in corpus.held_out:
+            raise types.UserError(
+                f"no held-out text of {name}; there is {', '.join(corpus.held_out)}"
+            )
+    start = pathlib.Path(model) if model else workdir / "model"
+    if not model:
+        mesh = mesh_lib.make_mesh(base.mesh.to_dict())
+        experts.fit(experts.seed_config(recipe, pretrained_on), start, mesh, "model")
+    config = _fine_tuning(recipe, start, source)
+    decoder = experts.decoder(base, corpus)
+    held_out = experts.held_out_batches(config, corpus)
+    batches = olmo.batches_of(config.data, corpus.train)
+    probed = {name: held_out[name][:1] for name in targets[:_PROBED_TARGETS]}
+    return tram.Protocol(
+        config=config,
+        system=olmo.pretrain,
+        predictor=objectives.language_model(decoder.apply),
+        metric="perplexity",
+        higher_is_better=False,
+        tuned_on=source,
+        source=source,
+        targets=targets,
+        surface=[_arrays(batches(step)) for step in range(2)],
+        probes={name: [_arrays(b) for b in some] for name, some in probed.items()},
+        start=checkpoint.load_params(start),
+    )
+
+
+def _fine_tuning(recipe, start, source):
+    """The paper's schedule: a fifth of warm-up, then down to nothing; no decay."""
+    config = experts.branch_config(recipe, {source: 1.0}, start)
+    config.optim.update(
+        {
+            "schedule": "linear", "warmup_steps": config.steps // 5,
+            "warmup_start": 0.0, "final": 0.0, "beta2": 0.99, "weight_decay": 0.0,
+        }
+    )  # fmt: skip
+    return config
+
+
+def _arrays(batch):
+    return {name: np.asarray(value) for name, value in batch.items()}

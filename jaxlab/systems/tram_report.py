@@ -1,0 +1,228 @@
+"""What a comparison of optimizers found: tables, tests, one page and its numbers.
+
+Means are over seeds, intervals are Student's 95 %, differences are paired by seed (the
+same data order) with a sign-flip test; a difference whose interval holds 0 is not one.
+The zero-shot number of a run is the mean of its targets: of perplexities or accuracies.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxlab.core import report
+from jaxlab.stats import paired
+from jaxlab.systems import html_page, tram
+
+REFERENCES = ("adam", "asam")  # that every row is compared with
+
+
+class Row(NamedTuple):
+    """An optimizer in the table.
+
+    Attributes:
+        row: its name.
+        setting: that was tuned.
+        source, zero_shot: (mean over seeds, half the interval).
+        against: reference -> difference of the zero-shot number from it.
+        eigenvalue, sharpness, drift: means over seeds.
+        seconds: of the steps of a run, the median.
+    """
+
+    row: str
+    setting: tram.Setting
+    source: tuple[float, float]
+    zero_shot: tuple[float, float]
+    against: dict[str, paired.PairedDifference]
+    eigenvalue: float
+    sharpness: float
+    drift: float
+    seconds: float
+
+
+def rows(runs: Mapping[str, Sequence[tram.Run]], protocol: tram.Protocol) -> list[Row]:
+    """The table, best zero-shot number first."""
+    zero_shot = {
+        row: _metric(some, protocol, protocol.targets) for row, some in runs.items()
+    }
+    result = []
+    for row, some in runs.items():
+        against = {
+            reference: paired.paired_difference(zero_shot[row], zero_shot[reference])
+            for reference in REFERENCES
+            if reference in runs and reference != row
+        }
+        result.append(
+            Row(
+                row,
+                some[0].setting,
+                _interval(_metric(some, protocol, (protocol.source,))),
+                _interval(zero_shot[row]),
+                against,
+                *(
+                    float(np.mean([getattr(run, name) for run in some]))
+                    for name in ("eigenvalue", "sharpness", "drift")
+                ),
+                float(np.median([run.seconds for run in some])),
+            )
+        )
+    sign = -1 if protocol.higher_is_better else 1
+    return sorted(result, key=lambda row: sign * row.zero_shot[0])
+
+
+def verdicts(table: Sequence[Row], protocol: tram.Protocol) -> list[str]:
+    """What holds of the paper's claim, in words; differences that are none are said."""
+    sign = 1 if protocol.higher_is_better else -1
+    lines = []
+    for row in table:
+        if not row.row.startswith("tram"):
+            continue
+        for reference, found in row.against.items():
+            better = sign * found.mean
+            certain = found.low > 0 or found.high < 0
+            word = "better" if better > 0 else "worse"
+            if not certain:
+                word = "not different"
+            lines.append(
+                f"{row.row} is {word} than {reference} on the other targets: "
+                f"{found.mean:+.3f} {protocol.metric} [{found.low:+.3f}, "
+                f"{found.high:+.3f}], p {found.p_value:.3f}, {found.n} seeds"
+            )
+    return lines
+
+
+def write(
+    workdir: pathlib.Path,
+    runs: Mapping[str, Sequence[tram.Run]],
+    protocol: tram.Protocol,
+    title: str,
+    seconds: float,
+) -> list[Row]:
+    """Writes WORKDIR/report.html and report.json; returns the table."""
+    table = rows(runs, protocol)
+    lines = verdicts(table, protocol)
+    numbers: dict[str, Any] = {
+        "title": title,
+        "metric": protocol.metric,
+        "source": protocol.source,
+        "targets": list(protocol.targets),
+        "table": [_plain(row) for row in table],
+        "runs": {row: [_plain(run) for run in some] for row, some in runs.items()},
+        "verdicts": lines,
+        "seconds": {"total": seconds},
+        "versions": report.versions(),
+    }
+    report.write_json(workdir / "report.json", numbers)
+    seeds = len(next(iter(runs.values())))
+    page = [
+        html_page.note(
+            f"{seeds} seeds each at the setting that was best on {protocol.tuned_on}; "
+            f"{protocol.metric} on {len(protocol.targets)} targets that nothing was "
+            "trained or chosen on. Intervals are 95 %."
+        ),
+        html_page.table(*cells(table, protocol)),
+        html_page.image(_bars(table, protocol)),
+        "<h2>Does the paper's claim hold here?</h2>",
+        *(html_page.note(line) for line in lines),
+        "<h2>By target</h2>",
+        html_page.table(*_by_target(runs, table, protocol)),
+        html_page.image(_scatter(table, protocol)),
+    ]
+    html_page.write(workdir / "report.html", title, page)
+    return table
+
+
+def cells(table: Sequence[Row], protocol: tram.Protocol) -> tuple[list, list]:
+    """Head and rows of the table as text."""
+    references = [name for name in REFERENCES if any(r.row == name for r in table)]
+    head = [
+        "optimizer", "rate, strength", f"{protocol.source}", "zero-shot",
+        *(f"less {name}" for name in references), "Hessian", "sharpness", "drift",
+        "time",
+    ]  # fmt: skip
+    adam = [row.seconds for row in table if row.row == "adam"] or [float("nan")]
+    body = []
+    for row in table:
+        body.append(
+            [
+                row.row,
+                f"{row.setting.rate:g}, {row.setting.strength:g}",
+                _with_interval(row.source),
+                _with_interval(row.zero_shot),
+                *(_difference(row.against.get(name)) for name in references),
+                f"{row.eigenvalue:.2f}",
+                f"{row.sharpness:.4f}",
+                f"{row.drift:.4f}",
+                f"{row.seconds / adam[0]:.2f}x",
+            ]
+        )
+    return head, body
+
+
+def _by_target(runs, table, protocol):
+    order = [row.row for row in table]
+    body = []
+    for target in protocol.targets:
+        means = [np.mean(_metric(runs[row], protocol, (target,))) for row in order]
+        body.append([target, *(f"{mean:.3f}" for mean in means)])
+    return ["target", *order], body
+
+
+def _bars(table, protocol):
+    pyplot = html_page.pyplot()
+    figure, axes = pyplot.subplots(figsize=(8, 0.4 * len(table) + 1))
+    names = [row.row for row in table][::-1]
+    means, errors = zip(*[row.zero_shot for row in table][::-1], strict=True)
+    axes.errorbar(means, names, xerr=errors, fmt="o", capsize=3)
+    axes.set_xlabel(f"mean zero-shot {protocol.metric}")
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def _scatter(table, protocol):
+    pyplot = html_page.pyplot()
+    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.5), sharey=True)
+    for axes, name in zip(panels, ("sharpness", "drift"), strict=True):
+        for row in table:
+            axes.plot(getattr(row, name), row.zero_shot[0], "o")
+            axes.annotate(row.row, (getattr(row, name), row.zero_shot[0]), fontsize=7)
+        axes.set_xlabel(name)
+    panels[0].set_ylabel(f"zero-shot {protocol.metric}")
+    return figure
+
+
+def _metric(runs, protocol, names) -> np.ndarray:
+    """[seeds]: the mean over evaluations."""
+    return np.array(
+        [np.mean([run.evals[name][protocol.metric] for name in names]) for run in runs]
+    )
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    spread = np.std(values, ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(
+        paired.t_quantile(0.95, len(values) - 1) * spread
+    )
+
+
+def _with_interval(pair) -> str:
+    return f"{pair[0]:.3f} ± {pair[1]:.3f}"
+
+
+def _difference(found) -> str:
+    if found is None:
+        return ""
+    star = "*" if found.low > 0 or found.high < 0 else ""
+    return f"{found.mean:+.3f}{star} (p {found.p_value:.2f})"
+
+
+def _plain(value):
+    """Named tuples as dicts, NaN as None."""
+    if hasattr(value, "_asdict"):
+        return {key: _plain(each) for key, each in value._asdict().items()}
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return None if value != value else value

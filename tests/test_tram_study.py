@@ -1,0 +1,166 @@
+"""The comparison of optimizers: what is tuned on what, what is kept, what is said."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlab import models, objectives, optim
+from jaxlab.commands import grammar
+from jaxlab.core import mesh, state, types
+from jaxlab.evals import perplexity
+from jaxlab.systems import defaults, tram, tram_domains, tram_report, trust
+from tests import tiny_run
+
+
+@pytest.fixture(scope="module")
+def protocol():
+    config = defaults.pretraining()
+    config.steps = 4
+    config.optim.update({"learning_rate": 1e-2, "schedule": "constant"})
+    model = models.Decoder(tiny_run.CONFIG)
+    predictor = objectives.language_model(model.apply)
+
+    def evaluate(first):
+        batches = [tiny_run.batches(first)]
+        return lambda params: perplexity.evaluate(model.apply, params, batches)
+
+    def system(config, workdir, mesh):
+        del workdir, mesh
+        tx, _ = optim.build(optim.OptimConfig(**config.optim.to_dict()), config.steps)
+        base = dataclasses.replace(
+            tiny_run.experiment(config.steps),
+            tx=tx,
+            seed=0,  # of the parameters; the data order is the seed of the study
+            batches=shifted(config.data.seed),
+            evals={"own": evaluate(10**6), "far": evaluate(10**7)},
+            config=config.to_dict(),
+        )
+        return trust.with_trust(
+            base, predictor, trust.TrustConfig(**config.trust.to_dict())
+        )
+
+    experiment = system(config, None, None)
+    at = mesh.make_mesh({"data": 1}, jax.devices()[:1])
+    with mesh.use(at):
+        target, _ = state.abstract(experiment, at)
+        start = state.initial(experiment, target).params
+    return tram.Protocol(
+        config=config, system=system, predictor=predictor, metric="perplexity",
+        higher_is_better=False, tuned_on="own", source="own", targets=("far",),
+        surface=[tiny_run.batches(0)], probes={"far": [tiny_run.batches(10**7)]},
+        start=start,
+    )  # fmt: skip
+
+
+def shifted(seed):
+    def batches(step, rows=slice(None)):
+        return tiny_run.batches(step + 100 * seed, rows)
+
+    batches.rows = 8
+    return batches
+
+
+@pytest.fixture(scope="module")
+def done(protocol, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("study")
+    study = tram.Study(rows=("adam", "asam", "tram_theta"), seeds=2, rates=(1.0,))
+    seen = []
+    runs = tram.run(study, protocol, workdir, done=lambda *news: seen.append(news))
+    return workdir, study, runs, seen
+
+
+def test_every_optimizer_is_tuned_on_the_source_alone_and_then_run_by_seed(done):
+    workdir, _, runs, seen = done
+    assert [count for _, count, _ in seen] == list(range(1, 3 + 3 + 6 + 1))
+    assert {total for *_, total in seen} == {12}
+    for row in ("asam", "tram_theta"):
+        tried = sorted(workdir.glob(f"runs/{row}/*/tuning/result.json"))
+        assert len(tried) == 3
+        scores = []
+        for file in tried:
+            content = json.loads(file.read_text())
+            assert list(content["evals"]) == ["own"]  # nothing of the target is seen
+            scores.append((content["evals"]["own"]["perplexity"], file.parent.parent))
+        assert min(scores)[1].name == runs[row][0].setting.name.split("/")[1]
+    assert not list(workdir.glob("runs/adam/*/tuning"))  # one setting, no choice
+    for row, some in runs.items():
+        assert [run.seed for run in some] == [0, 1]
+        assert {run.setting.row for run in some} == {row}
+        for run in some:
+            assert np.isfinite([run.eigenvalue, run.sharpness, run.drift]).all()
+            assert 0 < run.drift < 1
+            assert run.sharpness > 0
+        assert some[0].evals["far"] != some[1].evals["far"]
+
+
+def test_seeds_are_matched_between_optimizers(protocol):
+    configs = [
+        tram.configured(protocol.config, tram.Setting(row, 0.5, 3.0), seed=4)
+        for row in ("adam", "tram_x", "sam")
+    ]
+    assert {config.data.seed for config in configs} == {1004}
+    assert {config.optim.learning_rate for config in configs} == {5e-3}
+    assert configs[1].trust.radius_scale == 3.0
+    assert configs[2].trust.rho == pytest.approx(0.15)
+    assert protocol.config.optim.learning_rate == 1e-2  # not changed
+
+
+def test_a_finished_run_is_not_repeated_and_weights_are_not_kept(done, protocol):
+    workdir, study, runs, _ = done
+    assert not list(workdir.glob("runs/**/checkpoints"))
+    again = dataclasses.replace(protocol, system=None)  # would fail if it were called
+    assert tram.run(study, again, workdir) == runs
+
+
+def test_the_report_has_the_numbers_of_the_runs(done, protocol):
+    workdir, _, runs, _ = done
+    table = tram_report.write(workdir, runs, protocol, "Which is best?", 1.0)
+    numbers = json.loads((workdir / "report.json").read_text())
+    page = (workdir / "report.html").read_text()
+    assert "Which is best?" in page
+    assert "Does the paper" in page
+    by_row = {row["row"]: row for row in numbers["table"]}
+    far = [run.evals["far"]["perplexity"] for run in runs["asam"]]
+    assert by_row["asam"]["zero_shot"][0] == pytest.approx(np.mean(far))
+    gap = np.subtract(far, [run.evals["far"]["perplexity"] for run in runs["adam"]])
+    assert by_row["asam"]["against"]["adam"]["mean"] == pytest.approx(gap.mean())
+    assert [row.zero_shot[0] for row in table] == sorted(r.zero_shot[0] for r in table)
+    said = [line for line in numbers["verdicts"] if line.startswith("tram_theta")]
+    assert len(said) == 2  # against adam and asam
+    # Of two seeds no interval of this size leaves out 0 by much: said as it is.
+    assert all("better" in x or "worse" in x or "not different" in x for x in said)
+
+
+def test_mistakes_end_in_one_line(protocol, tmp_path):
+    with pytest.raises(types.UserError, match="no optimizer tramm; use sgd, adam"):
+        tram.run(tram.Study(rows=("tramm",)), protocol, tmp_path)
+    with pytest.raises(types.UserError, match="1 seeds compare nothing"):
+        tram.run(tram.Study(seeds=1), protocol, tmp_path)
+    code = pathlib.Path(tram.__file__).parent
+    for name, files in (("a", "tram*.py"), ("b", "r*.py")):
+        (tmp_path / "text" / name).mkdir(parents=True)
+        for file in code.glob(files):
+            shutil.copy(file, tmp_path / "text" / name / f"{file.stem}.txt")
+    with pytest.raises(types.UserError, match=r"no domain law in .*; there are a, b$"):
+        tram_domains.protocol(
+            str(tmp_path / "text"), "law", tmp_path / "w", size="quick"
+        )
+
+
+def test_the_command_line_knows_both_protocols():
+    args = grammar.parse(
+        "tram", ["domains", "W", "--data", "embedded", "--source", "legal"]
+    )
+    assert (args.action, args.seeds, args.optimizers) == ("domains", 6, ())
+    args = grammar.parse(
+        "tram",
+        ["languages", "W", "--data", "D", "--model", "M", "--optimizers", "adam,asam"],
+    )
+    assert args.optimizers == ("adam", "asam")
+    with pytest.raises(grammar.UsageError, match="--source"):
+        grammar.parse("tram", ["domains", "W", "--data", "embedded"])
