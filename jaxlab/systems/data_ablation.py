@@ -227,8 +227,9 @@ def judge(
             train(choice.mixture, "chosen", study.choice_units)
 
     folders = [model.path for model in models]
-    actual = experts.trained_losses(folders, losses_fn, evaluation)
-    plan.finished("losses of trained models", 0)
+    passes = len(evaluation) * _score_steps(study, 1)
+    tell = functools.partial(plan.finished, "losses of trained models", passes)
+    actual = experts.trained_losses(folders, losses_fn, evaluation, tell)
     return Outcome(
         study=study,
         units={name: experts.domain_of(name, corpus) for name in pool.names},
@@ -319,6 +320,8 @@ def judging_steps(
     trained += again * (study.repeats - 1)
     trained += 3 * study.choice_units * len(study.searched)
     mixtures = _affordable_size(units, study.candidates)[1] + len(to_check)
+    # Merged mixtures, and each trained model, are scored on every target.
+    mixtures += units + len(to_check) + study.repeated * (study.repeats - 1)
     return unit_steps * trained + targets * _score_steps(study, mixtures)
 
 

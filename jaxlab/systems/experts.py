@@ -21,7 +21,7 @@ import json
 import pathlib
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -247,8 +247,9 @@ def trained_losses(
     runs: Sequence[pathlib.Path],
     losses_fn: Any,
     evaluation: Mapping[str, Sequence[types.Batch]],
+    done: Callable[[], None] = lambda: None,
 ) -> dict[str, ablation.DocumentLosses]:
-    """Target -> losses by document of the models of K runs."""
+    """Target -> losses by document of the models of K runs; `done` after each run."""
     found: dict[str, list[ablation.DocumentLosses]] = {t: [] for t in evaluation}
     for run in runs:
         alone = ablation.ModelPool.create({"run": checkpoint.load_params(run)})
@@ -256,6 +257,7 @@ def trained_losses(
             found[target].append(
                 ablation.document_losses(alone, [{"run": 1.0}], losses_fn, batches)
             )
+        done()
     return {target: _joined(parts) for target, parts in found.items()}
 
 
