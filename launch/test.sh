@@ -2,8 +2,8 @@
 # Sets everything up and runs the tests.
 #
 #     bash launch/test.sh                          all that needs no peer
-#     bash launch/test.sh --oracles                also against live torch, transformers,
-#                                                mergekit
+#     bash launch/test.sh --oracles                also what is slow, and against live
+#                                                torch, transformers, mergekit
 #     bash launch/test.sh tests/test_merge.py -x   any pytest arguments
 #
 # JAXLAB_TEST_DATA names a folder of real data; tests that need it are skipped without
@@ -15,7 +15,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 extras=(test)
-select=(-m "not oracle")
+select=(-m "not oracle and not slow")
 if [[ "${1:-}" == --oracles ]]; then
   shift
   extras=(test oracles)

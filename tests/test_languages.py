@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -15,7 +16,14 @@ from jaxlab.core import state as state_lib
 from jaxlab.core import step as step_lib
 from jaxlab.data import labelled
 from jaxlab.data import tokenizer as tokenizer_lib
-from jaxlab.systems import languages, loading, olmo, trust
+from jaxlab.systems import (
+    languages,
+    latent_semantics,
+    loading,
+    olmo,
+    trust,
+)
+from jaxlab.systems.parallel_text import Texts, pretraining_text
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 WORDS = {  # a toy world: two languages, two topics
@@ -274,14 +282,15 @@ def test_the_trunk_is_that_of_the_run_it_starts_from(decoder_run, toy, mesh):
 def test_a_toy_task_is_learnt_and_resumes_bit_for_bit(decoder_run, toy, tmp_path, mesh):
     changes = {"steps": 20, "optim.learning_rate": 5e-3, "optim.schedule": "constant"}
     config = config_of(decoder_run, toy, "tram_theta", **changes)
-    whole = train.fit(experiment_of(config, mesh), tmp_path / "whole", mesh=mesh)
-    config.steps = 11
-    train.fit(experiment_of(config, mesh), tmp_path / "cut", mesh=mesh)
-    saved = json.loads((tmp_path / "cut" / "config.json").read_text())
-    (tmp_path / "cut" / "config.json").write_text(json.dumps({**saved, "steps": 20}))
-    config.steps = 20
-    cut = train.fit(experiment_of(config, mesh), tmp_path / "cut", mesh=mesh)
+    experiment = experiment_of(config, mesh)
+    whole = train.fit(experiment, tmp_path / "whole", mesh=mesh, save_every=11)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "20")
+    cut = train.fit(experiment, tmp_path / "cut", mesh=mesh)
     jax.tree.map(np.testing.assert_array_equal, whole.state.params, cut.state.params)
+    written = [tmp_path / run / "metrics.jsonl" for run in ("whole", "cut")]
+    assert steps_and_losses(written[0]) == steps_and_losses(written[1])
+    assert len(steps_and_losses(written[0])) == 20
     rows = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
     figures = {}
     for row in rows:
@@ -290,7 +299,18 @@ def test_a_toy_task_is_learnt_and_resumes_bit_for_bit(decoder_run, toy, tmp_path
     assert figures["eval/aa/examples"] == figures["eval/bb/examples"] == 11
 
 
-@pytest.mark.parametrize("method", trust.METHODS)
+def steps_and_losses(file):
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        m if m in ("plain", "tram_theta") else pytest.param(m, marks=pytest.mark.slow)
+        for m in trust.METHODS
+    ],
+)
 def test_every_trust_region_trains_the_classifier(decoder_run, toy, mesh, method):
     config = config_of(decoder_run, toy, {"plain": "adam"}.get(method, method))
     assert config.trust.method == method
@@ -381,12 +401,10 @@ def test_pre_training_text_has_every_language_and_pairs_but_no_label(tmp_path):
     (tmp_path / "de.txt").write_text("E e\n\nF\n", "utf-8")
     (tmp_path / "fr.jsonl").write_text('{"id": "7", "text": "ff"}\n', "utf-8")
     sources = [
-        languages.Texts(
-            {"en": [folder / "en.train.tsv"], "de": [de], "fr": [fr]}, True
-        ),
-        languages.Texts({"de": [tmp_path / "de.txt"], "fr": [tmp_path / "fr.jsonl"]}),
+        Texts({"en": [folder / "en.train.tsv"], "de": [de], "fr": [fr]}, True),
+        Texts({"de": [tmp_path / "de.txt"], "fr": [tmp_path / "fr.jsonl"]}),
     ]
-    counts = languages.pretraining_text(sources, tmp_path / "out", pivot="en")
+    counts = pretraining_text(sources, tmp_path / "out", pivot="en")
     assert counts == {"en": 2, "de": 4, "fr": 2, "parallel": 4}
     found = {name: texts_of(tmp_path / "out" / f"{name}.jsonl") for name in counts}
     assert found == {
@@ -395,7 +413,7 @@ def test_pre_training_text_has_every_language_and_pairs_but_no_label(tmp_path):
         "fr": ["cc", "ff"],
         "parallel": ["c\nC", "c\ncc", "C\nc", "cc\nc"],
     }
-    counts = languages.pretraining_text(sources, tmp_path / "all")
+    counts = pretraining_text(sources, tmp_path / "all")
     assert counts["parallel"] == 6
 
 
@@ -403,7 +421,7 @@ def test_parallel_files_without_ids_go_by_place(tmp_path):
     for name, text in {"en": "a\nb\n", "de": "A\nB\n"}.items():
         (tmp_path / f"{name}.txt").write_text(text, "utf-8")
     files = {name: [tmp_path / f"{name}.txt"] for name in ("en", "de")}
-    languages.pretraining_text([languages.Texts(files, True)], tmp_path / "out")
+    pretraining_text([Texts(files, True)], tmp_path / "out")
     found = texts_of(tmp_path / "out" / "parallel.jsonl")
     assert found == ["a\nA", "b\nB", "A\na", "B\nb"]
 
@@ -413,10 +431,10 @@ def test_interleaving_keeps_the_words_of_both_in_their_order(tmp_path):
     (tmp_path / "en.txt").write_text(words, "utf-8")
     (tmp_path / "zh.txt").write_text("\u4e00\u4e8c\u4e09\u56db\u4e94", "utf-8")
     files = {name: [tmp_path / f"{name}.txt"] for name in ("en", "zh")}
-    sources = [languages.Texts(files, True)]
+    sources = [Texts(files, True)]
     made = []
     for name in ("first", "again"):
-        languages.pretraining_text(sources, tmp_path / name, interleaved=True)
+        pretraining_text(sources, tmp_path / name, interleaved=True)
         made.append(texts_of(tmp_path / name / "parallel.jsonl"))
     assert made[0] == made[1]
     for text in made[0]:
@@ -431,7 +449,7 @@ def test_interleaving_keeps_the_words_of_both_in_their_order(tmp_path):
 def test_pre_training_text_never_has_a_test_split(tmp_path):
     test = sib(tmp_path / "set", "en", "test", [("1", "sports", "a")])
     with pytest.raises(types.UserError, match="is of a test split"):
-        languages.pretraining_text([languages.Texts({"en": [test]})], tmp_path / "out")
+        pretraining_text([Texts({"en": [test]})], tmp_path / "out")
 
 
 def test_pre_training_text_refuses_what_has_no_pair_or_is_there(tmp_path):
@@ -440,9 +458,80 @@ def test_pre_training_text_refuses_what_has_no_pair_or_is_there(tmp_path):
         for i, name in enumerate(("en", "de"))
     }
     with pytest.raises(types.UserError, match="no text has a translation"):
-        languages.pretraining_text(
-            [languages.Texts(files, True)], tmp_path / "out", pivot="en"
-        )
+        pretraining_text([Texts(files, True)], tmp_path / "out", pivot="en")
     (tmp_path / "out").mkdir()
     with pytest.raises(types.UserError, match="exists; remove it"):
-        languages.pretraining_text([languages.Texts(files)], tmp_path / "out")
+        pretraining_text([Texts(files)], tmp_path / "out")
+
+
+# ------------------------------------------------------------------ a start
+
+
+def test_token_vectors_are_those_of_a_whole_svd():
+    random = np.random.default_rng(0)
+    documents = [random.integers(0, 20, 9) for _ in range(30)]
+    counts = np.stack([np.bincount(ids, minlength=20) for ids in documents])
+    idf = np.log(31 / (1 + (counts > 0).sum(0)))
+    rows = np.log1p(counts) * idf
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    _, s, vt = np.linalg.svd(rows)
+    wanted = idf[:, None] * vt[:5].T * np.sqrt(s[:5])
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    found = latent_semantics.token_vectors(documents, 20, 5)
+    # Each dimension has a sign of its own.
+    np.testing.assert_allclose(found @ found.T, wanted @ wanted.T, atol=1e-4)
+
+
+def test_tokens_that_tell_nothing_have_no_vector():
+    documents = [np.array([0, 1, 9]), np.array([2, 3, 9])] * 3
+    found = latent_semantics.token_vectors(documents, 10, 2)
+    assert np.linalg.norm(found, axis=1).round(3).tolist() == [1] * 4 + [0] * 6
+    with pytest.raises(types.UserError, match="do not span 8 dimensions"):
+        latent_semantics.token_vectors(documents, 10, 8)
+
+
+def test_translations_lie_side_by_side_before_the_first_step(tmp_path, mesh):
+    words = [[" ".join(WORDS[name][topic]) for name in WORDS] for topic in (0, 1)]
+    random = np.random.default_rng(0)
+    for side, name in enumerate(WORDS):
+        lines = [
+            " ".join(random.choice(words[topic % 2][side].split(), 6))
+            for topic in range(80)
+        ]
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines), "utf-8")
+    files = {name: [tmp_path / f"{name}.txt"] for name in WORDS}
+    source = tmp_path / "text"
+    pretraining_text([Texts(files, True)], source, interleaved=True)
+    config = config_lib.load(f"{CONFIGS / 'olmo.py'}:tiny")
+    config.steps, config.eval_batches, config.optim.warmup_steps = 1, 0, 0
+    config.model.update({"embed": 8, "layers": 1, "heads": 2, "mlp": 16, "length": 16})
+    config.data.update(
+        {
+            "source": str(source), "folder": str(tmp_path / "data"), "vocab_size": 320,
+            "length": 16, "batch_size": 8, "max_bytes_per_domain": 0,
+        }
+    )  # fmt: skip
+    start = tmp_path / "start"
+    with mesh_lib.use(mesh):
+        latent_semantics.write_start(config, start, mesh)
+        config.init_from = str(start)
+        experiment = olmo.pretrain(config, tmp_path / "run", mesh)
+    tokenizer = tokenizer_lib.load(tmp_path / "data" / "tokenizer")
+
+    def vector(text):
+        rows = experiment.init_from["embed"]["embedding"]
+        return np.asarray(rows)[tokenizer.encode(text)].mean(axis=0)
+
+    def likeness(a, b):
+        return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+    english, other = (
+        [vector(words[topic][side]) for topic in (0, 1)] for side in (0, 1)
+    )
+    for topic in (0, 1):
+        same = likeness(english[topic], other[topic])
+        assert same > likeness(english[topic], other[1 - topic]) + 0.3
+    assert train.fit(experiment, tmp_path / "run", mesh=mesh).finished
+    config.model.tied = False
+    with pytest.raises(types.UserError, match=r"set model.tied"):
+        latent_semantics.write_start(config, tmp_path / "again", mesh)

@@ -46,7 +46,7 @@ def protocol(
         UserError: as `languages.classify`.
     """
     config = defaults.classification()
-    config.update({"init_from": model, "steps": steps or 200})
+    config.update({"init_from": model, "steps": steps or 100})
     config.data.source = data
     config.data.train_language = source or config.data.train_language
     config.optim.update(
@@ -62,7 +62,7 @@ def protocol(
             f"no {', '.join(missing)} to be asked in; there are {', '.join(there)}"
         )
     targets = tuple(targets) or tuple(there)
-    batches = languages.test_batches(config)
+    batches = languages.evaluation_batches(config, mesh)
     return tram.Protocol(
         config=config,
         system=_with_dev,
