@@ -22,28 +22,9 @@ import ml_collections
 
 from jaxlab.systems import defaults
 
-_TRUST = {
-    "sgd": {"method": "plain"},
-    "adam": {"method": "plain"},
-    "sam": {"method": "sam", "rho": 0.05},
-    "asam": {"method": "asam", "rho": 0.5},
-    "fsam": {"method": "fsam", "gamma": 0.1, "eta": 0.1},
-    "trpo": {"method": "trpo", "weight": 0.1},
-    "r3f": {"method": "r3f", "weight": 0.1, "sigma": 0.1},
-    "r4f": {"method": "r4f", "weight": 0.1, "sigma": 0.1},
-    "mesa": {"method": "mesa", "weight": 0.1, "anchor_decay": 0.999},
-    "tram_theta": {"method": "tram_theta"},
-    "tram_theta0": {"method": "tram_theta0"},
-    "tram_ema": {"method": "tram_ema", "anchor_decay": 0.999},
-    "tram_x": {"method": "tram_x", "sigma": 0.1},
-    "tram_fisher": {
-        "method": "tram_fisher", "gamma": 0.1, "eta": 0.1, "sigma": 0.1,
-    },
-}  # fmt: skip
-
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
-    names = {**_TRUST, "tiny": _TRUST["tram_theta"]}
+    names = {**defaults.TRUST_ROWS, "tiny": defaults.TRUST_ROWS["tram_theta"]}
     if variant not in names:
         raise ValueError(f"variant {variant!r}; use one of {', '.join(names)}")
     config = defaults.classification()
