@@ -1,20 +1,31 @@
 """Dense retrieval that learns from its reranker while it answers.
 
+index = Index(vectors, ids)                        or Index.build(folder, ...), .open
+scores, ids = index.search(queries, 100)           exact, f32[Q, 100]
 result = refit_queries(queries, candidates, teacher_scores)      # [B, dim], [B, K, ...]
 result.queries, result.losses, result.num_updates
+
+encode        texts -> vectors in few shapes        files     BEIR folders, TREC runs
+first_stage   BM25                                  metrics   recall, nDCG, MRR, MAP
 """
 
+from jaxlab.retrieval.encode import embed_texts
 from jaxlab.retrieval.feedback import (
     average_queries,
     rocchio_queries,
     tour_queries,
     weighted_queries,
 )
+from jaxlab.retrieval.index import Index
+from jaxlab.retrieval.metrics import evaluate
 from jaxlab.retrieval.refit import RefitResult, refit_queries
 
 __all__ = [
+    "Index",
     "RefitResult",
     "average_queries",
+    "embed_texts",
+    "evaluate",
     "refit_queries",
     "rocchio_queries",
     "tour_queries",

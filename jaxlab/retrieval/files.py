@@ -1,0 +1,339 @@
+"""Files of retrieval experiments: BEIR folders in, TREC runs and results out and in.
+
+    corpus.jsonl[.gz]      {"_id": "d1", "title": "...", "text": "..."} a line
+    queries.jsonl[.gz]     {"_id": "q1", "text": "..."}
+    qrels/test.tsv         query-id, corpus-id, score, with that header; TAB between
+    run                    q1 Q0 d1 1 0.5 tag              trec_eval's six columns
+    results                query-id, metric, metric ...    one line a query, with header
+
+BEIR: Thakur et al. 2021 (arXiv:2104.08663). Judgments are also found as qrels.test.tsv
+or qrels.tsv, may have a column `split` and no header, and may be TREC's four columns
+(query, anything, document, judgment). Whatever does not fit its format is an error that
+names file and line.
+"""
+
+import gzip
+import json
+import math
+import os
+import pathlib
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxlab.core import types
+from jaxlab.retrieval import metrics
+
+_HEADER = ["query-id", "corpus-id", "score"]
+
+
+class Corpus(NamedTuple):
+    """Documents in file order; `titles` are "" where there are none."""
+
+    ids: list[str]
+    titles: list[str]
+    texts: list[str]
+
+    def passages(self) -> list[str]:
+        """Title and text in one, as BEIR encodes them."""
+        both = zip(self.titles, self.texts, strict=True)
+        return [f"{title} {text}".strip() for title, text in both]
+
+
+class Beir(NamedTuple):
+    """One retrieval set.
+
+    Attributes:
+        corpus: all documents.
+        queries: id -> text, of the judged queries only, in file order.
+        qrels: query id -> document id -> judgment.
+    """
+
+    corpus: Corpus
+    queries: dict[str, str]
+    qrels: dict[str, dict[str, int]]
+
+
+def read_beir(
+    folder: str | pathlib.Path, *, split: str = "test", name: str = ""
+) -> Beir:
+    """Reads a BEIR folder.
+
+    Args:
+        folder: that holds the files.
+        split: of the judgments.
+        name: where files are called NAME.corpus.jsonl and so on, that NAME; judgments
+            may then still be common to all.
+
+    Raises:
+        UserError: a file is missing or malformed, or judgments name a query or document
+            that is not there.
+    """
+    folder = pathlib.Path(folder)
+    stem = f"{name}." if name else ""
+    corpus = read_corpus(
+        _found(folder, f"{stem}corpus.jsonl", f"{stem}corpus.jsonl.gz")
+    )
+    queries = read_queries(
+        _found(folder, f"{stem}queries.jsonl", f"{stem}queries.jsonl.gz")
+    )
+    judged = (
+        f"{stem}qrels/{split}.tsv",
+        f"{stem}qrels.{split}.tsv",
+        f"{stem}qrels.tsv",
+    )
+    path = _found(folder, *judged, *([x[len(stem) :] for x in judged] if stem else []))
+    qrels = read_qrels(path, split=split)
+    known = {*corpus.ids}
+    for query, judgments in qrels.items():
+        if query not in queries:
+            raise types.UserError(f"{path} judges query {query!r}, which has no text")
+        if unknown := judgments.keys() - known:
+            raise types.UserError(
+                f"{path} judges document {min(unknown)!r}, which is not in the corpus"
+            )
+    return Beir(corpus, {q: x for q, x in queries.items() if q in qrels}, qrels)
+
+
+def read_corpus(path: str | pathlib.Path) -> Corpus:
+    """Documents of a corpus.jsonl[.gz].
+
+    Raises:
+        UserError: no document, a line that is no document, an id twice.
+    """
+    corpus = Corpus([], [], [])
+    for place, row in _json_rows(pathlib.Path(path)):
+        title = row.get("title") or ""
+        if not isinstance(title, str):
+            raise types.UserError(f'{place}: "title" is not a string; make it one')
+        corpus.ids.append(_identity(row, place))
+        corpus.titles.append(title)
+        corpus.texts.append(_string(row, "text", place))
+    _refuse_repeated(path, corpus.ids)
+    return corpus
+
+
+def read_queries(path: str | pathlib.Path) -> dict[str, str]:
+    """Query id -> text of a queries.jsonl[.gz]; raises as `read_corpus`."""
+    rows = [
+        (_identity(row, place), _string(row, "text", place))
+        for place, row in _json_rows(pathlib.Path(path))
+    ]
+    _refuse_repeated(path, [query for query, _ in rows])
+    return dict(rows)
+
+
+def read_qrels(
+    path: str | pathlib.Path, *, split: str | None = None
+) -> dict[str, dict[str, int]]:
+    """Query id -> document id -> judgment.
+
+    Args:
+        path: of BEIR's or TREC's judgments.
+        split: where the file has a column of that name, which to keep; None keeps all.
+
+    Raises:
+        UserError: a malformed line, two judgments of one document, or none that is of
+            the split.
+    """
+    qrels: dict[str, dict[str, int]] = {}
+    header, first = None, True
+    for place, line in _lines(pathlib.Path(path)):
+        columns = line.split("\t") if "\t" in line else line.split()
+        if first and "query-id" in columns:
+            header, first = columns, False
+            if {*header} - {*_HEADER, "split"} or {*_HEADER} - {*header}:
+                raise types.UserError(
+                    f"{place}: columns {', '.join(header)}; use {', '.join(_HEADER)}"
+                )
+            continue
+        first = False
+        row = _judgment(columns, header, place)
+        if header and split and row.get("split", split) != split:
+            continue
+        judgments = qrels.setdefault(row["query-id"], {})
+        score, document = int(row["score"]), row["corpus-id"]
+        if judgments.setdefault(document, score) != score:
+            raise types.UserError(
+                f"{place}: {document!r} was judged {judgments[document]} before"
+            )
+    if not qrels:
+        raise types.UserError(
+            f"{path} holds no judgment{f' of split {split!r}' if split else ''}"
+        )
+    return qrels
+
+
+def write_run(
+    path: str | pathlib.Path, run: metrics.Run, *, tag: str = "jaxlab"
+) -> None:
+    """Writes a run as trec_eval reads it, best first; scores in f32, in full.
+
+    Raises:
+        UserError: an id or tag that is empty or has white space, or a NaN score.
+    """
+    lines = []
+    for query, scores in run.items():
+        for name in (query, tag, *scores):
+            if not name or name.split() != [name]:
+                raise types.UserError(
+                    f"{name!r} cannot be a column of a run; use names without spaces"
+                )
+        for rank, document in enumerate(metrics.ranking(scores, query), start=1):
+            score = str(np.float32(scores[document]))  # the fewest digits that do
+            lines.append(f"{query} Q0 {document} {rank} {score} {tag}\n")
+    _write(path, lines)
+
+
+def read_run(path: str | pathlib.Path) -> dict[str, dict[str, float]]:
+    """Query id -> document id -> score of a TREC run; its ranks do not count.
+
+    Raises:
+        UserError: a malformed line, a document twice, or no line at all.
+    """
+    run: dict[str, dict[str, float]] = {}
+    for place, line in _lines(pathlib.Path(path)):
+        columns = line.split()
+        if len(columns) != 6:
+            raise types.UserError(
+                f"{place}: {len(columns)} columns; use query Q0 document rank score tag"
+            )
+        query, _, document, _, score, _ = columns
+        scores = run.setdefault(query, {})
+        if document in scores:
+            raise types.UserError(f"{place}: {document!r} comes twice for {query!r}")
+        scores[document] = _number(score, place)
+    return run
+
+
+def write_results(path: str | pathlib.Path, evaluation: metrics.Evaluation) -> None:
+    """Writes one line a query, values in full; missing queries are those of value 0."""
+    names = list(evaluation.values)
+    lines = ["\t".join(["query-id", *names]) + "\n"]
+    columns = [evaluation.values[name].tolist() for name in names]
+    for query, *values in zip(evaluation.queries, *columns, strict=True):
+        lines.append("\t".join([query, *map(repr, values)]) + "\n")
+    _write(path, lines)
+
+
+def read_results(path: str | pathlib.Path) -> metrics.Evaluation:
+    """What `write_results` wrote, but for which queries were missing."""
+    rows = ((place, line.split("\t")) for place, line in _lines(pathlib.Path(path)))
+    place, header = next(rows)
+    if header[0] != "query-id" or len(header) < 2:
+        raise types.UserError(f"{place}: no header query-id, metric, ...")
+    queries, values = [], []
+    for place, row in rows:
+        if len(row) != len(header):
+            raise types.UserError(f"{place}: {len(row)} columns, not {len(header)}")
+        queries.append(row[0])
+        values.append([_number(x, place) for x in row[1:]])
+    _refuse_repeated(path, queries)
+    table = np.array(values, np.float64).reshape(-1, len(header) - 1)
+    columns = dict(zip(header[1:], table.T.copy(), strict=True))
+    return metrics.Evaluation(tuple(queries), columns)
+
+
+# ------------------------------------------------------------------ lines
+
+
+def _found(folder: pathlib.Path, *names: str) -> pathlib.Path:
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise types.UserError(f"{folder} has no {' or '.join(names)}; add one")
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[str, str]]:
+    """(file:line, line) of the lines that are not blank; an error where none is."""
+    opened: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
+    number, some = 0, False
+    try:
+        with opened(path, "rb") as file:
+            for number, data in enumerate(file, start=1):
+                line = data.decode("utf-8-sig" if number == 1 else "utf-8")
+                if line.strip():
+                    some = True
+                    yield f"{path}:{number}", line.rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise types.UserError(
+            f"{path}:{number} is not UTF-8; convert the file, e.g. iconv -f latin1 -t "
+            "utf-8"
+        ) from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise types.UserError(f"{path} cannot be read ({error})") from None
+    if not some:
+        raise types.UserError(f"{path} holds no line; add some")
+
+
+def _json_rows(path) -> Iterator[tuple[str, dict]]:
+    for place, line in _lines(path):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise types.UserError(
+                f"{place} is not JSON ({error.msg} at column {error.colno}); write one "
+                "object a line"
+            ) from None
+        if not isinstance(row, dict):
+            raise types.UserError(f"{place} is not a JSON object; write one a line")
+        yield place, row
+
+
+def _identity(row, place) -> str:
+    value = row.get("_id")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not (isinstance(value, str) and value):
+        raise types.UserError(f'{place} has no "_id"; give every line its own')
+    return value
+
+
+def _string(row, field, place) -> str:
+    if not isinstance(row.get(field), str):
+        raise types.UserError(f'{place} has no string "{field}"; add it, or ""')
+    return row[field]
+
+
+def _judgment(columns, header, place) -> dict[str, str]:
+    names = header or (_HEADER if len(columns) == 3 else ["query-id", "", *_HEADER[1:]])
+    if len(columns) != len(names) or not all(columns):
+        wanted = header or _HEADER
+        raise types.UserError(
+            f"{place}: {len(columns)} columns; use {', '.join(wanted)}"
+        )
+    row = dict(zip(names, columns, strict=True))
+    try:
+        int(row["score"])
+    except ValueError:
+        raise types.UserError(
+            f"{place}: judgment {row['score']!r} is not a whole number"
+        ) from None
+    return row
+
+
+def _number(text, place) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if math.isnan(value):
+        raise types.UserError(f"{place}: {text!r} is not a number")
+    return value
+
+
+def _refuse_repeated(path, ids) -> None:
+    if len({*ids}) < len(ids):
+        seen: set[str] = set()
+        twice = next(x for x in ids if x in seen or seen.add(x))
+        raise types.UserError(f"{path}: id {twice!r} comes twice; make ids unique")
+
+
+def _write(path, lines) -> None:
+    """A reader sees the old file or the new, whole one."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(lines), "utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,86 @@
+"""BM25, the lexical first stage, by the package bm25s (an extra, not a dependency).
+
+    score(q, d) = sum over the terms of q:  idf tf / (tf + k1 (1 - b + b |d| / mean))
+    idf = log(1 + (N - n + 0.5) / (n + 0.5))            n of N documents have the term
+
+Robertson and Zaragoza 2009, *The probabilistic relevance framework: BM25 and beyond*,
+in Lucene's form; the package: Lù 2024 (arXiv:2407.03618). k1 and b are Anserini's.
+
+Terms are lower-cased runs of two or more letters or digits of any script, without
+English stop words, unstemmed. Languages written without spaces, as Chinese and Thai,
+are hardly cut into terms: use an encoder.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxlab.core import types
+from jaxlab.retrieval import stored
+
+
+class Bm25:
+    """Documents by their terms, searched as an `Index` is.
+
+    Args:
+        texts: documents; one of them at least has a term.
+        ids: N strings or N whole numbers, each once; None: the row numbers.
+        k1: how soon a term's count saturates.
+        b: how much long documents are discounted, 0 to 1.
+
+    Raises:
+        UserError: bm25s is not installed, no term in any document, or ids that do not
+            fit.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        ids: Sequence[str | int] | None = None,
+        *,
+        k1: float = 0.9,
+        b: float = 0.4,
+    ):
+        try:
+            import bm25s
+        except ImportError:
+            raise types.UserError("BM25 needs bm25s; pip install bm25s") from None
+        if ids is not None and len(ids) != len(texts):
+            raise types.UserError(f"{len(ids)} ids for {len(texts)} texts")
+        self.ids = np.arange(len(texts)) if ids is None else stored.as_ids(ids)
+        self._tokenize = bm25s.tokenize
+        terms = self._terms(texts)
+        if not any(terms):
+            raise types.UserError(f"none of {len(texts)} documents has a term")
+        self._scorer = bm25s.BM25(k1=k1, b=b, method="lucene")
+        self._scorer.index(terms, show_progress=False)
+
+    def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k best documents of each query.
+
+        Args:
+            queries: texts; one without a known term has scores of 0.
+            k: at least 1. Of fewer documents all are returned.
+
+        Returns:
+            scores f32[Q, min(k, N)], largest first, and ids; equal scores are in row
+            order.
+        """
+        if k < 1:
+            raise types.UserError(f"k {k}; use 1 or more")
+        k = min(k, len(self.ids))
+        scores = np.zeros((len(queries), k), np.float32)
+        rows = np.tile(np.arange(k), (len(queries), 1))
+        for query, terms in enumerate(self._terms(queries)):
+            if terms:  # bm25s cannot score a query without any
+                found = self._scorer.get_scores(terms)
+                rows[query] = np.argsort(-found, kind="stable")[:k]
+                scores[query] = found[rows[query]]
+        return scores, self.ids[rows]
+
+    def _terms(self, texts) -> list[list[str]]:
+        if isinstance(texts, str):
+            raise types.UserError("texts is one string; give a list of them")
+        if not texts:
+            return []
+        return self._tokenize(list(texts), return_ids=False, show_progress=False)
