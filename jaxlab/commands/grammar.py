@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Sequence
 
-from jaxlab.commands import arguments, grammar_ablate, grammar_tram
+from jaxlab.commands import arguments, grammar_ablate, grammar_retrieve, grammar_tram
 
 UsageError = arguments.UsageError
 
@@ -180,6 +180,11 @@ VERBS = {
         grammar_ablate.SUMMARY,
         grammar_ablate.DETAILS,
         grammar_ablate.add_arguments,
+    ),
+    "retrieve": (
+        grammar_retrieve.SUMMARY,
+        grammar_retrieve.DETAILS,
+        grammar_retrieve.add_arguments,
     ),
     "tram": (grammar_tram.SUMMARY, grammar_tram.DETAILS, grammar_tram.add_arguments),
     "convert": (

@@ -1,0 +1,126 @@
+"""`jaxlab retrieve index|search|refit|evaluate`."""
+
+import argparse
+import pathlib
+
+import numpy as np
+
+from jaxlab.commands import output
+from jaxlab.core import process, types
+from jaxlab.retrieval import files, metrics, rerank
+from jaxlab.systems import clock, dense, refit, refit_report
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs one action."""
+    process.start()
+    {"index": _index, "search": _search, "refit": _refit, "evaluate": _evaluate}[
+        args.action
+    ](args)
+
+
+def _index(args) -> None:
+    watch = clock.Clock()
+    encoder = dense.open_encoder(args.encoder, length=args.length)
+    index, truncated = dense.build(
+        args.index, args.corpus, encoder, dtype=args.dtype, append=args.append,
+        progress=watch.meter("documents"),
+    )  # fmt: skip
+    watch.say(
+        f"{args.index}: {len(index)} documents of {index.dim} numbers; {truncated} of "
+        f"those encoded now were cut at {encoder.length} tokens"
+    )
+
+
+def _search(args) -> None:
+    watch, queries = clock.Clock(), _queries(args)
+    opened = _opened(args)
+    found = dense.vectors(opened.encoder, list(queries.values()), watch.meter("texts"))
+    scores, ids = opened.index.search(found.vectors, args.k)
+    if args.run:
+        files.write_run(args.run, metrics.as_run([*queries], scores, ids))
+        watch.say(f"{args.run}: {len(queries)} queries, {ids.shape[1]} documents each")
+        return
+    texts = dict(zip(opened.corpus.ids, opened.corpus.passages(), strict=True))
+    for text, some, values in zip(queries.values(), ids, scores, strict=True):
+        print(text)
+        for each, value in zip(some, values, strict=True):
+            print(f"  {value:7.4f}  {each}  {' '.join(texts[each].split())[:80]}")
+
+
+def _refit(args) -> None:
+    watch, workdir = clock.Clock(), pathlib.Path(args.workdir)
+    settings = refit.Settings(
+        args.rows, args.k, args.depth, args.rate, args.updates, args.max_drift
+    )
+    texts, qrels = _queries(args), None
+    if args.qrels:
+        qrels = files.read_qrels(args.qrels, split=args.split)
+        texts = {query: text for query, text in texts.items() if query in qrels}
+        if not texts:
+            raise types.UserError(f"{args.qrels} judges none of {args.queries}")
+        qrels = {query: qrels[query] for query in texts}
+    if args.limit and args.limit < len(texts):
+        drawn = np.random.default_rng(args.seed).permutation(len(texts))[: args.limit]
+        names = [*texts]
+        texts = {names[i]: texts[names[i]] for i in sorted(drawn)}
+        qrels = None if qrels is None else {query: qrels[query] for query in texts}
+    opened = _opened(args)
+    index, corpus = opened.index, opened.corpus
+    asked, passages = list(texts.values()), corpus.passages()
+    workdir.mkdir(parents=True, exist_ok=True)
+    reranker = rerank.Remembered(
+        dense.reranker(args.reranker, asked, passages, length=args.length),
+        workdir / "scores.bin",
+        made_from=dense.identity(
+            dense.model_sha256(args.reranker), args.length, asked, passages
+        ),
+        progress=watch.meter("pairs reranked"),
+    )
+    vectors = dense.vectors(opened.encoder, asked, watch.meter("queries")).vectors
+    queries = refit.Queries([*texts], asked, vectors, qrels)
+    outcomes = refit.compare(
+        index, queries, reranker, settings, workdir, done=watch.progress
+    )
+    curves = None
+    if qrels is not None:
+        watch.say("recall by updates and by documents of feedback")
+        curves = refit.curves(index, queries, reranker, settings)
+    title = f"Feedback from a reranker: {pathlib.Path(args.index).name}"
+    refit_report.write(
+        workdir, title, outcomes, queries, corpus, settings, curves, watch.elapsed()
+    )
+    differences = {} if qrels is None else refit.differences(outcomes, settings)
+    output.table(*refit_report.cells(outcomes, differences, settings))
+    print(f"report: {workdir / 'report.html'}")
+
+
+def _evaluate(args) -> None:
+    qrels = files.read_qrels(args.qrels, split=args.split)
+    names = [pathlib.Path(path).stem for path in args.runs]
+    if len({*names}) < len(names):
+        names = args.runs
+    evaluations = {
+        name: metrics.evaluate(qrels, files.read_run(path), args.metrics)
+        for name, path in zip(names, args.runs, strict=True)
+    }
+    output.table(*refit_report.evaluation_cells(evaluations))
+    for name, metric, interval in refit_report.against_first(evaluations):
+        print(f"{name} less {names[0]}, {metric}: {interval}")
+    if args.out:
+        folder = pathlib.Path(args.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, found in evaluations.items():
+            files.write_results(folder / f"{pathlib.Path(name).name}.tsv", found)
+
+
+def _queries(args) -> dict[str, str]:
+    queries = files.read_queries(args.queries) if args.queries else {}
+    queries |= {f"query-{i}": text for i, text in enumerate(getattr(args, "query", []))}
+    if not queries:
+        raise types.UserError("no queries; give --queries FILE or --query TEXT")
+    return queries
+
+
+def _opened(args) -> dense.Opened:
+    return dense.open_index(args.index, encoder=args.encoder, corpora=args.corpus)

@@ -1,0 +1,331 @@
+"""Retrieve, rerank, learn from the reranker, retrieve again, merge.
+
+    first       q_0 -> the N nearest documents
+    reranked    the first `pool` of them ordered by the reranker; the others follow
+    feedback    the first K reranked, q_0 -> q_n by what the reranker said, and the
+                documents nearest to q_n; both rounds are merged
+    tour        several short rounds of feedback, one step each
+
+    merge           documents of both rounds                     calls of the reranker
+    second          those nearest to q_n, by inner product       K
+    rrf             sum of 1 / (60 + rank): reranked K, second   K
+    union_rerank    both rounds' first K, by the reranker        K + those that are new
+
+ReFIT is `feedback` with `refit.refit_queries` (Reddy et al. 2023, arXiv:2305.11744),
+which evaluates `second`; with other updates (`feedback.py`) it is what ReFIT is
+compared with. TouR: Sung et al. 2023 (arXiv:2205.12680). Fusion of ranks: Cormack et
+al. 2009, *Reciprocal rank fusion*.
+
+A ranking has one list of scores that fall: where its order is the reranker's, the
+reranker's scores, and below the worst of them, in steps of 1, what the reranker has not
+seen.
+
+Deviation: how ReFIT's paper merges the two rounds is not known here; `union_rerank` is
+this project's default because it never loses what the first round found.
+"""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxlab.core import types
+from jaxlab.retrieval import feedback as feedback_lib
+from jaxlab.retrieval import index as index_lib
+from jaxlab.retrieval import refit, rerank
+
+MERGES = ("union_rerank", "second", "rrf")
+STAGES = ("retrieve", "rerank", "distil", "retrieve_again")
+_RRF = 60.0
+
+# (queries [B, dim], candidates [B, K, dim], reranker's scores [B, K]) -> new queries
+Update = Callable[[np.ndarray, np.ndarray, np.ndarray], refit.RefitResult]
+
+
+class Answer(NamedTuple):
+    """Rankings of queries.
+
+    Attributes:
+        rows: i64[Q, depth], row numbers of the index, best first.
+        scores: f32[Q, depth], falling.
+        queries: f32[Q, dim], the vectors that were searched with last.
+        reranked: i64[Q], how many documents the reranker was asked about.
+        seconds: stage -> of all queries; one of STAGES.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+    queries: np.ndarray
+    reranked: np.ndarray
+    seconds: dict[str, float]
+
+
+def first(index: index_lib.Index, queries: np.ndarray, *, depth: int = 100) -> Answer:
+    """The nearest documents, without a reranker.
+
+    Args:
+        index: of the documents.
+        queries: [Q, dim].
+        depth: of the ranking; of fewer documents, all.
+    """
+    watch = _Watch()
+    with watch("retrieve"):
+        scores, rows = index.search_rows(queries, depth)
+    rows = rows.astype(np.int64)
+    none = np.zeros(len(rows), np.int64)
+    return Answer(rows, scores, _vectors(queries), none, watch.seconds)
+
+
+def reranked(
+    index: index_lib.Index,
+    queries: np.ndarray,
+    reranker: rerank.Reranker,
+    *,
+    pool: int = 100,
+    depth: int = 100,
+) -> Answer:
+    """The nearest `pool` documents in the reranker's order, then the next nearest.
+
+    Args:
+        index, queries, depth: as for `first`.
+        reranker: see `rerank`.
+        pool: how many documents it orders.
+
+    Raises:
+        UserError: a score that is not a number (names query and document).
+    """
+    watch, ask = _Watch(), _Asked(index, reranker, len(queries))
+    with watch("retrieve"):
+        _, rows = index.search_rows(queries, max(pool, depth))
+    with watch("rerank"):
+        scores = ask(0, rows[:, :pool])
+    ranked = [
+        _ranking(rows[i, :pool], scores[i], rows[i], depth) for i in range(len(rows))
+    ]
+    return _answer(ranked, _vectors(queries), ask.counts, watch)
+
+
+def feedback(
+    index: index_lib.Index,
+    queries: np.ndarray,
+    reranker: rerank.Reranker,
+    *,
+    update: Update = refit.refit_queries,
+    merge: str = "union_rerank",
+    k: int = 100,
+    depth: int = 100,
+    batch: int = 64,
+) -> Answer:
+    """Two rounds: the reranker's scores of the first one change the queries.
+
+    Args:
+        index, queries, reranker, depth: as for `reranked`.
+        update: makes new queries, e.g. `refit_queries` with `functools.partial`.
+            Encoders of unit length want `relative=True` there.
+        merge: one of MERGES.
+        k: documents of a round that the reranker reads (few are enough: 5, 10, 20).
+        batch: queries at a time; bounds the memory, and is the one compiled shape.
+
+    Raises:
+        UserError: as `reranked`; an unknown merge; a batch or k below 1.
+
+    >>> index = index_lib.Index(np.eye(3))
+    >>> likes = np.array([0.0, 0.0, 9.0])
+    >>> answer = feedback(index, np.array([[2.0, 1.0, 0.0]]), lambda q, r: likes[r],
+    ...                   k=2, depth=3)
+    >>> answer.rows.tolist(), answer.reranked.tolist()
+    ([[0, 1, 2]], [2])
+    """
+    if merge not in MERGES:
+        raise types.UserError(f"merge {merge!r}; use one of {', '.join(MERGES)}")
+    if batch < 1:
+        raise types.UserError(f"batch {batch}; use 1 or more")
+    watch, ask = _Watch(), _Asked(index, reranker, len(queries))
+    ranked, moved = [], []
+    for start in range(0, len(queries), batch):
+        some = _vectors(queries[start : start + batch])
+        with watch("retrieve"):
+            _, rows = index.search_rows(some, k)
+        with watch("rerank"):
+            scores = ask(start, rows)
+        with watch("distil"):
+            new = _updated(update, some, index.take(rows), scores, batch)
+        with watch("retrieve_again"):
+            near, again = index.search_rows(new, max(k, depth))
+        moved.append(new)
+        for i in range(len(some)):
+            if merge == "second":
+                ranked.append((again[i, :depth], near[i, :depth]))
+            elif merge == "rrf":
+                ranked.append(_fused(rows[i], scores[i], again[i], depth))
+        if merge == "union_rerank":
+            with watch("rerank"):
+                ranked += _united(ask, start, rows, scores, again, k, depth)
+    return _answer(ranked, _joined(moved, queries), ask.counts, watch)
+
+
+def tour(
+    index: index_lib.Index,
+    queries: np.ndarray,
+    reranker: rerank.Reranker,
+    *,
+    form: str = "hard",
+    turns: int = 3,
+    k: int = 10,
+    depth: int = 100,
+    learning_rate: float = 1.2,
+) -> Answer:
+    """TouR: `turns` times retrieve k, rerank, one step; then all that was reranked.
+
+    Args:
+        index, queries, reranker, depth: as for `reranked`.
+        form: "hard" or "soft"; see `feedback.tour_queries`.
+        turns, k, learning_rate: of the released loop.
+
+    Returns:
+        What the reranker read, in its order; then the nearest to the last queries.
+    """
+    watch, ask = _Watch(), _Asked(index, reranker, len(queries))
+    current, previous = _vectors(queries), None
+    with watch("retrieve"):
+        _, rows = index.search_rows(current, k)
+    seen: list[dict[int, float]] = [{} for _ in current]
+    for turn in range(turns):
+        with watch("rerank"):
+            scores = ask(0, rows)
+        for known, some, values in zip(seen, rows, scores, strict=True):
+            known.update(zip(some.tolist(), values.tolist(), strict=True))
+        with watch("distil"):
+            found = feedback_lib.tour_queries(
+                current, index.take(rows), scores, form=form, turn=turn, turns=turns,
+                previous=previous, learning_rate=learning_rate,
+            )  # fmt: skip
+            previous, current = current, np.asarray(found.queries)
+        with watch("retrieve_again"):
+            _, nearest = index.search_rows(current, max(k, depth))
+        rows = nearest[:, :k]
+    ranked = [
+        _ranking(np.array([*known]), np.array([*known.values()]), nearest[i], depth)
+        for i, known in enumerate(seen)
+    ]
+    return _answer(ranked, current, ask.counts, watch)
+
+
+class _Watch:
+    """Seconds by stage; `with watch(stage)` adds to them."""
+
+    def __init__(self):
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+
+    def __call__(self, stage: str) -> "_Watch":
+        self._stage, self._started = stage, time.perf_counter()
+        return self
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_) -> None:
+        self.seconds[self._stage] += time.perf_counter() - self._started
+
+
+class _Asked:
+    """The reranker, asked about rows of a batch of queries; no pair twice."""
+
+    def __init__(self, index, reranker, count):
+        self._index, self._reranker = index, reranker
+        self._known: list[dict[int, float]] = [{} for _ in range(count)]
+
+    @property
+    def counts(self) -> np.ndarray:
+        return np.array([len(known) for known in self._known], np.int64)
+
+    def __call__(self, start: int, rows) -> np.ndarray:
+        """f32[B, K] of rows [B, K], or of B lists of rows, flat."""
+        numbers = np.repeat(np.arange(len(rows)) + start, [len(row) for row in rows])
+        flat = np.concatenate([*rows, []]).astype(np.int64)
+        pairs = list(zip(numbers.tolist(), flat.tolist(), strict=True))
+        new = [pair for pair in pairs if pair[1] not in self._known[pair[0]]]
+        if new:
+            query, row = np.array(new, np.int64).T
+            scores = np.asarray(self._reranker(query, row), np.float32)
+            self._refuse(scores, query, row)
+            for (i, document), score in zip(new, scores.tolist(), strict=True):
+                self._known[i][document] = score
+        found = np.array([self._known[i][document] for i, document in pairs], "f4")
+        return found.reshape(np.shape(rows)) if isinstance(rows, np.ndarray) else found
+
+    def _refuse(self, scores, query, row) -> None:
+        if scores.shape != query.shape:
+            raise types.UserError(
+                f"the reranker returned shape {scores.shape} for {len(query)} pairs; "
+                "return one score a pair"
+            )
+        if len(bad := np.flatnonzero(~np.isfinite(scores))):
+            raise types.UserError(
+                f"the reranker gave {scores[bad[0]]} for query {query[bad[0]]} and "
+                f"document {self._index.ids[row[bad[0]]]}; give finite scores"
+            )
+
+
+def _updated(update, queries, candidates, scores, batch) -> np.ndarray:
+    """New queries; a short batch is filled up, so that nothing is compiled again."""
+    missing = batch - len(queries)
+    given = [
+        np.concatenate([x, np.repeat(x[:1], missing, axis=0)]) if missing else x
+        for x in (queries, candidates, scores)
+    ]
+    return np.asarray(update(*given).queries[: len(queries)], np.float32)
+
+
+def _united(ask, start, rows, scores, again, k, depth):
+    """The rankings of a batch by `union_rerank`."""
+    fresh = [
+        after[~np.isin(after, before)]
+        for before, after in zip(rows, again[:, :k], strict=True)
+    ]
+    told = np.split(ask(start, fresh), np.cumsum([len(x) for x in fresh])[:-1])
+    return [
+        _ranking(
+            np.concatenate([rows[i], fresh[i]]),
+            np.concatenate([scores[i], told[i]]),
+            again[i],
+            depth,
+        )
+        for i in range(len(rows))
+    ]
+
+
+def _ranking(rows, scores, rest, depth):
+    """(rows, scores): by score, equal ones as they come; then the rest in its order."""
+    order = np.argsort(-scores, kind="stable")
+    rows, scores = rows[order], scores[order].astype(np.float32)
+    left = rest[~np.isin(rest, rows)]
+    lowest = scores[-1] if len(scores) else np.float32(0)
+    below = lowest - 1 - np.arange(len(left), dtype=np.float32)
+    return np.concatenate([rows, left])[:depth], np.concatenate([scores, below])[:depth]
+
+
+def _fused(rows, scores, again, depth):
+    """(rows, scores) by reciprocal ranks of the reranked and of the second round."""
+    total: dict[int, float] = {}
+    for ranked in (rows[np.argsort(-scores, kind="stable")], again):
+        for rank, row in enumerate(ranked.tolist(), start=1):
+            total[row] = total.get(row, 0.0) + 1 / (_RRF + rank)
+    values = np.array([*total.values()], np.float32)
+    order = np.argsort(-values, kind="stable")[:depth]
+    return np.array([*total])[order], values[order]
+
+
+def _answer(ranked, queries, counts, watch) -> Answer:
+    """Rankings as arrays: all are as deep, the index holding what it holds."""
+    rows = np.array([rows for rows, _ in ranked], np.int64)
+    scores = np.array([scores for _, scores in ranked], np.float32)
+    return Answer(rows, scores, queries, counts, watch.seconds)
+
+
+def _vectors(queries) -> np.ndarray:
+    return np.asarray(queries, np.float32)
+
+
+def _joined(parts, queries) -> np.ndarray:
+    return np.concatenate(parts) if parts else _vectors(queries)

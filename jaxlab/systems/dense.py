@@ -1,0 +1,285 @@
+"""A corpus of texts as an index that remembers where it came from.
+
+    index FOLDER       vectors, ids, and source.json: which corpus and which encoder
+    vectors(...)       queries by the same encoder
+    reranker(...)      a cross-encoder as `retrieval.rerank` asks it
+
+The index itself holds checksums of corpus and encoder and no path, so that two of the
+same texts are the same bytes wherever they lie; source.json holds the paths.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxlab import models, retrieval
+from jaxlab.core import report, types
+from jaxlab.data import pairs
+from jaxlab.data import tokenizer as tokenizer_lib
+from jaxlab.retrieval import encode, files, rerank
+from jaxlab.systems import encoder_files
+
+_SOURCE = "source.json"
+_WINDOW = 4096  # texts that are sorted by length together; a build resumes at one
+
+Progress = Callable[[int, int | None], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """A bi-encoder that is ready.
+
+    Attributes:
+        path: where it was loaded from.
+        apply: texts' rows to vectors.
+        params, tokenizer: its own.
+        length: of the longest rows, in tokens; what is beyond is cut.
+    """
+
+    path: str
+    apply: Callable
+    params: types.Params
+    tokenizer: tokenizer_lib.Tokenizer
+    length: int
+
+
+class Opened(NamedTuple):
+    """An index and what it was made of."""
+
+    index: retrieval.Index
+    encoder: Encoder
+    corpus: files.Corpus
+
+
+def open_encoder(path: str | pathlib.Path, *, length: int | None = None) -> Encoder:
+    """Loads a bi-encoder: a Hugging Face folder or a run of `configs/refit.py`.
+
+    Args:
+        path: of it.
+        length: of the longest rows; None is the encoder's own (sentence-transformers'
+            max_seq_length), at most what it has positions for.
+
+    Raises:
+        UserError: not such a folder, or longer rows than it has positions for.
+    """
+    config, params, tokenizer = encoder_files.load_encoder(path)
+    longest = length or config.row_length or config.length
+    if longest > config.length:
+        raise types.UserError(
+            f"length {longest} is more than the {config.length} positions of {path}"
+        )
+    apply = models.BertEncoder(config).apply
+    return Encoder(str(path), apply, params, tokenizer, longest)
+
+
+def build(
+    folder: str | pathlib.Path,
+    corpus: str | pathlib.Path,
+    encoder: Encoder,
+    *,
+    dtype: str = "float32",
+    append: bool = False,
+    progress: Progress = lambda done, count: None,
+) -> tuple[retrieval.Index, int]:
+    """Encodes a corpus; where it was interrupted it goes on.
+
+    Args:
+        folder: of the index.
+        corpus: a corpus.jsonl[.gz] of BEIR's form.
+        encoder: that makes the vectors.
+        dtype: "float32" or "bfloat16".
+        append: add the documents of `corpus` that the index lacks.
+        progress: called with (documents done, documents in all).
+
+    Returns:
+        The index, and how many documents were longer than the rows.
+
+    Raises:
+        UserError: a corpus that is none, an index of something else.
+    """
+    folder, read = pathlib.Path(folder), files.read_corpus(corpus)
+    ids, passages = read.ids, read.passages()
+    made_from = {"encoder": _encoder_sha256(encoder), "length": encoder.length}
+    truncated = 0
+
+    def batches(done: int):
+        nonlocal truncated
+        windows = retrieval.encode.embed_windows(
+            encoder.apply,
+            encoder.params,
+            encoder.tokenizer,
+            passages[done:],
+            length=encoder.length,
+            window=_WINDOW,
+            progress=lambda count: progress(done + count, len(passages)),
+        )
+        for vectors, cut in windows:
+            truncated += cut
+            yield vectors
+
+    if append:
+        held = retrieval.Index.open(folder)
+        _check_made(folder, held, made_from)
+        known = {*held.ids.tolist()}
+        fresh = [i for i, each in enumerate(ids) if each not in known]
+        if not fresh:
+            raise types.UserError(f"{folder} has every document of {corpus} already")
+        ids, passages = [ids[i] for i in fresh], [passages[i] for i in fresh]
+        index = retrieval.Index.append(folder, batches(0), ids)
+    else:
+        made_from["corpus"] = _texts_sha256(passages)
+        index = retrieval.Index.build(
+            folder, batches, ids, dtype=dtype, made_from=made_from
+        )
+    sources = _sources(folder)["corpora"] if append else []
+    entry = str(pathlib.Path(corpus).resolve())
+    report.write_json(
+        folder / _SOURCE,
+        {
+            "corpora": [*sources, entry],
+            "encoder": str(pathlib.Path(encoder.path).resolve()),
+            "length": encoder.length,
+        },
+    )
+    return index, truncated
+
+
+def open_index(
+    folder: str | pathlib.Path, *, encoder: str = "", corpora: Sequence[str] = ()
+) -> Opened:
+    """Opens what `build` made, with its encoder and its texts.
+
+    Args:
+        folder: of the index.
+        encoder: where the encoder lies now, if it was moved.
+        corpora: where the texts lie now, if they were.
+
+    Raises:
+        UserError: an index that is none, an encoder that is another, a document
+            without text.
+    """
+    folder = pathlib.Path(folder)
+    index, source = retrieval.Index.open(folder), _sources(folder)
+    opened = open_encoder(encoder or source["encoder"], length=source["length"])
+    made = {"encoder": _encoder_sha256(opened), "length": opened.length}
+    _check_made(folder, index, made)
+    texts: dict[str, tuple[str, str]] = {}
+    for path in corpora or source["corpora"]:
+        read = files.read_corpus(path)
+        for each, title, text in zip(*read, strict=True):
+            texts.setdefault(each, (title, text))  # what was encoded came first
+    ids = index.ids.tolist()
+    if missing := [each for each in ids if each not in texts]:
+        raise types.UserError(
+            f"{len(missing)} documents of {folder} have no text in "
+            f"{', '.join(corpora or source['corpora'])}, e.g. {missing[0]!r}; name the "
+            "files with --corpus"
+        )
+    titles, bodies = zip(*(texts[each] for each in ids), strict=True)
+    return Opened(index, opened, files.Corpus(ids, list(titles), list(bodies)))
+
+
+def vectors(
+    encoder: Encoder,
+    texts: Sequence[str],
+    progress: Progress = lambda done, count: None,
+) -> encode.Encoded:
+    """Vectors of queries."""
+    return encode.embed_texts(
+        encoder.apply,
+        encoder.params,
+        encoder.tokenizer,
+        texts,
+        length=encoder.length,
+        progress=lambda done: progress(done, len(texts)),
+    )
+
+
+def reranker(
+    path: str | pathlib.Path,
+    queries: Sequence[str],
+    passages: Sequence[str],
+    *,
+    length: int = 256,
+    batch_tokens: int = 8192,
+) -> rerank.Reranker:
+    """A cross-encoder: (numbers of queries, rows of passages) -> its logits.
+
+    Args:
+        path: a Hugging Face folder or a run of `configs/refit.py:cross_encoder`.
+        queries, passages: all texts.
+        length: of the rows; of longer pairs the longer text is cut.
+        batch_tokens: of a batch.
+
+    Raises:
+        UserError: not a cross-encoder.
+    """
+    config, params, tokenizer = encoder_files.load_scorer(path)
+    apply = models.BertScorer(config).apply
+    length = min(length, config.length)
+
+    def score(numbers: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        encoded = pairs.encode_pairs(
+            tokenizer,
+            [queries[i] for i in numbers],
+            [passages[i] for i in rows],
+            length,
+            cut="longest",
+        )
+        return encode.apply_rows(apply, params, encoded, batch_tokens=batch_tokens)
+
+    return score
+
+
+def identity(*parts: Any) -> str:
+    """A name for what scores depend on: texts, files of models, numbers."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@functools.cache
+def model_sha256(path: str) -> str:
+    """Of the files that a model's answers depend on, by name."""
+    found = hashlib.sha256()
+    kinds = ("*.safetensors", "*.json", "*.model")
+    folder = pathlib.Path(path)
+    if not any(folder.glob("*.safetensors")):  # a run: its last checkpoint decides
+        kinds = ("config.json", "checkpoints/*/**/*", "data/*.json")
+    chosen = sorted({x for kind in kinds for x in folder.glob(kind) if x.is_file()})
+    for file in chosen:
+        found.update(str(file.relative_to(folder)).encode() + b"\0")
+        with open(file, "rb") as opened:
+            while block := opened.read(2**20):
+                found.update(block)
+    return found.hexdigest()
+
+
+def _encoder_sha256(encoder) -> str:
+    return model_sha256(encoder.path)
+
+
+def _texts_sha256(texts) -> str:
+    return identity(list(texts))
+
+
+def _check_made(folder, index, made_from) -> None:
+    for name, value in made_from.items():
+        if index.made_from.get(name) != value:
+            raise types.UserError(
+                f"{folder} was made with another {name}; use that one, or build the "
+                "index again"
+            )
+
+
+def _sources(folder: pathlib.Path) -> dict[str, Any]:
+    path = folder / _SOURCE
+    if not path.is_file():
+        raise types.UserError(
+            f"{folder} has no {_SOURCE}; build it with jaxlab retrieve index"
+        )
+    return json.loads(path.read_text("utf-8"))

@@ -1,0 +1,265 @@
+"""ReFIT and what it is compared with, on one set of queries.
+
+    row            what happens                                         calls a query
+    bi-encoder     one retrieval                                        0
+    rerank         its first K by the reranker                          K
+    rerank_2k      its first 2 K: the budget that feedback may use      2 K
+    average        q := mean(q, 3 best of the reranker), both rounds    up to 2 K
+    rocchio        q := .4 q + .6 mean(5 best of the reranker)          up to 2 K
+    tour_hard      three rounds of 10, one step each                    up to 30
+    tour_soft
+    refit_second   ReFIT as its paper evaluates it: the second round    K
+    refit_rrf      ReFIT, ranks of both rounds fused                    K
+    refit          ReFIT, both rounds by the reranker                   up to 2 K
+
+Reddy et al. 2023 (arXiv:2305.11744); the others: `jaxlab.retrieval.feedback` and
+`loop`. All share one reranker whose answers are kept, so that a pair is scored once and
+a killed comparison goes on; a row is charged for each pair it asks for, as if alone.
+
+Deviation: published vector feedback takes the retriever's first documents. Here it gets
+the reranker's, as ReFIT does: what is compared is what is done with them.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxlab import retrieval
+from jaxlab.core import types
+from jaxlab.retrieval import feedback, files, loop, metrics, rerank
+
+REFERENCES = ("rerank", "rerank_2k")  # that every row is compared with
+METRICS = ("recall@{depth}", "ndcg@10", "mrr@10")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A comparison as data.
+
+    Attributes:
+        rows: of the table, names of ROWS.
+        k: documents that the reranker reads in a round.
+        depth: of the rankings.
+        learning_rate: of Adam, relative to the query's coordinates: the released 0.005
+            suits vectors of length 20 and more, see `retrieval.refit`. Chosen on
+            training queries: see README.
+        num_updates: of ReFIT.
+        max_drift: bound on 1 - cos of a query and its start; None: none.
+        updates: numbers of updates of the curve.
+        feedback: numbers of documents of the curve.
+    """
+
+    rows: tuple[str, ...] = ()
+    k: int = 100
+    depth: int = 100
+    learning_rate: float = 0.02
+    num_updates: int = 100
+    max_drift: float | None = None
+    updates: tuple[int, ...] = (0, 1, 3, 10, 30, 100)
+    feedback: tuple[int, ...] = (5, 10, 20, 50, 100)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the measures."""
+        return tuple(name.format(depth=self.depth) for name in METRICS)
+
+
+class Queries(NamedTuple):
+    """What is asked: ids, texts (or ""), vectors [Q, dim], judgments or None."""
+
+    ids: Sequence[str]
+    texts: Sequence[str]
+    vectors: np.ndarray
+    qrels: metrics.Qrels | None = None
+
+
+class Outcome(NamedTuple):
+    """What a row of the table gave.
+
+    Attributes:
+        answer: rankings; its seconds of reranking are what the pairs cost when they
+            were scored.
+        evaluation: measures by query; None without judgments.
+    """
+
+    answer: loop.Answer
+    evaluation: metrics.Evaluation | None
+
+
+class Curves(NamedTuple):
+    """Recall at the depth: by updates and by documents of feedback."""
+
+    by_updates: dict[int, float]
+    by_feedback: dict[int, dict[str, float]]
+
+
+def compare(
+    index: retrieval.Index,
+    queries: Queries,
+    reranker: rerank.Remembered,
+    settings: Settings,
+    workdir: pathlib.Path,
+    *,
+    done: Callable[[str, float], None] = lambda name, share: None,
+) -> dict[str, Outcome]:
+    """Answers the queries in every way; writes runs/ROW.trec and results/ROW.tsv.
+
+    Args:
+        index: of the documents.
+        queries: to be answered.
+        reranker: that is charged.
+        settings: which rows, and how.
+        workdir: gets the files.
+        done: called with (row, share of all rows that are done).
+
+    Returns:
+        Row -> outcome, in the table's order.
+
+    Raises:
+        UserError: no query, an unknown row, judgments of other queries.
+    """
+    names = settings.rows or tuple(ROWS)
+    if unknown := [name for name in names if name not in ROWS]:
+        raise types.UserError(f"no row {', '.join(unknown)}; use {', '.join(ROWS)}")
+    if not len(queries.ids):
+        raise types.UserError("no queries; give at least one")
+    for folder in ("runs", "results"):
+        (workdir / folder).mkdir(parents=True, exist_ok=True)
+    outcomes = {}
+    for count, name in enumerate(names, start=1):
+        before = reranker.seconds
+        answer = ROWS[name](index, queries.vectors, reranker, settings)
+        answer.seconds["rerank"] = reranker.seconds - before
+        run = metrics.as_run(queries.ids, answer.scores, index.ids[answer.rows])
+        files.write_run(workdir / "runs" / f"{name}.trec", run, tag=name)
+        evaluation = None
+        if queries.qrels is not None:
+            evaluation = metrics.evaluate(queries.qrels, run, settings.metrics)
+            files.write_results(workdir / "results" / f"{name}.tsv", evaluation)
+        outcomes[name] = Outcome(answer, evaluation)
+        done(name, count / len(names))
+    return outcomes
+
+
+def curves(
+    index: retrieval.Index,
+    queries: Queries,
+    reranker: rerank.Reranker,
+    settings: Settings,
+) -> Curves:
+    """Recall by the number of updates (second round alone), and by that of documents.
+
+    Args:
+        index, queries, reranker, settings: as for `compare`; with judgments.
+    """
+
+    def recall(merge, **changed):
+        changed = dataclasses.replace(settings, **changed)
+        answer = _refit(index, queries.vectors, reranker, changed, merge=merge)
+        run = metrics.as_run(queries.ids, answer.scores, index.ids[answer.rows])
+        name = f"recall@{settings.depth}"
+        return metrics.evaluate(queries.qrels, run, (name,)).means[name]
+
+    return Curves(
+        {n: recall("second", num_updates=n) for n in settings.updates},
+        {
+            k: {merge: recall(merge, k=k) for merge in ("second", "union_rerank")}
+            for k in settings.feedback
+            if k <= settings.k
+        },
+    )
+
+
+def differences(
+    outcomes: Mapping[str, Outcome], settings: Settings
+) -> dict[str, dict[str, dict[str, tuple[float, float, float]]]]:
+    """Row -> reference -> metric -> (difference, and its paired-bootstrap interval)."""
+    found: dict = {}
+    for name, outcome in outcomes.items():
+        for reference in REFERENCES:
+            if name == reference or reference not in outcomes:
+                continue
+            other = outcomes[reference].evaluation
+            found.setdefault(name, {})[reference] = {
+                metric: difference(outcome.evaluation, other, metric)
+                for metric in settings.metrics
+            }
+    return found
+
+
+def difference(
+    a: metrics.Evaluation, b: metrics.Evaluation, metric: str
+) -> tuple[float, float, float]:
+    """Mean of `a` less that of `b`, and the ends of its paired-bootstrap interval."""
+    key = jax.random.key(0)
+    found = metrics.compare(a, b, metric, key=key, resamples=10_000)
+    return float(found.value), float(found.low), float(found.high)
+
+
+def _refit(index, vectors, reranker, settings, *, merge) -> loop.Answer:
+    update = functools.partial(
+        retrieval.refit_queries,
+        relative=True,
+        learning_rate=settings.learning_rate,
+        num_updates=settings.num_updates,
+        max_drift=settings.max_drift,
+    )
+    return _two_rounds(index, vectors, reranker, settings, update, merge)
+
+
+def _two_rounds(index, vectors, reranker, settings, update, merge="union_rerank"):
+    return loop.feedback(
+        index,
+        vectors,
+        reranker,
+        update=update,
+        merge=merge,
+        k=settings.k,
+        depth=settings.depth,
+    )
+
+
+def _first(index, vectors, reranker, settings):
+    return loop.first(index, vectors, depth=settings.depth)
+
+
+def _reranked(index, vectors, reranker, settings, *, times):
+    pool, depth = times * settings.k, settings.depth
+    return loop.reranked(index, vectors, reranker, pool=pool, depth=depth)
+
+
+def _average(index, vectors, reranker, settings):
+    def update(queries, candidates, scores):
+        return feedback.average_queries(queries, candidates, scores=scores)
+
+    return _two_rounds(index, vectors, reranker, settings, update)
+
+
+def _rocchio(index, vectors, reranker, settings):
+    def update(queries, candidates, scores):
+        return feedback.rocchio_queries(queries, candidates, scores=scores)
+
+    return _two_rounds(index, vectors, reranker, settings, update)
+
+
+def _tour(index, vectors, reranker, settings, *, form):
+    return loop.tour(index, vectors, reranker, form=form, depth=settings.depth)
+
+
+ROWS: dict[str, Callable[..., loop.Answer]] = {
+    "bi-encoder": _first,
+    "rerank": functools.partial(_reranked, times=1),
+    "rerank_2k": functools.partial(_reranked, times=2),
+    "average": _average,
+    "rocchio": _rocchio,
+    "tour_hard": functools.partial(_tour, form="hard"),
+    "tour_soft": functools.partial(_tour, form="soft"),
+    "refit_second": functools.partial(_refit, merge="second"),
+    "refit_rrf": functools.partial(_refit, merge="rrf"),
+    "refit": functools.partial(_refit, merge="union_rerank"),
+}
