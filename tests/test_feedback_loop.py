@@ -292,7 +292,7 @@ def test_a_corpus_is_indexed_searched_refitted_and_evaluated(corpus, capsys):
     index, out = corpus / "index", corpus / "out"
     texts = corpus / "corpus.jsonl.gz"
     made = ("--corpus", texts, "--encoder", corpus / "bert")
-    assert command("index", index, *made) == 0
+    assert command("index", index, *made, "--mesh", "data=2,fsdp=4") == 0
     assert command("search", index, "--query", "the sea", "--k", "99") == 0
     printed = capsys.readouterr().out
     assert len([x for x in printed.splitlines() if x.startswith("  ")]) == 6

@@ -418,7 +418,9 @@ def test_vectors_come_in_the_order_of_the_texts_whatever_the_batches():
     rows = pairs.encode_texts(made, texts, 36)
     places = np.arange(1, 37)
     wanted = np.stack([(rows.tokens * rows.mask * places).sum(1), rows.mask.sum(1)], 1)
-    for options in ({}, {"batch_tokens": 64}, {"batch_tokens": 1}):
+    mesh = mesh_lib.make_mesh({"data": 3, "fsdp": 2}, jax.devices()[:6])
+    cases = {}, {"batch_tokens": 64}, {"batch_tokens": 1}, {"mesh": mesh}
+    for options in cases:
         found = retrieval.embed_texts(
             sums, jnp.float32(2), made, texts, length=36, **options
         )

@@ -46,6 +46,7 @@ def _index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--append", action="store_true", help="add the documents that it lacks"
     )
+    arguments.add_mesh(parser)
 
 
 def _search(parser: argparse.ArgumentParser) -> None:
@@ -121,3 +122,4 @@ def _add_moved(parser) -> None:
     parser.add_argument(
         "--encoder", default="", metavar="MODEL", help="if it was moved"
     )
+    arguments.add_mesh(parser)

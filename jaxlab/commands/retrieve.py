@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from jaxlab.commands import output
+from jaxlab.commands import devices, output
 from jaxlab.core import process, types
 from jaxlab.retrieval import files, metrics, rerank
 from jaxlab.systems import clock, dense, refit, refit_report
@@ -13,15 +13,17 @@ from jaxlab.systems import clock, dense, refit, refit_report
 
 def run(args: argparse.Namespace) -> None:
     """Runs one action."""
-    process.start()
-    {"index": _index, "search": _search, "refit": _refit, "evaluate": _evaluate}[
-        args.action
-    ](args)
+    actions = {"index": _index, "search": _search, "refit": _refit}
+    if args.action == "evaluate":
+        process.start()
+        return _evaluate(args)
+    with devices.using(args.mesh) as mesh:
+        return actions[args.action](args, mesh)
 
 
-def _index(args) -> None:
+def _index(args, mesh) -> None:
     watch = clock.Clock()
-    encoder = dense.open_encoder(args.encoder, length=args.length)
+    encoder = dense.open_encoder(args.encoder, length=args.length, mesh=mesh)
     index, truncated = dense.build(
         args.index, args.corpus, encoder, dtype=args.dtype, append=args.append,
         progress=watch.meter("documents"),
@@ -32,9 +34,9 @@ def _index(args) -> None:
     )
 
 
-def _search(args) -> None:
+def _search(args, mesh) -> None:
     watch, queries = clock.Clock(), _queries(args)
-    opened = _opened(args)
+    opened = _opened(args, mesh)
     found = dense.vectors(opened.encoder, list(queries.values()), watch.meter("texts"))
     scores, ids = opened.index.search(found.vectors, args.k)
     if args.run:
@@ -48,7 +50,7 @@ def _search(args) -> None:
             print(f"  {value:7.4f}  {each}  {' '.join(texts[each].split())[:80]}")
 
 
-def _refit(args) -> None:
+def _refit(args, mesh) -> None:
     watch, workdir = clock.Clock(), pathlib.Path(args.workdir)
     settings = refit.Settings(
         args.rows, args.k, args.depth, args.rate, args.updates, args.max_drift
@@ -65,12 +67,12 @@ def _refit(args) -> None:
         names = [*texts]
         texts = {names[i]: texts[names[i]] for i in sorted(drawn)}
         qrels = None if qrels is None else {query: qrels[query] for query in texts}
-    opened = _opened(args)
+    opened = _opened(args, mesh)
     index, corpus = opened.index, opened.corpus
     asked, passages = list(texts.values()), corpus.passages()
     workdir.mkdir(parents=True, exist_ok=True)
     reranker = rerank.Remembered(
-        dense.reranker(args.reranker, asked, passages, length=args.length),
+        dense.reranker(args.reranker, asked, passages, length=args.length, mesh=mesh),
         workdir / "scores.bin",
         made_from=dense.identity(
             dense.model_sha256(args.reranker), args.length, asked, passages
@@ -122,5 +124,7 @@ def _queries(args) -> dict[str, str]:
     return queries
 
 
-def _opened(args) -> dense.Opened:
-    return dense.open_index(args.index, encoder=args.encoder, corpora=args.corpus)
+def _opened(args, mesh) -> dense.Opened:
+    return dense.open_index(
+        args.index, encoder=args.encoder, corpora=args.corpus, mesh=mesh
+    )

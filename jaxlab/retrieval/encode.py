@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import types
 from jaxlab.data import pairs
 from jaxlab.data import tokenizer as tokenizer_lib
@@ -43,6 +45,7 @@ def embed_texts(
     *,
     length: int,
     batch_tokens: int = 8192,
+    mesh: Mesh | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Encoded:
     """Vectors of all texts; arguments are those of `embed_windows`.
@@ -50,7 +53,8 @@ def embed_texts(
     Raises:
         UserError: no text, or one that is not Unicode (names it).
     """
-    options = {"length": length, "batch_tokens": batch_tokens, "progress": progress}
+    options = {"length": length, "batch_tokens": batch_tokens, "mesh": mesh}
+    options["progress"] = progress
     windows = list(embed_windows(apply, params, tokenizer, texts, **options))
     if not windows:
         raise types.UserError("no texts to encode; give at least one")
@@ -67,6 +71,7 @@ def embed_windows(
     length: int,
     batch_tokens: int = 8192,
     window: int = 4096,
+    mesh: Mesh | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Encoded]:
     """Vectors of `window` texts after the other: batches for `Index.build`.
@@ -85,6 +90,7 @@ def embed_windows(
             is cut and counted.
         batch_tokens: rows times width of a batch, at most, where one row is not more.
         window: how many texts at a time.
+        mesh: whose devices share the rows of each batch; None is one device.
         progress: called with the number of texts that are done.
 
     Raises:
@@ -98,7 +104,7 @@ def embed_windows(
             raise types.UserError(f"texts from {done}: {error}") from None
         note = None if progress is None else functools.partial(_later, progress, done)
         vectors = apply_rows(
-            apply, params, rows, batch_tokens=batch_tokens, progress=note
+            apply, params, rows, batch_tokens=batch_tokens, mesh=mesh, progress=note
         )
         yield Encoded(vectors, rows.truncated)
         done += len(some)
@@ -110,6 +116,7 @@ def apply_rows(
     rows: pairs.TextRows,
     *,
     batch_tokens: int = 8192,
+    mesh: Mesh | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """What `apply` makes of each row, f32[N, ...] in their order.
@@ -118,7 +125,7 @@ def apply_rows(
         apply: as for `embed_windows`; of `BertScorer` and pairs the result is [N].
         params: the model's.
         rows: at least one, of `pairs.encode_texts` or `pairs.encode_pairs`.
-        batch_tokens: as for `embed_windows`.
+        batch_tokens, mesh: as for `embed_windows`.
         progress: called with the number of rows that are done.
     """
     lengths = rows.mask.sum(axis=1)
@@ -128,7 +135,7 @@ def apply_rows(
     while start < len(order):
         width = _width(int(lengths[order[start]]), rows.tokens.shape[1])
         chosen = order[start : start + _power_below(batch_tokens // width)]
-        dispatched = _applied(apply, params, *_cut(rows, chosen, width))
+        dispatched = _applied(apply, params, *_cut(rows, chosen, width, mesh))
         if running is not None:  # the device works on while the last one is fetched
             outputs.append(np.asarray(running, np.float32))
             if progress is not None:
@@ -174,13 +181,21 @@ def _power_below(count: int) -> int:
     return 1 << max(count.bit_length() - 1, 0)
 
 
-def _cut(rows, chosen, width):
-    """The chosen rows' first columns, with rows of padding up to a power of 2."""
+def _cut(rows, chosen, width, mesh):
+    """The chosen rows' first columns, with rows of padding up to a power of 2.
+
+    On a mesh, up to what its devices share evenly.
+    """
     size = 1 << (len(chosen) - 1).bit_length()
+    if mesh is not None:
+        shards = mesh_lib.batch_shards(mesh)
+        size = -(-size // shards) * shards
     cut = []
     for array in rows[:3]:
         part = np.zeros((size, width), array.dtype)
         part[: len(chosen)] = array[chosen, :width]
+        if mesh is not None:
+            part = jax.device_put(part, mesh_lib.batch_sharding(mesh))
         cut.append(part)
     return cut
 

@@ -16,6 +16,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxlab import models, retrieval
@@ -40,6 +41,7 @@ class Encoder:
         apply: texts' rows to vectors.
         params, tokenizer: its own.
         length: of the longest rows, in tokens; what is beyond is cut.
+        mesh: whose devices share the work; None is one device.
     """
 
     path: str
@@ -47,6 +49,7 @@ class Encoder:
     params: types.Params
     tokenizer: tokenizer_lib.Tokenizer
     length: int
+    mesh: jax.sharding.Mesh | None = None
 
 
 class Opened(NamedTuple):
@@ -57,25 +60,31 @@ class Opened(NamedTuple):
     corpus: files.Corpus
 
 
-def open_encoder(path: str | pathlib.Path, *, length: int | None = None) -> Encoder:
+def open_encoder(
+    path: str | pathlib.Path,
+    *,
+    length: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Encoder:
     """Loads a bi-encoder: a Hugging Face folder or a run of `configs/refit.py`.
 
     Args:
         path: of it.
         length: of the longest rows; None is the encoder's own (sentence-transformers'
             max_seq_length), at most what it has positions for.
+        mesh: to share the work on.
 
     Raises:
         UserError: not such a folder, or longer rows than it has positions for.
     """
-    config, params, tokenizer = encoder_files.load_encoder(path)
+    config, params, tokenizer = encoder_files.load_encoder(path, mesh=mesh)
     longest = length or config.row_length or config.length
     if longest > config.length:
         raise types.UserError(
             f"length {longest} is more than the {config.length} positions of {path}"
         )
     apply = models.BertEncoder(config).apply
-    return Encoder(str(path), apply, params, tokenizer, longest)
+    return Encoder(str(path), apply, params, tokenizer, longest, mesh)
 
 
 def build(
@@ -117,6 +126,7 @@ def build(
             passages[done:],
             length=encoder.length,
             window=_WINDOW,
+            mesh=encoder.mesh,
             progress=lambda count: progress(done + count, len(passages)),
         )
         for vectors, cut in windows:
@@ -151,7 +161,11 @@ def build(
 
 
 def open_index(
-    folder: str | pathlib.Path, *, encoder: str = "", corpora: Sequence[str] = ()
+    folder: str | pathlib.Path,
+    *,
+    encoder: str = "",
+    corpora: Sequence[str] = (),
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Opened:
     """Opens what `build` made, with its encoder and its texts.
 
@@ -159,14 +173,17 @@ def open_index(
         folder: of the index.
         encoder: where the encoder lies now, if it was moved.
         corpora: where the texts lie now, if they were.
+        mesh: to share searches and encoding on.
 
     Raises:
         UserError: an index that is none, an encoder that is another, a document
             without text.
     """
     folder = pathlib.Path(folder)
-    index, source = retrieval.Index.open(folder), _sources(folder)
-    opened = open_encoder(encoder or source["encoder"], length=source["length"])
+    index, source = retrieval.Index.open(folder, mesh=mesh), _sources(folder)
+    opened = open_encoder(
+        encoder or source["encoder"], length=source["length"], mesh=mesh
+    )
     made = {"encoder": _encoder_sha256(opened), "length": opened.length}
     _check_made(folder, index, made)
     texts: dict[str, tuple[str, str]] = {}
@@ -197,6 +214,7 @@ def vectors(
         encoder.tokenizer,
         texts,
         length=encoder.length,
+        mesh=encoder.mesh,
         progress=lambda done: progress(done, len(texts)),
     )
 
@@ -208,6 +226,7 @@ def reranker(
     *,
     length: int = 256,
     batch_tokens: int = 8192,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> rerank.Reranker:
     """A cross-encoder: (numbers of queries, rows of passages) -> its logits.
 
@@ -216,11 +235,12 @@ def reranker(
         queries, passages: all texts.
         length: of the rows; of longer pairs the longer text is cut.
         batch_tokens: of a batch.
+        mesh: whose devices share a batch.
 
     Raises:
         UserError: not a cross-encoder.
     """
-    config, params, tokenizer = encoder_files.load_scorer(path)
+    config, params, tokenizer = encoder_files.load_scorer(path, mesh=mesh)
     apply = models.BertScorer(config).apply
     length = min(length, config.length)
 
@@ -232,7 +252,9 @@ def reranker(
             length,
             cut="longest",
         )
-        return encode.apply_rows(apply, params, encoded, batch_tokens=batch_tokens)
+        return encode.apply_rows(
+            apply, params, encoded, batch_tokens=batch_tokens, mesh=mesh
+        )
 
     return score
 

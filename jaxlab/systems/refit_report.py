@@ -127,7 +127,7 @@ def _total(outcome) -> float:
 def _difference(found) -> str:
     if found is None:
         return ""
-    value, low, high = found
+    value, low, high = (round(x, 3) + 0.0 for x in found)  # no -0.000
     star = "*" if low > 0 or high < 0 else ""
     return f"{value:+.3f}{star} [{low:+.3f}, {high:+.3f}]"
 
