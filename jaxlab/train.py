@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+from jax.experimental import multihost_utils
 
 from jaxlab.core import checkpoint, process, report, tree, types
 from jaxlab.core import config as config_lib
@@ -86,7 +87,8 @@ def fit(
         found = checkpoint.restore(folder, target)
         first, state = found or (0, state_lib.initial(experiment, target))
         _check_finite(state.params)
-        report.write_json(workdir / "config.json", experiment.config)
+        if jax.process_index() == 0:
+            report.write_json(workdir / "config.json", experiment.config)
         saver = stack.enter_context(
             checkpoint.Checkpointer(folder, keep=keep, keep_every=keep_every, axes=axes)
         )
@@ -104,7 +106,7 @@ def fit(
                 state, metrics = train_step(state, batch, experiment.frozen)
                 done = step + 1
                 meter.next(done, metrics, batch)
-                last = done == steps or bool(stop)
+                last = done == steps or stop(done)
                 if _due(done, eval_every) or done == steps:
                     meter.flush()
                     for target_name, evaluate in experiment.evals.items():
@@ -173,17 +175,24 @@ def _due(step: int, every: int | None) -> bool:
 
 @contextlib.contextmanager
 def _stop_on_signal():
-    """A list that is no longer empty once SIGTERM or SIGINT came."""
+    """A function of the step: whether to save and stop, since SIGTERM or SIGINT came.
+
+    Of several hosts one is told; all stop at the same step, on SIGTERM only.
+    """
     received: list[int] = []
+    if jax.process_count() > 1:
+        # jax.distributed listens to the signal, and agrees on a step with the others.
+        yield multihost_utils.reached_preemption_sync_point
+        return
     if threading.current_thread() is not threading.main_thread():
-        yield received
+        yield lambda step: False
         return
     handlers = {
         number: signal.signal(number, lambda n, _: received.append(n))
         for number in (signal.SIGTERM, signal.SIGINT)
     }
     try:
-        yield received
+        yield lambda step: bool(received)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -2,14 +2,8 @@
 
 import dataclasses
 import json
-import os
-import pathlib
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +15,11 @@ from flax import linen as nn
 from jaxlab import optim, train
 from jaxlab.core import checkpoint, mesh, step, types
 from tests import tiny_run
-
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.tiny_run import launch, losses, wait_for_rows
 
 
 def one_device():
     return mesh.make_mesh({"data": 1}, jax.devices()[:1])
-
-
-def losses(workdir) -> list[float]:
-    rows = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
-    return [row["loss"] for row in map(json.loads, rows) if "loss" in row]
 
 
 @pytest.fixture(scope="module")
@@ -218,29 +206,6 @@ def test_an_optimizer_that_asks_for_gradients_elsewhere_gets_them():
     assert int(new.step) == 1
 
 
-def launch(workdir, steps=12, save_every=2, **extra) -> subprocess.Popen:
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        **extra,
-    }
-    command = [sys.executable, "-m", "tests.tiny_run", str(workdir), str(steps)]
-    return subprocess.Popen(
-        [*command, str(save_every)],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True,
-    )  # fmt: skip
-
-
-def wait_for_rows(workdir, count, process, seconds=120.0):
-    path, deadline = pathlib.Path(workdir) / "metrics.jsonl", time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        if path.exists() and len(path.read_text().splitlines()) >= count:
-            return
-        time.sleep(0.002)
-    assert process.poll() is None, process.communicate()[0]
-
-
 def test_killed_runs_resume_bit_for_bit(tmp_path):
     """kill -9 around saves (every 2nd step) and between them; then to the end."""
     uninterrupted = launch(tmp_path / "whole")
@@ -254,28 +219,6 @@ def test_killed_runs_resume_bit_for_bit(tmp_path):
     assert process.returncode == 0, output
     assert uninterrupted.wait(timeout=120) == 0
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
-
-
-def test_two_hosts_train_as_one_and_one_continues(tmp_path, whole):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    hosts = [
-        launch(
-            tmp_path,
-            steps=6,
-            JAXLAB_MULTIHOST="1",
-            JAXLAB_COORDINATOR=f"127.0.0.1:{port}",
-            JAXLAB_NUM_PROCESSES="2",
-            JAXLAB_PROCESS_ID=str(number),
-            JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo",
-        )
-        for number in range(2)
-    ]
-    outputs = [host.communicate(timeout=150)[0] for host in hosts]
-    assert [host.returncode for host in hosts] == [0, 0], outputs
-    train.fit(tiny_run.experiment(), tmp_path, mesh=one_device())
-    np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=2e-5)
 
 
 def test_sigterm_saves_and_exits_cleanly(tmp_path):

@@ -3,7 +3,12 @@
 python -m tests.tiny_run WORKDIR STEPS SAVE_EVERY
 """
 
+import json
+import os
+import pathlib
+import subprocess
 import sys
+import time
 
 import numpy as np
 
@@ -11,6 +16,7 @@ from jaxlab import models, objectives, optim, train
 from jaxlab.core import process, types
 from jaxlab.evals import perplexity
 
+ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = models.TransformerConfig(
     vocab=64, embed=32, layers=2, heads=2, mlp=64, norm="layernorm", length=16
 )
@@ -47,6 +53,34 @@ def experiment(steps: int = 12, **changes) -> types.Experiment:
 def evaluate(params) -> dict[str, float]:
     """Perplexity on a batch that is not trained on."""
     return perplexity.evaluate(models.Decoder(CONFIG).apply, params, [batches(10**6)])
+
+
+def losses(workdir) -> list[float]:
+    rows = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    return [row["loss"] for row in map(json.loads, rows) if "loss" in row]
+
+
+def launch(workdir, steps=12, save_every=2, **extra) -> subprocess.Popen:
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        **extra,
+    }
+    command = [sys.executable, "-m", "tests.tiny_run", str(workdir), str(steps)]
+    return subprocess.Popen(
+        [*command, str(save_every)],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+
+
+def wait_for_rows(workdir, count, process, seconds=120.0):
+    path, deadline = pathlib.Path(workdir) / "metrics.jsonl", time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and len(path.read_text().splitlines()) >= count:
+            return
+        time.sleep(0.002)
+    assert process.poll() is None, process.communicate()[0]
 
 
 if __name__ == "__main__":

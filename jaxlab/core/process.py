@@ -1,11 +1,17 @@
 """The process before its first computation: caches, memory, the other hosts."""
 
+import contextlib
 import os
 import pathlib
+import socket
+import time
+from collections.abc import Iterator
 
 import jax
 
-from jaxlab.core import host_memory
+from jaxlab.core import host_memory, types
+
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 def start() -> None:
@@ -18,7 +24,12 @@ def start() -> None:
     A laptop or a Colab must never wait for a coordinator that does not exist, so other
     hosts are joined only with JAXLAB_MULTIHOST=1. Arguments come from the environment
     of TPU VMs, Slurm or Open MPI; elsewhere from JAXLAB_COORDINATOR,
-    JAXLAB_NUM_PROCESSES and JAXLAB_PROCESS_ID.
+    JAXLAB_NUM_PROCESSES and JAXLAB_PROCESS_ID. A coordinator that does not come is an
+    error after JAXLAB_JOIN_SECONDS (300); when a host dies, the others end within
+    JAXLAB_HEARTBEAT_SECONDS (100).
+
+    Raises:
+        UserError: the other hosts could not be joined.
     """
     host_memory.keep_freed()
     if os.environ.get("JAXLAB_COMPILATION_CACHE") == "0":
@@ -37,11 +48,73 @@ def _join_hosts() -> None:
     if jax.distributed.is_initialized():
         return
     coordinator = os.environ.get("JAXLAB_COORDINATOR")
-    if coordinator is None:
-        jax.distributed.initialize()
+    seconds = _number("JAXLAB_JOIN_SECONDS", 300)
+    options = {
+        "initialization_timeout": seconds,
+        "heartbeat_timeout_seconds": _number("JAXLAB_HEARTBEAT_SECONDS", 100),
+    }
+    if coordinator is not None:
+        options |= {
+            "coordinator_address": coordinator,
+            "num_processes": _number("JAXLAB_NUM_PROCESSES"),
+            "process_id": _number("JAXLAB_PROCESS_ID"),
+        }
+        if coordinator.rsplit(":", 1)[0] in _LOOPBACK:  # else it listens everywhere
+            options["coordinator_bind_address"] = coordinator
+        if options["process_id"] != 0:
+            _wait_for(coordinator, seconds)
+    try:
+        jax.distributed.initialize(**options)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise types.UserError(
+            f"could not join the other hosts ({reason}); start the same command on "
+            "every host, or unset JAXLAB_MULTIHOST"
+        ) from error
+
+
+def _wait_for(coordinator: str, seconds: int) -> None:
+    """Until somebody listens there: jax itself would abort the process in the end."""
+    host, _, port = coordinator.rpartition(":")
+    if not port.isdigit():
+        raise types.UserError(f"JAXLAB_COORDINATOR is {coordinator!r}; use HOST:PORT")
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise types.UserError(
+                    f"nobody answered at {coordinator} within {seconds} s ({error}); "
+                    "start the same command on every host, process 0 first, or unset "
+                    "JAXLAB_MULTIHOST"
+                ) from None
+            time.sleep(0.2)
+
+
+def _number(name: str, default: int | None = None) -> int:
+    text = os.environ.get(name, "" if default is None else str(default))
+    if not text.isdigit():
+        raise types.UserError(f"{name} is {text!r}; set it to a whole number")
+    return int(text)
+
+
+@contextlib.contextmanager
+def leader_first(what: str) -> Iterator[None]:
+    """Process 0 runs the body, then the others: it writes files that all read.
+
+    Args:
+        what: a name for it; the same on all hosts.
+    """
+    if jax.process_count() == 1:
+        yield
         return
-    jax.distributed.initialize(
-        coordinator,
-        int(os.environ["JAXLAB_NUM_PROCESSES"]),
-        int(os.environ["JAXLAB_PROCESS_ID"]),
-    )
+    from jax.experimental import multihost_utils
+
+    is_leader = jax.process_index() == 0
+    if not is_leader:
+        multihost_utils.sync_global_devices(what)
+    yield
+    if is_leader:
+        multihost_utils.sync_global_devices(what)

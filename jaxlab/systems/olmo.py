@@ -12,13 +12,14 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
 from jaxlab import models, objectives, optim
-from jaxlab.core import checkpoint, types
+from jaxlab.core import checkpoint, process, types
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data import loader, mixture, prepared, token_files
 from jaxlab.data import tokenizer as tokenizer_lib
@@ -31,7 +32,8 @@ def pretrain(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh
 ) -> types.Experiment:
     """The experiment that `configs/olmo.py` describes."""
-    corpus = open_corpus(config.data, workdir)
+    with process.leader_first("corpus"):
+        corpus = open_corpus(config.data, workdir)
     model_config = transformer_config(config.model, corpus.tokenizer, mesh)
     if config.data.length > model_config.length:
         raise types.UserError(
@@ -40,9 +42,35 @@ def pretrain(
         )
     model = models.Decoder(model_config)
     batches = batches_of(config.data, corpus.train)
+    return experiment(
+        config,
+        model,
+        batches=batches,
+        init_from=_start(config.init_from, workdir, mesh),
+        evals=perplexity_evals(
+            model, corpus.held_out, config.data, config.eval_batches
+        ),
+        config={
+            **config.to_dict(),
+            "data_order": batches.fingerprint,
+            "data_shares": batches.shares(config.steps),  # what the run will have read
+        },
+    )
+
+
+def experiment(
+    config: ml_collections.ConfigDict, model: models.Decoder, /, **data: Any
+) -> types.Experiment:
+    """What a config trains.
+
+    Args:
+        config: the whole of it.
+        model: of its sizes.
+        **data: the fields of an Experiment that need data or a run directory.
+    """
     optim_config = optim.OptimConfig(**plain(config.optim))
     tx, rate = optim.build(optim_config, config.steps)
-    experiment = types.Experiment(
+    found = types.Experiment(
         model=model,
         objective=objectives.next_token(
             model.apply,
@@ -50,24 +78,15 @@ def pretrain(
             loss_denominator=config.loss_denominator,
         ),
         tx=tx,
-        batches=batches,
         steps=config.steps,
         example=(np.zeros((1, 8), np.int32),),
-        init_from=_start(config.init_from, workdir, mesh),
-        evals=perplexity_evals(
-            model, corpus.held_out, config.data, config.eval_batches
-        ),
         micro_batches=config.micro_batches,
         seed=config.seed,
-        config={
-            **config.to_dict(),
-            "data_order": batches.fingerprint,
-            "data_shares": batches.shares(config.steps),  # what the run will have read
-        },
-        flops_per_token=model_config.flops_per_token(config.data.length),
+        flops_per_token=model.config.flops_per_token(config.data.length),
         learning_rate=rate,
+        **data,
     )
-    return _with_trust(experiment, config)
+    return _with_trust(found, config)
 
 
 def _with_trust(
@@ -160,21 +179,25 @@ def batches_of(
 
 def transformer_config(
     model: ml_collections.ConfigDict,
-    tokenizer: tokenizer_lib.Tokenizer,
+    tokenizer: tokenizer_lib.Tokenizer | None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> models.TransformerConfig:
     """The model of a config; `vocab` 0 means the tokenizer's, padded to 128 rows.
+
+    Without a tokenizer, which only planning does, the config has a `vocab`.
 
     Raises:
         UserError: the tokenizer has more tokens than the model has rows.
     """
     values = plain(model)
-    if not values["vocab"]:
-        values["vocab"] = mesh_lib.padded_vocab(tokenizer.vocab_size, mesh, 128)
-    tokenizer_lib.check_vocab(tokenizer, values["vocab"])
     values["rope"] = rope_lib.Rope(**values["rope"])
     for name in ("kv_heads", "clip_qkv", "window"):
         values[name] = values[name] or None  # a config has no None to override
+    if tokenizer is None:
+        return models.TransformerConfig(**values)
+    if not values["vocab"]:
+        values["vocab"] = mesh_lib.padded_vocab(tokenizer.vocab_size, mesh, 128)
+    tokenizer_lib.check_vocab(tokenizer, values["vocab"])
     values |= {
         "eos_id": tokenizer.eos_id,
         "pad_id": tokenizer.pad_id,
