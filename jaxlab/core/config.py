@@ -41,6 +41,8 @@ def parse(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path]
         _refuse(f"give --config=FILE[:VARIANT], e.g. {_EXAMPLE}")
     if not plain.get("workdir"):
         _refuse("give --workdir=DIR, the folder that the run is kept in")
+    if "://" in plain["workdir"]:  # pathlib would make a local folder of that name
+        _refuse(f"{plain['workdir']} is no folder; mount the bucket and give its path")
     config = load(plain["config"])
     _check_keys(config, overrides)
     _override(config, overrides)
