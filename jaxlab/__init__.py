@@ -21,6 +21,7 @@ _ROOMS = (
     "models",
     "objectives",
     "optim",
+    "plan",
     "retrieval",
     "stats",
     "systems",

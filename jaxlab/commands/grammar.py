@@ -8,7 +8,13 @@ import difflib
 import re
 from collections.abc import Sequence
 
-from jaxlab.commands import arguments, grammar_ablate, grammar_retrieve, grammar_tram
+from jaxlab.commands import (
+    arguments,
+    grammar_ablate,
+    grammar_plan,
+    grammar_retrieve,
+    grammar_tram,
+)
 
 UsageError = arguments.UsageError
 
@@ -30,6 +36,11 @@ def parse(verb: str, argv: Sequence[str]) -> argparse.Namespace:
     add_arguments(parser)
     if verb == "train":  # its flags are the config's keys: see core/config.py
         args, args.flags = parser.parse_known_args(argv)
+        return args
+    if verb == "plan":  # so are those of its flags that begin so
+        flags = [word for word in argv if re.match("--(no)?config[.]", word)]
+        args = parser.parse_args([word for word in argv if word not in flags])
+        args.flags = flags
         return args
     return parser.parse_args(argv)
 
@@ -187,6 +198,7 @@ VERBS = {
         grammar_retrieve.add_arguments,
     ),
     "tram": (grammar_tram.SUMMARY, grammar_tram.DETAILS, grammar_tram.add_arguments),
+    "plan": (grammar_plan.SUMMARY, grammar_plan.DETAILS, grammar_plan.add_arguments),
     "convert": (
         "Write a model as a Hugging Face folder, with its tokenizer",
         "From a run directory, or from another Hugging Face folder to change dtype.",

@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from jaxlab.core import types
+from jaxlab.core import errors
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -31,5 +31,5 @@ def new_folder(path: str) -> pathlib.Path:
     """
     folder = pathlib.Path(path)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise types.UserError(f"{folder} exists; remove it or choose another folder")
+        raise errors.UserError(f"{folder} exists; remove it or choose another folder")
     return folder

@@ -1,0 +1,26 @@
+"""What a training step needs before there are chips: memory, time, money.
+
+parse     a topology's name -> chips and how they are wired
+Shape     what a step computes, as numbers
+estimate  shape, topology, mesh -> Plan, by arithmetic: no jax, under a second
+best      the plans that fit, best first
+remedies  what would make a plan fit
+"""
+
+from jaxlab.plan.arithmetic import Plan, estimate, warnings
+from jaxlab.plan.search import best, remedies
+from jaxlab.plan.shape import Passes, Shape
+from jaxlab.plan.topology import CHIPS, Topology, parse
+
+__all__ = [
+    "CHIPS",
+    "Passes",
+    "Plan",
+    "Shape",
+    "Topology",
+    "best",
+    "estimate",
+    "parse",
+    "remedies",
+    "warnings",
+]

@@ -1,0 +1,108 @@
+"""Bytes of HBM that a chip needs for a training step, by category.
+
+    state        4 (1 + moments + copies) N / (f t)      f32: parameters, optimizer
+    gradients    4 N / (f t)
+    weights      2 P / (f t)     compute copy of the shards: XLA casts them before the
+                                 loop over layers, not inside
+    activations  2 N_layers b L D, what the backward pass starts from, and what the
+                 remat policy keeps beside it
+    working      the larger of   a layer: its weights gathered, the next layer's where
+                                 gathers overlap, their gradient (half of it where each
+                                 matrix's is scattered at once), and activations;
+                                 the loss: two blocks of logits, the head, its gradient
+    exchange     4 N / (f t)     gradients on their way to another slice
+
+N parameters, P those of layers, f fsdp, t tensor, b rows a device holds. Nothing here
+is fitted. Programs of many layers that XLA:TPU compiled for data and fsdp meshes need
+0.9 to 1.06 times as much (tests/plan_rows.py); `jaxlab plan --aot` asks it.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from jaxlab.plan import shape as shapes
+from jaxlab.plan import topology as topologies
+
+MARGIN = 0.12  # by which the compiler may need more
+
+
+class Memory(NamedTuple):
+    """Bytes a chip needs."""
+
+    state: float
+    gradients: float
+    weights: float
+    activations: float
+    working: float
+    exchange: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return float(sum(self))
+
+
+def needed(
+    shape: shapes.Shape, topology: topologies.Topology, mesh: Mapping[str, int]
+) -> Memory:
+    """The memory of one chip.
+
+    Args:
+        shape: what the step computes.
+        topology: where.
+        mesh: sizes of all axes, see `topology.mesh`.
+    """
+    whole = _copies(topology, mesh)
+    shards, t = mesh["fsdp"] * mesh["tensor"], mesh["tensor"]
+    rows, passes = shapes.device_rows(shape, mesh), shape.passes
+    gradients = passes.gradients * 4 * shape.params / shards
+    if shape.micro_batches > 1:  # the sum, and those of one microbatch
+        gradients *= 2
+    kept = _kept(shape, rows, t) * passes.held
+    return Memory(
+        state=4 * (1 + shape.moments + passes.copies) * shape.params / shards,
+        gradients=gradients,
+        weights=passes.held * shape.compute_bytes * shape.layer_params / shards,
+        activations=kept,
+        working=max(_layer(shape, rows, t, whole), _loss(shape, rows, t)),
+        exchange=4 * shape.params / shards if mesh["slice"] > 1 else 0.0,
+    )
+
+
+def _kept(shape, rows, t):
+    """Bytes of the activations that wait for the backward pass."""
+    heads, kv_heads, C = shape.heads, shape.kv_heads, shape.head_dim
+    projections = 2 * (heads + kv_heads) * C
+    width = {
+        "full": 0,
+        "qkv": (heads + 2 * kv_heads) * C,
+        "qkvo": projections,
+        "dots": projections + 2 * shape.mlp,
+        # What the derivatives of the MLP (gate, up, sigmoid, silu, their product) and
+        # of both norms (in f32, and what they return) need.
+        "none": projections + 5 * shape.mlp + 6 * shape.embed * t,
+    }[shape.remat]
+    tokens = rows * shape.length
+    return shape.compute_bytes * shape.layers * tokens * (shape.embed + width / t)
+
+
+def _copies(topology, mesh):
+    """How many layers' weights and gradients are whole on a chip at once."""
+    gradients = 1.0 if topologies.reduces_all(topology, mesh) else 0.5
+    if mesh["fsdp"] == 1:
+        return gradients
+    return 1 + topology.chip.prefetches + gradients
+
+
+def _layer(shape, rows, t, whole):
+    """Bytes of the layer that is computed: its weights in full, its activations."""
+    gathered = whole * shape.compute_bytes * shape.layer_params / (shape.layers * t)
+    # The model width is whole on every tensor shard: lengths are not sharded.
+    live = 3 * shape.mlp / t + 6 * shape.embed
+    return gathered + shape.compute_bytes * rows * shape.length * live
+
+
+def _loss(shape, rows, t):
+    """Bytes of the loss: a block of logits and its gradient, the head and its."""
+    block = min(4 * rows * shape.length * shape.vocab / t, shape.loss_block_bytes)
+    return 2 * block + 2 * shape.compute_bytes * shape.head_params / t

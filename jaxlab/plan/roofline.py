@@ -1,0 +1,141 @@
+"""How long a step takes at least, and how long it will probably take.
+
+    compute  FLOPs / (n C)
+    hbm      (weights once a pass, optimizer 4 x 7 bytes, activations) / HBM bandwidth
+    ici      fsdp:   two gathers and a reduction of weights  (4 P + 2 P + heads) / t
+             tensor: 10 (14 under full remat) x N 2 B L D / devices of data
+             data:   an all-reduce of what fsdp left
+    dcn      an all-reduce of gradients between slices, each chip its part
+
+    step >= the largest of the four, as if all of them overlapped
+
+P parameters of layers, N layers, t tensor, C peak FLOP/s. Bytes over an axis of s
+devices are times (s - 1) / s. Reduction over a whole square slice as one axis is an
+all-reduce on this compiler: 2 P more. Model FLOP utilisation is useful FLOPs over what
+the chips could do in that time; measured runs reach `Chip.efficiency` of this bound.
+"""
+
+from typing import NamedTuple
+
+from jaxlab.plan import flops as flops_lib
+from jaxlab.plan import shape as shapes
+from jaxlab.plan import topology as topologies
+
+
+class Times(NamedTuple):
+    """Seconds of one step.
+
+    Attributes:
+        compute, hbm, fsdp, tensor, data, dcn: each alone.
+        bound: no step is shorter.
+        low, likely, high: of the prediction.
+    """
+
+    compute: float
+    hbm: float
+    fsdp: float
+    tensor: float
+    data: float
+    dcn: float
+    bound: float
+    low: float
+    likely: float
+    high: float
+
+    @property
+    def ici(self) -> float:
+        """Between the chips of a slice."""
+        return self.fsdp + self.tensor + self.data
+
+
+class Bytes(NamedTuple):
+    """Bytes that a chip moves in one step.
+
+    Attributes:
+        hbm: to and from its own memory.
+        gathers, reductions: of weights and of gradients, over fsdp.
+        tensor, data, dcn: over these axes, and between slices.
+    """
+
+    hbm: float
+    gathers: float
+    reductions: float
+    tensor: float
+    data: float
+    dcn: float
+
+
+def moved(
+    shape: shapes.Shape, topology: topologies.Topology, mesh: dict[str, int]
+) -> Bytes:
+    """What a chip moves in one step."""
+    f, t = mesh["fsdp"], mesh["tensor"]
+    rows = shapes.device_rows(shape, mesh) * shape.micro_batches
+    tokens, width = rows * shape.length, shape.compute_bytes
+    passes = shape.passes
+    sweeps = passes.trained * shape.micro_batches
+    forward = passes.forward * shape.micro_batches
+    layers, head = width * shape.layer_params / t, width * shape.head_params / t
+    left = (f - 1) / f
+    reduced = layers + head
+    reductions = sweeps * reduced * left
+    if topologies.reduces_all(topology, mesh):
+        reductions *= 2
+    repeats = (14 if shape.remat == "full" else 10) * passes.trained
+    repeats += 4 * passes.forward
+    return Bytes(
+        hbm=_hbm(shape, tokens, f, t),
+        gathers=((2 * layers + head) * sweeps + (layers + head) * forward) * left,
+        reductions=reductions,
+        tensor=repeats * shape.layers * width * tokens * shape.embed * (t - 1) / t,
+        data=2 * passes.trained * reduced / f * _left(mesh["data"]),
+        # Reduced within the slice first: every chip sends its part, as XLA does it.
+        dcn=2 * passes.trained * reduced / (f * mesh["data"]) * _left(mesh["slice"]),
+    )
+
+
+def times(
+    shape: shapes.Shape,
+    topology: topologies.Topology,
+    mesh: dict[str, int],
+) -> Times:
+    """How long a step takes.
+
+    Args:
+        shape: what it computes.
+        topology: where.
+        mesh: sizes of all axes, see `topology.mesh`.
+    """
+    chip, used = topology.chip, moved(shape, topology, mesh)
+    shares = topologies.shares(topology, mesh)
+    rates = {axis: topologies.rate(topology, parts) for axis, parts in shares.items()}
+    compute = flops_lib.count(shape).hardware / (topology.chips * chip.flops)
+    hbm = used.hbm / chip.hbm_rate
+    fsdp = (used.gathers + used.reductions) / rates["fsdp"]
+    tensor, data = used.tensor / rates["tensor"], used.data / rates["data"]
+    dcn = used.dcn / chip.slice_rate
+    bound = max(compute, hbm, fsdp + tensor + data, dcn)
+    low, likely, high = (bound / reached for reached in reversed(chip.efficiency))
+    return Times(compute, hbm, fsdp, tensor, data, dcn, bound, low, likely, high)
+
+
+def utilisation(useful: float, topology: topologies.Topology, seconds: float) -> float:
+    """Useful FLOPs of a step over what the chips could do in that time."""
+    return useful / (topology.chips * topology.chip.flops * seconds)
+
+
+def _hbm(shape, tokens, f, t):
+    """Bytes of memory traffic: every pass reads the weights; AdamW reads 16 bytes a
+    parameter and writes 12; activations are written once and read once a pass."""
+    passes = shape.passes
+    backward = 2 + (shape.remat != "none")
+    sweeps = passes.trained * backward + passes.forward
+    weights = shape.compute_bytes * shape.layer_params / t
+    weights *= sweeps * shape.micro_batches
+    update = 4 * (3 + 2 * shape.moments) * shape.params / (f * t)
+    live = shape.compute_bytes * tokens * (3 * shape.mlp / t + 6 * shape.embed)
+    return weights + update + sweeps * shape.layers * live
+
+
+def _left(size):
+    return (size - 1) / size

@@ -1,0 +1,78 @@
+"""The true step of a config, compiled for TPUs that are not here: `jaxlab plan --aot`.
+
+The experiment is the one that training builds (`systems/olmo.py`), trust region and
+all, without its data: batches are shapes. The model runs as it would on a TPU, so
+"auto" attention is the TPU's kernel.
+"""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from jaxlab import models
+from jaxlab.core import mesh as mesh_lib
+from jaxlab.core import state, step, types
+from jaxlab.plan import compiled, flops
+from jaxlab.plan import topology as topologies
+from jaxlab.systems import olmo, planned
+
+
+def compile_config(
+    config: ml_collections.ConfigDict,
+    topology: topologies.Topology,
+    sizes: dict[str, int],
+) -> compiled.Compiled:
+    """Compiles the step of a config.
+
+    Args:
+        config: the whole of it.
+        topology: where.
+        sizes: of the mesh, all axes.
+
+    Raises:
+        UserError: the model refuses its settings, or the compiler the step.
+    """
+    mesh = compiled.device_mesh(topology, sizes)
+    program, arguments = trace(config, mesh)
+    with mesh_lib.use(mesh):
+        return compiled.compile_program(
+            program,
+            arguments,
+            topology,
+            sizes,
+            kernel_share=flops.block_share(planned.shape(config)),
+        )
+
+
+def trace(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> tuple:
+    """The traced step of a config, as a TPU would run it, and its arguments' shapes.
+
+    Raises:
+        UserError: the model refuses its settings.
+    """
+    vocab = planned.shape(config).vocab
+    model = ml_collections.ConfigDict({**config.model.to_dict(), "vocab": vocab})
+    with mesh_lib.use(mesh):
+        try:
+            built = olmo.transformer_config(model, None, mesh).resolved("tpu")
+            experiment = olmo.experiment(config, models.Decoder(built), batches=None)
+        except ValueError as error:
+            raise types.UserError(f"this config does not work: {error}") from error
+        target, _ = state.abstract(experiment, mesh)
+        arguments = (target, _batch(config.data, mesh), experiment.frozen)
+        return step.make_step(experiment, target).trace(*arguments), arguments
+
+
+def _batch(data, mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes that `data.loader.Loader` would give."""
+    names = {"tokens": jnp.int32}
+    if data.layout == "packed":
+        names |= {"segment_ids": jnp.int32, "positions": jnp.int32}
+        names["loss_mask"] = jnp.float32
+    elif data.document_mask:
+        names["segment_ids"] = jnp.int32
+    size, sharding = (data.batch_size, data.length), mesh_lib.batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct(size, dtype, sharding=sharding)
+        for name, dtype in names.items()
+    }
