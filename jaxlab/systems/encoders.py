@@ -1,0 +1,308 @@
+"""Rerankers and retrieval encoders, trained from published weights or from each other.
+
+    retrieval sets with judged queries -> mined negatives       systems/mining.py
+    rerank   a cross-encoder, by lists of candidates            objectives.listwise
+    embed    a bi-encoder, by in-batch and mined negatives      objectives.contrastive
+
+Nogueira and Cho 2019 (arXiv:1901.04085); Gao et al. 2021 (arXiv:2101.08751);
+Karpukhin et al. 2020 (arXiv:2004.04906). A share of the training queries is held out
+and evaluated beside the bi-encoder that mined, so that test queries choose nothing.
+
+Deviations: there is no dropout (`models/bert.py`).
+"""
+
+import dataclasses
+import functools
+import logging
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from jaxlab import models, objectives, optim, retrieval
+from jaxlab.core import mesh as mesh_lib
+from jaxlab.core import types
+from jaxlab.data import pairs, ranking
+from jaxlab.models import bert
+from jaxlab.retrieval import encode, metrics
+from jaxlab.systems import encoder_files, mining
+
+OBJECTIVES = {"listwise": objectives.listwise, "pointwise": objectives.pointwise}
+_METRICS = ("ndcg@10", "mrr@10")
+
+_log = logging.getLogger(__name__)
+
+
+def rerank(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+) -> types.Experiment:
+    """The cross-encoder that `configs/refit.py:cross_encoder` describes."""
+    if config.objective not in OBJECTIVES:
+        raise types.UserError(
+            f"objective {config.objective!r}; use one of {', '.join(OBJECTIVES)}"
+        )
+    start = _open(config, mesh)
+    scorer, params = start.config, start.params
+    if scorer.head != "score" or len(scorer.labels) != 1:
+        scorer, params = bert.as_scorer(scorer, params, jax.random.key(config.seed))
+    _check_length(config.data.length, scorer)
+    sets, data = _mined(config, workdir, mesh)
+    batches = ranking.Lists(
+        data,
+        start.tokenizer,
+        batch_size=config.data.batch_size,
+        candidates=config.data.candidates,
+        length=config.data.length,
+        seed=config.data.seed,
+    )
+    model = models.BertScorer(scorer)
+    return _experiment(
+        config,
+        workdir,
+        model=model,
+        objective=OBJECTIVES[config.objective](model.apply),
+        start=encoder_files.Opened(scorer, params, start.tokenizer),
+        batches=batches,
+        evals=rerank_evals(model.apply, start.tokenizer, sets, config),
+    )
+
+
+def embed(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+) -> types.Experiment:
+    """The bi-encoder that `configs/refit.py:bi_encoder` describes."""
+    if config.micro_batches != 1:
+        raise types.UserError(
+            f"micro_batches {config.micro_batches} would leave out negatives: use 1, "
+            "and contrastive.chunks to save memory"
+        )
+    start = _open(config, mesh)
+    if start.config.head == "score":
+        raise types.UserError(f"init_from {config.init_from} is a cross-encoder")
+    _check_length(max(config.data.length, config.data.query_length), start.config)
+    sets, data = _mined(config, workdir, mesh)
+    batches = ranking.Contrasts(
+        data,
+        start.tokenizer,
+        batch_size=config.data.batch_size,
+        negatives=config.data.negatives,
+        query_length=config.data.query_length,
+        length=config.data.length,
+        seed=config.data.seed,
+    )
+    model = models.BertEncoder(start.config)
+    objective = objectives.contrastive(
+        model.apply, queries=config.data.batch_size, **config.contrastive.to_dict()
+    )
+    return _experiment(
+        config,
+        workdir,
+        model=model,
+        objective=objective,
+        start=start,
+        batches=batches,
+        evals=embed_evals(model.apply, start, sets, config),
+    )
+
+
+def rerank_evals(
+    apply: Callable,
+    tokenizer: Any,
+    sets: Sequence[mining.Mined],
+    config: ml_collections.ConfigDict,
+) -> dict[str, Callable[[types.Params], dict[str, float]]]:
+    """Set -> function of params: measures of held-out queries' first documents.
+
+    `first_...` are those of the order in which the bi-encoder found them.
+    """
+
+    def evaluate(one, queries, params):
+        rows = np.stack([one.rows[x][: config.eval.depth] for x in queries])
+        encoded = pairs.encode_pairs(
+            tokenizer,
+            [one.queries[x] for x in queries for _ in rows[0]],
+            [one.passages[x] for x in rows.ravel()],
+            config.data.length,
+            cut="longest",
+        )
+        scores = encode.apply_rows(_on_every_host(apply), params, encoded)
+        first = -np.tile(np.arange(rows.shape[1]), (len(rows), 1))
+        return _measured(one, queries, rows, scores.reshape(rows.shape), first)
+
+    return _by_set(evaluate, sets, config)
+
+
+def embed_evals(
+    apply: Callable,
+    start: encoder_files.Opened,
+    sets: Sequence[mining.Mined],
+    config: ml_collections.ConfigDict,
+) -> dict[str, Callable[[types.Params], dict[str, float]]]:
+    """Set -> function of params: measures of held-out queries among a pool.
+
+    The pool is every document that one of them found or that is relevant to one;
+    `first_...` are the measures of the parameters that the run started from.
+    """
+
+    def searched(one, queries, params):
+        row = {x: i for i, x in enumerate(one.ids)}
+        relevant = {row[x] for query in queries for x in one.qrels[query]}
+        found = {x for query in queries for x in one.rows[query].tolist()}
+        pool = np.array(sorted(relevant | found))
+        vectors = functools.partial(
+            encode.embed_texts, _on_every_host(apply), params, start.tokenizer
+        )
+        asked = vectors([one.queries[x] for x in queries], length=config.data.length)
+        known = vectors([one.passages[x] for x in pool], length=config.data.length)
+        index = retrieval.Index(known.vectors, pool.tolist())
+        scores, rows = index.search(asked.vectors, config.eval.depth)
+        return rows, scores
+
+    at_start: dict[str, Any] = {}
+
+    def evaluate(one, queries, params):
+        if one.name not in at_start:
+            at_start[one.name] = searched(one, queries, start.params)
+        before = _measured(one, queries, *at_start[one.name])
+        now = _measured(one, queries, *searched(one, queries, params))
+        return now | {f"first_{x}": before[x] for x in _METRICS}
+
+    return _by_set(evaluate, sets, config)
+
+
+# ------------------------------------------------------------------ parts
+
+
+def _experiment(config, workdir, *, model, objective, start, batches, evals):
+    tx, rate = optim.build(optim.OptimConfig(**config.optim.to_dict()), config.steps)
+    if jax.process_index() == 0:
+        start.tokenizer.save(workdir / "tokenizer")
+    return types.Experiment(
+        model=model,
+        objective=objective,
+        tx=tx,
+        batches=batches,
+        steps=config.steps,
+        example=(np.zeros((1, 8), np.int32), np.ones((1, 8), bool)),
+        init_from=start.params,
+        evals=evals,
+        micro_batches=config.micro_batches,
+        seed=config.seed,
+        config={
+            **config.to_dict(),
+            "encoder": encoder_files.described(start.config),
+            "data_order": {
+                "queries": len(batches.data.queries),
+                "sha256": batches.data.sha256(),
+                "truncated": batches.truncated(),
+            },
+        },
+        learning_rate=rate,
+    )
+
+
+def _open(config, mesh) -> encoder_files.Opened:
+    """`init_from`, computed as the config's `model` section says."""
+    if not config.init_from:
+        raise types.UserError(
+            "set --config.init_from to an encoder: a Hugging Face folder or a run"
+        )
+    start = encoder_files.load(config.init_from, mesh=mesh)
+    changed = dataclasses.replace(start.config, **config.model.to_dict())
+    return start._replace(config=changed)
+
+
+def _check_length(length: int, config: models.BertConfig) -> None:
+    if length > config.length:
+        raise types.UserError(
+            f"data.length {length} is more than the {config.length} positions of the "
+            "encoder; cut it"
+        )
+
+
+def _mined(config, workdir, mesh) -> tuple[list[mining.Mined], ranking.Judged]:
+    if not config.data.sets:
+        raise types.UserError(
+            "set --config.data.sets to BEIR folders, e.g. \"({'folder': 'scifact', "
+            "'split': 'train'},)\""
+        )
+    path = config.mine.encoder or config.init_from
+    encoder = encoder_files.load_encoder(path, mesh=mesh)
+    length = config.mine.length or encoder.config.row_length
+    _check_length(length, encoder.config)
+    folder = pathlib.Path(config.mine.index or workdir / "index")
+    options = {
+        "length": length,
+        "depth": max(config.mine.depth, config.eval.depth),
+        "held_out": config.data.held_out,
+        "seed": config.data.split_seed,
+    }
+    sets = []
+    for entry in config.data.sets:
+        if entry in config.data.sets[: len(sets)]:  # up-weighted by being repeated
+            sets.append(sets[config.data.sets.index(entry)])
+            continue
+        sets.append(mining.mine(entry, path, encoder, folder, **options))
+        if sets[-1].name in [one.name for one in sets[:-1]]:
+            raise types.UserError(
+                f"data.sets: two different sets are called {sets[-1].name}; rename a "
+                "folder"
+            )
+    for one in sets:
+        _log.info(
+            "%s: %d queries to train on, %d held out, %d documents",
+            one.name, len(one.trained_on), len(one.held_out), len(one.ids),
+        )  # fmt: skip
+    return sets, mining.judged(sets, config.mine.depth)
+
+
+def _by_set(evaluate, sets, config) -> dict[str, Callable]:
+    by_name = {one.name: one for one in sets}  # a set that is repeated counts once
+    asked = {name: _asked(one, config) for name, one in by_name.items()}
+    return {
+        name: functools.partial(evaluate, one, asked[name])
+        for name, one in by_name.items()
+        if asked[name]
+    }
+
+
+def _asked(one: mining.Mined, config) -> list[str]:
+    """The held-out queries that are evaluated."""
+    return list(one.held_out[: config.eval.queries or None])
+
+
+def _measured(
+    one: mining.Mined,
+    queries: Sequence[str],
+    rows: np.ndarray,
+    scores: np.ndarray,
+    first: np.ndarray | None = None,
+) -> dict[str, float]:
+    """Means over the queries, and those of the scores `first` beside them."""
+    qrels = {query: one.qrels[query] for query in queries}
+
+    def means(scores) -> Mapping[str, float]:
+        ids = np.array(one.ids, object)[rows]
+        return metrics.evaluate(
+            qrels, metrics.as_run(queries, scores, ids), _METRICS
+        ).means
+
+    before = {} if first is None else means(first)
+    return {
+        **means(scores),
+        **{f"first_{name}": value for name, value in before.items()},
+        "queries": float(len(queries)),
+    }
+
+
+@functools.cache
+def _on_every_host(apply: Callable) -> Callable:
+    """`apply` with a result that every host can read; one function for each model."""
+
+    def gathered(variables, *rows):
+        return mesh_lib.gathered(apply(variables, *rows))
+
+    return gathered
