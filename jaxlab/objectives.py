@@ -280,7 +280,7 @@ def listwise(apply: Callable) -> types.Objective:
     ListNet (Cao et al. 2007) with grades for their exponentials; with one relevant
     candidate the loss of Gao et al. 2021 (arXiv:2101.08751). Lists without any count
     nothing. Batches: `tokens`, `mask`, `token_types` [B, K, L] of pairs; `grades`
-    f32[B, K], at least 0; `where` bool[B, K], False where there is no candidate.
+    f32[B, K], at least 0; `where` bool[B, K]: is there one; `prior`, if any: of scores.
 
     Args:
         apply: `BertScorer(config).apply`.
@@ -296,8 +296,8 @@ def listwise(apply: Callable) -> types.Objective:
         total = -jnp.sum(grades / jnp.maximum(mass, 1e-9) * logps)
         first = jax.nn.one_hot(jnp.argmax(scores, axis=-1), scores.shape[-1])
         is_best = (grades == grades.max(axis=-1, keepdims=True)) & (mass > 0)
-        weight = jnp.sum((mass > 0).astype(jnp.float32))
-        return types.Loss(total, weight, {"accuracy": jnp.sum(first * is_best)})
+        right = {"accuracy": jnp.sum(first * is_best)}
+        return types.Loss(total, jnp.sum((mass > 0) * 1.0), right)
 
     return objective
 
@@ -305,7 +305,8 @@ def listwise(apply: Callable) -> types.Objective:
 def _candidate_scores(apply, params, batch) -> jax.Array:
     B, K, L = batch["tokens"].shape
     rows = [batch[x].reshape(B * K, L) for x in ("tokens", "mask", "token_types")]
-    return apply({"params": params}, *rows).astype(jnp.float32).reshape(B, K)
+    scores = apply({"params": params}, *rows).astype(jnp.float32).reshape(B, K)
+    return scores + batch.get("prior", 0.0)
 
 
 def contrastive(

@@ -69,6 +69,18 @@ def test_listwise_is_minus_the_log_share_of_the_relevant_candidate():
     assert float(loss.metrics["accuracy"]) == 1
 
 
+def test_a_prior_is_added_to_the_scores():
+    scores, batch = listed([[1.0, 0.0, -2.0]], [[0, 1, 0]])
+    more = {**batch, "prior": jnp.array([[-1.0, 2.0, 0.5]])}
+    summed, _ = listed([[0.0, 2.0, -1.5]], [[0, 1, 0]])
+    for make in (objectives.listwise, objectives.pointwise):
+        found, wanted = (
+            call(make(as_scores), scores, more),
+            call(make(as_scores), summed, batch),
+        )
+        assert float(found.total) == pytest.approx(float(wanted.total))
+
+
 def test_listwise_shares_its_target_in_proportion_to_the_grades():
     scores, batch = listed([[0.3, -1.0, 2.0]], [[3, 1, 0]])
     logps = np.log(np.exp([0.3, -1.0, 2.0]) / np.exp([0.3, -1.0, 2.0]).sum())
@@ -367,6 +379,21 @@ def test_a_list_holds_pairs_grades_and_where_there_is_a_candidate():
         assert [WORDS[i] for i in kept] == text
 
 
+def test_a_list_holds_the_prior_of_each_of_its_documents():
+    prior = [{x: 10 * i + x for x in range(len(DATA.documents))} for i in range(9)]
+    lists = ranking.Lists(
+        DATA._replace(prior=prior[: len(DATA.queries)]), tokenizer(), batch_size=3,
+        candidates=4, length=12,
+    )  # fmt: skip
+    drawn = ranking.draws(DATA, 0, 3, 6, 3)
+    wanted = [
+        [0 if x == ranking.NOTHING else 10 * each.query + x for x in each.documents]
+        for each in drawn
+    ]
+    np.testing.assert_array_equal(lists(1)["prior"], wanted)
+    assert lists.data.sha256() != DATA.sha256()
+
+
 def test_what_is_relevant_to_a_query_is_no_negative_of_it():
     batches = contrast_batches()
     batch, drawn = batches(0), ranking.draws(DATA, 0, 0, 3, 1)
@@ -475,6 +502,8 @@ def test_a_reranker_learns_to_put_the_relevant_document_first(toy, encoder, tmp_
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     found = rows[-1]
     assert found["eval/set/queries"] > 0
+    assert encoder_files.prior(tmp_path) == config.prior == 20
+    assert encoder_files.prior(encoder) == 0
     assert 0 <= found["eval/set/first_ndcg@10"] <= 1
 
 
@@ -558,6 +587,7 @@ def mined(name, held_out=()):
         queries={"q": "one", "r": "two", "s": "three"},
         qrels={"q": {"a": 2, "b": 0}, "r": {"b": 1}, "s": {"c": 0}},
         rows=dict.fromkeys("qrs", np.array([1, 0, 2])),
+        scores={key: {0: 0.5, 1: 0.75, 2: 0.25} for key in "qrs"},
         held_out=held_out,
     )
 
@@ -568,6 +598,10 @@ def test_negatives_are_what_was_found_and_is_not_relevant():
     assert data.documents == ["x a", "x b", "x c", "y a", "y b", "y c"]
     assert data.relevant == [{0: 2.0}, {3: 2.0}, {4: 1.0}]
     assert data.negatives == [[1], [4], [3]]
+    assert data.prior == ()
+    data = mining.judged([mined("x", ("r",)), mined("y")], depth=2, prior=2.0)
+    assert data.prior[0] == {0: 1.0, 1: 1.5, 2: 0.5}
+    assert data.prior[1] == data.prior[2] == {3: 1.0, 4: 1.5, 5: 0.5}
 
 
 def test_a_set_that_is_repeated_counts_twice_and_has_its_documents_once():

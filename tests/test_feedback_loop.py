@@ -301,6 +301,17 @@ def test_a_corpus_is_indexed_searched_refitted_and_evaluated(corpus, capsys):
     reranker = ("--reranker", corpus / "bert_scorer")
     assert command("refit", out, *given, *judged, *reranker, "--k", "3") == 0
     assert "recall@100" in capsys.readouterr().out
+    again = corpus / "prior"
+    assert command("refit", again, *given, *reranker, "--k", "3", "--prior", "50") == 0
+    found = [files.read_run(x / "runs" / "rerank_2k.trec")["a"] for x in (out, again)]
+    opened = dense.open_index(index)
+    asked = dense.vectors(opened.encoder, ["the sea"]).vectors[0]
+    for row, each in enumerate(opened.corpus.ids):
+        added = found[1][each] - found[0][each]
+        assert added == pytest.approx(
+            50 * opened.index.take([row])[0] @ asked, abs=1e-4
+        )
+    capsys.readouterr()
     runs = [out / "runs" / f"{name}.trec" for name in ("rerank", "refit")]
     assert command("evaluate", *runs, *judged, "--out", corpus / "by_query") == 0
     assert "refit less rerank, ndcg@10" in capsys.readouterr().out

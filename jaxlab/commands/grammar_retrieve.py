@@ -84,7 +84,13 @@ def _refit(parser: argparse.ArgumentParser) -> None:
         help="of the comparison, e.g. refit,rerank; default: all",
     )  # fmt: skip
     parser.add_argument(
-        "--length", type=int, default=256, metavar="TOKENS", help="of a pair"
+        "--length", type=int, default=128, metavar="TOKENS", help="of a pair"
+    )
+    parser.add_argument(
+        "--prior",
+        type=float,
+        metavar="X",
+        help="of the retriever's score in the reranker's; default: as it was trained",
     )
     _add_moved(parser)
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxlab.commands import devices, output
 from jaxlab.core import process, types
 from jaxlab.retrieval import files, metrics, rerank
-from jaxlab.systems import clock, dense, refit, refit_report
+from jaxlab.systems import clock, dense, encoder_files, refit, refit_report
 
 
 def run(args: argparse.Namespace) -> None:
@@ -55,31 +55,13 @@ def _refit(args, mesh) -> None:
     settings = refit.Settings(
         args.rows, args.k, args.depth, args.rate, args.updates, args.max_drift
     )
-    texts, qrels = _queries(args), None
-    if args.qrels:
-        qrels = files.read_qrels(args.qrels, split=args.split)
-        texts = {query: text for query, text in texts.items() if query in qrels}
-        if not texts:
-            raise types.UserError(f"{args.qrels} judges none of {args.queries}")
-        qrels = {query: qrels[query] for query in texts}
-    if args.limit and args.limit < len(texts):
-        drawn = np.random.default_rng(args.seed).permutation(len(texts))[: args.limit]
-        names = [*texts]
-        texts = {names[i]: texts[names[i]] for i in sorted(drawn)}
-        qrels = None if qrels is None else {query: qrels[query] for query in texts}
+    texts, qrels = _asked(args)
     opened = _opened(args, mesh)
     index, corpus = opened.index, opened.corpus
-    asked, passages = list(texts.values()), corpus.passages()
+    asked = list(texts.values())
     workdir.mkdir(parents=True, exist_ok=True)
-    reranker = rerank.Remembered(
-        dense.reranker(args.reranker, asked, passages, length=args.length, mesh=mesh),
-        workdir / "scores.bin",
-        made_from=dense.identity(
-            dense.model_sha256(args.reranker), args.length, asked, passages
-        ),
-        progress=watch.meter("pairs reranked"),
-    )
     vectors = dense.vectors(opened.encoder, asked, watch.meter("queries")).vectors
+    reranker = _reranker(args, asked, vectors, opened, mesh, watch)
     queries = refit.Queries([*texts], asked, vectors, qrels)
     outcomes = refit.compare(
         index, queries, reranker, settings, workdir, done=watch.progress
@@ -95,6 +77,45 @@ def _refit(args, mesh) -> None:
     differences = {} if qrels is None else refit.differences(outcomes, settings)
     output.table(*refit_report.cells(outcomes, differences, settings))
     print(f"report: {workdir / 'report.html'}")
+
+
+def _asked(args) -> tuple[dict[str, str], dict | None]:
+    """Texts of the queries that are judged, where there are judgments, and those."""
+    texts, qrels = _queries(args), None
+    if args.qrels:
+        qrels = files.read_qrels(args.qrels, split=args.split)
+        texts = {query: text for query, text in texts.items() if query in qrels}
+        if not texts:
+            raise types.UserError(f"{args.qrels} judges none of {args.queries}")
+    if args.limit and args.limit < len(texts):
+        drawn = np.random.default_rng(args.seed).permutation(len(texts))[: args.limit]
+        names = [*texts]
+        texts = {names[i]: texts[names[i]] for i in sorted(drawn)}
+    return texts, None if qrels is None else {query: qrels[query] for query in texts}
+
+
+def _reranker(args, asked, vectors, opened, mesh, watch) -> rerank.Remembered:
+    """The cross-encoder; what it says is kept in WORKDIR/scores.bin."""
+    prior = args.prior
+    if prior is None:
+        prior = encoder_files.prior(args.reranker)
+    passages = opened.corpus.passages()
+    score = dense.reranker(
+        args.reranker,
+        asked,
+        passages,
+        length=args.length,
+        prior=prior,
+        retriever=(opened.index, vectors),
+        mesh=mesh,
+    )
+    models = [dense.model_sha256(args.reranker), opened.index.made_from["encoder"]]
+    return rerank.Remembered(
+        score,
+        pathlib.Path(args.workdir) / "scores.bin",
+        made_from=dense.identity(models, prior, args.length, asked, passages),
+        progress=watch.meter("pairs reranked"),
+    )
 
 
 def _evaluate(args) -> None:

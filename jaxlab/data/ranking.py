@@ -31,18 +31,22 @@ class Judged(NamedTuple):
         documents: texts, of all queries.
         relevant: of each query: document -> grade, above 0.
         negatives: of each query: documents that are taken to be irrelevant.
+        prior: of each query: document -> what is added to their score, e.g. the
+            bi-encoder's; () adds nothing.
     """
 
     queries: Sequence[str]
     documents: Sequence[str]
     relevant: Sequence[Mapping[int, float]]
     negatives: Sequence[Sequence[int]]
+    prior: Sequence[Mapping[int, float]] = ()
 
     def sha256(self) -> str:
         """Of everything."""
         relevant = [sorted(grades.items()) for grades in self.relevant]
         negatives = [[int(x) for x in some] for some in self.negatives]
         parts = [list(self.queries), list(self.documents), relevant, negatives]
+        parts += [sorted(scores.items()) for scores in self.prior]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -79,7 +83,8 @@ class Lists:
     """Batches of `objectives.listwise` and `pointwise`.
 
     `tokens` i32, `mask` bool, `token_types` i32 [B, K, L] of pairs (query, candidate);
-    `grades` f32[B, K]; `where` bool[B, K], False where a candidate is lacking.
+    `grades` f32[B, K]; `where` bool[B, K], False where a candidate is lacking; `prior`
+    f32[B, K] where the data has one.
 
     Args:
         data: at least one query.
@@ -122,7 +127,15 @@ class Lists:
         grades = np.zeros(shape, np.float32)
         grades[:, 0] = [self.data.relevant[x.query][x.documents[0]] for x in drawn]
         where = np.array([x.documents for x in drawn]).reshape(shape) != NOTHING
-        return {**_rows(encoded, *shape), "grades": grades, "where": where}
+        batch = {**_rows(encoded, *shape), "grades": grades, "where": where}
+        if self.data.prior:
+            known = [{NOTHING: 0.0, **self.data.prior[x.query]} for x in drawn]
+            prior = [
+                [scores[document] for document in each.documents]
+                for each, scores in zip(drawn, known, strict=True)
+            ]
+            batch["prior"] = np.array(prior, np.float32).reshape(shape)
+        return batch
 
     def truncated(self) -> int:
         """Of how many queries the first relevant document does not fit whole."""

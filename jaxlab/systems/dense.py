@@ -224,22 +224,31 @@ def reranker(
     queries: Sequence[str],
     passages: Sequence[str],
     *,
-    length: int = 256,
+    length: int = 128,
+    prior: float = 0.0,
+    retriever: tuple[retrieval.Index, np.ndarray] | None = None,
     batch_tokens: int = 8192,
     mesh: jax.sharding.Mesh | None = None,
 ) -> rerank.Reranker:
     """A cross-encoder: (numbers of queries, rows of passages) -> its logits.
 
+    With a prior, plus that times the inner product of the retriever's vectors: a
+    reranker that was trained with one knows only what the retriever gets wrong.
+
     Args:
         path: a Hugging Face folder or a run of `configs/refit.py:cross_encoder`.
         queries, passages: all texts.
         length: of the rows; of longer pairs the longer text is cut.
+        prior: weight of the retriever; see `encoder_files.prior`.
+        retriever: index and vectors of the queries, for the prior.
         batch_tokens: of a batch.
         mesh: whose devices share a batch.
 
     Raises:
-        UserError: not a cross-encoder.
+        UserError: not a cross-encoder, or a prior without a retriever.
     """
+    if prior and retriever is None:
+        raise types.UserError("a prior needs the retriever; give index and vectors")
     config, params, tokenizer = encoder_files.load_scorer(path, mesh=mesh)
     apply = models.BertScorer(config).apply
     length = min(length, config.length)
@@ -252,9 +261,13 @@ def reranker(
             length,
             cut="longest",
         )
-        return encode.apply_rows(
+        logits = encode.apply_rows(
             apply, params, encoded, batch_tokens=batch_tokens, mesh=mesh
         )
+        if not prior:
+            return logits
+        index, vectors = retriever
+        return logits + prior * np.sum(vectors[numbers] * index.take(rows), axis=1)
 
     return score
 

@@ -80,6 +80,15 @@ def load_scorer(
     return opened
 
 
+def prior(path: str | pathlib.Path) -> float:
+    """The weight that the bi-encoder's score had when a run was trained; 0 of a folder.
+
+    What a run of `encoders.rerank` says of a pair is its own score and that.
+    """
+    run = _run(pathlib.Path(path))
+    return 0.0 if run is None else float(run.get("prior", 0.0))
+
+
 def save(out: str | pathlib.Path, path: str | pathlib.Path) -> None:
     """Writes a run as a Hugging Face folder that transformers reads.
 

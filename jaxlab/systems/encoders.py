@@ -49,9 +49,9 @@ def rerank(
     if scorer.head != "score" or len(scorer.labels) != 1:
         scorer, params = bert.as_scorer(scorer, params, jax.random.key(config.seed))
     _check_length(config.data.length, scorer)
-    sets, data = _mined(config, workdir, mesh)
+    sets = _mined(config, workdir, mesh)
     batches = ranking.Lists(
-        data,
+        mining.judged(sets, config.mine.depth, config.prior),
         start.tokenizer,
         batch_size=config.data.batch_size,
         candidates=config.data.candidates,
@@ -83,9 +83,9 @@ def embed(
     if start.config.head == "score":
         raise types.UserError(f"init_from {config.init_from} is a cross-encoder")
     _check_length(max(config.data.length, config.data.query_length), start.config)
-    sets, data = _mined(config, workdir, mesh)
+    sets = _mined(config, workdir, mesh)
     batches = ranking.Contrasts(
-        data,
+        mining.judged(sets, config.mine.depth),
         start.tokenizer,
         batch_size=config.data.batch_size,
         negatives=config.data.negatives,
@@ -129,8 +129,10 @@ def rerank_evals(
             cut="longest",
         )
         scores = encode.apply_rows(_on_every_host(apply), params, encoded)
-        first = -np.tile(np.arange(rows.shape[1]), (len(rows), 1))
-        return _measured(one, queries, rows, scores.reshape(rows.shape), first)
+        found = [[one.scores[x][row] for row in one.rows[x]] for x in queries]
+        first = np.array(found)[:, : rows.shape[1]]
+        scores = scores.reshape(rows.shape) + config.prior * first
+        return _measured(one, queries, rows, scores, first)
 
     return _by_set(evaluate, sets, config)
 
@@ -223,7 +225,7 @@ def _check_length(length: int, config: models.BertConfig) -> None:
         )
 
 
-def _mined(config, workdir, mesh) -> tuple[list[mining.Mined], ranking.Judged]:
+def _mined(config, workdir, mesh) -> list[mining.Mined]:
     if not config.data.sets:
         raise types.UserError(
             "set --config.data.sets to BEIR folders, e.g. \"({'folder': 'scifact', "
@@ -256,7 +258,7 @@ def _mined(config, workdir, mesh) -> tuple[list[mining.Mined], ranking.Judged]:
             "%s: %d queries to train on, %d held out, %d documents",
             one.name, len(one.trained_on), len(one.held_out), len(one.ids),
         )  # fmt: skip
-    return sets, mining.judged(sets, config.mine.depth)
+    return sets
 
 
 def _by_set(evaluate, sets, config) -> dict[str, Callable]:

@@ -34,6 +34,7 @@ class Mined(NamedTuple):
         queries: id -> text.
         qrels: query id -> document id -> judgment.
         rows: query id -> i64[depth], documents that were found, best first.
+        scores: query id -> row -> the bi-encoder's score, of those and of the judged.
         held_out: ids of the queries that are not trained on.
     """
 
@@ -43,6 +44,7 @@ class Mined(NamedTuple):
     queries: dict[str, str]
     qrels: dict[str, dict[str, int]]
     rows: dict[str, np.ndarray]
+    scores: dict[str, dict[int, float]]
     held_out: tuple[str, ...]
 
     @property
@@ -99,26 +101,34 @@ def mine(
         list(read.queries.values()),
         length=length,
     ).vectors
-    rows = index.search_rows(vectors, depth)[1]
+    rows = index.search_rows(vectors, depth)[1].astype(np.int64)
+    row = {x: i for i, x in enumerate(read.corpus.ids)}
+    scores = {}
+    for query, vector, found in zip(read.queries, vectors, rows, strict=True):
+        scored = [*{*found.tolist(), *(row[x] for x in read.qrels[query])}]
+        values = index.take(np.array(scored)) @ vector
+        scores[query] = dict(zip(scored, values.tolist(), strict=True))
     return Mined(
         name,
         read.corpus.ids,
         passages,
         read.queries,
         read.qrels,
-        dict(zip(read.queries, rows.astype(np.int64), strict=True)),
+        dict(zip(read.queries, rows, strict=True)),
+        scores,
         tuple(x for x in read.queries if _is_held_out(read.qrels[x], held_out, seed)),
     )
 
 
-def judged(sets: Sequence[Mined], depth: int) -> ranking.Judged:
+def judged(sets: Sequence[Mined], depth: int, prior: float = 0.0) -> ranking.Judged:
     """The queries of all sets that are trained on; negatives are among the first found.
 
     Args:
         sets: one that is repeated counts as often.
         depth: of what was found, how many.
+        prior: weight of the bi-encoder's scores in those that are trained.
     """
-    data = ranking.Judged([], [], [], [])
+    data = ranking.Judged([], [], [], [], [])
     first: dict[str, int] = {}
     for each in sets:
         if each.name not in first:
@@ -131,7 +141,9 @@ def judged(sets: Sequence[Mined], depth: int) -> ranking.Judged:
             data.queries.append(each.queries[query])
             data.relevant.append({offset + x: float(g) for x, g in grades.items()})
             data.negatives.append([offset + x for x in found])
-    return data
+            scores = each.scores[query].items()
+            data.prior.append({offset + x: prior * score for x, score in scores})
+    return data if prior else data._replace(prior=())
 
 
 def _index(folder, ids, passages, path, encoder, length) -> retrieval.Index:
