@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax
 from jax.experimental import multihost_utils
 
-from jaxlab.core import checkpoint, process, report, tree, types
+from jaxlab.core import checkpoint, places, process, report, tree, types
 from jaxlab.core import config as config_lib
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import meter as meter_lib
@@ -32,6 +32,8 @@ from jaxlab.core import step as step_lib
 
 # Config keys that say how a run is computed, not what: they may change on resume.
 FREE_KEYS = ("mesh", "run", "model.attention", "model.remat", "model.scan")
+# Systems that write into the run directory what buckets take: rows and checkpoints.
+_TAKE_BUCKETS = ("olmo.pretrain", "languages.classify")
 
 
 class Result(NamedTuple):
@@ -58,7 +60,8 @@ def fit(
 
     Args:
         experiment: what to train.
-        workdir: gets config.json, metrics.jsonl and checkpoints/<step>/.
+        workdir: gets config.json, metrics.jsonl and checkpoints/<step>/; a folder, or
+            gs://BUCKET/FOLDER, where metrics.jsonl is as new as half a minute ago.
         mesh: of devices; None puts all of them on the `data` axis.
         save_every: steps between checkpoints; None or 0 saves only at the end.
         eval_every: steps between evaluations; None or 0: only at the end.
@@ -71,9 +74,9 @@ def fit(
         UserError: another config in `workdir`, NaN weights, missing data, a full
             disk, or too many non-finite steps. What was trained is on disk.
     """
-    workdir, steps = pathlib.Path(workdir), experiment.steps
+    workdir, steps = places.path(workdir), experiment.steps
     mesh = mesh_lib.make_mesh() if mesh is None else mesh
-    workdir.mkdir(parents=True, exist_ok=True)
+    places.make_folder(workdir)
     folder = workdir / "checkpoints"
     if checkpoint.steps(folder):  # else there is nothing to be spoilt
         report.check_config(workdir, experiment.config, free=FREE_KEYS)
@@ -111,8 +114,10 @@ def fit(
                     meter.flush()
                     for target_name, evaluate in experiment.evals.items():
                         rows.evaluation(done, target_name, evaluate(state.params))
+                    rows.publish()
                 if _due(done, save_every) or last:
                     meter.flush()  # rows first: a resumed run writes only those after
+                    rows.publish()
                     saver.save(done, state)
                 if last:
                     break
@@ -120,6 +125,7 @@ def fit(
             # Data or numbers failed, not the weights: a bad step leaves them alone.
             with contextlib.suppress(types.UserError):
                 meter.flush()
+                rows.publish()
             with contextlib.suppress(types.UserError):
                 saver.save(int(state.step), state)
             raise
@@ -141,6 +147,10 @@ def main(argv: Sequence[str]) -> int:
     process.start()
     mesh = mesh_lib.make_mesh(config.mesh.to_dict())
     system = _system(config.system)
+    if places.is_remote(workdir):
+        if config.system not in _TAKE_BUCKETS:
+            raise types.UserError(f"{config.system} needs a local --workdir")
+        places.make_folder(workdir)  # asked before the work, not after it
     try:
         with mesh_lib.use(mesh):
             experiment = system(config, workdir, mesh)

@@ -16,7 +16,7 @@
   install='mkdir -p jaxlab && tar -xzf jaxlab-run/jaxlab.tgz -C jaxlab && cd jaxlab'
   install+=' && { test -x .venv/bin/python || { python3 -m pip install --user uv'
   install+=' && python3 -m uv venv --seed --python=3.12 .venv; }; }'
-  install+=' && source launch/venv.sh && jaxlab_install tpu'
+  install+=' && source launch/venv.sh && jaxlab_install tpu gcs'
   start='cd jaxlab && rm -f ../jaxlab-run/exit && { setsid nohup bash'
   start+=' ../jaxlab-run/command.sh >>../jaxlab-run/log 2>&1 </dev/null &'
   start+=' echo $! >../jaxlab-run/pid; }'

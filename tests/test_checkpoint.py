@@ -1,5 +1,6 @@
 """Checkpoints: moved between meshes and dtypes, and broken in every way."""
 
+import json
 import pathlib
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxlab import cli
 from jaxlab.core import checkpoint, saved, tree, types
 from jaxlab.core import mesh as mesh_lib
 
@@ -315,3 +317,100 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "checkpoints").write_text("a file")
     with pytest.raises(types.UserError, match="cannot open"):
         checkpoint.Checkpointer(tmp_path / "checkpoints")
+
+
+def test_every_leaf_is_verified_without_the_model_and_the_wrong_one_named(
+    tmp_path, capsys
+):
+    folder = tmp_path / "checkpoints"
+    # Smaller leaves would be compressed, together.
+    kernel = jax.random.normal(jax.random.key(0), (16, 100))
+    state = _state().replace(params={"blocks": {"kernel": kernel}, "bias": kernel[0]})
+    with checkpoint.Checkpointer(folder) as saver:
+        saver.save(1, state)
+        saver.save(2, state)
+    assert saved.verify(folder / "2") == dict.fromkeys(tree.flatten(state), "")
+    _flip_leaf(folder / "2", kernel)
+    wrong = {name: text for name, text in saved.verify(folder / "2").items() if text}
+    assert wrong == {"params/blocks/kernel": "another checksum"}
+
+    assert cli.run(["checkpoint", "verify", str(tmp_path), "--step=1"]) == 0
+    assert capsys.readouterr().out == "step 1: ok, 9 leaves have their checksums\n"
+    assert cli.run(["checkpoint", "verify", str(tmp_path)]) == 1
+    line = "step 2: corrupt, 1 of 9 leaves: params/blocks/kernel (another checksum)\n"
+    assert capsys.readouterr().out == line
+    assert cli.run(["checkpoint", "verify", str(tmp_path), "--all"]) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def _flip_leaf(folder, leaf):
+    """Flips a bit of a leaf where it is on disk."""
+    bits = np.asarray(leaf).tobytes()
+    (file,) = [f for f in folder.rglob("*") if f.is_file() and bits in f.read_bytes()]
+    data = bytearray(file.read_bytes())
+    data[data.index(bits)] ^= 1
+    file.write_bytes(data)
+
+
+def test_a_leaf_that_cannot_be_read_is_told_from_those_that_can(tmp_path, monkeypatch):
+    _save(tmp_path, 1)
+    from orbax.checkpoint import v1 as ocp
+
+    load = ocp.load
+
+    def load_all_but_the_bias(path, abstract):
+        wanted = [x for x in jax.tree.leaves(abstract) if x is not ocp.PLACEHOLDER]
+        if any(leaf.shape == (8,) for leaf in wanted):
+            raise ValueError("the file ends")
+        return load(path, abstract)
+
+    monkeypatch.setattr(ocp, "load", load_all_but_the_bias)
+    faults = saved.verify(tmp_path / "1")
+    wrong = {name for name, text in faults.items() if text}
+    assert wrong == {name for name in faults if name.endswith("bias")}
+    assert faults["params/bias"] == "cannot be read: the file ends"
+
+
+@pytest.mark.parametrize("harm", [_truncate, _lose_the_arrays])
+def test_files_that_are_damaged_fail_verification(tmp_path, capsys, harm):
+    _save(tmp_path, 1)
+    harm(tmp_path / "1")
+    assert cli.run(["checkpoint", "verify", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("step 1: ")
+    assert "corrupt" in line or "cannot be read" in line
+
+
+def test_checkpoints_are_listed_newest_first(tmp_path, capsys):
+    folder = tmp_path / "checkpoints"
+    _save(folder, 10, 15, 20)
+    (folder / "20" / saved.METADATA).unlink()
+    (folder / "25.orbax-checkpoint-tmp").mkdir()
+    (tmp_path / "config.json").write_text(json.dumps({"run": {"keep_every": 10}}))
+    assert cli.run(["checkpoint", "ls", str(tmp_path)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == ["step", "MB", "age", "kept", "state"]
+    assert rows[1] == ["25", "0.00", "-", "the", "last", "unfinished"]
+    assert [row[0] for row in rows[2:]] == ["20", "15"]
+    assert rows[2][2:] == ["-", "for", "good", "unfinished"]
+    assert rows[3][3:] == ["the", "last", "ok"]
+    assert rows[3][2].endswith("s")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["ls", "{none}"], "none has no checkpoint; give a run directory"),
+        (["verify", "{none}"], "none has no checkpoint"),
+        (["verify", "{run}", "--step=7"], "no such checkpoint; finished are 1"),
+        (["export", "{run}", "{out}"], "has no config.json"),
+        (["export", "{run}", "gs://bucket/out"], "no local folder; export, then copy"),
+        (["ls", "s3://bucket/run"], "local folders and gs:// only"),
+    ],
+)
+def test_a_misused_action_on_checkpoints_is_one_line(tmp_path, capsys, argv, message):
+    _save(tmp_path / "run" / "checkpoints", 1)
+    places = {name: tmp_path / name for name in ("run", "none", "out")}
+    assert cli.run(["checkpoint", *(part.format(**places) for part in argv)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line

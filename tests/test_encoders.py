@@ -235,6 +235,7 @@ def test_chunks_change_neither_the_loss_nor_its_gradient():
     )
 
 
+@pytest.mark.slow
 def test_chunks_bound_what_is_kept_for_the_gradient():
     wide = dataclasses.replace(TINY, layers=4)
     model, batch = BertEncoder(wide), contrasts(B=64)
@@ -256,6 +257,7 @@ def test_a_part_of_a_contrastive_batch_is_refused():
         whole(tiny_params(model), contrasts(), KEY, None)
 
 
+@pytest.mark.slow
 def test_contrastive_of_a_sharded_batch_compares_all_of_it():
     model, batch = BertEncoder(TINY), contrasts(each=1)
     params = tiny_params(model)
@@ -529,6 +531,7 @@ def test_a_run_of_a_reranker_is_opened_and_exported_with_the_same_scores(
         encoder_files.load_scorer(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_a_bi_encoder_learns_from_the_batch_on_any_mesh(toy, encoder, tmp_path):
     config = config_of(toy, encoder, "bi_encoder", steps=30)
     config.data.update({"batch_size": 8, "length": 16, "query_length": 16})

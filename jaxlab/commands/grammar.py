@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from jaxlab.commands import (
     arguments,
     grammar_ablate,
+    grammar_checkpoint,
     grammar_plan,
     grammar_retrieve,
     grammar_tram,
@@ -47,7 +48,7 @@ def parse(verb: str, argv: Sequence[str]) -> argparse.Namespace:
 
 def overview() -> str:
     """What `jaxlab --help` prints."""
-    lines = [f"  {verb:<10}{summary}" for verb, (summary, *_) in VERBS.items()]
+    lines = [f"  {verb:<12}{summary}" for verb, (summary, *_) in VERBS.items()]
     more = "`jaxlab VERB --help` says more; `-v` after a verb logs what it does."
     return "\n".join(["usage: jaxlab VERB [ARGUMENTS]", "", *lines, "", more])
 
@@ -203,6 +204,11 @@ VERBS = {
         "Write a model as a Hugging Face folder, with its tokenizer",
         "From a run directory, or from another Hugging Face folder to change dtype.",
         _convert,
+    ),
+    "checkpoint": (
+        grammar_checkpoint.SUMMARY,
+        grammar_checkpoint.DETAILS,
+        grammar_checkpoint.add_arguments,
     ),
     "data": ("Prepare text, or look up what a step read", "", _data),
     "demo": ("A whole data ablation on real text, within minutes", "", _demo),

@@ -8,9 +8,8 @@ may differ between saving and loading.
 import contextlib
 import logging
 import pathlib
-import shutil
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import saved, types
+from jaxlab.core import places, saved, types
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +28,7 @@ class Checkpointer:
     Use as a context manager, so that the last save is finished and its errors seen.
 
     Args:
-        directory: where the step folders go.
+        directory: where the step folders go; local, or gs://.
         keep: how many checkpoints stay; at least 2, so that a corrupt last one
             still leaves a good one.
         keep_every: steps that are multiples of this are never deleted; None for none.
@@ -52,12 +51,14 @@ class Checkpointer:
             policy = policies.AnyPreservationPolicy(
                 [policy, policies.EveryNSteps(keep_every)]
             )
-        self.directory = pathlib.Path(directory).absolute()
+        self.directory = places.absolute(directory)
         self._axes = dict(axes or {})
         self._pending = None
         with _one_line(f"cannot open {self.directory}"):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            _set_aside(self.directory, _unfinished(self.directory))
+            places.make_folder(self.directory)
+            self._last = next(iter(steps(self.directory)), None)
+            if not places.is_remote(self.directory):  # there Orbax removes them
+                _set_aside(self.directory, _unfinished(self.directory))
             self._orbax = ocp.training.Checkpointer(
                 self.directory,
                 context=saved.context(),
@@ -91,7 +92,7 @@ class Checkpointer:
             UserError: the save before this one failed, e.g. the disk is full.
         """
         self.wait()
-        if step in steps(self.directory):
+        if saved.is_finished(self.directory / str(step)):
             return
         metadata = saved.describe(state, self._axes)
         with self._reported(step):
@@ -109,30 +110,54 @@ class Checkpointer:
         (step, response), self._pending = self._pending, None
         with self._reported(step):
             response.result()
+        self._last = step
 
     def _reported(self, step: int):
-        last = next(iter(steps(self.directory)), None)
         kept = "none is left"
-        if last is not None:
-            kept = f"step {last} is the last good checkpoint"
+        if self._last is not None:
+            kept = f"step {self._last} is the last good checkpoint"
         return _one_line(
             f"saving step {step} to {self.directory} failed; {kept}; free some disk "
             "space and start the same command again"
         )
 
 
-def steps(directory: pathlib.Path) -> list[int]:
+class Entry(NamedTuple):
+    """A step folder."""
+
+    step: int
+    path: pathlib.Path
+    is_finished: bool  # else its save was killed, or is still going on
+
+
+def entries(directory: str | pathlib.Path) -> list[Entry]:
+    """All step folders of a folder, newest first."""
+    folder = places.path(directory)
+    found = []
+    for path in folder.iterdir() if places.is_folder(folder) else ():
+        step = path.name.partition(".orbax-checkpoint-tmp")[0]
+        if step.isdigit():
+            whole = path.name == step and saved.is_finished(path)
+            found.append(Entry(int(step), path, whole))
+    return sorted(found, key=lambda entry: entry.step, reverse=True)
+
+
+def steps(directory: str | pathlib.Path) -> list[int]:
     """Steps of the finished checkpoints in a folder, newest first."""
-    folder = pathlib.Path(directory)
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    found = sorted((int(name) for name in names if name.isdigit()), reverse=True)
-    return [step for step in found if (folder / str(step) / saved.METADATA).is_file()]
+    return [entry.step for entry in entries(directory) if entry.is_finished]
+
+
+def folder_of(run: str | pathlib.Path) -> pathlib.Path:
+    """Where the step folders are: of a run directory, or this folder itself."""
+    folder = places.path(run)
+    inner = folder / "checkpoints"
+    return inner if places.is_folder(inner) else folder
 
 
 def _unfinished(directory: pathlib.Path) -> list[int]:
     """Step folders that are no checkpoint; orbax would refuse to save their steps."""
-    names = [entry.name for entry in directory.iterdir()]
-    return sorted({int(name) for name in names if name.isdigit()} - {*steps(directory)})
+    found = [entry for entry in entries(directory) if not entry.is_finished]
+    return sorted(entry.step for entry in found if entry.path.name.isdigit())
 
 
 def restore(directory: pathlib.Path, abstract: Any) -> tuple[int, Any] | None:
@@ -154,14 +179,14 @@ def restore(directory: pathlib.Path, abstract: Any) -> tuple[int, Any] | None:
     broken = []
     for step in steps(directory):
         try:
-            state = saved.load(pathlib.Path(directory) / str(step), abstract)
+            state = saved.load(places.path(directory) / str(step), abstract)
         except saved.CorruptError as error:
             _log.warning("%s; trying the one before", error)
             broken.append(step)
             continue
         if broken:
             _log.warning("using checkpoint %d, the newest good one", step)
-        _set_aside(pathlib.Path(directory), broken)
+        _set_aside(places.path(directory), broken)
         return step, state
     if broken:
         raise types.UserError(
@@ -189,9 +214,7 @@ def load_params(
     Raises:
         UserError: no such checkpoint, or a corrupt one was asked for by step.
     """
-    folder = pathlib.Path(directory)
-    if (folder / "checkpoints").is_dir():
-        folder = folder / "checkpoints"
+    folder = folder_of(directory)
     found = steps(folder)
     if not found or (step is not None and step not in found):
         have = f"it has steps {_words(found)}" if found else "it has no checkpoint"
@@ -237,11 +260,9 @@ def _set_aside(directory: pathlib.Path, broken: list[int]) -> None:
     if not broken or jax.process_index() != 0:
         return
     aside = directory.parent / "corrupt"
-    aside.mkdir(exist_ok=True)
     for step in broken:
         target = aside / str(step)
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.move(directory / str(step), target)
+        places.move(directory / str(step), target)
         _log.warning("moved corrupt checkpoint %d to %s", step, target)
 
 

@@ -19,6 +19,8 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from jaxlab.core import places
+
 _EXAMPLE = "--config=configs/olmo.py:tiny"
 _KEY = re.compile(r"--(no)?config\.(?P<key>[^=]+)(=.*)?", re.DOTALL)
 
@@ -30,7 +32,8 @@ def parse(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path]
         argv: without the program's name; `--flag=value` or `--flag value`.
 
     Returns:
-        (the config, locked; the run directory, which need not exist).
+        (the config, locked; the run directory, which need not exist and may be in a
+        bucket: see `core/places.py`).
 
     Raises:
         UserError: an unknown flag or key (with the nearest one), a wrong type, a
@@ -41,13 +44,12 @@ def parse(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path]
         _refuse(f"give --config=FILE[:VARIANT], e.g. {_EXAMPLE}")
     if not plain.get("workdir"):
         _refuse("give --workdir=DIR, the folder that the run is kept in")
-    if "://" in plain["workdir"]:  # pathlib would make a local folder of that name
-        _refuse(f"{plain['workdir']} is no folder; mount the bucket and give its path")
+    workdir = places.path(plain["workdir"])
     config = load(plain["config"])
     _check_keys(config, overrides)
     _override(config, overrides)
     config.lock()
-    return config, pathlib.Path(plain["workdir"])
+    return config, workdir
 
 
 def load(path: str) -> ml_collections.ConfigDict:

@@ -10,7 +10,6 @@ import importlib.metadata
 import json
 import logging
 import math
-import os
 import pathlib
 import platform
 import sys
@@ -21,7 +20,7 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 
-from jaxlab.core import peak, tree, types
+from jaxlab.core import peak, places, tree, types
 
 _log = logging.getLogger(__name__)
 
@@ -59,9 +58,8 @@ class Reporter:
         self._file = self._board = None
         self._is_writer = jax.process_index() == 0
         if workdir is not None and self._is_writer:
-            path = pathlib.Path(workdir) / "metrics.jsonl"
-            _drop_rows_after(path, first)
-            self._file = path.open("a", encoding="utf-8")
+            path = places.path(workdir) / "metrics.jsonl"
+            self._file = places.Growing(path, _rows_until(path, first))
             self._board = _tensorboard(workdir)
 
     def __enter__(self) -> "Reporter":
@@ -102,6 +100,11 @@ class Reporter:
         self._write(step, row)
         self._say(step, metrics, f" on {name}")
         self._last = time.monotonic()  # evaluation is not training time
+
+    def publish(self) -> None:
+        """Makes all rows seen in a bucket too, which otherwise takes half a minute."""
+        if self._file is not None:
+            self._file.publish()
 
     def say(self, text: str) -> None:
         """One line to stdout, from process 0."""
@@ -168,12 +171,8 @@ def parameter_overview(params: types.Params) -> str:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never half."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(
-        json.dumps(value, indent=2, sort_keys=True, default=_plain) + "\n", "utf-8"
-    )
-    os.replace(temporary, path)
+    text = json.dumps(value, indent=2, sort_keys=True, default=_plain)
+    places.write_text(path, text + "\n")
 
 
 def versions() -> dict[str, str]:
@@ -197,10 +196,10 @@ def check_config(
     Raises:
         UserError: with every differing key, its old and its new value.
     """
-    path = pathlib.Path(workdir) / "config.json"
-    if not path.exists():
+    text = places.read_text(places.path(workdir) / "config.json")
+    if text is None:
         return
-    old = _flat(json.loads(path.read_text("utf-8")))
+    old = _flat(json.loads(text))
     new = _flat(json.loads(json.dumps(config, default=_plain)))
     keys = sorted(
         key
@@ -223,21 +222,17 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for item in items for key, value in item.items()}
 
 
-def _drop_rows_after(path: pathlib.Path, step: int) -> None:
-    """Keeps the rows up to `step`; a last line cut by a kill is dropped too."""
-    if not path.exists():
-        return
+def _rows_until(path: pathlib.Path, step: int) -> str:
+    """The rows up to `step`; a last line cut by a kill is dropped too."""
     rows = []
-    for line in path.read_text("utf-8").splitlines():
+    for line in (places.read_text(path) or "").splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
         if row["step"] <= step:
             rows.append(line)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(row + "\n" for row in rows), "utf-8")
-    os.replace(temporary, path)
+    return "".join(row + "\n" for row in rows)
 
 
 def _tensorboard(workdir: pathlib.Path):
@@ -245,7 +240,7 @@ def _tensorboard(workdir: pathlib.Path):
         import tensorboardX
     except ImportError:
         return None
-    return tensorboardX.SummaryWriter(str(pathlib.Path(workdir) / "tensorboard"))
+    return tensorboardX.SummaryWriter(str(places.path(workdir) / "tensorboard"))
 
 
 def _number(value: Any) -> float | int:

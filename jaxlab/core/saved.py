@@ -6,6 +6,7 @@ the devices (`tree.fingerprint`), so that a truncated, flipped or half-written
 checkpoint is found when it is read.
 """
 
+import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlab.core import tree, types
+from jaxlab.core import places, tree, types
 
 METADATA = "_CHECKPOINT_METADATA"
+_COMMITTED = "commit_success.txt"  # in a bucket, where nothing can be renamed, the last
+_PART_BYTES = 2**30  # read at a time to verify
 
 
 class CorruptError(types.UserError):
@@ -41,7 +44,7 @@ def load(path: pathlib.Path, abstract: Any) -> Any:
     """
     from orbax.checkpoint import v1 as ocp
 
-    path = pathlib.Path(path).absolute()
+    path = places.absolute(path)
     metadata, saved = read_description(path)
     wanted = tree.flatten(abstract)
     _check_structure(path, saved, wanted)
@@ -73,6 +76,80 @@ def load(path: pathlib.Path, abstract: Any) -> Any:
     )
 
 
+def is_finished(path: pathlib.Path) -> bool:
+    """Whether a step folder holds all of a checkpoint."""
+    with places.reached(path):
+        return _last(path).exists()
+
+
+def finished_at(path: pathlib.Path) -> float:
+    """When a checkpoint was finished, in seconds since 1970."""
+    return places.modified(_last(path))
+
+
+def _last(path: pathlib.Path) -> pathlib.Path:
+    """The file that is there when all is."""
+    return path / (_COMMITTED if places.is_remote(path) else METADATA)
+
+
+def verify(path: pathlib.Path) -> dict[str, str]:
+    """Reads every leaf back: path -> what is wrong with it, "" where nothing is.
+
+    Needs no model: the checkpoint describes itself. Leaves are read in parts of a
+    gigabyte, into the memory of one device.
+
+    Raises:
+        CorruptError: what it says of itself cannot be read.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    path = places.absolute(path)
+    metadata, leaves = read_description(path)
+    expected = metadata["fingerprint"]
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def faults(names: set[str]) -> dict[str, str]:
+        def wanted(key_path, leaf):
+            if tree.path_name(key_path) not in names:
+                return ocp.PLACEHOLDER
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+
+        abstract = ocp.metadata(path).metadata
+        abstract = jax.tree_util.tree_map_with_path(wanted, abstract)
+        try:
+            with context():
+                found = tree.flatten(ocp.load(path, abstract))
+            actual = tree.fingerprint({name: found[name] for name in names})
+        except Exception as error:
+            if len(names) == 1:
+                return dict.fromkeys(names, f"cannot be read: {first_line(error)}")
+            return {
+                name: fault for one in names for name, fault in faults({one}).items()
+            }
+        return {
+            name: "" if actual[name] == expected[name] else "another checksum"
+            for name in names
+        }
+
+    found = {
+        name: text for part in _parts(leaves) for name, text in faults(part).items()
+    }
+    return {name: found[name] for name in leaves}
+
+
+def _parts(leaves: Mapping[str, Any]) -> Iterator[set[str]]:
+    part, size = set(), 0
+    for name, leaf in leaves.items():
+        bytes_ = math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize
+        if part and size + bytes_ > _PART_BYTES:
+            yield part
+            part, size = set(), 0
+        part.add(name)
+        size += bytes_
+    if part:
+        yield part
+
+
 def context():
     """How every checkpoint is written and read."""
     from orbax.checkpoint import v1 as ocp
@@ -88,7 +165,8 @@ def read_description(path) -> tuple[dict[str, Any], dict[str, Any]]:
     from orbax.checkpoint import v1 as ocp
 
     try:
-        found = ocp.metadata(path.absolute())  # of a relative path it reads only half
+        # Of a relative path it reads only half.
+        found = ocp.metadata(places.absolute(path))
         leaves = {
             name: leaf
             for name, leaf in tree.flatten(found.metadata).items()

@@ -16,7 +16,7 @@ import jax
 import ml_collections
 
 from jaxlab import models
-from jaxlab.core import checkpoint, types
+from jaxlab.core import checkpoint, places, types
 from jaxlab.data import prepared, token_files
 from jaxlab.data import tokenizer as tokenizer_lib
 from jaxlab.systems import olmo
@@ -47,7 +47,7 @@ def open_model(
     """Opens a run directory or a Hugging Face folder.
 
     Args:
-        path: of either.
+        path: of either; of a run also in a bucket, gs://BUCKET/RUN.
         step: which checkpoint of a run; None for the newest good one.
         tokenizer: where the folder has none of its own.
         mesh: where the parameters go, sharded; None for the first device.
@@ -64,7 +64,7 @@ def open_model(
                 f"{path} was trained with {own}, not with {tokenizer}; leave out "
                 "--tokenizer"
             )
-        params = checkpoint.load_params(pathlib.Path(path), step, mesh)
+        params = checkpoint.load_params(path, step, mesh)
         section = run_config(path).model
         # As it was made: `vocab` 0 was rounded up for the mesh of then.
         section.vocab = params["embed"]["embedding"].shape[0]
@@ -149,6 +149,10 @@ def is_run(path: str | pathlib.Path) -> bool:
     """
     raw = _config_json(path)
     if "model_type" in raw:
+        if places.is_remote(path):
+            raise types.UserError(
+                f"{path} is a Hugging Face folder; copy it to a local folder"
+            )
         return False
     if isinstance(raw.get("model"), Mapping) and isinstance(raw.get("data"), Mapping):
         return True
@@ -165,29 +169,34 @@ def run_config(path: str | pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def tokenizer_path(path: str | pathlib.Path) -> pathlib.Path:
-    """Where a model's tokenizer is: a folder or a file."""
+    """Where a model's tokenizer is: a local folder or file; a copy of a bucket's."""
     if not is_run(path):
         return pathlib.Path(path)
+    if places.is_remote(path):
+        kept = places.path(path) / "data" / "tokenizer"
+        if not places.is_folder(kept):
+            raise types.UserError(f"{kept} is missing; restore it from a copy")
+        copy = places.cache("tokenizers", *kept.parts[2:])
+        places.copy_files(kept, copy)
+        return copy
     data = run_config(path).data
     if data.files:
         return pathlib.Path(data.tokenizer)
-    return _data_folder(path) / "tokenizer"
+    return olmo.data_folder(data, path) / "tokenizer"
 
 
 def held_out(path: str | pathlib.Path) -> dict[str, token_files.TokenFile]:
     """Domain -> held-out token file of a run; {} where it kept none.
 
     Raises:
-        UserError: its prepared data was removed.
+        UserError: its prepared data was removed, or is on another machine.
     """
     if not is_run(path) or run_config(path).data.files:
         return {}
-    return dict(prepared.open_folder(_data_folder(path)).held_out)
-
-
-def _data_folder(path) -> pathlib.Path:
-    folder = run_config(path).data.folder
-    return pathlib.Path(folder) if folder else pathlib.Path(path) / "data"
+    folder = olmo.data_folder(run_config(path).data, path)
+    if places.is_remote(path) and not folder.is_dir():
+        raise types.UserError(f"the text of {path} was not prepared here; give --data")
+    return dict(prepared.open_folder(folder).held_out)
 
 
 def _has_tokenizer(folder: pathlib.Path) -> bool:
@@ -196,21 +205,21 @@ def _has_tokenizer(folder: pathlib.Path) -> bool:
 
 
 def _config_json(path: str | pathlib.Path) -> dict:
-    folder = pathlib.Path(path)
-    if not folder.is_dir():
+    if not places.is_folder(path):
         raise types.UserError(
             f"model {path} does not exist; give a run directory or a Hugging Face "
             "folder"
         )
-    file = folder / "config.json"
-    if not file.is_file():
+    file = places.path(path) / "config.json"
+    try:
+        text = places.read_text(file)
+        raw = None if text is None else json.loads(text)
+    except ValueError:
+        text, raw = "", None
+    if text is None:
         raise types.UserError(
             f"{path} has no config.json; give a run directory or a Hugging Face folder"
         )
-    try:
-        raw = json.loads(file.read_text("utf-8"))
-    except ValueError:
-        raw = None
     if not isinstance(raw, dict):
         raise types.UserError(f"{file} is damaged; restore it from a copy")
     return raw

@@ -10,7 +10,9 @@ Deviations: the reported loss is the true mean over labels (OLMo divides by B T;
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +21,7 @@ import ml_collections
 import numpy as np
 
 from jaxlab import models, objectives, optim
-from jaxlab.core import checkpoint, process, types
+from jaxlab.core import checkpoint, places, process, types
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data import loader, mixture, prepared, token_files
 from jaxlab.data import tokenizer as tokenizer_lib
@@ -34,6 +36,7 @@ def pretrain(
     """The experiment that `configs/olmo.py` describes."""
     with process.leader_first("corpus"):
         corpus = open_corpus(config.data, workdir)
+        _keep_tokenizer(corpus.tokenizer, workdir)
     model_config = transformer_config(config.model, corpus.tokenizer, mesh)
     if config.data.length > model_config.length:
         raise types.UserError(
@@ -141,7 +144,7 @@ def open_corpus(
         )
     return prepared.prepare(
         data.source,
-        pathlib.Path(data.folder) if data.folder else workdir / "data",
+        data_folder(data, workdir),
         tokenizer=data.tokenizer,
         vocab_size=data.vocab_size,
         held_out_fraction=data.held_out_fraction,
@@ -149,6 +152,40 @@ def open_corpus(
         seed=data.split_seed,
         parts=data.parts,
     )
+
+
+def data_folder(
+    data: ml_collections.ConfigDict, workdir: str | pathlib.Path
+) -> pathlib.Path:
+    """Where a run's prepared data is.
+
+    Token files are memory-mapped, so those of a run in a bucket are in the user's cache
+    folder. They are prepared again on every machine, and anew where the text changed.
+    """
+    if data.folder:
+        return pathlib.Path(data.folder)
+    if not places.is_remote(workdir):
+        return pathlib.Path(workdir) / "data"
+    text = []
+    for source in data.source.split(","):
+        files = [pathlib.Path(source), *pathlib.Path(source).rglob("*")]
+        stats = [(str(file), file.stat()) for file in files if file.is_file()]
+        text += sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+    key = hashlib.sha256(repr((str(places.path(workdir)), text)).encode())
+    return places.cache("data", key.hexdigest()[:16])
+
+
+def _keep_tokenizer(
+    tokenizer: tokenizer_lib.Tokenizer, workdir: str | pathlib.Path
+) -> None:
+    """Into the bucket of a run, which can then be opened on other machines."""
+    if not places.is_remote(workdir) or jax.process_index() != 0:
+        return
+    workdir = places.path(workdir)
+    if not checkpoint.steps(workdir / "checkpoints"):  # else it is that of the weights
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save(folder)
+            places.copy_files(pathlib.Path(folder), workdir / "data" / "tokenizer")
 
 
 def batches_of(
@@ -241,11 +278,13 @@ def _start(
     """
     if not path or checkpoint.steps(workdir / "checkpoints"):
         return None
-    if not pathlib.Path(path).is_dir():
+    if not places.is_folder(path):
         raise types.UserError(
             f"no folder {path} to start from; init_from is a run directory or a "
             "Hugging Face folder"
         )
-    if (pathlib.Path(path) / "checkpoints").is_dir():
+    if places.is_folder(places.path(path) / "checkpoints"):
         return checkpoint.load_params(path, mesh=mesh)
+    if places.is_remote(path):
+        raise types.UserError(f"{path} holds no run; copy it to a local folder")
     return models.hf.load(path, mesh=mesh)[1]

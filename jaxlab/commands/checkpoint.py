@@ -1,0 +1,94 @@
+"""`jaxlab checkpoint`: what a run has saved, whether it is whole, and as a folder."""
+
+import argparse
+import json
+import time
+
+from jaxlab.commands import convert, output
+from jaxlab.core import checkpoint, places, report, saved, types
+from jaxlab.systems import loading
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the action; 1 where a checkpoint is corrupt."""
+    return {"ls": _list, "verify": _verify, "export": _export}[args.action](args)
+
+
+def _list(args: argparse.Namespace) -> int:
+    folder = checkpoint.folder_of(args.run)
+    every = _keep_every(folder.parent / "config.json")
+    rows = []
+    for entry in _entries(args.run):
+        age = "-"  # of a save that was killed nothing says when
+        if entry.is_finished:
+            age = report.duration(time.time() - saved.finished_at(entry.path))
+        rows.append(
+            [
+                str(entry.step),
+                f"{places.size_bytes(entry.path) / 1e6:,.2f}",
+                age,
+                "for good" if every and entry.step % every == 0 else "the last",
+                "ok" if entry.is_finished else "unfinished",
+            ]
+        )
+    output.table(["step", "MB", "age", "kept", "state"], rows)
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    found = {e.step: e.path for e in _entries(args.run) if e.is_finished}
+    if not found or (args.step is not None and args.step not in found):
+        have = ", ".join(map(str, found)) or "none"
+        raise types.UserError(f"{args.run}: no such checkpoint; finished are {have}")
+    newest = next(iter(found))
+    chosen = [*found] if args.all else [newest if args.step is None else args.step]
+    return max([_verify_one(step, found[step]) for step in chosen])
+
+
+def _verify_one(step: int, path) -> int:
+    try:
+        faults = saved.verify(path)
+    except saved.CorruptError as error:
+        print(f"step {step}: {error}", flush=True)
+        return 1
+    wrong = [f"{name} ({fault})" for name, fault in faults.items() if fault]
+    if not wrong:
+        print(f"step {step}: ok, {len(faults)} leaves have their checksums", flush=True)
+        return 0
+    shown = "; ".join(wrong[:8]) + ("; ..." if len(wrong) > 8 else "")
+    count = f"{len(wrong)} of {len(faults)} leaves"
+    print(f"step {step}: corrupt, {count}: {shown}", flush=True)
+    return 1
+
+
+def _export(args: argparse.Namespace) -> int:
+    if places.is_remote(args.out):
+        raise types.UserError(f"{args.out} is no local folder; export, then copy it")
+    if not loading.is_run(args.run):
+        raise types.UserError(f"{args.run} is a Hugging Face folder already")
+    if "encoder" in loading.run_config(args.run):
+        raise types.UserError(f"{args.run} is an encoder; only decoders are exported")
+    convert.run(
+        argparse.Namespace(
+            model=args.run,
+            out=args.out,
+            step=args.step,
+            dtype=args.dtype,
+            tokenizer=None,
+            mesh=None,
+        )
+    )
+    return 0
+
+
+def _entries(run: str) -> list[checkpoint.Entry]:
+    entries = checkpoint.entries(checkpoint.folder_of(run))
+    if not entries:
+        raise types.UserError(f"{run} has no checkpoint; give a run directory")
+    return entries
+
+
+def _keep_every(file) -> int:
+    """How many steps are between the checkpoints that stay, as the run was told."""
+    config = json.loads(places.read_text(file) or "{}")
+    return config.get("run", {}).get("keep_every") or 0

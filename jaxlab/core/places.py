@@ -1,0 +1,262 @@
+"""Where runs live: local folders and gs:// buckets, behind the names of pathlib.
+
+`path("gs://bucket/run")` is an `epath.Path` of etils, `path("runs/tiny")` is pathlib's.
+They differ in little, and that is here: a bucket has no folders, takes whole objects (a
+reader sees the old one or the new one, without a file that is renamed), and appends
+nothing.
+
+*Deviation*: s3:// is refused, since Orbax (0.12) writes to folders and to gs:// only.
+"""
+
+import contextlib
+import importlib.util
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+
+from jaxlab.core import errors
+
+_UPLOAD_SECONDS = 30.0  # between uploads of a file that grows
+_UPLOAD_SHARE = 0.02  # of the time goes into them at most, however long it is
+
+
+def path(place: str | os.PathLike) -> pathlib.Path:
+    """A place as a path; of gs:// as etils' `epath.Path`, which has the same names.
+
+    Raises:
+        UserError: a bucket of another kind, or gcsfs is not installed.
+
+    >>> path("runs/tiny").name
+    'tiny'
+    """
+    text = _text(place)
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return pathlib.Path(place)
+    if scheme != "gs":
+        raise errors.UserError(
+            f"{text}: checkpoints go to local folders and gs:// only; mount the bucket "
+            "and give its path"
+        )
+    if not rest.strip("/"):
+        raise errors.UserError(f"{text} names no bucket; use gs://BUCKET/FOLDER")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise errors.UserError(f"{text} needs gcsfs: pip install 'jaxlab[gcs]'")
+    _set_up()
+    from etils import epath
+
+    return epath.Path(text)
+
+
+def is_remote(place: str | os.PathLike) -> bool:
+    """Whether a place is in a bucket.
+
+    >>> is_remote("gs://bucket/run"), is_remote("runs/tiny")
+    (True, False)
+    """
+    return "://" in _text(place)
+
+
+def absolute(place: str | os.PathLike) -> pathlib.Path:
+    """The place as a path that does not depend on the working folder."""
+    return path(place) if is_remote(place) else pathlib.Path(place).absolute()
+
+
+def make_folder(folder: str | os.PathLike) -> None:
+    """Makes a folder and those above it; in a bucket, sees that the bucket is there.
+
+    Raises:
+        UserError: the bucket cannot be reached, or does not exist.
+    """
+    if not is_remote(folder):
+        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+        return
+    bucket = path("/".join(_text(folder).split("/")[:3]))  # etils' mkdir would make it
+    with reached(bucket):
+        exists = bucket.exists()
+    if not exists:
+        raise errors.UserError(f"there is no bucket {bucket}; make it, or name another")
+
+
+def is_folder(place: str | os.PathLike) -> bool:
+    """Whether a folder is there; in a bucket, whether anything is in it.
+
+    Raises:
+        UserError: the bucket could not be reached. (`is_dir` would say no, and a run
+            that has a checkpoint would start again.)
+    """
+    if not is_remote(place):
+        return pathlib.Path(place).is_dir()
+    with reached(place):
+        try:
+            return any(True for _ in path(place).iterdir())
+        except FileNotFoundError:
+            return False
+
+
+def read_text(file: str | os.PathLike) -> str | None:
+    """A file's text; None where there is no file."""
+    with reached(file):
+        try:
+            data = path(file).read_bytes()
+        except FileNotFoundError:
+            return None
+    return data.decode()
+
+
+def write_text(file: str | os.PathLike, text: str) -> None:
+    """Writes a file so that a reader sees the old one or the new one, never half."""
+    write_bytes(file, text.encode())
+
+
+def write_bytes(file: str | os.PathLike, data: bytes) -> None:
+    """The same of bytes."""
+    file = path(file)
+    if is_remote(file):
+        with reached(file):
+            file.write_bytes(data)
+        return
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, file)
+
+
+def move(folder: pathlib.Path, target: pathlib.Path) -> None:
+    """Moves a folder; what is at the target is removed."""
+    remove(target)
+    if not is_remote(folder):
+        target.parent.mkdir(exist_ok=True)
+        shutil.move(folder, target)
+        return
+    import fsspec
+
+    store, _ = fsspec.core.url_to_fs(str(folder))
+    store.mv(str(folder), str(target), recursive=True)
+
+
+def remove(folder: pathlib.Path) -> None:
+    """Removes a folder and all in it, if it is there."""
+    if is_remote(folder):
+        folder.rmtree(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def copy_files(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies the files of a folder, those of a bucket too; small ones, at once."""
+    make_folder(target)
+    with reached(source):
+        for file in sorted(source.iterdir()):
+            write_bytes(target / file.name, file.read_bytes())
+
+
+def size_bytes(folder: pathlib.Path) -> int:
+    """Of all files in a folder."""
+    if is_remote(folder):
+        import fsspec
+
+        store, _ = fsspec.core.url_to_fs(str(folder))
+        return int(store.du(str(folder)))
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def modified(file: pathlib.Path) -> float:
+    """When a file was written, in seconds since 1970."""
+    return file.stat().mtime if is_remote(file) else file.stat().st_mtime
+
+
+@contextlib.contextmanager
+def reached(place: str | os.PathLike) -> Iterator[None]:
+    """Turns what goes wrong with a bucket into one line; folders have their own.
+
+    Raises:
+        UserError: the bucket could not be reached. gcsfs has tried six times.
+    """
+    try:
+        yield
+    except errors.UserError:
+        raise
+    except Exception as error:  # gcsfs, google.auth and aiohttp have no class in common
+        if not is_remote(place):
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:300]
+        raise errors.UserError(
+            f"cannot reach {place} ({reason}); check its name and your rights to it "
+            "(`gcloud auth application-default login`)"
+        ) from error
+
+
+def cache(*names: str) -> pathlib.Path:
+    """A folder for what can be made again, in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(home, "jaxlab", *names)
+
+
+class Growing:
+    """A text file that is added to; in a bucket, whole copies of a local one.
+
+    Args:
+        file: where it is.
+        text: what it begins with; whatever was there before is replaced.
+    """
+
+    def __init__(self, file: pathlib.Path, text: str = ""):
+        self.name, self._is_new = str(file), True
+        self._folder = None
+        local = file
+        if is_remote(file):
+            self._folder = tempfile.TemporaryDirectory(prefix="jaxlab-")
+            local = pathlib.Path(self._folder.name) / file.name
+        write_text(local, text)
+        self._local = local.open("a", encoding="utf-8")
+        self._due = time.monotonic() + _UPLOAD_SECONDS
+
+    def write(self, text: str) -> None:
+        """Adds text."""
+        self._local.write(text)
+        self._is_new = True
+
+    def flush(self) -> None:
+        """Makes it seen: in a folder at once, in a bucket twice a minute."""
+        self._local.flush()
+        if time.monotonic() >= self._due:
+            self.publish()
+
+    def publish(self) -> None:
+        """Makes it seen now, in a bucket too."""
+        if self._folder is None or not self._is_new:
+            return
+        begin = time.monotonic()
+        write_text(self.name, pathlib.Path(self._local.name).read_text("utf-8"))
+        end = time.monotonic()
+        self._due = end + max(_UPLOAD_SECONDS, (end - begin) / _UPLOAD_SHARE)
+        self._is_new = False
+
+    def close(self) -> None:
+        """Publishes and closes; after a failed write it only closes."""
+        if self._local.closed:
+            return
+        self._local.close()
+        if self._folder is not None:
+            with self._folder:
+                self.publish()
+
+
+def _text(place: str | os.PathLike) -> str:
+    """As text, where pathlib has made gs:/ of gs://."""
+    return re.sub("^(gs|s3):/(?!/)", r"\1://", os.fspath(place))
+
+
+def _set_up() -> None:
+    """Before gcsfs or etils is used for the first time."""
+    import fsspec
+
+    # etils prefers TensorFlow where it finds one, say in Colab: slow to import.
+    os.environ.setdefault("EPATH_USE_TF", "0")
+    # gcsfs remembers listings, and tensorstore writes behind its back.
+    fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
+    fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
