@@ -24,3 +24,10 @@ def test_data() -> pathlib.Path:
     if not folder or not pathlib.Path(folder).is_dir():
         pytest.skip("JAXLAB_TEST_DATA does not name a folder of test data")
     return pathlib.Path(folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_a_module():
+    """Drops compiled programs module by module: all of them take gigabytes."""
+    yield
+    jax.clear_caches()
