@@ -70,6 +70,7 @@ def test_the_loss_of_an_ensemble_has_its_written_out_value():
     np.testing.assert_allclose(found.loss, np.sum(expected, axis=1) / 4, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_one_expert_has_that_experts_loss_by_document():
     alone = [{name: 1.0} for name in "abc"]
     merged = ablation.document_losses(pool(), alone, losses, BATCHES)

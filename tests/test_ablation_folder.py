@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from concurrent import futures
 
 import chex
@@ -12,7 +13,7 @@ import pytest
 
 from jaxlab import ablation
 from jaxlab.ablation import folder
-from jaxlab.core import checkpoint, report, types
+from jaxlab.core import checkpoint, types
 
 BRANCH = folder.Branch("fresh", "constant", 1e-3, warmup_steps=0, unit_tokens=1000)
 
@@ -103,7 +104,7 @@ def test_a_killed_add_leaves_a_pool_that_opens_without_the_unit(pool, monkeypatc
     def killed(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report.os, "replace", killed)
+    monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         folder.add(pool, unit("math", params(3)))
     monkeypatch.undo()

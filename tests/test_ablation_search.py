@@ -57,6 +57,7 @@ def loss_of(logps, weights):
 # Slopes
 
 
+@pytest.mark.slow
 def test_the_slope_of_a_weight_is_the_gradient_times_the_expert():
     model = models.Decoder(
         models.TransformerConfig(vocab=16, embed=16, layers=1, heads=2, mlp=16)

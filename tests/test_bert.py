@@ -245,6 +245,7 @@ def test_rows_without_any_token_are_finite_and_so_are_their_gradients(kind, pool
         assert (vectors(config, params, tokens, mask) == 0).all()
 
 
+@pytest.mark.slow
 def test_scanned_unrolled_and_recomputed_layers_agree():
     config, params = loaded("bert_scorer")
 

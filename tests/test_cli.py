@@ -336,6 +336,7 @@ def test_every_prompt_is_continued_n_times(said, workdir, tmp_path):
     assert said(*argv, "--seed", "1").split("\n--------\n") != texts
 
 
+@pytest.mark.slow
 def test_greedy_text_is_the_same_on_a_mesh(said, workdir):
     argv = ["generate", workdir, "--prompt=The", "--temperature=0"]
     argv += ["--max-new-tokens=8"]

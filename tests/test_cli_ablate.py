@@ -300,6 +300,7 @@ def token_folder(text, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_token_files_make_a_pool_without_their_text(
     said, line, text, token_folder, tmp_path
 ):
@@ -421,6 +422,7 @@ def test_size_weighting_and_text_targets(said, pool, text, tmp_path):
             assert weight == pytest.approx(share, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_no_prediction(said, copied):
     def rows():
         shutil.rmtree(copied / "cache", ignore_errors=True)
@@ -434,6 +436,7 @@ def test_a_mesh_changes_no_prediction(said, copied):
         assert float(ours[1]) == pytest.approx(float(theirs[1]), abs=0.02)
 
 
+@pytest.mark.slow
 def test_runs_and_published_folders_are_ranked_without_a_pool(
     said, line, pool, text, tmp_path
 ):
@@ -544,6 +547,7 @@ def test_infeasible_searches_are_one_line(line, pool, flags, message):
 # ------------------------------------------------------------------ report
 
 
+@pytest.mark.slow
 def test_a_report_trains_nothing_unless_asked(said, copied, monkeypatch):
     runs = contents(copied / "runs")
     with monkeypatch.context() as patch:

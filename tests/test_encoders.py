@@ -217,6 +217,7 @@ def test_of_vectors_of_their_own_documents_the_loss_is_as_written_out():
     assert float(loss.metrics["accuracy"]) == 2
 
 
+@pytest.mark.slow
 def test_chunks_change_neither_the_loss_nor_its_gradient():
     model, batch = BertEncoder(TINY), contrasts()
     params = tiny_params(model)
@@ -495,6 +496,7 @@ def run(config, system, workdir, mesh=None):
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 def test_a_reranker_learns_to_put_the_relevant_document_first(toy, encoder, tmp_path):
     config = config_of(toy, encoder, steps=40)
     config.data.update({"batch_size": 8, "candidates": 4})

@@ -60,6 +60,7 @@ def finish(found):
     return outputs
 
 
+@pytest.mark.slow
 def test_two_hosts_train_as_one_and_one_continues(tmp_path, whole):
     with hosts(tmp_path, 2, steps=6) as found:
         finish(found)

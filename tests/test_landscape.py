@@ -152,6 +152,7 @@ def test_more_iterations_climb_to_the_top_from_below():
     assert values[0] < 0.9 * values[-1]
 
 
+@pytest.mark.slow
 def test_sharded_parameters_have_the_same_sharpness():
     params, batches = mlp()
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -236,6 +236,7 @@ def test_long_texts_are_cut_and_counted(decoder_run):
     assert labelled.encode(tokenizer, examples, len(whole)).truncated == 0
 
 
+@pytest.mark.slow
 def test_the_rows_that_fill_up_a_batch_change_no_accuracy(decoder_run, toy, mesh):
     experiment = experiment_of(config_of(decoder_run, toy), mesh)
     tests = labelled.read(toy)[0]["bb"]["test"]

@@ -176,6 +176,7 @@ def test_a_prompt_may_be_appended_in_pieces():
 # ---- what must not change a number ----
 
 
+@pytest.mark.slow
 @families
 def test_unrolled_and_unfused_layers_compute_the_same(family):
     config = FAMILIES[family]

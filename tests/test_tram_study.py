@@ -80,6 +80,7 @@ def done(protocol, tmp_path_factory):
     return workdir, study, runs, seen
 
 
+@pytest.mark.slow
 def test_every_optimizer_is_tuned_on_the_source_alone_and_then_run_by_seed(done):
     workdir, _, runs, seen = done
     assert [count for _, count, _ in seen] == list(range(1, 2 + 4 + 1))
@@ -115,6 +116,7 @@ def test_seeds_are_matched_between_optimizers(protocol):
     assert protocol.config.optim.learning_rate == 1e-2  # not changed
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_repeated_and_weights_are_not_kept(
     done, protocol, monkeypatch
 ):
@@ -125,6 +127,7 @@ def test_a_finished_run_is_not_repeated_and_weights_are_not_kept(
     assert tram.run(study, again, workdir) == runs
 
 
+@pytest.mark.slow
 def test_the_report_has_the_numbers_of_the_runs(done, protocol):
     workdir, _, runs, _ = done
     table = tram_report.write(workdir, runs, protocol, "Which is best?", 1.0)

@@ -17,7 +17,7 @@ from jaxlab.systems import trust
 from tests import test_tram, tiny_run
 
 # One method of each kind is tried always, the others with the oracles.
-FIRST = ("plain", "asam", "tram_theta0", "tram_x", "r3f", "mesa")
+FIRST = ("plain", "asam", "tram_x", "mesa")
 
 
 def with_slow(methods, always=FIRST):
@@ -106,6 +106,7 @@ def test_every_method_steps_and_says_what_it_did(method, plain):
         assert rows[0]["radius"] == 0.0  # the first step is at its own anchor
 
 
+@pytest.mark.slow
 def test_the_radius_in_the_metrics_is_the_divergence_from_the_start():
     run = experiment("tram_theta0")
     params, rows = steps_of(run, 3)
@@ -166,6 +167,7 @@ def test_a_run_killed_between_steps_continues_bit_for_bit(method, tmp_path):
     assert pick(rows) == pick(again)
 
 
+@pytest.mark.slow
 def test_the_second_pass_in_float32_sees_what_bf16_does_not():
     narrow = dataclasses.replace(MODEL, dtype="bfloat16")
     settings = {"method": "asam", "rho": 1e-3, "model": narrow}

@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from jaxlab.core import errors
+from jaxlab.core import errors, places
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -27,8 +27,10 @@ def new_folder(path: str) -> pathlib.Path:
     """The path, if nothing is there: asked before the work, not after it.
 
     Raises:
-        UserError: something exists there.
+        UserError: something exists there, or it is in a bucket.
     """
+    if places.is_remote(path):
+        raise errors.UserError(f"{path} is in a bucket; write to a folder and copy it")
     folder = pathlib.Path(path)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise errors.UserError(f"{folder} exists; remove it or choose another folder")
