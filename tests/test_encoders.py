@@ -137,7 +137,8 @@ def test_padding_a_list_and_shuffling_it_change_no_loss(seed, count):
 
 @pytest.mark.oracle
 def test_ranking_losses_are_those_of_torch():
-    torch = pytest.importorskip("torch")
+    import torch
+
     random = np.random.default_rng(0)
     scores = random.normal(size=(5, 4)).astype(np.float32) * 3
     grades = random.integers(0, 3, (5, 4)) + np.eye(5, 4, dtype=int)
@@ -289,7 +290,8 @@ def test_contrastive_of_a_sharded_batch_compares_all_of_it():
 def test_contrastive_is_the_in_batch_cross_entropy_of_torch():
     # sentence-transformers' MultipleNegativesRankingLoss: cross_entropy of
     # scale * cos(queries, documents) with the own document as the label; scale 20.
-    torch = pytest.importorskip("torch")
+    import torch
+
     model, batch = BertEncoder(TINY), contrasts()
     params = tiny_params(model)
     queries, documents = map(torch.tensor, vectors_of(params, batch))

@@ -2,14 +2,13 @@
 
 import contextlib
 import os
-import pathlib
 import socket
 import time
 from collections.abc import Iterator
 
 import jax
 
-from jaxlab.core import host_memory, types
+from jaxlab.core import host_memory, places, types
 
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -35,8 +34,7 @@ def start() -> None:
     if os.environ.get("JAXLAB_COMPILATION_CACHE") == "0":
         jax.config.update("jax_enable_compilation_cache", False)
     elif not jax.config.jax_compilation_cache_dir:
-        home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        folder = pathlib.Path(home) / "jaxlab" / "compiled"
+        folder = places.cache("compiled")
         jax.config.update("jax_compilation_cache_dir", str(folder))
         # A command runs dozens of programs that compile in less than jax's own 1 s.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
