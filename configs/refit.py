@@ -25,11 +25,11 @@ then 15); in brackets the bi-encoder's order:
     and 20 cosines       0.620 (0.588)     0.891 (0.895)
 
 That was with --config.prior=0; the last line adds 20 times the bi-encoder's cosine to
-the score afterwards. So 2,560 lists are too few for a reranker that is better by itself:
-of 40 queries the gain on SciFact is within chance, and on TyDi QA it loses. Now the
-cosines are added in training too (`prior`), so that the reranker learns what the
-bi-encoder gets wrong. Rerank with rows as long as those of training: with 256 the second
-line has 0.563 and 0.780.
+the score afterwards. So 2,560 lists are too few for a reranker that is better alone: of
+40 queries the gain on SciFact is within chance, and on TyDi QA it loses. Now they are
+added in training too (`prior`): the reranker learns what the bi-encoder gets wrong.
+Rerank with rows as long as those of training: with 256 the second line has 0.563 and
+0.780.
 
 `bi_encoder` fine-tunes the bi-encoder itself, by in-batch and mined negatives; `tiny`
 is a cross-encoder for 10 steps: its init_from may be any small BERT.
