@@ -15,7 +15,7 @@ import pytest
 import zstandard
 
 from jaxlab.core import types
-from jaxlab.data import corpus, tokenizer
+from jaxlab.data import corpus, token_writer, tokenizer
 
 DOCUMENTS = [
     corpus.Document(f"doc{i}", f"Text number {i}.\n" * (i + 1), f"here:{i}")
@@ -214,7 +214,7 @@ def test_writing_twice_gives_the_same_bytes_and_batches_do_not_matter(
     tmp_path, monkeypatch
 ):
     first = corpus.write_tokens(iter(DOCUMENTS), Letters(), tmp_path / "a")
-    monkeypatch.setattr(corpus, "_BATCH_BYTES", 1)
+    monkeypatch.setattr(token_writer, "_BATCH_BYTES", 1)
     second = corpus.write_tokens(iter(DOCUMENTS), Letters(), tmp_path / "b")
     assert first.info == second.info
     table = (tmp_path / "a.csv.gz").read_bytes()

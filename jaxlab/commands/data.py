@@ -1,17 +1,25 @@
-"""`jaxlab data prepare` and `jaxlab data inspect`."""
+"""`jaxlab data`: prepare, tokenize, verify, inspect."""
 
 import argparse
 import pathlib
+import time
 
 from jaxlab.commands import output
 from jaxlab.core import types
-from jaxlab.data import inspect, prepared
+from jaxlab.data import beam_engine, inspect, prepared, sharded
+from jaxlab.data import tokenizer as tokenizer_lib
 from jaxlab.systems import loading, olmo
 
 
 def run(args: argparse.Namespace) -> None:
     """Runs the action."""
-    {"prepare": _prepare, "inspect": _inspect}[args.action](args)
+    actions = {
+        "prepare": _prepare,
+        "tokenize": _tokenize,
+        "verify": _verify,
+        "inspect": _inspect,
+    }
+    actions[args.action](args)
 
 
 def _prepare(args: argparse.Namespace) -> None:
@@ -34,6 +42,40 @@ def _prepare(args: argparse.Namespace) -> None:
         f"{args.out}: tokenizer of {made.tokenizer.vocab_size} tokens, sha256 "
         f"{made.tokenizer.fingerprint}"
     )
+
+
+def _tokenize(args: argparse.Namespace) -> None:
+    if args.workers < 1:
+        raise types.UserError(f"--workers {args.workers} is too few; use 1 or more")
+    engine = sharded.in_process
+    if args.runner:
+        engine = beam_engine.engine(args.runner, getattr(args, "runner_options", ()))
+    elif args.workers > 1:
+        engine = sharded.in_processes(args.workers)
+    tokenizer = tokenizer_lib.load(args.tokenizer)
+    started = time.monotonic()
+    manifest = sharded.tokenize(
+        args.source,
+        args.out,
+        tokenizer,
+        held_out_fraction=args.held_out,
+        engine=engine,
+    )
+    seconds = time.monotonic() - started
+    rows, nothing = [], {"documents": 0, "tokens": 0}
+    for name, sides in manifest["domains"].items():
+        shards = sum(record["domain"] == name for record in manifest["shards"])
+        both = sides["train"], sides.get("held_out", nothing)
+        counts = [side[key] for key in ("documents", "tokens") for side in both]
+        rows.append([name, *(f"{n:,}" for n in (shards, *counts))])
+    header = ["domain", "shards", "documents", "held out", "tokens", "held out"]
+    output.table(header, rows)
+    size = sum(s["bytes"] for d in manifest["domains"].values() for s in d.values())
+    print(f"{args.out}: {size / 1e6:,.1f} MB of text, {seconds:.1f} s in this run")
+
+
+def _verify(args: argparse.Namespace) -> None:
+    print(f"{args.out}: {sharded.verify(args.out):,} files are as the manifest says")
 
 
 def _inspect(args: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from jaxlab.commands import (
     arguments,
     grammar_ablate,
     grammar_checkpoint,
+    grammar_data,
     grammar_plan,
     grammar_retrieve,
     grammar_tram,
@@ -42,6 +43,13 @@ def parse(verb: str, argv: Sequence[str]) -> argparse.Namespace:
         flags = [word for word in argv if re.match("--(no)?config[.]", word)]
         args = parser.parse_args([word for word in argv if word not in flags])
         args.flags = flags
+        return args
+    if verb == "data" and "--" in argv:  # what follows is for Beam
+        cut = list(argv).index("--")
+        args = parser.parse_args(argv[:cut])
+        args.runner_options = list(argv[cut + 1 :])
+        if not getattr(args, "runner", None):
+            raise UsageError("jaxlab data: what follows -- is for a --runner; add one")
         return args
     return parser.parse_args(argv)
 
@@ -137,31 +145,6 @@ def _convert(parser: argparse.ArgumentParser) -> None:
     arguments.add_mesh(parser)
 
 
-def _data(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    prepare = arguments.parser_of(
-        actions, "prepare", "Text to token files and held-out sets"
-    )
-    prepare.add_argument(
-        "source", help="a folder (a subfolder or NAME.jsonl a domain), or embedded"
-    )
-    prepare.add_argument("out", metavar="OUT", help="folder of the token files")
-    tokenizer = prepare.add_mutually_exclusive_group(required=True)
-    tokenizer.add_argument("--tokenizer", metavar="PATH", default="")
-    tokenizer.add_argument(
-        "--vocab-size", type=int, metavar="N", help="of a tokenizer trained on the text"
-    )
-    prepare.add_argument(
-        "--held-out", type=float, default=0.05, metavar="F", help="share of documents"
-    )
-    inspect = arguments.parser_of(
-        actions, "inspect", "Which documents a training step read"
-    )
-    inspect.add_argument("--workdir", required=True, metavar="RUN")
-    inspect.add_argument("--step", type=int, required=True, metavar="N", help="from 0")
-    inspect.add_argument("--text", action="store_true", help="show the beginnings")
-
-
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="under two minutes")
     parser.add_argument("--data", metavar="DIR", help="text, a subfolder a domain")
@@ -210,7 +193,7 @@ VERBS = {
         grammar_checkpoint.DETAILS,
         grammar_checkpoint.add_arguments,
     ),
-    "data": ("Prepare text, or look up what a step read", "", _data),
+    "data": (grammar_data.SUMMARY, grammar_data.DETAILS, grammar_data.add_arguments),
     "demo": ("A whole data ablation on real text, within minutes", "", _demo),
 }
 

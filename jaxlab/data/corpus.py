@@ -6,22 +6,16 @@ Reading is in `documents`, the files' layout in `token_files`; their public name
 gathered here.
 """
 
-import csv
-import gzip
 import hashlib
-import io
 import json
 import logging
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Any
 
-import numpy as np
-
-from jaxlab.core import types
+from jaxlab.core import places, types
 from jaxlab.data import documents as documents_
-from jaxlab.data import token_files
+from jaxlab.data import token_files, token_writer
 from jaxlab.data import tokenizer as tokenizer_
 
 Document = documents_.Document
@@ -41,8 +35,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-
-_BATCH_BYTES = 1 << 20  # text encoded at once: bounds memory, feeds encode_batch
 
 
 def prepare(
@@ -77,7 +69,7 @@ def prepare(
     if parts > 1 and not held_out_fraction:
         raise types.UserError("parts of a domain need a held_out_fraction above 0")
     output = pathlib.Path(output)
-    domains = _domains(source, split)
+    domains = domains_of(source, split)
     output.mkdir(parents=True, exist_ok=True)
     tokenizer.save(output / "tokenizer")
     files = {}
@@ -116,7 +108,7 @@ def training_texts(
     split: str = "train",
 ) -> Iterator[str]:
     """The texts that `prepare` would train on, to train a tokenizer from."""
-    for name, path in _domains(source, split).items():
+    for name, path in domains_of(source, split).items():
         documents = list(documents_.read_documents(path, domain=name))
         if held_out_fraction:
             documents, _ = split_documents(documents, held_out_fraction, seed)
@@ -125,11 +117,14 @@ def training_texts(
 
 def domain_names(source: str | pathlib.Path, *, split: str = "train") -> list[str]:
     """The domains of a folder or file, as `prepare` would call them."""
-    return list(_domains(source, split))
+    return list(domains_of(source, split))
 
 
-def _domains(source: str | pathlib.Path, split: str) -> dict[str, pathlib.Path]:
-    source = pathlib.Path(source)
+def domains_of(
+    source: str | pathlib.Path, split: str = "train"
+) -> dict[str, pathlib.Path]:
+    """Domain name -> its folder or file, of a folder or of a single file."""
+    source = places.path(source)
     if source.is_file():
         return {source.name.split(".")[0]: source}
     return documents_.domain_paths(source, split=split)
@@ -153,7 +148,7 @@ def split_documents(
         raise types.UserError(
             f"held_out_fraction {held_out_fraction} is not between 0 and 1; try 0.1"
         )
-    shares = [_hash_share(document.text, seed) for document in documents]
+    shares = [hash_share(document.text, seed) for document in documents]
     threshold = held_out_fraction
     if len(documents) > 1:
         ordered = sorted(set(shares))
@@ -169,7 +164,7 @@ def split_documents(
     return train, held_out
 
 
-def _hash_share(text: str, seed: int) -> float:
+def hash_share(text: str, seed: int) -> float:
     """A number in [0, 1) that is fixed by the text and the seed."""
     digest = hashlib.blake2b(
         text.encode("utf-8"), digest_size=6, key=str(seed).encode()
@@ -196,87 +191,20 @@ def write_tokens(
     """
     path = token_files.npy(prefix)
     path.parent.mkdir(parents=True, exist_ok=True)
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65536 else "<u4")
-    suffixes = (".npy", ".csv.gz", ".bytes", ".json")
+    suffixes = token_files.SUFFIXES
     parts = {s: token_files.beside(path, f"{s}.part-{os.getpid()}") for s in suffixes}
     try:
-        info = _write_parts(documents, tokenizer, dtype, parts)
+        with token_writer.TokenWriter(parts, tokenizer) as writer:
+            for batch, ids in token_writer.encoded(documents, tokenizer, path.parent):
+                writer.add(batch, ids)
+        info = writer.info()
         if not info["documents"]:
             raise types.UserError(f"no document with text for {path}; add documents")
         parts[".json"].write_text(json.dumps(info, indent=1) + "\n", "utf-8")
         token_files.beside(path, ".json").unlink(missing_ok=True)
-        for suffix in (".csv.gz", ".bytes", ".npy", ".json"):
+        for suffix in suffixes:
             os.replace(parts[suffix], token_files.beside(path, suffix))
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)
     return token_files.TokenFile.open(path)
-
-
-def _write_parts(
-    documents: Iterable[Document],
-    tokenizer: tokenizer_.Tokenizer,
-    dtype: np.dtype,
-    parts: dict[str, pathlib.Path],
-) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    position = written = skipped = text_bytes = words = 0
-    with (
-        parts[".npy"].open("wb") as tokens_file,
-        parts[".bytes"].open("wb") as bytes_file,
-        parts[".csv.gz"].open("wb") as raw,
-        _text_gzip(raw) as table_file,
-    ):
-        table = csv.writer(table_file)
-        for batch in _batches(documents):
-            kept = [document for document in batch if document.text.strip()]
-            skipped += len(batch) - len(kept)
-            sizes = np.array([len(d.text.encode("utf-8")) for d in kept], "<u4")
-            bytes_file.write(sizes.tobytes())
-            text_bytes += int(sizes.sum())
-            encoded = tokenizer.encode_batch([document.text for document in kept])
-            for document, ids in zip(kept, encoded, strict=True):
-                data = np.array([*ids, tokenizer.eos_id], dtype).tobytes()
-                digest.update(data)
-                tokens_file.write(data)
-                end = position + len(ids) + 1
-                table.writerow((position, end, document.id, document.source, written))
-                position, written = end, written + 1
-                words += len(document.text.split())
-    if skipped:
-        log.warning("%s: left out %d empty documents", parts[".npy"].parent, skipped)
-    return {
-        "dtype": dtype.name,
-        "tokens": position,
-        "documents": written,
-        "bytes": text_bytes,
-        "words": words,
-        "eos_id": tokenizer.eos_id,
-        "pad_id": tokenizer.pad_id,
-        "vocab_size": tokenizer.vocab_size,
-        "tokenizer": tokenizer.fingerprint,
-        "sha256": digest.hexdigest(),
-    }
-
-
-def _batches(
-    documents: Iterable[Document],
-) -> Iterator[list[Document]]:
-    batch, size = [], 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _text_gzip(raw: IO[bytes]) -> io.TextIOWrapper:
-    # No name and no time in the header: the same documents give the same bytes.
-    return io.TextIOWrapper(
-        gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0),
-        encoding="utf-8",
-        newline="",
-    )

@@ -10,6 +10,7 @@ object a line with `id`, `text`, `source`; attributes and metadata are not read.
 the place the document was read from, so that every token can be traced to its line.
 """
 
+import contextlib
 import gzip
 import io
 import json
@@ -17,10 +18,10 @@ import logging
 import pathlib
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from jaxlab.core import types
+from jaxlab.core import places, types
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ PLAIN_TEXT = re.compile(
     r"|rb|php|sh|sql|r|jl|scala|kt|swift|lua|pl|toml|yaml|yml|ini|cfg)$",
     re.IGNORECASE,
 )
+TFDS = "dataset_info.json"  # a folder with this file is a prepared TFDS data set
 SPLITS = ("train", "val", "valid", "validation", "dev", "test")
 
 
@@ -70,12 +72,12 @@ def read_documents(
     if not path.exists():
         raise types.UserError(f"{path} does not exist; give a text file or a folder")
     if path.is_file():
-        yield from _read_file(path, path.name, domain)
-    elif (path / "dataset_info.json").exists():
+        yield from read_file(path, path.name, domain)
+    elif (path / TFDS).exists():
         yield from _read_tfds(path, domain, split)
     else:
-        for file in _readable_files(path):
-            yield from _read_file(file, file.relative_to(path).as_posix(), domain)
+        for name in readable_files(listing(path), path):
+            yield from read_file(path / name, name, domain)
 
 
 def read_domains(
@@ -105,7 +107,7 @@ def domain_paths(
     folder: str | pathlib.Path, *, split: str = "train"
 ) -> dict[str, pathlib.Path]:
     """Domain name -> its folder or JSON-lines file, sorted by name."""
-    folder = pathlib.Path(folder)
+    folder = places.path(folder)
     if not folder.is_dir():
         raise types.UserError(f"{folder} is not a folder; give one subfolder a domain")
     found: dict[str, pathlib.Path] = {}
@@ -139,21 +141,54 @@ def domain_paths(
 # ------------------------------------------------------------------ files
 
 
-def _readable_files(folder: pathlib.Path) -> list[pathlib.Path]:
+def listing(place: str | pathlib.Path) -> dict[str, int]:
+    """Bytes of every file below a folder by its name there, or of one file."""
+    place = places.path(place)
+    if places.is_remote(place):
+        import fsspec
+
+        store, root = fsspec.core.url_to_fs(str(place))
+        with places.reached(place):
+            found = store.find(root, detail=True)
+        return {
+            name.removeprefix(root).lstrip("/") or place.name: entry["size"]
+            for name, entry in found.items()
+            if not name.endswith("/")
+        }
+    if place.is_file():
+        return {place.name: place.stat().st_size}
+    sizes = {}
+    for path in place.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # somebody's temporary file
+            if path.is_file():
+                sizes[path.relative_to(place).as_posix()] = path.stat().st_size
+    return sizes
+
+
+def readable_files(names: Mapping[str, int], folder: str | pathlib.Path) -> list[str]:
+    """The files of a folder that hold documents, in the order they are read in.
+
+    Args:
+        names: bytes of every file by its name, as of `listing`.
+        folder: where they are, for messages.
+
+    Raises:
+        UserError: there is none.
+
+    >>> readable_files({"b.txt": 1, ".c.txt": 3, "a/d.jsonl.gz": 9}, "corpus")
+    ['a/d.jsonl.gz', 'b.txt']
+    """
     files, skipped, empty = [], set(), []
-    for path in sorted(folder.rglob("*")):
-        hidden = any(
-            part.startswith(".") or part == "__pycache__"
-            for part in path.relative_to(folder).parts
-        )
-        if hidden or not path.is_file():
+    for name in sorted(names, key=lambda name: name.split("/")):
+        parts = name.split("/")
+        if any(part.startswith(".") or part == "__pycache__" for part in parts):
             continue
-        if PLAIN_TEXT.search(path.name) and path.stat().st_size == 0:
-            empty.append(path)  # an __init__.py, say; an empty .jsonl is a mistake
-        elif JSON_LINES.search(path.name) or PLAIN_TEXT.search(path.name):
-            files.append(path)
+        if PLAIN_TEXT.search(name) and names[name] == 0:
+            empty.append(name)  # an __init__.py, say; an empty .jsonl is a mistake
+        elif JSON_LINES.search(name) or PLAIN_TEXT.search(name):
+            files.append(name)
         else:
-            skipped.add(path.suffix or path.name)
+            skipped.add(pathlib.PurePosixPath(name).suffix or parts[-1])
     if skipped:
         log.warning("%s: skipped files of kind %s", folder, ", ".join(sorted(skipped)))
     if empty:
@@ -167,7 +202,8 @@ def _readable_files(folder: pathlib.Path) -> list[pathlib.Path]:
     return files
 
 
-def _read_file(path: pathlib.Path, name: str, domain: str) -> Iterator[Document]:
+def read_file(path: pathlib.Path, name: str, domain: str) -> Iterator[Document]:
+    """Documents of one file, which is called `name` in their ids."""
     if path.stat().st_size == 0:
         raise types.UserError(f"{path} is empty (0 bytes); remove it or put text in it")
     if JSON_LINES.search(path.name):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from jaxlab.core import report, types
-from jaxlab.data import corpus, text, token_files
+from jaxlab.data import corpus, shard_plan, text, token_files, token_shards
 from jaxlab.data import tokenizer as tokenizer_lib
 
 EMBEDDED = "embedded"
@@ -30,8 +30,8 @@ class Prepared(NamedTuple):
     """
 
     tokenizer: tokenizer_lib.Tokenizer
-    train: Mapping[str, token_files.TokenFile]
-    held_out: Mapping[str, token_files.TokenFile]
+    train: Mapping[str, token_files.TokenFile | token_shards.TokenShards]
+    held_out: Mapping[str, token_files.TokenFile | token_shards.TokenShards]
 
 
 def prepare(
@@ -79,6 +79,11 @@ def prepare(
     if tokenizer and not pathlib.Path(tokenizer).exists():
         raise types.UserError(f"no tokenizer at {tokenizer}; give a folder or a file")
     record = folder / "corpus.json"
+    if (folder / shard_plan.PLAN).exists():
+        raise types.UserError(
+            f"{folder} is of `jaxlab data tokenize`; name no source beside it "
+            "(--config.data.source=)"
+        )
     if not record.exists():
         _prepare(folder, made_from)
         report.write_json(record, made_from)
@@ -91,12 +96,19 @@ def prepare(
 
 
 def open_folder(folder: str | pathlib.Path) -> Prepared:
-    """Opens a folder of token files, e.g. of `jaxlab data prepare`.
+    """Opens a folder of `jaxlab data prepare` or `jaxlab data tokenize`.
 
     Raises:
-        UserError: no token files, or a truncated one.
+        UserError: no token files, a truncated one, or a tokenisation half-way.
     """
     folder = pathlib.Path(folder)
+    if (folder / shard_plan.MANIFEST).exists():
+        train, held_out = token_shards.open_folder(folder)
+        return Prepared(tokenizer_lib.load(folder / "tokenizer"), train, held_out)
+    if (folder / shard_plan.PLAN).exists():
+        raise types.UserError(
+            f"{folder} is not finished; start the same `jaxlab data tokenize` again"
+        )
     files = {
         path.stem: corpus.TokenFile.open(path) for path in sorted(folder.glob("*.npy"))
     }

@@ -28,6 +28,7 @@ import numpy as np
 
 from jaxlab.core import types
 
+SUFFIXES = (".csv.gz", ".bytes", ".npy", ".json")  # in the order they are renamed in
 _SCAN_TOKENS = 1 << 24  # a foreign file is searched for end-of-text tokens in pieces
 
 

@@ -1,0 +1,231 @@
+"""The plan of a tokenisation: which files of a corpus go into which shard.
+
+A shard is the unit of work, of resumption and of output: files of one domain that
+follow each other, closed at 256 MB (Dolma's come larger: one file a shard; ten thousand
+small texts share some). The plan is made once and kept, since it gives shards their
+names:
+
+    OUT/plan.json                         settings, and the files of every shard
+    OUT/NAME/00017-of-00230.npy ...       a token file, see `token_files`
+    OUT/NAME.held_out/00017-of-00230.npy  the same of held-out documents
+    OUT/NAME/00017-of-00230.record.json   written last: the shard is whole
+    OUT/manifest.json                     all records, once there are all
+
+OUT and the source may be in a bucket. Files are known by name and size.
+"""
+
+import concurrent.futures
+import json
+import logging
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxlab.core import places, types
+from jaxlab.data import corpus
+from jaxlab.data import documents as documents_
+
+PLAN, MANIFEST, STAGING = "plan.json", "manifest.json", ".staging"
+RECORD, MISTAKE = ".record.json", ".mistake.txt"
+HELD_OUT = ".held_out"
+SHARD_BYTES = 256_000_000  # of files as they are on disk
+
+log = logging.getLogger(__name__)
+
+
+class Job(NamedTuple):
+    """What a worker has to know; sent to other machines.
+
+    Attributes:
+        source: folder that the files' names start from.
+        out: folder of the shards.
+        held_out_fraction: share of documents that are kept out of training.
+        seed: of that split.
+        tokenizer: fingerprint of OUT/tokenizer.
+    """
+
+    source: str
+    out: str
+    held_out_fraction: float
+    seed: int
+    tokenizer: str
+
+
+class Shard(NamedTuple):
+    """One unit of work.
+
+    Attributes:
+        domain: its name.
+        name: e.g. "00017-of-00230".
+        files: (name below the source, bytes) of each file, in order.
+    """
+
+    domain: str
+    name: str
+    files: tuple[tuple[str, int], ...]
+
+    @property
+    def prefix(self) -> str:
+        """Below OUT, e.g. "web/00017-of-00230"."""
+        return f"{self.domain}/{self.name}"
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its files."""
+        return sum(size for _, size in self.files)
+
+
+def make(
+    source: str, job: Job, shard_bytes: int = SHARD_BYTES
+) -> tuple[Job, list[Shard]]:
+    """The plan that OUT was begun with, or a new one.
+
+    Args:
+        source: a folder (a subfolder or NAME.jsonl a domain), or one file.
+        job: where to, and how; its source is filled in.
+        shard_bytes: a shard is closed when it has as many.
+
+    Raises:
+        UserError: no documents; OUT holds something else, or was begun with other
+            settings; the source has other files than then.
+    """
+    root, found = _files(source)
+    job = job._replace(source=str(root))
+    settings = job._asdict() | {"shard_bytes": shard_bytes}
+    del settings["source"], settings["out"]  # a copy elsewhere is as good
+    path = places.path(job.out) / PLAN
+    text = places.read_text(path)
+    if text is None:
+        _refuse_others(job.out)
+        shards = _grouped(found, shard_bytes)
+        plan = {
+            "settings": settings,
+            "shards": [shard._asdict() for shard in shards],
+            "source": source,
+        }
+        places.write_text(path, json.dumps(plan, indent=1) + "\n")
+        return job, shards
+    plan = json.loads(text)
+    if plan["settings"] != settings:
+        raise types.UserError(
+            f"{job.out} was begun with {_differing(plan['settings'], settings)}; use "
+            "the same, or another folder"
+        )
+    return job, [_as_now(shard, found, job) for shard in _same_files(plan, found, job)]
+
+
+def records(
+    job: Job, shards: Sequence[Shard], names: Mapping[str, int] | None = None
+) -> dict[str, dict[str, Any]]:
+    """The records of the shards that are whole, by prefix.
+
+    Args:
+        job: whose OUT it is.
+        shards: of the plan.
+        names: the listing of OUT, if it is known.
+
+    Raises:
+        UserError: a file of the source changed since its shard was written.
+    """
+    names = documents_.listing(job.out) if names is None else names
+    shards = [shard for shard in shards if shard.prefix + RECORD in names]
+    out = places.path(job.out)
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a bucket is far away
+        texts = pool.map(lambda s: places.read_text(out / (s.prefix + RECORD)), shards)
+        found = {s.prefix: json.loads(t) for s, t in zip(shards, texts, strict=True)}
+    for shard in shards:
+        record = found[shard.prefix]
+        files = record["files"].items()
+        if any(names.get(name) != entry["bytes"] for name, entry in files):
+            log.warning("%s is not whole: made again", shard.prefix)
+            del found[shard.prefix]
+            continue
+        for (name, size), entry in zip(shard.files, record["sources"], strict=True):
+            if size != entry["bytes"]:
+                raise types.UserError(
+                    f"{job.source}/{name} changed since its shard was written "
+                    f"({entry['bytes']} bytes then, {size} now); restore it, or remove "
+                    f"{out / (shard.prefix + RECORD)} to have the shard made again"
+                )
+    return found
+
+
+def _files(source: str) -> tuple[pathlib.Path, dict[str, list[tuple[str, int]]]]:
+    """The folder that names start from; by domain, name and bytes of each file."""
+    root, names = places.absolute(source), documents_.listing(source)
+    domains = corpus.domains_of(source)
+    if [*names] == [root.name] and root.is_file():
+        root = root.parent
+    found = {}
+    for domain, path in domains.items():
+        if domain == "tokenizer" or domain.endswith(HELD_OUT):
+            raise types.UserError(f"no domain may be called {domain!r}; rename {path}")
+        if path.name in names:
+            found[domain] = [(path.name, names[path.name])]
+            continue
+        folder = f"{path.name}/"
+        own = {n.removeprefix(folder): n for n in names if n.startswith(folder)}
+        if documents_.TFDS in own:
+            raise types.UserError(
+                f"{path} is a TFDS data set; use `jaxlab data prepare` for it"
+            )
+        sizes = {short: names[name] for short, name in own.items()}
+        readable = documents_.readable_files(sizes, path)
+        found[domain] = [(own[short], sizes[short]) for short in readable]
+    return root, found
+
+
+def _grouped(
+    found: Mapping[str, list[tuple[str, int]]], shard_bytes: int
+) -> list[Shard]:
+    shards = []
+    for domain, files in found.items():
+        groups, size = [[]], 0
+        for file in files:
+            if groups[-1] and size + file[1] > shard_bytes:
+                groups.append([])
+                size = 0
+            groups[-1].append(file)
+            size += file[1]
+        for number, group in enumerate(groups):
+            name = f"{number:05d}-of-{len(groups):05d}"
+            shards.append(Shard(domain, name, tuple(group)))
+    return shards
+
+
+def _refuse_others(out: str) -> None:
+    others = [n for n in documents_.listing(out) if n != f"{PLAN}.tmp"]
+    if others:
+        raise types.UserError(
+            f"{out} holds {others[0]} and is not of `jaxlab data tokenize`; remove it "
+            "or choose another folder"
+        )
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    keys = [key for key in new if old.get(key) != new[key]]
+    return ", ".join(f"{key} {old.get(key)}, not {new[key]}" for key in keys)
+
+
+def _same_files(plan, found, job) -> list[Shard]:
+    """The shards of a plan, if the source still has their files and no other."""
+    shards = [
+        Shard(s["domain"], s["name"], tuple(map(tuple, s["files"])))
+        for s in plan["shards"]
+    ]
+    then = {name for shard in shards for name, _ in shard.files}
+    now = {name for files in found.values() for name, _ in files}
+    if then != now:
+        first = min(then ^ now)
+        what = "has no" if first in then else "has a new"
+        raise types.UserError(
+            f"{job.source} {what} {first} since {job.out} was begun; restore it, or "
+            "use another folder"
+        )
+    return shards
+
+
+def _as_now(shard: Shard, found: Mapping[str, list], job: Job) -> Shard:
+    """With the sizes of now: a file may be repaired until its shard is written."""
+    sizes = dict(found[shard.domain])
+    return shard._replace(files=tuple((name, sizes[name]) for name, _ in shard.files))

@@ -1,0 +1,274 @@
+"""Tokenising a corpus of any size into shards: in this process, in several, on Beam.
+
+    plan -> every shard that has no record yet, by some engine -> manifest
+
+The engines call one function, `shard_writer.attempt`, and hand nothing back: what was
+done is what lies in OUT, so that the same command continues a run that was killed, on
+the same engine or on another. The manifest has every file's size and SHA-256, the
+sources' too, and no time, host or folder: equal corpora have equal manifests.
+
+*Deviation* from `corpus.prepare`: a document is held out where its hash is below the
+fraction, and nothing more; there a domain of two documents has one on each side.
+"""
+
+import concurrent.futures
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from jaxlab.core import places, report, types
+from jaxlab.data import documents as documents_
+from jaxlab.data import shard_plan, shard_writer
+from jaxlab.data import tokenizer as tokenizer_
+
+_SHOWN_SECONDS = 10.0  # between lines of progress
+
+Engine = Callable[[shard_plan.Job, Sequence[shard_plan.Shard]], None]
+
+
+def tokenize(
+    source: str,
+    out: str,
+    tokenizer: tokenizer_.Tokenizer,
+    *,
+    held_out_fraction: float = 0.0,
+    seed: int = 0,
+    shard_bytes: int = shard_plan.SHARD_BYTES,
+    engine: Engine | None = None,
+) -> dict[str, Any]:
+    """Tokenizes a corpus, or finishes one that was begun.
+
+    Args:
+        source: a folder (a subfolder or NAME.jsonl[.gz|.zst] a domain), or one file;
+            may be in a bucket.
+        out: a new folder, or the one that was begun; may be in a bucket.
+        tokenizer: encodes the text; saved to OUT/tokenizer.
+        held_out_fraction: share of documents that are kept out of training.
+        seed: of that split.
+        shard_bytes: of files that share a shard.
+        engine: does the work; None for this process.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: see `shard_plan.make`; text that cannot be read, after all other
+            shards are written; a domain without training or held-out documents.
+    """
+    if not 0 <= held_out_fraction < 1:
+        raise types.UserError(f"{held_out_fraction} held out is not a share; try 0.001")
+    out = str(places.absolute(out))
+    places.make_folder(out)
+    with _alone(out):
+        fingerprint = tokenizer.fingerprint
+        job = shard_plan.Job("", out, held_out_fraction, seed, fingerprint)
+        job, shards = shard_plan.make(source, job, shard_bytes)
+        names = documents_.listing(out)
+        _clean(out, names)
+        _save_tokenizer(tokenizer, out)
+        whole = shard_plan.records(job, shards, names)
+        missing = [shard for shard in shards if shard.prefix not in whole]
+        with _progress(job, shards, missing):
+            (engine or in_process)(job, missing)
+        return _finish(job, shards)
+
+
+def in_process(job: shard_plan.Job, shards: Sequence[shard_plan.Shard]) -> None:
+    """One shard after the other, here."""
+    for shard in shards:
+        shard_writer.attempt(job, shard)
+
+
+def in_processes(workers: int) -> Engine:
+    """So many shards at a time, each in a process of its own on one core."""
+
+    def run(job: shard_plan.Job, shards: Sequence[shard_plan.Shard]) -> None:
+        if not shards:
+            return
+        pool = concurrent.futures.ProcessPoolExecutor(
+            min(workers, len(shards)),
+            multiprocessing.get_context("spawn"),  # jax and tokenizers have threads
+            _begin_worker,
+        )
+        largest_first = sorted(shards, key=lambda shard: -shard.size_bytes)
+        try:
+            work = functools.partial(shard_writer.attempt, job)
+            for future in [pool.submit(work, shard) for shard in largest_first]:
+                future.result()
+        except concurrent.futures.process.BrokenProcessPool:
+            raise types.UserError(
+                "a worker was killed, perhaps for lack of memory; start the same "
+                "command again, with fewer --workers"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    return run
+
+
+def _begin_worker() -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says what happened
+    parent = multiprocessing.parent_process()
+
+    def end_with_it() -> None:  # else a worker of a killed parent waits for ever
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_it, daemon=True).start()
+
+
+def verify(folder: str) -> int:
+    """Compares every file of a finished folder with the manifest; returns how many.
+
+    Raises:
+        UserError: not finished; a file is missing or another one.
+    """
+    place = places.path(folder)
+    text = places.read_text(place / shard_plan.MANIFEST)
+    if text is None:
+        raise types.UserError(
+            f"{folder} has no {shard_plan.MANIFEST}; finish it with `jaxlab data "
+            "tokenize`"
+        )
+    files = {
+        name: entry
+        for record in json.loads(text)["shards"]
+        for name, entry in record["files"].items()
+    }
+    for name, entry in files.items():
+        try:
+            with (place / name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            found = None
+        if found != entry["sha256"]:
+            raise types.UserError(
+                f"{folder}/{name} is {'damaged' if found else 'missing'}; remove it "
+                f"and {shard_plan.MANIFEST}, and start `jaxlab data tokenize` again"
+            )
+    return len(files)
+
+
+def _finish(job: shard_plan.Job, shards: Sequence[shard_plan.Shard]) -> dict[str, Any]:
+    """Writes the manifest, or says what is wrong with the shards that are missing."""
+    found = shard_plan.records(job, shards)
+    missing = [shard for shard in shards if shard.prefix not in found]
+    if missing:
+        place = places.path(job.out) / f"{missing[0].prefix}{shard_plan.MISTAKE}"
+        why = places.read_text(place) or f"{missing[0].prefix} was not written"
+        others = f" ({len(missing)} of {len(shards)} shards are not written; then "
+        raise types.UserError(f"{why}{others}start the same command again)")
+    domains: dict[str, dict[str, Any]] = {}
+    for shard in shards:
+        for side in ("train", "held_out"):
+            info = found[shard.prefix].get(side)
+            if info is None:
+                continue
+            total = domains.setdefault(shard.domain, {}).setdefault(side, {})
+            for key in ("documents", "tokens", "bytes", "words"):
+                total[key] = total.get(key, 0) + info[key]
+    for domain, sides in domains.items():
+        for side, total in sides.items():
+            if not total["documents"]:
+                what = "--held-out" if "held_out" in sides else "documents"
+                raise types.UserError(
+                    f"domain {domain!r} has no {side.replace('_', ' ')} documents; "
+                    f"use other {what}, in a new folder"
+                )
+    manifest = {
+        "domains": domains,
+        "held_out_fraction": job.held_out_fraction,
+        "seed": job.seed,
+        "shards": [found[shard.prefix] for shard in shards],
+        "tokenizer": job.tokenizer,
+    }
+    report.write_json(places.path(job.out) / shard_plan.MANIFEST, manifest)
+    return manifest
+
+
+@contextlib.contextmanager
+def _alone(out: str) -> Iterator[None]:
+    """Locks a folder until the block, or the process, ends; a bucket has no locks."""
+    if places.is_remote(out):
+        yield
+        return
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise types.UserError(
+                f"another process writes to {out}; wait for it or stop it"
+            ) from None
+        yield
+    finally:
+        os.close(folder)
+
+
+def _clean(out: str, names: Mapping[str, int]) -> None:
+    """Removes what a run that was killed, or that found a mistake, left behind."""
+    shutil.rmtree(pathlib.Path(out, shard_plan.STAGING), ignore_errors=True)
+    for name in names:
+        if shard_plan.MISTAKE in name:
+            (places.path(out) / name).unlink()
+
+
+def _save_tokenizer(tokenizer: tokenizer_.Tokenizer, out: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder)
+        places.copy_files(pathlib.Path(folder), places.path(out) / "tokenizer")
+
+
+@contextlib.contextmanager
+def _progress(
+    job: shard_plan.Job,
+    shards: Sequence[shard_plan.Shard],
+    missing: Sequence[shard_plan.Shard],
+) -> Iterator[None]:
+    """Shows, for any engine, how many shards have their record, and when all will."""
+    done, stop, started = (
+        len(shards) - len(missing),
+        threading.Event(),
+        time.monotonic(),
+    )
+    if done:
+        report.line(f"{done} of {len(shards)} shards are written already")
+    sizes = {s.prefix + shard_plan.RECORD: s.size_bytes for s in missing}
+
+    def show() -> None:
+        while not stop.wait(_SHOWN_SECONDS):
+            new = sizes.keys() & {
+                f"{domain}/{name}"
+                for domain in {shard.domain for shard in missing}
+                for name in documents_.listing(f"{job.out}/{domain}")
+            }
+            size, seconds = sum(map(sizes.get, new)), time.monotonic() - started
+            line = f"{done + len(new)} of {len(shards)} shards"
+            if size:
+                left = seconds * (sum(sizes.values()) - size) / size
+                line += f", {size / seconds / 1e6:.1f} MB of files a second"
+                line += f", eta {report.duration(left)}"
+            report.line(line)
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        if not places.is_remote(job.out):
+            shutil.rmtree(pathlib.Path(job.out, shard_plan.STAGING), ignore_errors=True)
