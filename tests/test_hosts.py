@@ -16,6 +16,7 @@ from tests import tiny_run
 from tests.tiny_run import launch, losses, wait_for_rows
 
 HEARTBEAT_SECONDS = 10
+ENDED = "another host is gone, or this one was killed (lines above may tell)"
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,7 @@ def hosts(workdir, count, **options):
 def finish(found):
     outputs = [host.communicate(timeout=200)[0] for host in found]
     assert [host.returncode for host in found] == [0] * len(found), outputs
+    assert not any(ENDED in output for output in outputs)
     return outputs
 
 
@@ -83,17 +85,20 @@ def test_what_four_hosts_saved_two_and_one_continue(tmp_path, whole):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [0.0, 0.3])
-def test_a_killed_worker_ends_the_others_and_the_run_continues(tmp_path, whole, delay):
+@pytest.mark.parametrize(("victim", "delay"), [(1, 0.0), (1, 0.3), (0, 0.05)])
+def test_a_killed_host_ends_the_others_and_the_run_continues(
+    tmp_path, whole, victim, delay
+):
     with hosts(tmp_path, 2, steps=100_000) as found:
         wait_for_rows(tmp_path, 5, found[0])
         time.sleep(delay)  # somewhere around a save: there is one every second step
-        found[1].kill()
-        killed = time.monotonic()
-        output, _ = found[0].communicate(timeout=6 * HEARTBEAT_SECONDS)
+        found[victim].kill()
+        killed, other = time.monotonic(), found[1 - victim]
+        output, _ = other.communicate(timeout=6 * HEARTBEAT_SECONDS)
         assert time.monotonic() - killed < 3 * HEARTBEAT_SECONDS
-        assert found[0].returncode != 0
+        assert other.returncode != 0
         assert "another task died" in output or "heartbeat" in output
+        assert output.count(ENDED) == 1
     last = checkpoint.steps(tmp_path / "checkpoints")[0]
     assert last >= 2
     before = losses(tmp_path)
@@ -128,3 +133,12 @@ def test_a_coordinator_that_never_comes_is_one_line(tmp_path):
     output, _ = process.communicate(timeout=100)
     assert process.returncode != 0
     assert "nobody answered at 127.0.0.1:9 within 1 s" in output
+
+
+@pytest.mark.slow
+def test_workers_that_never_come_are_a_line(tmp_path):
+    with hosts(tmp_path, 2, JAXLAB_JOIN_SECONDS="3") as found:
+        found[1].kill()
+        output, _ = found[0].communicate(timeout=100)
+        assert found[0].returncode != 0
+        assert ENDED in output or "could not join the other hosts" in output

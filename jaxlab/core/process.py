@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import jax
 
-from jaxlab.core import host_memory, places, types
+from jaxlab.core import host_memory, places, types, witness
 
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -25,7 +25,7 @@ def start() -> None:
     of TPU VMs, Slurm or Open MPI; elsewhere from JAXLAB_COORDINATOR,
     JAXLAB_NUM_PROCESSES and JAXLAB_PROCESS_ID. A coordinator that does not come is an
     error after JAXLAB_JOIN_SECONDS (300); when a host dies, the others end within
-    JAXLAB_HEARTBEAT_SECONDS (100).
+    JAXLAB_HEARTBEAT_SECONDS (100), each with a line on stderr (`core/witness.py`).
 
     Raises:
         UserError: the other hosts could not be joined.
@@ -61,6 +61,7 @@ def _join_hosts() -> None:
             options["coordinator_bind_address"] = coordinator
         if options["process_id"] != 0:
             _wait_for(coordinator, seconds)
+    witness.watch()
     try:
         jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as error:
