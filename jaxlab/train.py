@@ -14,14 +14,11 @@ The loop reads only the metrics of the step before, so the device never waits fo
 import contextlib
 import importlib.util
 import pathlib
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-from jax.experimental import multihost_utils
 
 from jaxlab.core import checkpoint, places, process, report, tree, types
 from jaxlab.core import config as config_lib
@@ -32,8 +29,6 @@ from jaxlab.core import step as step_lib
 
 # Config keys that say how a run is computed, not what: they may change on resume.
 FREE_KEYS = ("mesh", "run", "model.attention", "model.remat", "model.scan")
-# Systems that write into the run directory what buckets take: rows and checkpoints.
-_TAKE_BUCKETS = ("olmo.pretrain", "languages.classify")
 
 
 class Result(NamedTuple):
@@ -83,7 +78,7 @@ def fit(
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mesh_lib.use(mesh))
-        stop = stack.enter_context(_stop_on_signal())
+        stop = stack.enter_context(process.stop_on_signal())
 
         # ---- resume > init_from > scratch
         target, axes = state_lib.abstract(experiment, mesh)
@@ -141,15 +136,14 @@ def main(argv: Sequence[str]) -> int:
     """`--config=FILE[:VARIANT] [--config.KEY=VALUE ...] --workdir=DIR` -> fit.
 
     The config names its system, e.g. "olmo.pretrain" is
-    `jaxlab.systems.olmo.pretrain(config, workdir, mesh)`.
+    `jaxlab.systems.olmo.pretrain(config, workdir, mesh)`; one that keeps files of its
+    own refuses a bucket itself.
     """
     config, workdir = config_lib.parse(argv)
     process.start()
     mesh = mesh_lib.make_mesh(config.mesh.to_dict())
     system = _system(config.system)
     if places.is_remote(workdir):
-        if config.system not in _TAKE_BUCKETS:
-            raise types.UserError(f"{config.system} needs a local --workdir")
         places.make_folder(workdir)  # asked before the work, not after it
     try:
         with mesh_lib.use(mesh):
@@ -181,31 +175,6 @@ def _check_finite(params: types.Params) -> None:
 
 def _due(step: int, every: int | None) -> bool:
     return bool(every) and step % every == 0
-
-
-@contextlib.contextmanager
-def _stop_on_signal():
-    """A function of the step: whether to save and stop, since SIGTERM or SIGINT came.
-
-    Of several hosts one is told; all stop at the same step, on SIGTERM only.
-    """
-    received: list[int] = []
-    if jax.process_count() > 1:
-        # jax.distributed listens to the signal, and agrees on a step with the others.
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False
-        return
-    handlers = {
-        number: signal.signal(number, lambda n, _: received.append(n))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield lambda step: bool(received)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

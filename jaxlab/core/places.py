@@ -66,6 +66,16 @@ def absolute(place: str | os.PathLike) -> pathlib.Path:
     return path(place) if is_remote(place) else pathlib.Path(place).absolute()
 
 
+def refuse_buckets(folder: str | os.PathLike, name: str) -> None:
+    """For a system, by its name, that keeps files of its own in a run directory.
+
+    Raises:
+        UserError: the folder is in a bucket, which takes rows and checkpoints only.
+    """
+    if is_remote(folder):
+        raise errors.UserError(f"{name} needs a local --workdir, not {_text(folder)}")
+
+
 def make_folder(folder: str | os.PathLike) -> None:
     """Makes a folder and those above it; in a bucket, sees that the bucket is there.
 

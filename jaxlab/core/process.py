@@ -1,10 +1,12 @@
-"""The process before its first computation: caches, memory, the other hosts."""
+"""The process: caches and memory, the other hosts, and when it is told to stop."""
 
 import contextlib
 import os
+import signal
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -117,3 +119,30 @@ def leader_first(what: str) -> Iterator[None]:
     yield
     if is_leader:
         multihost_utils.sync_global_devices(what)
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[Callable[[int], bool]]:
+    """A function of the step: whether to save and stop, since SIGTERM or SIGINT came.
+
+    Of several hosts one is told; all stop at the same step, on SIGTERM only.
+    """
+    received: list[int] = []
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        # jax.distributed listens to the signal, and agrees on a step with the others.
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: False
+        return
+    handlers = {
+        number: signal.signal(number, lambda n, _: received.append(n))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield lambda step: bool(received)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxlab import models, objectives, optim, retrieval
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import types
+from jaxlab.core import places, types
 from jaxlab.data import pairs, ranking
 from jaxlab.models import bert
 from jaxlab.retrieval import encode, metrics
@@ -40,6 +40,7 @@ def rerank(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh
 ) -> types.Experiment:
     """The cross-encoder that `configs/refit.py:cross_encoder` describes."""
+    places.refuse_buckets(workdir, "encoders.rerank")
     if config.objective not in OBJECTIVES:
         raise types.UserError(
             f"objective {config.objective!r}; use one of {', '.join(OBJECTIVES)}"
@@ -74,6 +75,7 @@ def embed(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh
 ) -> types.Experiment:
     """The bi-encoder that `configs/refit.py:bi_encoder` describes."""
+    places.refuse_buckets(workdir, "encoders.embed")
     if config.micro_batches != 1:
         raise types.UserError(
             f"micro_batches {config.micro_batches} would leave out negatives: use 1, "
