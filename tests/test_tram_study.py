@@ -104,6 +104,28 @@ def test_every_optimizer_is_tuned_on_the_source_alone_and_then_run_by_seed(done)
         assert some[0].evals["far"] != some[1].evals["far"]
 
 
+def test_the_rate_is_tuned_at_the_papers_strength_and_then_the_strength(
+    protocol, tmp_path, monkeypatch
+):
+    tried = []
+
+    def train(protocol, setting, seed, folder, is_tuning):
+        tried.append((setting.rate, setting.strength, is_tuning))
+        score = abs(setting.rate - 2.0) + abs(setting.strength - 0.3)
+        return tram.Run(setting, seed, {"own": {"perplexity": score}}, 1.0)
+
+    monkeypatch.setattr(tram, "_train", train)
+    seen = []
+    study = tram.Study(rows=("asam", "adam"), seeds=2)
+    runs = tram.run(study, protocol, tmp_path, done=lambda *news: seen.append(news))
+    rates = [(0.5, 1.0), (1.0, 1.0), (2.0, 1.0)]
+    chosen = [setting[:2] for setting in tried if setting[2]]
+    assert chosen == [*rates, (2.0, 0.3), (2.0, 3.0), *rates]
+    assert runs["asam"][0].setting == tram.Setting("asam", 2.0, 0.3)
+    assert runs["adam"][0].setting == tram.Setting("adam", 2.0, 1.0)
+    assert seen[-1][1:] == (12, 12)
+
+
 def test_seeds_are_matched_between_optimizers(protocol):
     configs = [
         tram.configured(protocol.config, tram.Setting(row, 0.5, 3.0), seed=4)

@@ -4,12 +4,14 @@ Sherborne et al. 2023 (arXiv:2310.03646), section 5: fine-tune a pre-trained mod
 one domain (or language), look at all the others without training on them.
 
     for each optimizer:
-        tune      every setting of one small grid, one seed, judged on the source alone
+        tune      the rate at the paper's strength, then the strength at that rate:
+                  one seed, judged on the source alone
         compare   the best setting, S seeds: other targets, sharpness, drift
     across optimizers: paired by seed, intervals, sign-flip tests
 
-All optimizers get the same number of updates, the same grid of rates, and three
-strengths about the value that its paper names. Nothing of a zero-shot target is used to
+All optimizers get the same number of updates, the same rates, and three strengths about
+the value that its paper names, tuned one after the other: five runs instead of nine.
+Nothing of a zero-shot target is used to
 choose anything.
 
 Deviations: models and budgets of a laptop. The strength of TRAM is a factor on its
@@ -129,15 +131,20 @@ class Study:
     rates: tuple[float, ...] = RATES
     tune: bool = True
 
-    def grid(self, row: str) -> list[Setting]:
-        """The settings that are tried for an optimizer."""
+    def grid(self, row: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The rates and the strengths that are tried for an optimizer."""
         if not self.tune:
-            return [Setting(row)]
-        strengths = (1.0,)
-        if row in _STRENGTH_OF:
-            by_radius = _STRENGTH_OF[row] == "radius_scale"
-            strengths = RADIUS_SCALES if by_radius else STRENGTHS
-        return [Setting(row, rate, s) for rate in self.rates for s in strengths]
+            return (1.0,), (1.0,)
+        if row not in _STRENGTH_OF:
+            return self.rates, (1.0,)
+        by_radius = _STRENGTH_OF[row] == "radius_scale"
+        return self.rates, RADIUS_SCALES if by_radius else STRENGTHS
+
+    def tuning_runs(self, row: str) -> int:
+        """How many runs choose its setting; none where there is one alone."""
+        rates, strengths = self.grid(row)
+        count = len(rates) + len(strengths) - 1
+        return count if count > 1 else 0
 
 
 class Run(NamedTuple):
@@ -183,8 +190,7 @@ def run(
         UserError: an unknown row, or one whose runs all fail.
     """
     check(study)
-    grids = {row: study.grid(row) for row in study.rows}
-    tuning = sum(len(grid) for grid in grids.values() if len(grid) > 1)
+    tuning = sum(map(study.tuning_runs, study.rows))
     count, total = 0, tuning + study.seeds * len(study.rows)
 
     def one(setting, seed, is_tuning):
@@ -198,14 +204,21 @@ def run(
         done(f"{setting.name}/{name}", count, total)
         return result
 
-    best = {}
-    for row, grid in grids.items():
-        if len(grid) == 1:
-            best[row] = grid[0]
-            continue
+    def tuned(row):
+        rates, strengths = study.grid(row)
+        if not study.tuning_runs(row):
+            return Setting(row, rates[0])
         # A seed of its own: what is compared did not choose.
-        tried = [one(setting, -1, True) for setting in grid]
-        best[row] = _best(protocol, tried)
+        tried = [one(Setting(row, rate), -1, True) for rate in rates]
+        best = _best(protocol, tried)
+        tried += [
+            one(best._replace(strength=strength), -1, True)
+            for strength in strengths
+            if strength != best.strength
+        ]
+        return _best(protocol, tried)
+
+    best = {row: tuned(row) for row in study.rows}
     return {
         row: [one(setting, seed, False) for seed in range(study.seeds)]
         for row, setting in best.items()
