@@ -39,7 +39,8 @@ def start() -> None:
         folder = places.cache("compiled")
         jax.config.update("jax_compilation_cache_dir", str(folder))
         # A command runs dozens of programs that compile in less than jax's own 1 s.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if os.environ.get("JAXLAB_MULTIHOST") == "1":
         _join_hosts()
 
