@@ -85,7 +85,7 @@ def test_the_7b_on_256_v5e_is_as_worked_out_by_hand():
     # 15/16 of two gathers and a reduction of all weights and the head, over 90 GB/s.
     weights, head = 32 * (4 * 4096**2 + 3 * 4096 * 11_008), 4096 * 50_304
     assert found.times.fsdp == pytest.approx(
-        15 / 16 * (6 * weights + 4 * head) / 90e9, rel=1e-9
+        15 / 16 * 6 * (weights + head) / 90e9, rel=1e-9
     )
     assert found.utilisation("dense")["bound"] == pytest.approx(0.82, abs=0.005)
     assert found.utilisation("dense")["likely"] == pytest.approx(0.58, abs=0.005)
@@ -165,6 +165,22 @@ def test_a_whole_slice_as_one_axis_reduces_by_all_reduce_and_says_so():
     assert not any("all-reduce" in line for line in plan.warnings(part))
     oblong = plan.parse("v5e:4x8")
     assert not topology.reduces_all(oblong, topology.mesh(oblong, {"fsdp": 32}))
+
+
+def test_gpus_share_their_nodes_links_and_come_in_nodes_of_eight():
+    where = plan.parse("h100:4x8")
+    shares = topology.shares(where, {"data": 2, "fsdp": 16, "tensor": 1})
+    # Two nodes: each GPU sends an eighth of what its node must hear.
+    assert topology.rate(where, shares["fsdp"]) == min(360e9, 8 * 40e9)
+    assert topology.rate(where, shares["data"]) == 40e9
+    inside = topology.shares(where, {"data": 4, "fsdp": 8, "tensor": 1})
+    assert topology.rate(where, inside["fsdp"]) == 360e9
+    assert not topology.reduces_all(where, {"fsdp": 32})
+    with pytest.raises(errors.UserError, match="h100:NODESx8"):
+        plan.parse("h100:8x16")
+    found = plan.estimate(shape_7b(), plan.parse("h100:8x8"), {"fsdp": 64})
+    assert found.memory.state == pytest.approx(12 * found.shape.params / 64)
+    assert "no published runs" in plan.warnings(found)[-1]
 
 
 def test_slices_exchange_gradients_over_the_network():

@@ -20,12 +20,12 @@ _FINALISTS = 3  # of a search, that are compiled until one fits
 
 def run(args: argparse.Namespace) -> int:
     """Plans, prints, writes; 1 where the step does not fit into memory."""
+    topology = planning.parse(args.topology, args.slices)
     if args.aot:
-        environment.prepare()  # before anything imports jax
+        environment.prepare(topology.chip.platform)  # before anything imports jax
     flags = [f"--config={args.config}", *args.flags, "--workdir=."]
     config, _ = config_lib.parse(flags)
     shape = planned.shape(config)
-    topology = planning.parse(args.topology, args.slices)
     tokens = config.steps * shape.step_tokens if args.tokens is None else args.tokens
     for name, number in (("--tokens", tokens), ("--price", args.price or 0.0)):
         if not (math.isfinite(number) and number >= 0):

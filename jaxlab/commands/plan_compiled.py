@@ -23,7 +23,7 @@ def show(plan: planning.Plan, compiled: Any) -> None:
         rows.append([row.name, *_cells(row)])
         if row.why:
             reasons.append(f"{row.name}: {row.why}")
-    output.table(["compiled by XLA:TPU", "arithmetic", "compiled", "differs"], rows)
+    output.table(["compiled by XLA", "arithmetic", "compiled", "differs"], rows)
     print()
     lines = [
         [

@@ -4,8 +4,13 @@
 
 With a vocabulary of 50,000 the logits of a batch are larger than everything else a step
 holds, and two sets of them (another model's, or the same model's a step ago) twice so.
-What is wanted of them is a few numbers a row; those are computed for a block of
-positions at a time, and again in the backward pass, so that one block is alive at once.
+What is wanted of them is a few numbers a row; those are computed for a block at a time,
+and again in the backward pass, so that one block is alive at once.
+
+A block is a part of the vocabulary where sums over parts say all (log-probabilities:
+logsumexp of logsumexps). A sharded kernel is then gathered once a pass, and its
+gradient reduced once, however many blocks there are. Divergences need whole rows of two
+models; their blocks are of positions, and each gathers both kernels.
 """
 
 from collections.abc import Callable
@@ -54,7 +59,27 @@ def target_logps(logits: Factored, targets: jax.Array) -> tuple[jax.Array, jax.A
     Returns:
         (log p(target), logsumexp of the logits), each f32[...].
     """
-    return _by_row(_target_logps, logits)(targets)
+    blocks = _blocks(logits)
+    if blocks <= 1:
+        ids = _by_rank(jnp.arange(_vocab(logits)), targets)
+        hit, total = _target_logps(logits.dense(), targets, ids)
+        return hit - total, total
+    ids, kernels = _vocabulary_blocks(logits.kernel, blocks)
+    # The gradient of hidden states is summed over the blocks, in the wider dtype.
+    wide = logits.hidden.astype(jnp.promote_types(logits.hidden.dtype, jnp.float32))
+
+    @jax.checkpoint
+    def one(wide, ids, kernel):
+        part = logits.replace(hidden=wide.astype(logits.hidden.dtype), kernel=kernel)
+        ids = _by_rank(ids, targets)
+        dense = jnp.where(ids < _vocab(logits), part.dense(), -jnp.inf)
+        return _target_logps(dense, targets, ids)
+
+    _, (hits, totals) = jax.lax.scan(
+        lambda _, block: ((), one(wide, *block)), (), (ids, kernels)
+    )
+    total = jax.nn.logsumexp(totals, axis=0)
+    return hits.sum(axis=0) - total, total
 
 
 def kl_rows(
@@ -111,6 +136,28 @@ def _by_row(function: Callable, logits: Factored, copies: int = 1) -> Callable:
     return in_blocks
 
 
+def _vocabulary_blocks(kernel, count):
+    """([count, V / count] ids, [count, D, V / count]), filled up with ids from V on.
+
+    Strided: a vocabulary that is sharded keeps its shards in every block.
+    """
+    size = kernel.shape[-1]
+    count = min(count, size)  # no block without a real id
+    width = -(-size // count)
+    padded = jnp.pad(kernel, [(0, 0), (0, width * count - size)])
+    ids = jnp.arange(width * count).reshape(width, count)
+    return ids.T, jnp.moveaxis(padded.reshape(-1, width, count), -1, 0)
+
+
+def _vocab(logits):
+    return logits.kernel.shape[-1]
+
+
+def _by_rank(ids, targets):
+    """[V] -> [1, ..., V], to stand against targets[..., None]."""
+    return ids.reshape((1,) * targets.ndim + (-1,))
+
+
 def _blocks(logits: Factored) -> int:
     mesh = jax.sharding.get_abstract_mesh()
     devices = 1 if mesh.empty else mesh.size  # logits are split over every axis
@@ -119,10 +166,9 @@ def _blocks(logits: Factored) -> int:
     return -(-logits_bytes // logits.block_bytes)
 
 
-def _target_logps(logits, targets):
-    total = jax.nn.logsumexp(logits, axis=-1)
+def _target_logps(logits, targets, ids):
+    """(the target's logit or 0, logsumexp) of logits whose last axis are `ids`."""
     # A masked sum, not a gather: it stays local when the vocabulary is sharded, and its
     # gradient fuses where a gather's would scatter into a second array of logits.
-    places = jnp.arange(logits.shape[-1]).reshape((1,) * targets.ndim + (-1,))
-    hit = targets[..., None] == places
-    return jnp.sum(jnp.where(hit, logits, 0.0), axis=-1) - total, total
+    hit = targets[..., None] == ids
+    return jnp.sum(jnp.where(hit, logits, 0.0), axis=-1), jax.nn.logsumexp(logits, -1)

@@ -82,6 +82,8 @@ class Attention(nn.Module):
             Kernel(D, K * C, ("embed", "kv_heads"), std, name="k")(),
             Kernel(D, K * C, ("embed", "kv_heads"), std, name="v")(),
         )
+        # As they leave the products: clips and norms need that in the backward pass.
+        q, k, v = (checkpoint_name(y, "qkvo") for y in (q, k, v))
         if c.clip_qkv is not None:
             q, k, v = (jnp.clip(y, -c.clip_qkv, c.clip_qkv) for y in (q, k, v))
         if c.qk_norm:
@@ -90,7 +92,6 @@ class Attention(nn.Module):
         L = cos.shape[1]
         q, k, v = (y.reshape(-1, L, heads, C) for y, heads in ((q, H), (k, K), (v, K)))
         q, k = rope_lib.rotate(q, cos, sin), rope_lib.rotate(k, cos, sin)
-        q, k, v = (checkpoint_name(y, "qkvo") for y in (q, k, v))
         if layer["cache"] is None:
             cache = None
             y = attention.attend(

@@ -42,14 +42,11 @@ def rows(plan: arithmetic.Plan, compiled) -> list[Row]:
     sent = _sent(compiled.collectives)
     return [
         *found,
-        Row(
-            "gathers", plan.bytes.gathers, sent["gathers"], _of_blocks(plan, "gathers")
-        ),
+        Row("gathers", plan.bytes.gathers, sent["gathers"]),
         Row(
             "reductions",
             plan.bytes.reductions + plan.bytes.data,
             sent["reductions"],
-            _of_blocks(plan, "reduces the gradient of"),
         ),
         Row("between slices", plan.bytes.dcn, sent["slices"]),
         Row("other", plan.bytes.tensor, sent["other"]),
@@ -113,10 +110,3 @@ def _memory(plan, compiled):
     if plan.shape.layers < 8:
         return "few layers: what the arithmetic adds up is not alive at one time"
     return "arithmetic is usually nearer; believe the compiler"
-
-
-def _of_blocks(plan, does):
-    blocks = flops.loss_blocks(plan.shape, plan.mesh)
-    if blocks == 1 or plan.mesh["fsdp"] == 1:
-        return ""
-    return f"the loss {does} the head in each of its {blocks} blocks"

@@ -1,8 +1,9 @@
-"""A step compiled by XLA:TPU for chips that are not here: what the compiler says.
+"""A step compiled by XLA for chips that are not here: what the compiler says.
 
 Memory is the compiler's own peak, which counts aliased buffers once. FLOPs come from
 the traced program and collectives from the optimized one (`hlo.py`), because XLA's cost
-analysis sees the body of a loop once and kernels not at all.
+analysis sees the body of a loop once and kernels not at all. XLA:TPU refuses what does
+not fit; XLA:GPU compiles it all the same, and its peak is compared here.
 """
 
 import contextlib
@@ -13,11 +14,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils, topologies
 from jax.sharding import AxisType, Mesh
 
 from jaxlab.core import errors
-from jaxlab.plan import hlo, traced
+from jaxlab.plan import environment, gpus, hlo, traced
 from jaxlab.plan import topology as topologies_lib
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "": 1}
@@ -58,20 +60,13 @@ def device_mesh(topology: topologies_lib.Topology, sizes: Mapping[str, int]) -> 
     """The mesh of a topology's devices, axes as in `core.mesh`, `slice` outermost.
 
     Raises:
-        UserError: libtpu does not know the topology.
+        UserError: the compiler does not know the topology.
     """
-    described = dict(topology.chip.describe)
-    if topology.slices > 1:
-        described["num_slices"] = topology.slices
-    try:
-        devices = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology.name, **described
-        ).devices
-    except Exception as error:  # whatever libtpu's client raises, with its reason
-        reason = " ".join(str(error).split())[:300]
-        raise errors.UserError(f"topology {topology.name}: {reason}") from error
+    devices = _devices(topology)
     inner = (1, *(sizes[axis] for axis in topologies_lib.AXES[1:]))
-    if topology.slices > 1:
+    if topology.chip.platform == "cuda":
+        array = np.array(devices).reshape(inner)
+    elif topology.slices > 1:
         outer = (topology.slices, 1, 1, 1)
         array = mesh_utils.create_hybrid_device_mesh(
             inner, outer, devices, allow_split_physical_axes=True
@@ -82,6 +77,24 @@ def device_mesh(topology: topologies_lib.Topology, sizes: Mapping[str, int]) -> 
         )
     # Auto for the reason given in core/mesh.py.
     return Mesh(array, topologies_lib.AXES, axis_types=(AxisType.Auto,) * 4)
+
+
+def _devices(topology):
+    chip, described = topology.chip, dict(topology.chip.describe)
+    if chip.platform == "cuda":
+        described["target_config"] = gpus.target(topology.kind)
+        described["topology"] = f"1x{topology.grid[0]}x{topology.grid[1]}"
+    else:
+        described["topology_name"] = topology.name
+    if topology.slices > 1:
+        described["num_slices"] = topology.slices
+    try:
+        with _muffled(chip):
+            found = topologies.get_topology_desc(platform=chip.platform, **described)
+        return found.devices
+    except Exception as error:  # whatever the plugin's client raises, with its reason
+        reason = " ".join(str(error).split())[:300]
+        raise errors.UserError(f"topology {topology.name}: {reason}") from error
 
 
 def compile_program(
@@ -107,29 +120,27 @@ def compile_program(
     flops = traced.matmul_flops(program.jaxpr, kernel_share)
     held = float(sum(map(held_bytes, jax.tree.leaves(arguments))))
     capacity = topology.chip.hbm_bytes
-    lowered = program.lower(lowering_platforms=("tpu",))
+    lowered = program.lower(lowering_platforms=(topology.chip.platform,))
     start, options = time.perf_counter(), dict(topology.chip.options)
     try:
-        with _without_cache():
+        with _without_cache(), _muffled(topology.chip):
             built = lowered.compile(compiler_options=options or None)
     except Exception as error:  # jaxlib's runtime error; its message is all there is
         needed = exceeded(str(error))
         if needed is None:
             reason = " ".join(str(error).split())[:300]
-            raise errors.UserError(f"XLA:TPU refuses the step: {reason}") from error
+            raise errors.UserError(f"XLA refuses the step: {reason}") from error
         seconds = time.perf_counter() - start
         return Compiled(needed[0] + held, held, needed[1], False, flops, [], seconds)
     seconds = time.perf_counter() - start
     memory = built.memory_analysis()
+    peak = float(memory.peak_memory_in_bytes)
     found, note = [], ""
     try:
         found = hlo.collectives(built.as_text(), sizes)
     except Exception as error:  # a libtpu newer than jaxlib cannot print some programs
         note = f"no collectives: {' '.join(str(error).split())[:200]}"
-    return Compiled(
-        float(memory.peak_memory_in_bytes), held, capacity, True, flops, found,
-        seconds, note,
-    )  # fmt: skip
+    return Compiled(peak, held, capacity, peak <= capacity, flops, found, seconds, note)
 
 
 def exceeded(message: str) -> tuple[float, float] | None:
@@ -166,3 +177,8 @@ def _without_cache():
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
+
+
+def _muffled(chip):
+    is_loud = chip.platform == "cuda"
+    return environment.quiet() if is_loud else contextlib.nullcontext()

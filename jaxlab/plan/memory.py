@@ -9,7 +9,8 @@
     working      the larger of   a layer: its weights gathered, the next layer's where
                                  gathers overlap, their gradient (half of it where each
                                  matrix's is scattered at once), and activations;
-                                 the loss: two blocks of logits, the head, its gradient
+                                 the loss: a block of logits and of the head, and
+                                 their gradients
     exchange     4 N / (f t)     gradients on their way to another slice
 
 N parameters, P those of layers, f fsdp, t tensor, b rows a device holds. Nothing here
@@ -17,6 +18,7 @@ is fitted. Programs of many layers that XLA:TPU compiled for data and fsdp meshe
 0.9 to 1.06 times as much (tests/plan_rows.py); `jaxlab plan --aot` asks it.
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -103,6 +105,10 @@ def _layer(shape, rows, t, whole):
 
 
 def _loss(shape, rows, t):
-    """Bytes of the loss: a block of logits and its gradient, the head and its."""
-    block = min(4 * rows * shape.length * shape.vocab / t, shape.loss_block_bytes)
-    return 2 * block + 2 * shape.compute_bytes * shape.head_params / t
+    """Bytes of the loss: a block of logits and its gradient, its head and that's; of
+    several blocks also hidden states and their gradient in f32."""
+    logits = 4 * rows * shape.length * shape.vocab / t
+    blocks = max(1.0, math.ceil(logits / shape.loss_block_bytes))
+    wide = 8 * rows * shape.length * shape.embed if blocks > 1 else 0.0
+    head = 2 * shape.compute_bytes * shape.head_params / t
+    return (2 * logits + head) / blocks + wide

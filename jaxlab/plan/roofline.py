@@ -77,6 +77,7 @@ def moved(
     forward = passes.forward * shape.micro_batches
     layers, head = width * shape.layer_params / t, width * shape.head_params / t
     left = (f - 1) / f
+    heads = head * (1 + (flops_lib.loss_blocks(shape, mesh) > 1))  # and once again
     reduced = layers + head
     reductions = sweeps * reduced * left
     if topologies.reduces_all(topology, mesh):
@@ -85,7 +86,7 @@ def moved(
     repeats += 4 * passes.forward
     return Bytes(
         hbm=_hbm(shape, tokens, f, t),
-        gathers=((2 * layers + head) * sweeps + (layers + head) * forward) * left,
+        gathers=((2 * layers + heads) * sweeps + (layers + head) * forward) * left,
         reductions=reductions,
         tensor=repeats * shape.layers * width * tokens * shape.embed * (t - 1) / t,
         data=2 * passes.trained * reduced / f * _left(mesh["data"]),

@@ -53,7 +53,6 @@ class Shape:
         length, rows: tokens a row, and rows of the global batch.
         tied: the head is the embedding.
         post_norm: outputs of attention and MLP are normed, not inputs.
-        qk_norm: so are q and k.
         norm_scales: numbers that norms have, all layers together.
         mlp_matrices: 3 of a gated MLP; published models with 2 are in the tests.
         window, full_layers: reach of the other layers (0: everything), and how many
@@ -77,7 +76,6 @@ class Shape:
     rows: int
     tied: bool = False
     post_norm: bool = False
-    qk_norm: bool = False
     norm_scales: int = 0
     mlp_matrices: int = 3
     window: int = 0
@@ -104,8 +102,6 @@ class Shape:
         names = RECOMPUTED[self.remat]
         if self.post_norm and "gate" in names:
             names = (*names, "down")
-        if self.qk_norm and self.remat == "qkvo":  # which keeps them only once normed
-            names = (*names, "q", "k")
         return self.layers * sum(self.matrices.get(name, 0) for name in names)
 
     @property

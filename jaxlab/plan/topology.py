@@ -10,6 +10,14 @@ jax's `mesh_utils` deals them out (the last axis first), and parts of them elsew
 Peak FLOP/s and HBM bandwidth are Google's published numbers; W is the usual derated
 figure (v5e's documented 400 GB/s a chip is 100 an axis, of which 90 are reached).
 Usable HBM is what XLA:TPU (libtpu 0.0.42) says when a program does not fit.
+
+GPUs: `h100:8x8` is nodes x GPUs of a node. Within a node every pair has its switch, at
+W; between nodes each GPU has its own link, and a collective over both uses them all:
+
+    bytes/s of an axis = min(W, link x GPUs of a node that are in it)
+
+Numbers are NVIDIA's for SXM boards, NVLink one way and 400 (A100: 200) Gbit/s a GPU
+between nodes, 80 % of each; no published runs were compared with them.
 """
 
 import dataclasses
@@ -41,6 +49,8 @@ class Chip:
         options: of XLA:TPU, with which bytes are moved while the chip computes.
         caution: what the predicted times take for granted, or "".
         describe: further arguments of jax's `get_topology_desc`.
+        platform: "tpu" or "cuda".
+        node_rate: bytes/s of a GPU to other nodes; axis_rate is that within its node.
     """
 
     flops: float
@@ -52,9 +62,11 @@ class Chip:
     ring: int
     efficiency: tuple[float, float, float]
     prefetches: bool = False
-    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, str | bool] = dataclasses.field(default_factory=dict)
     caution: str = ""
     describe: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    platform: str = "tpu"
+    node_rate: float = 0.0
 
 
 # Gathers and reductions run on the SparseCores, beside the matmuls: MaxText's published
@@ -77,6 +89,13 @@ _SPARSE_CORE = {
 # Measured MFU / bound of MaxText's tables is 0.715 on average, and 0.526 on v6e; 15 %
 # about these holds 12 of the 13 rows (tests/plan_rows.py).
 _USUAL, _TRILLIUM = (0.595, 0.70, 0.805), (0.45, 0.53, 0.61)
+# Gathers of the next layer's weights start before this layer's matmuls: XLA:GPU only
+# schedules so when told.
+_LATENCY_HIDING = {"xla_gpu_enable_latency_hiding_scheduler": True}
+_GPU = (
+    "GPUs: no published runs were compared with these times; memory is 92 % of the "
+    "board's: set XLA_PYTHON_CLIENT_MEM_FRACTION=.92, jax's default is .75"
+)
 
 CHIPS = {
     "v4": Chip(
@@ -95,6 +114,14 @@ CHIPS = {
         options=_SPARSE_CORE,
         caution="the times of v6e assume gathers that overlap with matmuls, as they "
         "do with the compiler options of jaxlab/plan/topology.py",
+    ),
+    "a100": Chip(
+        312e12, 0.92 * 79.1 * GIB, 2.04e12, 240e9, math.inf, 2, 1, _USUAL, True,
+        options=_LATENCY_HIDING, caution=_GPU, platform="cuda", node_rate=20e9,
+    ),
+    "h100": Chip(
+        989e12, 0.92 * 79.1 * GIB, 3.35e12, 360e9, math.inf, 2, 1, _USUAL, True,
+        options=_LATENCY_HIDING, caution=_GPU, platform="cuda", node_rate=40e9,
     ),
 }  # fmt: skip
 
@@ -165,7 +192,12 @@ def parse(text: str, slices: int = 1) -> Topology:
     sizes = tuple(map(int, grid.split("x")))
     if min(sizes) < 1 or slices < 1:
         raise errors.UserError(f"topology {text!r} x {slices} slices has no chips")
-    if wanted == 2 and max(sizes) > 16:
+    if CHIPS[kind].platform == "cuda" and (sizes[1] > 8 or slices > 1):
+        raise errors.UserError(
+            f"topology {text!r}: a node has at most 8 GPUs, and nodes are no slices; "
+            f"use {kind}:NODESx8"
+        )
+    if CHIPS[kind].platform == "tpu" and wanted == 2 and max(sizes) > 16:
         raise errors.UserError(
             f"topology {text!r}: a {kind} slice is at most 16x16; use --slices"
         )
@@ -221,7 +253,8 @@ def shares(topology: Topology, sizes: Mapping[str, int]) -> dict[str, list[Share
     for axis in reversed(AXES[1:]):
         found[axis] = []
         rest = sizes[axis]
-        for whole in _whole(left, rest):
+        switched = topology.chip.platform == "cuda"  # devices in order, no torus
+        for whole in () if switched else _whole(left, rest):
             found[axis].append(_share(topology, whole, left[whole]))
             rest //= left[whole]
             left[whole] = 1
@@ -238,7 +271,12 @@ def rate(topology: Topology, parts: list[Share]) -> float:
     """Bytes/s that a chip moves within an axis of these shares; inf for none."""
     if not parts:
         return math.inf
-    return topology.chip.axis_rate * sum(1.0 if s.is_ring else 0.5 for s in parts)
+    chip = topology.chip
+    if chip.platform == "cuda":
+        sizes = {share.dim: share.size for share in parts}
+        across = chip.node_rate * sizes.get(1, 1) if 0 in sizes else math.inf
+        return min(chip.axis_rate, across)
+    return chip.axis_rate * sum(1.0 if s.is_ring else 0.5 for s in parts)
 
 
 def reduces_all(topology: Topology, mesh: Mapping[str, int]) -> bool:
@@ -248,6 +286,8 @@ def reduces_all(topology: Topology, mesh: Mapping[str, int]) -> bool:
     three (4x4, 8x8, 16x16 of v5e and v6e, 4x4x4 of v4 and v5p were compiled); on the
     oblong 2x4 and 4x8 a reduce-scatter was found.
     """
+    if topology.chip.platform == "cuda":
+        return False
     wide = [size for size in topology.grid if size > 1]
     whole = mesh["fsdp"] == topology.slice_chips and len(wide) > 1
     return whole and (len(wide) == 3 or len(set(wide)) == 1)

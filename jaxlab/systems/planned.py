@@ -68,7 +68,6 @@ def shape(config: ml_collections.ConfigDict) -> shapes.Shape:
         rows=config.data.batch_size,
         tied=model.tied,
         post_norm=model.norm_position == "post",
-        qk_norm=model.qk_norm,
         norm_scales=_norm_scales(model, (model.heads + kv_heads) * head_dim),
         window=model.window,
         full_layers=len(model.full_layers),

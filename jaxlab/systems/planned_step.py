@@ -1,8 +1,8 @@
-"""The true step of a config, compiled for TPUs that are not here: `jaxlab plan --aot`.
+"""The true step of a config, compiled for chips that are not here: `jaxlab plan --aot`.
 
 The experiment is the one that training builds (`systems/olmo.py`), trust region and
-all, without its data: batches are shapes. The model runs as it would on a TPU, so
-"auto" attention is the TPU's kernel.
+all, without its data: batches are shapes. The model runs as it would there, so "auto"
+attention is the TPU's kernel. Without cuDNN, GPUs have XLA's.
 """
 
 import jax
@@ -33,7 +33,7 @@ def compile_config(
         UserError: the model refuses its settings, or the compiler the step.
     """
     mesh = compiled.device_mesh(topology, sizes)
-    program, arguments = trace(config, mesh)
+    program, arguments = trace(config, mesh, topology.chip.platform)
     with mesh_lib.use(mesh):
         return compiled.compile_program(
             program,
@@ -44,17 +44,21 @@ def compile_config(
         )
 
 
-def trace(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> tuple:
-    """The traced step of a config, as a TPU would run it, and its arguments' shapes.
+def trace(
+    config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, platform: str = "tpu"
+) -> tuple:
+    """The traced step of a config, as `platform` would run it, and its shapes.
 
     Raises:
         UserError: the model refuses its settings.
     """
     vocab = planned.shape(config).vocab
     model = ml_collections.ConfigDict({**config.model.to_dict(), "vocab": vocab})
+    if platform == "cuda" and model.attention in ("auto", "cudnn"):
+        model.attention = "xla"
     with mesh_lib.use(mesh):
         try:
-            built = olmo.transformer_config(model, None, mesh).resolved("tpu")
+            built = olmo.transformer_config(model, None, mesh).resolved(platform)
             experiment = olmo.experiment(config, models.Decoder(built), batches=None)
         except ValueError as error:
             raise types.UserError(f"this config does not work: {error}") from error
