@@ -145,6 +145,10 @@ def test_no_verb_shows_the_overview(capsys):
         (["qqq"], "jaxlab: unknown verb 'qqq'; use one of train, evaluate, gen"),
         (["evaluate"], "jaxlab evaluate: the following arguments are required: MODEL"),
         (["evaluate", "x", "--lenght=3"], "--lenght=3; did you mean --length?"),
+        (
+            ["retrieve", "search", "x", "--index=x"],
+            "--index=x; see jaxlab retrieve --help",
+        ),
         (["generate", "x", "-n", "two"], "argument -n: invalid int value: 'two'"),
         (["merge", "a", "b", "-o", "c", "--weights=1;2"], "'1;2' is not like 0.7,0.3"),
         (["merge", "a", "b", "-o", "c", "--memory=lots"], "'lots' is not like 256MB"),

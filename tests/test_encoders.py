@@ -279,8 +279,11 @@ def test_contrastive_of_a_sharded_batch_compares_all_of_it():
         rows = mesh_lib.global_batch(lambda step, rows=slice(None): batch, 0, mesh)
         together = found(placed, rows, chunks=2)
     np.testing.assert_allclose(alone[0], together[0], rtol=1e-5)
+    # Sums in another order: an entry near zero is off by its leaf's rounding.
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        lambda a, b: np.testing.assert_allclose(
+            a, b, rtol=1e-4, atol=1e-5 * max(1.0, np.abs(a).max())
+        ),
         alone[1],
         together[1],
     )
@@ -508,7 +511,7 @@ def test_a_reranker_learns_to_put_the_relevant_document_first(toy, encoder, tmp_
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     found = rows[-1]
     assert found["eval/set/queries"] > 0
-    assert encoder_files.prior(tmp_path) == config.prior == 20
+    assert encoder_files.prior(tmp_path) == config.eval.prior == 80
     assert encoder_files.prior(encoder) == 0
     assert 0 <= found["eval/set/first_ndcg@10"] <= 1
 

@@ -88,6 +88,6 @@ def _with_nearest(message: str, parser: argparse.ArgumentParser) -> str:
     wrong = re.match(r"unrecognized arguments: (-[\w-]+)", message)
     options = re.findall(r"(?<!\w)--?[a-z][\w-]*", parser.format_help())
     near = wrong and difflib.get_close_matches(wrong[1], options, n=1)
-    if near:
+    if near and near[0] != wrong[1]:  # an example in the text may have it
         return f"{message}; did you mean {near[0]}?"
     return f"{message}; see {parser.prog} --help"

@@ -90,7 +90,7 @@ def _refit(parser: argparse.ArgumentParser) -> None:
         "--prior",
         type=float,
         metavar="X",
-        help="of the retriever's score in the reranker's; default: as it was trained",
+        help="of the retriever's score in the reranker's; default: its config's",
     )
     _add_moved(parser)
 

@@ -81,12 +81,14 @@ def load_scorer(
 
 
 def prior(path: str | pathlib.Path) -> float:
-    """The weight that the bi-encoder's score had when a run was trained; 0 of a folder.
+    """The weight of the bi-encoder's score in what a run says of a pair; 0 of a folder.
 
-    What a run of `encoders.rerank` says of a pair is its own score and that.
+    A run's config has it: `eval.prior`, or `prior` where it was trained with one.
     """
     run = _run(pathlib.Path(path))
-    return 0.0 if run is None else float(run.get("prior", 0.0))
+    if run is None:
+        return 0.0
+    return float(run.get("eval", {}).get("prior", run.get("prior", 0.0)))
 
 
 def save(out: str | pathlib.Path, path: str | pathlib.Path) -> None:

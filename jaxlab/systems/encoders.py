@@ -133,7 +133,7 @@ def rerank_evals(
         scores = encode.apply_rows(_on_every_host(apply), params, encoded)
         found = [[one.scores[x][row] for row in one.rows[x]] for x in queries]
         first = np.array(found)[:, : rows.shape[1]]
-        scores = scores.reshape(rows.shape) + config.prior * first
+        scores = scores.reshape(rows.shape) + config.eval.prior * first
         return _measured(one, queries, rows, scores, first)
 
     return _by_set(evaluate, sets, config)
