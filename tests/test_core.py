@@ -26,6 +26,7 @@ def test_a_mesh_takes_all_devices_on_data_unless_told_otherwise():
         "slice": 1,
         "data": 8,
         "fsdp": 1,
+        "context": 1,
         "tensor": 1,
     }
 

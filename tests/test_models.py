@@ -248,14 +248,24 @@ def test_bfloat16_stays_close_to_float32(family):
     assert float(jnp.abs(rough - exact).mean()) < 0.05 * float(exact.std())
 
 
-@pytest.mark.parametrize("family", ["olmo1", "olmo3"])
-def test_a_sharded_model_computes_what_one_device_computes(family):
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [
+        ("olmo1", {"data": 2, "fsdp": 2, "tensor": 2}),
+        ("olmo3", {"data": 2, "fsdp": 2, "tensor": 2}),
+        ("olmo3", {"data": 2, "context": 4}),
+        ("olmo1", {"fsdp": 2, "context": 2, "tensor": 2}),
+    ],
+)
+def test_a_sharded_model_computes_what_one_device_computes(family, shape):
     config = dataclasses.replace(FAMILIES[family], fuse_projections=False)
     params = params_of(FAMILIES[family])
     tokens = np.concatenate([TOKENS, TOKENS[::-1]])
+    if "context" in shape:  # a row for every data shard
+        tokens = tokens[:2]
     want, want_grads = loss_and_grads(config, params, tokens)
     boxed = jax.eval_shape(Decoder(config).init, jax.random.key(0), tokens)["params"]
-    mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    mesh = mesh_lib.make_mesh(shape)
     with mesh_lib.use(mesh):
         sharded = jax.device_put(params, mesh_lib.param_shardings(boxed, mesh))
         rows = jax.device_put(tokens, mesh_lib.batch_sharding(mesh))
@@ -526,6 +536,20 @@ def test_splash_computes_what_xla_computes(monkeypatch, window, is_causal):
     np.testing.assert_allclose(got, want, atol=2e-5)
 
 
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_splash_shares_keys_between_heads_and_has_their_gradients(
+    monkeypatch, kv_heads
+):
+    interpret(monkeypatch)
+    qkv, segments = splash_case(128, heads=4, kv_heads=kv_heads, batch=1)
+    got, want = (
+        jax.grad(lambda qkv, name=name: (attend(name, qkv, segments) ** 2).sum())(qkv)
+        for name in ("splash", "xla")
+    )
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
 def test_sharded_splash_computes_what_xla_computes(monkeypatch):
     interpret(monkeypatch)
     qkv, segments = splash_case(128, kv_heads=1, batch=2)
@@ -536,14 +560,43 @@ def test_sharded_splash_computes_what_xla_computes(monkeypatch):
     np.testing.assert_allclose(got, want, atol=2e-5)
 
 
+@pytest.mark.parametrize("implementation", ["splash", "xla"])
+@pytest.mark.parametrize(
+    ("window", "is_causal"), [(None, True), (200, True), (None, False)]
+)
+def test_parts_of_a_row_see_the_keys_of_all_of_it(
+    monkeypatch, implementation, window, is_causal
+):
+    interpret(monkeypatch)
+    qkv, segments = splash_case(256, heads=2, kv_heads=1, batch=2)
+
+    def outcome(name, qkv, segments):
+        y = attend(name, qkv, segments, window, is_causal)
+        return (y**2).sum(), y
+
+    def both(name):
+        return jax.jit(jax.grad(functools.partial(outcome, name), has_aux=True))
+
+    want_grads, want = both("xla")(qkv, segments)
+    mesh = mesh_lib.make_mesh({"data": 2, "context": 2, "tensor": 2})
+    with mesh_lib.use(mesh):
+        program = both(implementation).lower(qkv, segments).compile()
+        grads, got = program(qkv, segments)
+    assert "all-gather" in program.as_text()
+    np.testing.assert_allclose(got, want, atol=2e-5)
+    for a, b in zip(grads, want_grads, strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-4)
+
+
 def interpret(monkeypatch):
     """Runs the TPU kernel step by step on the CPU."""
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernel,
     )
 
-    make = functools.partial(kernel.make_splash_mha_single_device, interpret=True)
-    monkeypatch.setattr(kernel, "make_splash_mha_single_device", make)
+    for name in ("make_splash_mha_single_device", "make_splash_mqa_single_device"):
+        make = functools.partial(getattr(kernel, name), interpret=True)
+        monkeypatch.setattr(kernel, name, make)
 
 
 def test_rows_that_a_kernel_does_not_take_run_as_xla(caplog):

@@ -79,7 +79,7 @@ def test_a_published_run_left_out_is_predicted_by_the_others_within_7_percent():
 
 def test_the_7b_on_256_v5e_is_as_worked_out_by_hand():
     found = plan.estimate(shape_7b(), plan.parse("v5e:16x16"), config().mesh.to_dict())
-    assert found.mesh == {"slice": 1, "data": 16, "fsdp": 16, "tensor": 1}
+    assert found.mesh == {"slice": 1, "data": 16, "fsdp": 16, "context": 1, "tensor": 1}
     assert found.shape.params == 6_888_095_744
     assert found.times.compute == pytest.approx(4.37, abs=0.01)
     # 15/16 of two gathers and a reduction of all weights and the head, over 90 GB/s.
@@ -169,11 +169,11 @@ def test_a_whole_slice_as_one_axis_reduces_by_all_reduce_and_says_so():
 
 def test_gpus_share_their_nodes_links_and_come_in_nodes_of_eight():
     where = plan.parse("h100:4x8")
-    shares = topology.shares(where, {"data": 2, "fsdp": 16, "tensor": 1})
+    shares = topology.shares(where, topology.mesh(where, {"data": 2, "fsdp": 16}))
     # Two nodes: each GPU sends an eighth of what its node must hear.
     assert topology.rate(where, shares["fsdp"]) == min(360e9, 8 * 40e9)
     assert topology.rate(where, shares["data"]) == 40e9
-    inside = topology.shares(where, {"data": 4, "fsdp": 8, "tensor": 1})
+    inside = topology.shares(where, topology.mesh(where, {"data": 4, "fsdp": 8}))
     assert topology.rate(where, inside["fsdp"]) == 360e9
     assert not topology.reduces_all(where, {"fsdp": 32})
     with pytest.raises(errors.UserError, match="h100:NODESx8"):
@@ -188,7 +188,7 @@ def test_slices_exchange_gradients_over_the_network():
     two = plan.estimate(
         shape_7b(), plan.parse("v5e:16x16", 2), {"data": -1, "fsdp": 16}
     )
-    assert two.mesh == {"slice": 2, "data": 16, "fsdp": 16, "tensor": 1}
+    assert two.mesh == {"slice": 2, "data": 16, "fsdp": 16, "context": 1, "tensor": 1}
     assert one.times.dcn == 0
     # Each of 256 chips sends its part of the bf16 gradients, and gets it back.
     weights, head = 32 * (4 * 4096**2 + 3 * 4096 * 11_008), 4096 * 50_304
@@ -288,7 +288,13 @@ def test_other_systems_and_open_sizes_are_refused():
 
 def test_the_search_finds_the_smallest_fsdp_that_fits_the_7b():
     best = plan.best(shape_7b(), plan.parse("v5e:16x16"))
-    assert best[0].mesh == {"slice": 1, "data": 16, "fsdp": 16, "tensor": 1}
+    assert best[0].mesh == {
+        "slice": 1,
+        "data": 16,
+        "fsdp": 16,
+        "context": 1,
+        "tensor": 1,
+    }
     assert all(found.fits_surely for found in best)
     smaller = plan.estimate(best[0].shape, best[0].topology, {"data": 32, "fsdp": 8})
     assert not smaller.fits
@@ -306,7 +312,7 @@ def test_what_a_search_chose_is_what_is_compiled():
 def test_what_does_not_fit_says_what_would():
     where = plan.parse("v5e:16x16")
     narrow = plan.estimate(shape_7b(), where, {"data": 32, "fsdp": 8})
-    assert plan.remedies(narrow)[0] == "--mesh data=16,fsdp=16,tensor=1"
+    assert plan.remedies(narrow)[0] == "--mesh data=16,fsdp=16"
     kept = plan.estimate(shape_7b(remat="dots"), where, {"data": 4, "fsdp": 64})
     assert not kept.fits
     assert plan.remedies(kept) == [

@@ -26,7 +26,7 @@ from jaxlab.systems import planned, planned_step
 
 ROOT = pathlib.Path(__file__).parents[1]
 GIB = 2**30
-MESH = {"slice": 1, "data": 2, "fsdp": 4, "tensor": 1}
+MESH = {"slice": 1, "data": 2, "fsdp": 4, "context": 1, "tensor": 1}
 # A loop of five: an overlapped gather in two pieces, and a reduce-scatter as TPUs have
 # it, over groups of neighbours (fsdp), and one that a SparseCore runs; outside, an
 # all-reduce of every fourth (data).
@@ -222,7 +222,7 @@ def test_plans_at_one_time_do_not_fight_and_are_silent(libtpu):
         "from jaxlab.plan import environment; environment.prepare('tpu');"
         "from jaxlab import plan; from jaxlab.plan import compiled;"
         "where = plan.parse('v5p:4x4x4', 2);"
-        "sizes = {'slice': 2, 'data': 4, 'fsdp': 16, 'tensor': 1};"
+        "sizes = {'slice': 2, 'data': 4, 'fsdp': 16, 'context': 1, 'tensor': 1};"
         "print(compiled.device_mesh(where, sizes).shape)"
     )
     running = [
@@ -268,6 +268,48 @@ def test_a_step_of_four_layers_reduces_by_reduce_scatter(libtpu):
         if one.kind == "all-gather" and one.axes == "fsdp" and one.is_async
     )
     assert gathered >= 1.5 * layers
+
+
+@pytest.mark.slow
+def test_tensor_shards_split_tokens_and_gather_no_more_than_they_must(libtpu):
+    small = {"layers": 2, "embed": 2048, "heads": 16, "mlp": 8192, "vocab": 8192}
+    described = config(
+        "olmo.py:7b",
+        *(f"--config.model.{name}={size}" for name, size in small.items()),
+        "--config.data.batch_size=16",
+    )
+    where = plan.parse("v5e:4x4")
+    sizes = topologies.mesh(where, {"fsdp": 4, "tensor": 4})
+    found = planned_step.compile_config(described, where, sizes)
+    expected = plan.estimate(planned.shape(described), where, sizes)
+    assert found.peak_bytes == pytest.approx(expected.memory.total, rel=0.15)
+    rows = {row.name: row for row in comparison.rows(expected, found)}
+    for name in ("gathers", "reductions"):
+        assert rows[name].compiled == pytest.approx(rows[name].arithmetic, rel=0.1)
+    # All but the gradients of the norms' scales, which are small.
+    kinds = {(one.kind, one.axes) for one in found.collectives if one.bytes > 1e6}
+    assert {("reduce-scatter", "tensor"), ("reduce-scatter", "fsdp")} <= kinds
+    assert ("all-reduce", "tensor") not in kinds
+
+
+@pytest.mark.slow
+def test_context_shards_gather_keys_and_nothing_else_of_a_row(libtpu):
+    small = {"layers": 2, "embed": 2048, "heads": 16, "mlp": 8192, "vocab": 8192}
+    described = config(
+        "olmo.py:7b",
+        *(f"--config.model.{name}={size}" for name, size in small.items()),
+        "--config.model.kv_heads=4",
+        "--config.data.batch_size=4",
+        "--config.data.length=8192",
+    )
+    where = plan.parse("v5e:4x4")
+    sizes = topologies.mesh(where, {"fsdp": 4, "context": 4})
+    found = planned_step.compile_config(described, where, sizes)
+    expected = plan.estimate(planned.shape(described), where, sizes)
+    assert found.peak_bytes == pytest.approx(expected.memory.total, rel=0.15)
+    rows = {row.name: row for row in comparison.rows(expected, found)}
+    for name in ("gathers", "other"):
+        assert rows[name].compiled == pytest.approx(rows[name].arithmetic, rel=0.1)
 
 
 @pytest.mark.slow

@@ -59,7 +59,9 @@ def test_a_resumed_run_continues_bit_for_bit(whole, tmp_path):
     assert all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
 
 
-@pytest.mark.parametrize("shape", [{"data": 8}, {"fsdp": 4, "tensor": 2}])
+@pytest.mark.parametrize(
+    "shape", [{"data": 8}, {"fsdp": 4, "tensor": 2}, {"data": 4, "context": 2}]
+)
 def test_a_mesh_changes_nothing_but_rounding(whole, tmp_path, shape):
     train.fit(tiny_run.experiment(), tmp_path, mesh=mesh.make_mesh(shape))
     np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=2e-5)
@@ -70,7 +72,7 @@ def test_a_run_saved_on_one_device_continues_on_a_mesh(whole, tmp_path):
     other = mesh.make_mesh({"fsdp": 4, "tensor": 2})
     state = train.fit(tiny_run.experiment(), resumed, mesh=other).state
     kernel = state.params["blocks"]["mlp"]["up"]["kernel"]
-    assert kernel.sharding.spec == jax.P(None, "fsdp", "tensor")
+    assert kernel.sharding.spec == jax.P(None, ("fsdp", "context"), "tensor")
     moment = state.opt_state[1].mu["blocks"]["mlp"]["up"]["kernel"]
     assert moment.sharding == kernel.sharding
     np.testing.assert_allclose(losses(resumed), losses(whole), rtol=2e-5)

@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     languages.add_argument(
         "--model", required=True, metavar="RUN", help="to start from"
     )
+    languages.add_argument("--length", type=int, metavar="TOKENS", help="of a row: 128")
 
 
 def _shared(parser: argparse.ArgumentParser, data: str) -> None:

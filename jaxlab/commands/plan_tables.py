@@ -7,7 +7,6 @@ from jaxlab import plan as planning
 from jaxlab.commands import output
 
 GIB = 2**30
-_MESH = ("data", "fsdp", "tensor")
 _MEMORY = {
     "state": "parameters, optimizer",
     "gradients": "gradients",
@@ -164,6 +163,7 @@ def _seconds(plan: planning.Plan) -> list[tuple[str, float]]:
         "memory traffic": times.hbm,
         "fsdp": times.fsdp,
         "tensor": times.tensor,
+        "context": times.context,
         "data": times.data,
         "between slices": times.dcn,
     }
@@ -176,6 +176,7 @@ def _show_times(plan: planning.Plan) -> None:
         "memory traffic": moved.hbm,
         "fsdp": moved.gathers + moved.reductions,
         "tensor": moved.tensor,
+        "context": moved.context,
         "data": moved.data,
         "between slices": moved.dcn,
     }
@@ -222,7 +223,7 @@ def _why_not(plan: planning.Plan) -> str:
     found = planning.best(plan.shape, plan.topology, 1)
     if not found:
         return f"{line}; no mesh, remat policy or microbatch here fits: use more chips"
-    mesh = ",".join(f"{axis}={found[0].mesh[axis]}" for axis in _MESH)
+    mesh = planning.flag(found[0].mesh)
     shape = found[0].shape
     return (
         f"{line}; this fits: --mesh {mesh} --config.model.remat={shape.remat} "

@@ -28,8 +28,9 @@ def run(args: argparse.Namespace) -> None:
         title = f"Fine-tuned on {protocol.source}: which optimizer keeps the rest?"
     else:
         protocol = tram_languages.protocol(
-            args.data, args.source, workdir, model=args.model, **shared
-        )
+            args.data, args.source, workdir, model=args.model, length=args.length,
+            **shared,
+        )  # fmt: skip
         title = f"Fine-tuned in {protocol.source}: which optimizer serves the others?"
     runs = tram.run(
         study,

@@ -3,8 +3,10 @@
 Models name the axes of their parameters and activations (`embed`, `mlp`, ...);
 `RULES` maps those names to mesh axes; nothing else in the house knows the mesh.
 The mesh axes are `slice` (between TPU slices), `data` (replicas), `fsdp` (parameters
-and batch sharded together; ZeRO-3, Rajbhandari et al. 2019, arXiv:1910.02054) and
-`tensor` (Megatron, Shoeybi et al. 2019, arXiv:1909.08053).
+and batch sharded together; ZeRO-3, Rajbhandari et al. 2019, arXiv:1910.02054),
+`context` (parameters as fsdp, and the length of rows that are too long for one device;
+Llama Team 2024, arXiv:2407.21783, section 3.3.2) and `tensor` (Megatron, Shoeybi et al.
+2019, arXiv:1909.08053).
 
 Flax replicates an unknown logical name without a word; `logical` and `constrain`
 refuse it.
@@ -24,15 +26,20 @@ from jax.sharding import PartitionSpec as P
 
 from jaxlab.core import tree, types
 
-MESH_AXES = ("slice", "data", "fsdp", "tensor")
+MESH_AXES = ("slice", "data", "fsdp", "context", "tensor")
 
 # Logical axis -> mesh axes. A parameter of shape (embed, mlp) on a data x fsdp x tensor
 # mesh is split over fsdp in its first axis and over tensor in its second.
 RULES: tuple[tuple[str, tuple[str, ...] | None], ...] = (
     ("batch", ("slice", "data", "fsdp")),
-    ("tokens", ("slice", "data", "fsdp")),  # batch and length flattened together
+    # Batch and length flattened together: where every data shard has one row, context
+    # shards have its parts.
+    ("tokens", ("slice", "data", "fsdp", "context")),
+    # Tokens between the parts of a layer, where every one is treated alone: tensor
+    # shards split them too (Korthikanti et al. 2022, arXiv:2205.05198).
+    ("stream", ("slice", "data", "fsdp", "context", "tensor")),
     ("length", None),
-    ("embed", ("fsdp",)),
+    ("embed", ("fsdp", "context")),
     ("mlp", ("tensor",)),
     ("heads", ("tensor",)),
     ("kv_heads", ("tensor",)),
@@ -109,6 +116,41 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
     return nn.with_logical_constraint(x, names)
 
 
+def spread(x: jax.Array) -> jax.Array:
+    """Pins flat tokens, [T, D], where each is treated alone: over tensor shards too.
+
+    Then a norm is computed once and not on every tensor shard, what waits for the
+    backward pass is split, and an all-reduce becomes a reduce-scatter now and a gather
+    where the next matrix needs all tokens. Too few tokens for that stay as they are.
+    """
+    mesh, axes = jax.sharding.get_abstract_mesh(), dict(RULES)["stream"]
+    shards = math.prod(mesh.shape.get(axis, 1) for axis in axes)
+    return constrain(x, "tokens" if x.shape[0] % shards else "stream", "activation")
+
+
+def unsharded(kernel: jax.Array, *names: str) -> jax.Array:
+    """A matrix for a product on tensor shards: gathered over fsdp, its gradient not.
+
+    Left to itself the partitioner gathers the tokens instead, of all fsdp shards, and
+    sums products over both axes. Without tensor shards it does right alone.
+
+    Args:
+        kernel: [inputs, outputs], axes `names`.
+        *names: as of the parameter; "embed" is what fsdp and context split.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.shape.get("tensor", 1) == 1:
+        return kernel
+    whole = ["activation" if name == "embed" else name for name in names]
+    return jax.custom_derivatives.linear_call(
+        lambda _, kernel: constrain(kernel, *whole),
+        # In two steps, else tokens are gathered so that no sum is needed.
+        lambda _, gradient: constrain(constrain(gradient, *whole), *names),
+        (),
+        kernel,
+    )
+
+
 def gathered(x: jax.Array) -> jax.Array:
     """Pins a result to every device, so that every host can read it."""
     return nn.with_logical_constraint(x, (None,) * x.ndim)
@@ -134,10 +176,11 @@ def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
             axes = (axes,) if isinstance(axes, str) else axes or ()
             shards = math.prod(mesh.shape[axis] for axis in axes)
             if size % shards:
+                used = "*".join(axis for axis in axes if mesh.shape[axis] > 1)
                 raise types.UserError(
                     f"{tree.path_name(path)}: size {size} is not divisible by "
-                    f"{shards} shards of mesh axis {'*'.join(axes)}; change the mesh "
-                    "or the model's width"
+                    f"{shards} shards of mesh axis {used}; change the mesh or the "
+                    "model's width"
                 )
 
     jax.tree_util.tree_map_with_path(check, shapes, shardings)

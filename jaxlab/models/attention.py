@@ -10,12 +10,14 @@ Implementations, chosen by `TransformerConfig.attention`:
             keys after it: half the FLOPs, and scores that fit a cache.
     cudnn   flash attention on GPU through `jax.nn.dot_product_attention`.
     splash  the Pallas kernel on TPU, under `jax.shard_map`.
+Where the mesh has context shards, all but cudnn compute their own part of every row.
 Shapes that a kernel does not take (the single short row of `init`, f32 on GPU) run as
 `xla`, with a warning when rows are long enough to matter.
 
 Deviation: in bf16 the softmax runs in f32 and its weights are cast to bf16.
 """
 
+import functools
 import logging
 
 import jax
@@ -64,11 +66,17 @@ def attend(
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention {implementation!r}; use one of {IMPLEMENTATIONS}")
-    if implementation == "splash" and _taken("splash", _splash_refusal(q)):
-        return _splash(q, k, v, is_causal, window, windows, segment_ids)
-    if implementation == "cudnn" and _taken("cudnn", _cudnn_refusal(q)):
+    contexts = _contexts(q)
+    if implementation == "cudnn" and _taken("cudnn", _cudnn_refusal(q, contexts)):
         return _cudnn(q, k, v, is_causal, window, segment_ids)
-    return _blocked(q, k, v, is_causal, window, segment_ids)
+    part, is_splash = _blocked, False
+    if implementation == "splash" and _taken("splash", _splash_refusal(q, contexts)):
+        part, is_splash = functools.partial(_splash, windows=windows), True
+    part = functools.partial(part, is_causal=is_causal)
+    mesh = jax.sharding.get_abstract_mesh()
+    if contexts == 1 and (mesh.empty or not is_splash):  # the partitioner can do it
+        return part(q, k, v, window, segment_ids)
+    return _on_shards(part, mesh, q, k, v, window, segment_ids)
 
 
 def attend_cache(
@@ -88,21 +96,32 @@ def _taken(name, refusal):
     return refusal is None
 
 
-def _splash_refusal(q):
+def _contexts(q):
+    """Into how many parts the mesh cuts the rows of q."""
+    mesh = jax.sharding.get_abstract_mesh()
+    contexts = mesh.shape.get("context", 1)
+    if contexts == 1 or q.shape[0] % mesh_lib.batch_shards(mesh):
+        return 1
+    return 1 if q.shape[1] % contexts else contexts
+
+
+def _splash_refusal(q, contexts):
     """Why the TPU kernel does not take q, with the rows' length; None = it does."""
     B, L = q.shape[:2]
     mesh = jax.sharding.get_abstract_mesh()
     shards = 1 if mesh.empty else mesh_lib.batch_shards(mesh)
-    if L % _LANES:
-        return f"rows of {L} tokens; use a multiple of {_LANES}", L
+    if L % (_LANES * contexts):
+        return f"rows of {L} tokens; use a multiple of {_LANES * contexts}", L
     if B % shards:
         return f"{B} rows on {shards} data shards; use a multiple", L
     return None
 
 
-def _cudnn_refusal(q):
+def _cudnn_refusal(q, contexts):
     """Why the GPU kernel does not take q, with the rows' length; None = it does."""
     _, L, _, C = q.shape
+    if contexts > 1:
+        return "its rows are cut by context shards", L
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"activations are {q.dtype}; use bfloat16", L
     if C % 8 or C > 128:
@@ -112,19 +131,59 @@ def _cudnn_refusal(q):
     return None
 
 
-def _blocked(q, k, v, is_causal, window, segment_ids):
-    length = q.shape[1]
+def _on_shards(part, mesh, q, k, v, window, segment_ids):
+    """`part` on every device: of its rows, of its heads, and of its part of a row.
+
+    Keys of the whole row are gathered (they are few where heads share them) and not
+    passed around a ring. A part sees keys up to its own end, so that of a causal mask
+    the last context shard has twice the average of the work.
+    """
+    axes, heads = dict(mesh_lib.RULES), q.shape[2]
+    tensor = axes["heads"] if heads % mesh.shape["tensor"] == 0 else None
+    if tensor and k.shape[2] % mesh.shape["tensor"]:
+        # Fewer kv heads than tensor shards: each query head gets its own copy.
+        k, v = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
+    contexts = mesh.shape["context"]
+    length = q.shape[1] // contexts
+
+    def local(q, k, v, window, segment_ids):
+        if contexts == 1:
+            return part(q, k, v, window, segment_ids)
+        rows = (k, v, segment_ids)
+        k, v, segment_ids = jax.tree.map(
+            lambda x: jax.lax.all_gather(x, "context", axis=1, tiled=True), rows
+        )
+        starts = [
+            functools.partial(part, first=i * length, window=window)
+            for i in range(contexts)
+        ]
+        return jax.lax.switch(
+            jax.lax.axis_index("context"),
+            [lambda *xs, f=f: f(*xs[:3], segment_ids=xs[3]) for f in starts],
+            *(q, k, v, segment_ids),
+        )
+
+    spec = P(axes["batch"], "context", tensor, None)
+    ids = None if segment_ids is None else P(axes["batch"], "context")
+    size = None if window is None else P()
+    return jax.shard_map(
+        local, in_specs=(spec, spec, spec, size, ids), out_specs=spec, check_vma=False
+    )(q, k, v, window, segment_ids)
+
+
+def _blocked(q, k, v, window, segment_ids, is_causal, first=0):
+    """Of queries that stand `first` positions after the first key."""
+    length, end = k.shape[1], first + q.shape[1]
     block = max(_BLOCK, -(-length // _MAX_BLOCKS))
     if not is_causal:
-        block = length
+        block = q.shape[1]
     outputs = []
-    for start in range(0, length, block):
-        stop = min(start + block, length)
+    for start in range(first, end, block):
+        stop = min(start + block, end)
         keys = stop if is_causal else length
         mask = _visible(start, stop, keys, is_causal, window, segment_ids)
-        outputs.append(
-            _softmax_attention(q[:, start:stop], k[:, :keys], v[:, :keys], mask)
-        )
+        part = q[:, start - first : stop - first]
+        outputs.append(_softmax_attention(part, k[:, :keys], v[:, :keys], mask))
     return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
 
 
@@ -174,22 +233,22 @@ def _cudnn(q, k, v, is_causal, window, segment_ids):
     )
 
 
-def _splash(q, k, v, is_causal, window, windows, segment_ids):
+def _splash(q, k, v, window, segment_ids, is_causal, windows, first=0):
     """The TPU kernel wants static masks, one program instance a device, [H, L, C]."""
+
+    def static(size, q, k, v, segment_ids):
+        size = size if size is not None and size < k.shape[1] else None
+        return _splash_static(q, k, v, is_causal, size, segment_ids, first)
+
     if window is None:
-        return _splash_static(q, k, v, is_causal, None, segment_ids)
+        return static(None, q, k, v, segment_ids)
     # Layers are scanned: a layer's window is a traced one of a few static numbers.
-    branches = [
-        lambda q, k, v, s, size=size: _splash_static(
-            q, k, v, is_causal, size if size < q.shape[1] else None, s
-        )
-        for size in windows
-    ]
+    branches = [functools.partial(static, size) for size in windows]
     chosen = jnp.argmax(jnp.asarray(windows) == window)
     return jax.lax.switch(chosen, branches, q, k, v, segment_ids)
 
 
-def _splash_static(q, k, v, is_causal, window, segment_ids):
+def _splash_static(q, k, v, is_causal, window, segment_ids, first):
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernel,
     )
@@ -197,45 +256,39 @@ def _splash_static(q, k, v, is_causal, window, segment_ids):
         splash_attention_mask as masks,
     )
 
-    heads, length = q.shape[2], q.shape[1]
-    shape = (length, length)
+    B, L, H, C = q.shape
+    K = k.shape[2]
+    if is_causal:  # no query sees what is after the last one
+        k, v = k[:, : first + L], v[:, : first + L]
+    shape = (L, k.shape[1])
     if window is not None:
         reach = (window - 1, 0 if is_causal else window - 1)
-        mask = masks.LocalMask(shape, window_size=reach, offset=0)
+        mask = masks.LocalMask(shape, window_size=reach, offset=first)
+    elif is_causal:
+        mask = masks.CausalMask(shape, offset=first)
     else:
-        mask = masks.CausalMask(shape) if is_causal else masks.FullMask(shape)
-    block = next(size for size in (512, 256, _LANES) if length % size == 0)
+        mask = masks.FullMask(shape)
+    block = next(size for size in (512, 256, _LANES) if L % size == 0)
     blocks = kernel.BlockSizes(
         block_q=block, block_kv=block, block_kv_compute=block,
         block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
         block_q_dq=block, block_kv_dq=block,
     )  # fmt: skip
-
-    def local(q, k, v, segment_ids):
-        groups = q.shape[2] // k.shape[2]
-        q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * q.shape[3] ** -0.5, k, v))
-        k, v = (jnp.repeat(x, groups, axis=1) for x in (k, v))
-        attend = kernel.make_splash_mha_single_device(
-            masks.MultiHeadMask([mask] * q.shape[1]), block_sizes=blocks
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * C**-0.5, k, v))
+    ids = None
+    if segment_ids is not None:
+        ids = kernel.SegmentIds(
+            segment_ids[:, first : first + L], segment_ids[:, : shape[1]]
         )
-        if segment_ids is None:
-            out = jax.vmap(lambda q, k, v: attend(q, k, v))(q, k, v)
-        else:
-            ids = kernel.SegmentIds(segment_ids, segment_ids)
-            out = jax.vmap(attend)(q, k, v, ids)
-        return jnp.swapaxes(out, 1, 2)
-
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return local(q, k, v, segment_ids)
-    rules = dict(mesh_lib.RULES)
-    batch = rules["batch"]
-    tensor = rules["heads"] if heads % mesh.shape["tensor"] == 0 else None
-    if tensor and k.shape[2] % mesh.shape["tensor"]:
-        # Fewer kv heads than tensor shards: each query head gets its own copy.
-        k, v = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
-    qkv = P(batch, None, tensor, None)
-    ids = None if segment_ids is None else P(batch, None)
-    return jax.shard_map(
-        local, in_specs=(qkv, qkv, qkv, ids), out_specs=qkv, check_vma=False
-    )(q, k, v, segment_ids)
+    if K == H:
+        attend = kernel.make_splash_mha_single_device(
+            masks.MultiHeadMask([mask] * H), block_sizes=blocks
+        )
+    else:  # the queries of one key head at a time: keys are not repeated
+        one = kernel.make_splash_mqa_single_device(
+            masks.MultiHeadMask([mask] * (H // K)), block_sizes=blocks
+        )
+        attend = jax.vmap(one, in_axes=(0, 0, 0, None))
+        q = q.reshape(B, K, H // K, L, C)
+    out = jax.vmap(attend)(q, k, v, ids)
+    return jnp.swapaxes(out.reshape(B, H, L, C), 1, 2)

@@ -1,7 +1,8 @@
 """The parts of a decoder: embedding, norm, attention, MLP, and the stack of blocks.
 
 Letters and parameter tree: `models/transformer.py`. Between parts activations are flat,
-[T, D] with T = B L; only attention unfolds them.
+[T, D] with T = B L; only attention unfolds them. Matrices that tensor shards split see
+all tokens of a data shard; before and after, those are split too (`mesh.spread`).
 """
 
 from typing import Any
@@ -30,7 +31,7 @@ class Embed(nn.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """i32[B, L] -> [T, D] in the compute dtype."""
         rows = jnp.take(self.embedding, tokens.reshape(-1), axis=0)
-        return mesh.constrain(rows.astype(self.config.dtype), "tokens", "activation")
+        return mesh.spread(rows.astype(self.config.dtype))
 
 
 class Kernel(nn.Module):
@@ -78,9 +79,9 @@ class Attention(nn.Module):
         q, k, v = _project(
             c,
             x,
-            Kernel(D, H * C, ("embed", "heads"), std, name="q")(),
-            Kernel(D, K * C, ("embed", "kv_heads"), std, name="k")(),
-            Kernel(D, K * C, ("embed", "kv_heads"), std, name="v")(),
+            ("heads", Kernel(D, H * C, ("embed", "heads"), std, name="q")()),
+            ("kv_heads", Kernel(D, K * C, ("embed", "kv_heads"), std, name="k")()),
+            ("kv_heads", Kernel(D, K * C, ("embed", "kv_heads"), std, name="v")()),
         )
         # As they leave the products: clips and norms need that in the backward pass.
         q, k, v = (checkpoint_name(y, "qkvo") for y in (q, k, v))
@@ -107,8 +108,9 @@ class Attention(nn.Module):
         else:
             y, cache = self._cached(q, k, v, layer, shared)
         out = Kernel(H * C, D, ("heads", "embed"), self._out_std(layer), name="o")()
-        y = jnp.dot(y.reshape(-1, H * C), out.astype(x.dtype))
-        return checkpoint_name(y, "qkvo"), cache
+        y = mesh.constrain(y.reshape(-1, H * C), "tokens", "heads")
+        y = jnp.dot(y, mesh.unsharded(out.astype(x.dtype), "heads", "embed"))
+        return checkpoint_name(mesh.spread(y), "qkvo"), cache
 
     def _cached(self, q, k, v, layer, shared):
         start, L = shared["start"], q.shape[1]
@@ -143,13 +145,14 @@ class Mlp(nn.Module):
         gate, up = _project(
             c,
             x,
-            Kernel(D, F, ("embed", "mlp"), std, name="gate")(),
-            Kernel(D, F, ("embed", "mlp"), std, name="up")(),
+            ("mlp", Kernel(D, F, ("embed", "mlp"), std, name="gate")()),
+            ("mlp", Kernel(D, F, ("embed", "mlp"), std, name="up")()),
         )
         if c.initializer == "mitchell":
             std = (2 * F * (layer["index"] + 1)) ** -0.5
         down = Kernel(F, D, ("mlp", "embed"), std, name="down")()
-        return jnp.dot(nn.silu(gate) * up, down.astype(x.dtype))
+        down = mesh.unsharded(down.astype(x.dtype), "mlp", "embed")
+        return mesh.spread(jnp.dot(nn.silu(gate) * up, down))
 
 
 class Block(nn.Module):
@@ -170,14 +173,14 @@ class Block(nn.Module):
         )
         mlp, mlp_norm = Mlp(self.config, name="mlp"), Norm(self.config, name="mlp_norm")
         if self.config.norm_position == "pre":
-            y, cache = attn(attn_norm(x), layer, shared)
+            y, cache = attn(_whole(attn_norm(x)), layer, shared)
             x = x + y
-            x = x + mlp(mlp_norm(x), layer)
+            x = x + mlp(_whole(mlp_norm(x)), layer)
         else:
-            y, cache = attn(x, layer, shared)
+            y, cache = attn(_whole(x), layer, shared)
             x = x + attn_norm(y)
-            x = x + mlp_norm(mlp(x, layer))
-        return mesh.constrain(x, "tokens", "activation"), cache
+            x = x + mlp_norm(mlp(_whole(x), layer))
+        return mesh.spread(x), cache
 
 
 def stack(config: TransformerConfig) -> nn.Module:
@@ -240,7 +243,12 @@ def trunk(
     if noise is not None:
         x = jax.lax.stop_gradient(x) + noise.reshape(x.shape).astype(x.dtype)
     x, layers = model.blocks(x, layer, shared)
-    return model.final_norm(x).reshape(B, L, config.embed), layers
+    return _whole(model.final_norm(x)).reshape(B, L, config.embed), layers
+
+
+def _whole(x):
+    """All tokens of a data shard, for a matrix that tensor shards split."""
+    return mesh.constrain(x, "tokens", "activation")
 
 
 def base_std(config: TransformerConfig) -> float:
@@ -259,14 +267,26 @@ def _truncated(std):
     return init
 
 
-def _project(config, x, *kernels):
-    """x @ each kernel, as one matmul when the config says so."""
-    if not config.resolved().fuse_projections:
-        return [jnp.dot(x, kernel.astype(x.dtype)) for kernel in kernels]
-    sizes = [kernel.shape[1] for kernel in kernels]
-    fused = jnp.dot(x, jnp.concatenate(kernels, axis=1).astype(x.dtype))
-    cuts = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
-    return jnp.split(fused, cuts, axis=1)
+def _project(config, x, *named):
+    """x @ each (axis, kernel), as one matmul when the config says so.
+
+    The axis is pinned: the partitioner would rather compute it whole on every shard.
+    """
+    axes, kernels = zip(*named, strict=True)
+    if config.resolved().fuse_projections:
+        sizes = [kernel.shape[1] for kernel in kernels]
+        fused = jnp.dot(x, jnp.concatenate(kernels, axis=1).astype(x.dtype))
+        cuts = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+        parts = jnp.split(fused, cuts, axis=1)
+    else:
+        parts = [
+            jnp.dot(x, mesh.unsharded(kernel.astype(x.dtype), "embed", axis))
+            for axis, kernel in named
+        ]
+    return [
+        mesh.constrain(part, "tokens", axis)
+        for part, axis in zip(parts, axes, strict=True)
+    ]
 
 
 def _windows(config, length):

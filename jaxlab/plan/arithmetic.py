@@ -141,11 +141,6 @@ def warnings(plan: Plan) -> list[str]:
             "gradients over it by all-reduce, twice the bytes of a reduce-scatter; use "
             "a smaller fsdp and more data"
         )
-    if mesh["tensor"] > 1:
-        found.append(
-            "tensor: lengths are not sharded, so norms and residuals are whole on "
-            "every shard; arithmetic was tested on data and fsdp only"
-        )
     if plan.topology.chip.caution:
         found.append(plan.topology.chip.caution)
     slowest = max(

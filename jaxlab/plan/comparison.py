@@ -49,7 +49,7 @@ def rows(plan: arithmetic.Plan, compiled) -> list[Row]:
             sent["reductions"],
         ),
         Row("between slices", plan.bytes.dcn, sent["slices"]),
-        Row("other", plan.bytes.tensor, sent["other"]),
+        Row("other", plan.bytes.tensor + plan.bytes.context, sent["other"]),
     ]
 
 
@@ -91,7 +91,7 @@ def _sent(collectives):
         name = "other"
         if "slice" in one.axes:
             name = "slices"
-        elif "tensor" in one.axes:
+        elif "tensor" in one.axes or one.axes == "context":
             name = "other"
         elif one.kind == "all-gather":
             name = "gathers"

@@ -4,7 +4,7 @@
     gradients    4 N / (f t)
     weights      2 P / (f t)     compute copy of the shards: XLA casts them before the
                                  loop over layers, not inside
-    activations  2 N_layers b L D, what the backward pass starts from, and what the
+    activations  2 N_layers b L D / t, what the backward pass starts from, and what the
                  remat policy keeps beside it
     working      the larger of   a layer: its weights gathered, the next layer's where
                                  gathers overlap, their gradient (half of it where each
@@ -55,8 +55,9 @@ def needed(
         mesh: sizes of all axes, see `topology.mesh`.
     """
     whole = _copies(topology, mesh)
-    shards, t = mesh["fsdp"] * mesh["tensor"], mesh["tensor"]
-    rows, passes = shapes.device_rows(shape, mesh), shape.passes
+    t = mesh["tensor"]
+    shards = mesh["fsdp"] * mesh["context"] * t
+    rows, passes = shapes.device_share(shape, mesh), shape.passes
     gradients = passes.gradients * 4 * shape.params / shards
     if shape.micro_batches > 1:  # the sum, and those of one microbatch
         gradients *= 2
@@ -82,16 +83,16 @@ def _kept(shape, rows, t):
         "dots": projections + 2 * shape.mlp,
         # What the derivatives of the MLP (gate, up, sigmoid, silu, their product) and
         # of both norms (in f32, and what they return) need.
-        "none": projections + 5 * shape.mlp + 6 * shape.embed * t,
+        "none": projections + 5 * shape.mlp + 6 * shape.embed,
     }[shape.remat]
     tokens = rows * shape.length
-    return shape.compute_bytes * shape.layers * tokens * (shape.embed + width / t)
+    return shape.compute_bytes * shape.layers * tokens * (shape.embed + width) / t
 
 
 def _copies(topology, mesh):
     """How many layers' weights and gradients are whole on a chip at once."""
     gradients = 1.0 if topologies.reduces_all(topology, mesh) else 0.5
-    if mesh["fsdp"] == 1:
+    if mesh["fsdp"] * mesh["context"] == 1:
         return gradients
     return 1 + topology.chip.prefetches + gradients
 
@@ -99,8 +100,9 @@ def _copies(topology, mesh):
 def _layer(shape, rows, t, whole):
     """Bytes of the layer that is computed: its weights in full, its activations."""
     gathered = whole * shape.compute_bytes * shape.layer_params / (shape.layers * t)
-    # The model width is whole on every tensor shard: lengths are not sharded.
-    live = 3 * shape.mlp / t + 6 * shape.embed
+    # Of the six of the model's width, a matrix's input and its gradient are whole.
+    wide = 2 + 4 / t
+    live = 3 * shape.mlp / t + wide * shape.embed
     return gathered + shape.compute_bytes * rows * shape.length * live
 
 

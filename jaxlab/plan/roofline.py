@@ -4,6 +4,7 @@
     hbm      (weights once a pass, optimizer 4 x 7 bytes, activations) / HBM bandwidth
     ici      fsdp:   two gathers and a reduction of weights  (4 P + 2 P + heads) / t
              tensor: 10 (14 under full remat) x N 2 B L D / devices of data
+             context: keys and values of the rest of a row, (c - 1) times a part's
              data:   an all-reduce of what fsdp left
     dcn      an all-reduce of gradients between slices, each chip its part
 
@@ -26,7 +27,7 @@ class Times(NamedTuple):
     """Seconds of one step.
 
     Attributes:
-        compute, hbm, fsdp, tensor, data, dcn: each alone.
+        compute, hbm, fsdp, tensor, context, data, dcn: each alone.
         bound: no step is shorter.
         low, likely, high: of the prediction.
     """
@@ -35,6 +36,7 @@ class Times(NamedTuple):
     hbm: float
     fsdp: float
     tensor: float
+    context: float
     data: float
     dcn: float
     bound: float
@@ -45,7 +47,7 @@ class Times(NamedTuple):
     @property
     def ici(self) -> float:
         """Between the chips of a slice."""
-        return self.fsdp + self.tensor + self.data
+        return self.fsdp + self.tensor + self.context + self.data
 
 
 class Bytes(NamedTuple):
@@ -53,14 +55,16 @@ class Bytes(NamedTuple):
 
     Attributes:
         hbm: to and from its own memory.
-        gathers, reductions: of weights and of gradients, over fsdp.
-        tensor, data, dcn: over these axes, and between slices.
+        gathers, reductions: of weights and of gradients, over fsdp and context.
+        tensor, context, data, dcn: of activations over the first two, of gradients
+            over data and between slices.
     """
 
     hbm: float
     gathers: float
     reductions: float
     tensor: float
+    context: float
     data: float
     dcn: float
 
@@ -69,8 +73,9 @@ def moved(
     shape: shapes.Shape, topology: topologies.Topology, mesh: dict[str, int]
 ) -> Bytes:
     """What a chip moves in one step."""
-    f, t = mesh["fsdp"], mesh["tensor"]
-    rows = shapes.device_rows(shape, mesh) * shape.micro_batches
+    c, t = mesh["context"], mesh["tensor"]
+    f = mesh["fsdp"] * c  # both split the parameters
+    rows = shapes.device_share(shape, mesh) * shape.micro_batches
     tokens, width = rows * shape.length, shape.compute_bytes
     passes = shape.passes
     sweeps = passes.trained * shape.micro_batches
@@ -84,11 +89,15 @@ def moved(
         reductions *= 2
     repeats = (14 if shape.remat == "full" else 10) * passes.trained
     repeats += 4 * passes.forward
+    # Keys and values of the other parts of a row; their gradients go back.
+    keys = 2 * shape.layers * width * tokens * shape.kv_heads * shape.head_dim / t
+    keys *= passes.trained * (2 + (shape.remat != "none")) + passes.forward
     return Bytes(
         hbm=_hbm(shape, tokens, f, t),
         gathers=((2 * layers + heads) * sweeps + (layers + head) * forward) * left,
         reductions=reductions,
         tensor=repeats * shape.layers * width * tokens * shape.embed * (t - 1) / t,
+        context=keys * (c - 1),
         data=2 * passes.trained * reduced / f * _left(mesh["data"]),
         # Reduced within the slice first: every chip sends its part, as XLA does it.
         dcn=2 * passes.trained * reduced / (f * mesh["data"]) * _left(mesh["slice"]),
@@ -112,12 +121,16 @@ def times(
     rates = {axis: topologies.rate(topology, parts) for axis, parts in shares.items()}
     compute = flops_lib.count(shape).hardware / (topology.chips * chip.flops)
     hbm = used.hbm / chip.hbm_rate
-    fsdp = (used.gathers + used.reductions) / rates["fsdp"]
+    both = topologies.rate(topology, shares["fsdp"] + shares["context"])
+    fsdp = (used.gathers + used.reductions) / both
+    context = used.context / rates["context"]
     tensor, data = used.tensor / rates["tensor"], used.data / rates["data"]
     dcn = used.dcn / chip.slice_rate
-    bound = max(compute, hbm, fsdp + tensor + data, dcn)
+    bound = max(compute, hbm, fsdp + tensor + context + data, dcn)
     low, likely, high = (bound / reached for reached in reversed(chip.efficiency))
-    return Times(compute, hbm, fsdp, tensor, data, dcn, bound, low, likely, high)
+    return Times(
+        compute, hbm, fsdp, tensor, context, data, dcn, bound, low, likely, high
+    )
 
 
 def utilisation(useful: float, topology: topologies.Topology, seconds: float) -> float:

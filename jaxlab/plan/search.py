@@ -55,7 +55,7 @@ def remedies(plan: arithmetic.Plan) -> list[str]:
     for fsdp in _divisors(mesh["data"] * mesh["fsdp"]):
         sizes = {**mesh, "fsdp": fsdp, "data": mesh["data"] * mesh["fsdp"] // fsdp}
         if fsdp > mesh["fsdp"] and _fits(shape, topology, sizes):
-            text = ",".join(f"{axis}={sizes[axis]}" for axis in topologies.AXES[1:])
+            text = topologies.flag(sizes)
             found.append(f"--mesh {text}")
             break
     for remat in POLICIES[POLICIES.index(shape.remat) + 1 :]:
@@ -109,6 +109,7 @@ def _meshes(topology) -> Iterator[dict[str, int]]:
                 "slice": topology.slices,
                 "data": chips // tensor // fsdp,
                 "fsdp": fsdp,
+                "context": 1,
                 "tensor": tensor,
             }
 

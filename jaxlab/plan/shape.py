@@ -127,7 +127,7 @@ class Shape:
 
 
 def device_rows(shape: Shape, mesh: Mapping[str, int]) -> int:
-    """Rows of one microbatch that a device holds.
+    """Rows of one microbatch that a data shard holds.
 
     Raises:
         UserError: the mesh or the microbatches do not divide the rows.
@@ -143,6 +143,11 @@ def device_rows(shape: Shape, mesh: Mapping[str, int]) -> int:
     return shape.rows // whole
 
 
+def device_share(shape: Shape, mesh: Mapping[str, int]) -> float:
+    """As `device_rows`, and of those the part that a context shard holds."""
+    return device_rows(shape, mesh) / mesh["context"]
+
+
 def check(shape: Shape, mesh: Mapping[str, int]) -> None:
     """Refuses a mesh that does not divide the model.
 
@@ -155,12 +160,15 @@ def check(shape: Shape, mesh: Mapping[str, int]) -> None:
         "heads x head_dim": shape.heads * shape.head_dim,
         "kv_heads x head_dim": shape.kv_heads * shape.head_dim,
     }
-    wanted = [("embed", shape.embed, "fsdp")]
-    wanted += [(name, size, "tensor") for name, size in tensor.items()]
-    for name, size, axis in wanted:
-        if size % mesh[axis]:
+    wanted = [("embed", shape.embed, ("fsdp", "context"))]
+    wanted += [("length", shape.length, ("context",))]
+    wanted += [(name, size, ("tensor",)) for name, size in tensor.items()]
+    for name, size, axes in wanted:
+        shards = math.prod(mesh[axis] for axis in axes)
+        if size % shards:
+            used = "*".join(axis for axis in axes if mesh[axis] > 1)
             raise errors.UserError(
-                f"{name} {size} is not divisible by {axis}={mesh[axis]}; change the "
-                "mesh or the model's width"
+                f"{name} {size} is not divisible by {used}={shards}; change the mesh "
+                "or the model"
             )
     device_rows(shape, mesh)

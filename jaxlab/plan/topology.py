@@ -28,7 +28,13 @@ from typing import NamedTuple
 
 from jaxlab.core import errors
 
-AXES = ("slice", "data", "fsdp", "tensor")  # those of core/mesh.py, which imports jax
+AXES = (
+    "slice",
+    "data",
+    "fsdp",
+    "context",
+    "tensor",
+)  # those of core/mesh.py, which imports jax
 GIB = 2**30
 
 
@@ -205,7 +211,7 @@ def parse(text: str, slices: int = 1) -> Topology:
 
 
 def mesh(topology: Topology, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Sizes of all four axes; missing ones are 1, one may be -1 for "all that is left".
+    """Sizes of all axes; missing ones are 1, one may be -1 for "all that is left".
 
     `slice` is that of the topology and may be left out.
 
@@ -238,14 +244,25 @@ def mesh(topology: Topology, sizes: Mapping[str, int]) -> dict[str, int]:
     return full
 
 
+def flag(sizes: Mapping[str, int]) -> str:
+    """A mesh as it is typed; `slice` and axes of one are left out.
+
+    >>> flag({"slice": 2, "data": 1, "fsdp": 16, "tensor": 1})
+    'data=1,fsdp=16'
+    """
+    kept = [x for x in AXES[1:] if x == "data" or sizes.get(x, 1) > 1]
+    return ",".join(f"{axis}={sizes[axis]}" for axis in kept)
+
+
 def shares(topology: Topology, sizes: Mapping[str, int]) -> dict[str, list[Share]]:
-    """Which grid dimensions data, fsdp and tensor get.
+    """Which grid dimensions the axes but `slice` get.
 
     Args:
         topology: where.
         sizes: of `mesh`.
 
-    >>> shares(parse("v5e:16x16"), {"data": 16, "fsdp": 16, "tensor": 1})["fsdp"]
+    >>> where = parse("v5e:16x16")
+    >>> shares(where, mesh(where, {"data": 16, "fsdp": 16}))["fsdp"]
     [Share(size=16, is_ring=True, dim=0)]
     """
     left = list(topology.grid)
@@ -289,7 +306,8 @@ def reduces_all(topology: Topology, mesh: Mapping[str, int]) -> bool:
     if topology.chip.platform == "cuda":
         return False
     wide = [size for size in topology.grid if size > 1]
-    whole = mesh["fsdp"] == topology.slice_chips and len(wide) > 1
+    fsdp = mesh["fsdp"] * mesh["context"]
+    whole = fsdp == topology.slice_chips and len(wide) > 1
     return whole and (len(wide) == 3 or len(set(wide)) == 1)
 
 

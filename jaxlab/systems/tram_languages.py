@@ -31,6 +31,7 @@ def protocol(
     targets: Sequence[str] = (),
     steps: int | None = None,
     rate: float | None = None,
+    length: int | None = None,
 ) -> tram.Protocol:
     """The task.
 
@@ -40,7 +41,8 @@ def protocol(
         workdir: where the runs go.
         model: a run of a decoder that has seen all languages.
         targets: languages that are asked; () is all others.
-        steps, rate: of a run; None for the config's.
+        steps, rate: of a run; None for 100 and 2e-3.
+        length: tokens of a row; None for the config's.
 
     Raises:
         UserError: as `languages.classify`.
@@ -50,9 +52,12 @@ def protocol(
     config.data.source = data
     config.data.train_language = source or config.data.train_language
     config.optim.update(
-        {"learning_rate": rate or 1e-3, "warmup_steps": config.steps // 5}
+        {"learning_rate": rate or 2e-3, "warmup_steps": config.steps // 5}
     )
+    config.data.length = length or config.data.length
     source = config.data.train_language
+    if targets:
+        config.data.languages = (source, *targets)
     mesh = mesh_lib.make_mesh(config.mesh.to_dict())
     with mesh_lib.use(mesh):
         experiment = _with_dev(config, workdir, mesh)
@@ -72,7 +77,7 @@ def protocol(
         tuned_on=_TUNED_ON,
         source=source,
         targets=targets,
-        surface=[dict(experiment.batches(step)) for step in range(4)],
+        surface=[dict(experiment.batches(0))],
         probes={name: batches[name][:4] for name in targets[:_PROBED_TARGETS]},
         start=experiment.init_from,
     )
