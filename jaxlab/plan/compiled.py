@@ -67,7 +67,7 @@ def device_mesh(topology: topologies_lib.Topology, sizes: Mapping[str, int]) -> 
     if topology.chip.platform == "cuda":
         array = np.array(devices).reshape(inner)
     elif topology.slices > 1:
-        outer = (topology.slices, 1, 1, 1)
+        outer = (topology.slices, *(1 for _ in inner[1:]))
         array = mesh_utils.create_hybrid_device_mesh(
             inner, outer, devices, allow_split_physical_axes=True
         )
@@ -76,7 +76,7 @@ def device_mesh(topology: topologies_lib.Topology, sizes: Mapping[str, int]) -> 
             inner, devices, allow_split_physical_axes=True
         )
     # Auto for the reason given in core/mesh.py.
-    return Mesh(array, topologies_lib.AXES, axis_types=(AxisType.Auto,) * 4)
+    return Mesh(array, topologies_lib.AXES, axis_types=(AxisType.Auto,) * len(inner))
 
 
 def _devices(topology):

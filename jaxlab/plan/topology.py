@@ -306,8 +306,7 @@ def reduces_all(topology: Topology, mesh: Mapping[str, int]) -> bool:
     if topology.chip.platform == "cuda":
         return False
     wide = [size for size in topology.grid if size > 1]
-    fsdp = mesh["fsdp"] * mesh["context"]
-    whole = fsdp == topology.slice_chips and len(wide) > 1
+    whole = mesh["fsdp"] == topology.slice_chips and len(wide) > 1
     return whole and (len(wide) == 3 or len(set(wide)) == 1)
 
 
