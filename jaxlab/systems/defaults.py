@@ -131,7 +131,9 @@ def pretraining() -> ml_collections.ConfigDict:
             "stochastic_rounding": False,
         }
     )
-    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.mesh = ml_collections.ConfigDict(
+        {"data": -1, "fsdp": 1, "context": 1, "tensor": 1}
+    )
     config.run = ml_collections.ConfigDict(
         {
             "save_every": 1000,
