@@ -346,6 +346,43 @@ def test_sharded_parameters_have_one_norm():
         np.testing.assert_allclose(got, run(tx, given)[0], atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optim.tram(optax.adam(0.02), anchor="previous"),
+        optim.tram(optax.adam(0.02), anchor="ema"),
+        optim.asam(optax.adam(0.02)),
+        optim.fisher_sam(optax.adam(0.02)),
+    ],
+    ids=["tram", "ema", "asam", "fisher"],
+)
+def test_a_sharded_step_gathers_nothing_that_the_model_does_not(tx):
+    # A model whose passes need no other device's parameters: all else is the step's.
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = NamedSharding(mesh, P("d"))
+    params = {"w": jax.device_put(jax.random.normal(jax.random.key(0), (64, 5)), rows)}
+
+    def loss(params):
+        return -jax.nn.log_softmax(params["w"])[:, 0].mean()
+
+    def step(params, state):
+        grads = jax.grad(loss)(params)
+        return tx.update(
+            grads,
+            state,
+            params,
+            grad_fn=lambda p, *_: jax.grad(loss)(p),
+            logits=params["w"],
+            logits_fn=lambda p: p["w"],
+        )
+
+    state = jax.jit(tx.init)(params)
+    text = jax.jit(step).lower(params, state).compile().as_text()
+    assert "all-reduce" in text, "a norm is of all shards"
+    for word in ("all-gather", "all-to-all", "collective-permute"):
+        assert word not in text
+
+
 def shard_mapped(tx, given, spec, **reduce):
     """One step inside shard_map: parameters replicated, the batch split in two."""
     params, far, ids, labels, _ = given
