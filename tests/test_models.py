@@ -588,6 +588,17 @@ def test_parts_of_a_row_see_the_keys_of_all_of_it(
         np.testing.assert_allclose(a, b, atol=5e-4)
 
 
+def test_rows_that_context_shards_do_not_divide_are_attended_whole(monkeypatch):
+    interpret(monkeypatch)
+    qkv, segments = splash_case(128, heads=2, kv_heads=1, batch=2)
+    want = attend("xla", qkv, segments)
+    mesh = mesh_lib.make_mesh({"data": 2, "context": 3}, jax.devices()[:6])
+    with mesh_lib.use(mesh):
+        for name in ("splash", "xla"):
+            got = jax.jit(functools.partial(attend, name))(qkv, segments)
+            np.testing.assert_allclose(got, want, atol=2e-5)
+
+
 def interpret(monkeypatch):
     """Runs the TPU kernel step by step on the CPU."""
     from jax.experimental.pallas.ops.tpu.splash_attention import (

@@ -167,6 +167,17 @@ def test_a_whole_slice_as_one_axis_reduces_by_all_reduce_and_says_so():
     assert not topology.reduces_all(oblong, topology.mesh(oblong, {"fsdp": 32}))
 
 
+def test_context_shards_share_state_and_tokens_and_warn_of_the_last_part():
+    where, shape = plan.parse("v5e:16x16"), shape_7b()
+    rows = {"data": 16, "fsdp": 16}
+    parts = topology.mesh(where, {"data": 8, "fsdp": 16, "context": 2})
+    short, long = (plan.estimate(shape, where, sizes) for sizes in (rows, parts))
+    assert long.memory.state == pytest.approx(short.memory.state / 2)
+    assert long.memory.activations == pytest.approx(short.memory.activations)
+    assert long.bytes.context > 0 == short.bytes.context
+    assert any("last part of a row" in line for line in plan.warnings(long))
+
+
 def test_gpus_share_their_nodes_links_and_come_in_nodes_of_eight():
     where = plan.parse("h100:4x8")
     shares = topology.shares(where, topology.mesh(where, {"data": 2, "fsdp": 16}))

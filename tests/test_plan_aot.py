@@ -270,18 +270,20 @@ def test_a_step_of_four_layers_reduces_by_reduce_scatter(libtpu):
     assert gathered >= 1.5 * layers
 
 
+def two_layers(mesh, *changes):
+    """A step of two layers on 16 chips: compiled, and by arithmetic."""
+    small = {"layers": 2, "embed": 2048, "heads": 16, "mlp": 8192, "vocab": 8192}
+    changes = (*(f"model.{name}={size}" for name, size in small.items()), *changes)
+    described = config("olmo.py:7b", *(f"--config.{change}" for change in changes))
+    where = plan.parse("v5e:4x4")
+    sizes = topologies.mesh(where, mesh)
+    found = planned_step.compile_config(described, where, sizes)
+    return found, plan.estimate(planned.shape(described), where, sizes)
+
+
 @pytest.mark.slow
 def test_tensor_shards_split_tokens_and_gather_no_more_than_they_must(libtpu):
-    small = {"layers": 2, "embed": 2048, "heads": 16, "mlp": 8192, "vocab": 8192}
-    described = config(
-        "olmo.py:7b",
-        *(f"--config.model.{name}={size}" for name, size in small.items()),
-        "--config.data.batch_size=16",
-    )
-    where = plan.parse("v5e:4x4")
-    sizes = topologies.mesh(where, {"fsdp": 4, "tensor": 4})
-    found = planned_step.compile_config(described, where, sizes)
-    expected = plan.estimate(planned.shape(described), where, sizes)
+    found, expected = two_layers({"fsdp": 4, "tensor": 4}, "data.batch_size=16")
     assert found.peak_bytes == pytest.approx(expected.memory.total, rel=0.15)
     rows = {row.name: row for row in comparison.rows(expected, found)}
     for name in ("gathers", "reductions"):
@@ -294,18 +296,8 @@ def test_tensor_shards_split_tokens_and_gather_no_more_than_they_must(libtpu):
 
 @pytest.mark.slow
 def test_context_shards_compile_and_move_no_more_than_planned(libtpu):
-    small = {"layers": 2, "embed": 2048, "heads": 16, "mlp": 8192, "vocab": 8192}
-    described = config(
-        "olmo.py:7b",
-        *(f"--config.model.{name}={size}" for name, size in small.items()),
-        "--config.model.kv_heads=4",
-        "--config.data.batch_size=4",
-        "--config.data.length=8192",
-    )
-    where = plan.parse("v5e:4x4")
-    sizes = topologies.mesh(where, {"fsdp": 4, "context": 4})
-    found = planned_step.compile_config(described, where, sizes)
-    expected = plan.estimate(planned.shape(described), where, sizes)
+    long = ("model.kv_heads=4", "data.batch_size=4", "data.length=8192")
+    found, expected = two_layers({"fsdp": 4, "context": 4}, *long)
     assert found.peak_bytes < 1.15 * expected.memory.total
     # The compiler makes rings of gathers and products: kinds cannot be told apart.
     moved = ("gathers", "reductions", "other")

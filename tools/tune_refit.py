@@ -10,6 +10,7 @@ of the first 20 is printed beside it.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 
@@ -24,26 +25,27 @@ from jaxlab.systems import clock, dense, encoder_files, mining, refit
 
 def main() -> None:
     """Two tables."""
-    numbers = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    numbers.add_argument("run", type=pathlib.Path)
-    numbers.add_argument("out", type=pathlib.Path)
-    numbers.add_argument(
-        "--priors", type=_floats, default=(0, 10, 20, 40, 80, 160, 320)
-    )
-    numbers.add_argument(
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=pathlib.Path)
+    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("--priors", type=_floats, default=(0, 10, 20, 40, 80, 160, 320))
+    parser.add_argument(
         "--rates", type=_floats, default=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
     )
-    numbers.add_argument("--queries", type=int, default=40, help="of each set, at most")
-    numbers.add_argument("--k", type=int, default=50)
-    args = numbers.parse_args()
+    parser.add_argument("--queries", type=int, default=40, help="of each set, at most")
+    parser.add_argument("--k", type=int, default=50)
+    args = parser.parse_args()
     watch = clock.Clock()
     with mesh_lib.use(mesh_lib.make_mesh({"data": -1})):
         sets = _held_out(args, watch)
         print(f"nDCG@10 of reranking {args.k}, by the weight of the retriever")
-        prior = _table(args, sets, args.priors, lambda x: (x, 0.02), "rerank", 1)
+        prior = _table(args, sets, args.priors, lambda x: (x, 0.02), "rerank")
         print(f"nDCG@10, then recall@20, of ReFIT by rate, with the weight {prior:g}")
-        rate = _table(args, sets, args.rates, lambda x: (prior, x), "refit_second", 1)
-        _table(args, sets, args.rates, lambda x: (prior, x), "refit_second", 0)
+        rated = functools.partial(
+            _table, args, sets, args.rates, lambda x: (prior, x), "refit_second"
+        )
+        rate = rated()
+        rated("recall@20")
     print(f"chosen: --prior {prior:g} --rate {rate:g}")
 
 
@@ -53,19 +55,19 @@ def _held_out(args, watch):
         json.loads((args.run / "config.json").read_text())
     )
     path = config.mine.encoder or config.init_from
-    encoder = encoder_files.load_encoder(path)
+    encoder, opened = encoder_files.load_encoder(path), dense.open_encoder(path)
     folder = pathlib.Path(config.mine.index or args.run / "index")
     sets = {}
-    for entry in config.data.sets:
+    for number, entry in enumerate(config.data.sets):
+        if entry in config.data.sets[:number]:  # up-weighted by being repeated
+            continue
         one = mining.mine(
             entry, path, encoder, folder, length=encoder.config.row_length, depth=1,
             held_out=config.data.held_out, seed=config.data.split_seed,
         )  # fmt: skip
-        if one.name in sets:
-            continue
         asked = one.held_out[: args.queries]
         texts = [one.queries[x] for x in asked]
-        found = dense.vectors(dense.open_encoder(path), texts, watch.meter("queries"))
+        found = dense.vectors(opened, texts, watch.meter("queries"))
         queries = refit.Queries(
             asked, texts, found.vectors, {x: one.qrels[x] for x in asked}
         )
@@ -80,7 +82,7 @@ def _held_out(args, watch):
     return sets
 
 
-def _table(args, sets, values, settings, row, column):
+def _table(args, sets, values, settings, row, measure="ndcg@10"):
     """Prints a measure of one row by value and set; returns the best value."""
     print(f"{row:14}" + "".join(f"{name:>20}" for name in sets) + f"{'mean':>10}")
     means = {}
@@ -95,8 +97,7 @@ def _table(args, sets, values, settings, row, column):
                 refit.Settings((row,), args.k, depth=20, learning_rate=rate),
                 args.out / f"{name}_{prior:g}_{rate:g}",
             )[row]
-            measures = [*outcome.evaluation.means.values()]
-            found.append(measures[column])
+            found.append(outcome.evaluation.means[measure])
         means[value] = float(np.mean(found))
         cells = "".join(f"{each:20.3f}" for each in found)
         print(f"{value:<14g}{cells}{means[value]:10.4f}", flush=True)

@@ -66,17 +66,18 @@ def attend(
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention {implementation!r}; use one of {IMPLEMENTATIONS}")
-    contexts = _contexts(q)
+    mesh, contexts = jax.sharding.get_abstract_mesh(), _contexts(q)
     if implementation == "cudnn" and _taken("cudnn", _cudnn_refusal(q, contexts)):
         return _cudnn(q, k, v, is_causal, window, segment_ids)
-    part, is_splash = _blocked, False
     if implementation == "splash" and _taken("splash", _splash_refusal(q, contexts)):
-        part, is_splash = functools.partial(_splash, windows=windows), True
-    part = functools.partial(part, is_causal=is_causal)
-    mesh = jax.sharding.get_abstract_mesh()
-    if contexts == 1 and (mesh.empty or not is_splash):  # the partitioner can do it
+        part = functools.partial(_splash, is_causal=is_causal, windows=windows)
+        is_whole = mesh.empty
+    else:
+        part = functools.partial(_blocked, is_causal=is_causal)
+        is_whole = contexts == 1  # rows and heads are the partitioner's
+    if is_whole:
         return part(q, k, v, window, segment_ids)
-    return _on_shards(part, mesh, q, k, v, window, segment_ids)
+    return _on_shards(part, contexts, q, k, v, window, segment_ids)
 
 
 def attend_cache(
@@ -131,20 +132,19 @@ def _cudnn_refusal(q, contexts):
     return None
 
 
-def _on_shards(part, mesh, q, k, v, window, segment_ids):
+def _on_shards(part, contexts, q, k, v, window, segment_ids):
     """`part` on every device: of its rows, of its heads, and of its part of a row.
 
     Keys of the whole row are gathered (they are few where heads share them) and not
     passed around a ring. A part sees keys up to its own end, so that of a causal mask
     the last context shard has twice the average of the work.
     """
-    axes, heads = dict(mesh_lib.RULES), q.shape[2]
+    mesh, axes = jax.sharding.get_abstract_mesh(), dict(mesh_lib.RULES)
+    heads, length = q.shape[2], q.shape[1] // contexts
     tensor = axes["heads"] if heads % mesh.shape["tensor"] == 0 else None
     if tensor and k.shape[2] % mesh.shape["tensor"]:
         # Fewer kv heads than tensor shards: each query head gets its own copy.
         k, v = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
-    contexts = mesh.shape["context"]
-    length = q.shape[1] // contexts
 
     def local(q, k, v, window, segment_ids):
         if contexts == 1:
@@ -153,18 +153,14 @@ def _on_shards(part, mesh, q, k, v, window, segment_ids):
         k, v, segment_ids = jax.tree.map(
             lambda x: jax.lax.all_gather(x, "context", axis=1, tiled=True), rows
         )
-        starts = [
-            functools.partial(part, first=i * length, window=window)
-            for i in range(contexts)
-        ]
-        return jax.lax.switch(
-            jax.lax.axis_index("context"),
-            [lambda *xs, f=f: f(*xs[:3], segment_ids=xs[3]) for f in starts],
-            *(q, k, v, segment_ids),
-        )
+        # A program for each part: masks are static.
+        parts = [functools.partial(part, first=i * length) for i in range(contexts)]
+        index = jax.lax.axis_index("context")
+        return jax.lax.switch(index, parts, q, k, v, window, segment_ids)
 
-    spec = P(axes["batch"], "context", tensor, None)
-    ids = None if segment_ids is None else P(axes["batch"], "context")
+    along = "context" if contexts > 1 else None
+    spec = P(axes["batch"], along, tensor, None)
+    ids = None if segment_ids is None else P(axes["batch"], along)
     size = None if window is None else P()
     return jax.shard_map(
         local, in_specs=(spec, spec, spec, size, ids), out_specs=spec, check_vma=False

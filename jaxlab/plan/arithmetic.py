@@ -141,6 +141,11 @@ def warnings(plan: Plan) -> list[str]:
             "gradients over it by all-reduce, twice the bytes of a reduce-scatter; use "
             "a smaller fsdp and more data"
         )
+    if mesh["context"] > 1:
+        found.append(
+            "context: the last part of a row sees the most keys, so attention takes up "
+            "to twice the time that is counted here"
+        )
     if plan.topology.chip.caution:
         found.append(plan.topology.chip.caution)
     slowest = max(

@@ -28,13 +28,8 @@ from typing import NamedTuple
 
 from jaxlab.core import errors
 
-AXES = (
-    "slice",
-    "data",
-    "fsdp",
-    "context",
-    "tensor",
-)  # those of core/mesh.py, which imports jax
+# Those of core/mesh.py, which imports jax.
+AXES = ("slice", "data", "fsdp", "context", "tensor")
 GIB = 2**30
 
 

@@ -83,7 +83,7 @@ def load_scorer(
 def prior(path: str | pathlib.Path) -> float:
     """The weight of the bi-encoder's score in what a run says of a pair; 0 of a folder.
 
-    A run's config has it: `eval.prior`, or `prior` where it was trained with one.
+    A run's config has it as `eval.prior`; older ones have `prior` alone.
     """
     run = _run(pathlib.Path(path))
     if run is None:
