@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets everything up and runs the tests.
 #
-#     bash launch/test.sh                          all that needs no peer
+#     bash launch/test.sh                          all that is quick and needs no peer
 #     bash launch/test.sh --oracles                also what is slow, and against live
 #                                                torch, transformers, mergekit
 #     bash launch/test.sh tests/test_merge.py -x   any pytest arguments
@@ -20,6 +20,7 @@ if [[ "${1:-}" == --oracles ]]; then
   shift
   extras=(test oracles)
   select=()
+  export JAXLAB_TEST_OPTIMIZED=1
 fi
 jaxlab_install "${extras[@]}"
 

@@ -79,6 +79,7 @@ def test_an_ensemble_of_one_expert_has_that_experts_loss_by_document():
     assert found.tokens.tolist() == merged.tokens.tolist() == [4, 12, 4]  # 3, 7, 9
 
 
+@pytest.mark.slow
 def test_rows_of_one_document_are_summed_wherever_they_stand():
     rows = [losses(pool().expert("a"), batch) for batch in BATCHES]
     nats = np.concatenate([row[0] for row in rows])

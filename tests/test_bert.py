@@ -281,7 +281,9 @@ def test_bfloat16_computes_nearly_the_same_with_f32_parameters_and_results():
     ("kind", "shape"),
     [
         ("bert", {"fsdp": 4, "tensor": 2}),
-        ("roberta_scorer", {"data": 4, "tensor": 2}),
+        pytest.param(
+            "roberta_scorer", {"data": 4, "tensor": 2}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_sharded_encoder_computes_what_one_device_computes(kind, shape):

@@ -202,6 +202,7 @@ def test_another_pool_in_the_same_folder_is_refused(line, pool, text, flag, diff
     assert difference in message
 
 
+@pytest.mark.slow
 def test_a_pool_that_was_killed_is_finished(said, text, tmp_path, monkeypatch, capsys):
     pool, add, argv = tmp_path / "pool", ablation.folder.add, ["--units=law,cook"]
     argv = ["pool", pool, "--data", text / "text", *MADE, *argv]
@@ -329,6 +330,7 @@ def test_token_files_stand_alone(line, text, token_folder, tmp_path):
     assert "holds token files; give it alone" in message
 
 
+@pytest.mark.slow
 def test_a_run_of_the_users_is_the_seed_model(said, line, pool, text, tmp_path):
     own, seed = tmp_path / "own", pool / "runs" / "seed"
     argv = ["pool", own, "--data", text / "text", "--seed-model", seed, "--units=law"]
@@ -348,6 +350,7 @@ def test_a_run_of_the_users_is_the_seed_model(said, line, pool, text, tmp_path):
 # ------------------------------------------------------------------ rank
 
 
+@pytest.mark.slow
 def test_the_ranking_in_json_is_the_one_that_is_printed(said, pool, tmp_path):
     out = tmp_path / "ranking.json"
     shown = said("rank", pool, "--json", out)
@@ -391,6 +394,7 @@ def test_the_ensemble_merges_nothing(said, copied, monkeypatch):
     assert all(row[1].strip() == row[-2].strip() for row in rows)
 
 
+@pytest.mark.slow
 def test_after_an_addition_only_the_new_expert_is_run(said, copied, text, monkeypatch):
     said("rank", copied, "--target=law", "--proxy=ensemble")
     said("pool", copied, "--add", f"sea={text / 'more' / 'sea'}")
@@ -484,6 +488,7 @@ def test_an_expert_that_was_trained_over_is_named(line, copied):
 # ------------------------------------------------------------------ search
 
 
+@pytest.mark.slow
 def test_every_method_chooses_and_json_agrees(said, pool, tmp_path):
     out = tmp_path / "found.json"
     shown = said(
@@ -513,6 +518,7 @@ def test_every_method_chooses_and_json_agrees(said, pool, tmp_path):
     assert f"{len(front)} mixtures that none beats" in shown
 
 
+@pytest.mark.slow
 def test_limits_are_kept_by_every_method(said, pool, tmp_path):
     out = tmp_path / "found.json"
     units = ablation.folder.read(pool).units

@@ -13,6 +13,8 @@ from jaxlab.models import hf
 from jaxlab.stats import correlation
 from jaxlab.systems import data_ablation, demo, experts
 
+pytestmark = pytest.mark.slow
+
 WORDS = {
     "law": "the licensee shall retain this notice and any person may distribute it",
     "code": "def total ( items ) : return sum ( value for value in items )",

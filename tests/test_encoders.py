@@ -516,6 +516,7 @@ def test_a_reranker_learns_to_put_the_relevant_document_first(toy, encoder, tmp_
     assert 0 <= found["eval/set/first_ndcg@10"] <= 1
 
 
+@pytest.mark.slow
 def test_a_run_of_a_reranker_is_opened_and_exported_with_the_same_scores(
     toy, encoder, tmp_path
 ):

@@ -114,6 +114,7 @@ def test_fused_ranks_are_summed_reciprocals():
     np.testing.assert_allclose(answer.scores[0], [wanted[i] for i in (2, 0, 1, 3)])
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(st.integers(1, 30), st.sampled_from(loop.MERGES))
 def test_answers_do_not_depend_on_the_batch(batch, merge):
@@ -288,6 +289,7 @@ def command(*words):
     return cli.run(["retrieve", *map(str, words)])
 
 
+@pytest.mark.slow
 def test_a_corpus_is_indexed_searched_refitted_and_evaluated(corpus, capsys):
     index, out = corpus / "index", corpus / "out"
     texts = corpus / "corpus.jsonl.gz"

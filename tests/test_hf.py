@@ -118,6 +118,7 @@ def test_the_reference_values_would_show_a_wrong_option(family, mistake):
     assert distance(ours, values["logits"], values["mask"]) > 10 * TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["olmo1", "olmo2_gqa", "llama2_gqa"])
 def test_logits_loss_and_greedy_decoding_follow_larger_checkpoints(family, test_data):
     folder = test_data.parent / "vectors" / "olmo_tulu" / family

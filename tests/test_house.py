@@ -9,6 +9,8 @@ import shlex
 import subprocess
 import sys
 
+import pytest
+
 from jaxlab.commands import grammar
 from jaxlab.core import config as config_lib
 
@@ -140,6 +142,7 @@ def test_only_the_border_prints():
     assert not calls, "use a Reporter or a logger"
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert blocks

@@ -116,6 +116,7 @@ def test_batches_weigh_what_counts_in_them():
     assert rise == pytest.approx((4 - 1) * 9 / 2 / 3, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_top_eigenvalue_of_a_network_is_that_of_its_dense_hessian():
     params, batches = mlp()
     with jax.enable_x64():

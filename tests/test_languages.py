@@ -280,6 +280,7 @@ def test_the_trunk_is_that_of_the_run_it_starts_from(decoder_run, toy, mesh):
     assert not experiment.model.config.is_causal
 
 
+@pytest.mark.slow
 def test_a_toy_task_is_learnt_and_resumes_bit_for_bit(decoder_run, toy, tmp_path, mesh):
     changes = {"steps": 20, "optim.learning_rate": 5e-3, "optim.schedule": "constant"}
     config = config_of(decoder_run, toy, "tram_theta", **changes)
@@ -308,7 +309,7 @@ def steps_and_losses(file):
 @pytest.mark.parametrize(
     "method",
     [
-        m if m in ("plain", "tram_theta") else pytest.param(m, marks=pytest.mark.slow)
+        m if m == "plain" else pytest.param(m, marks=pytest.mark.slow)
         for m in trust.METHODS
     ],
 )
@@ -491,6 +492,7 @@ def test_tokens_that_tell_nothing_have_no_vector():
         latent_semantics.token_vectors(documents, 10, 8)
 
 
+@pytest.mark.slow
 def test_translations_lie_side_by_side_before_the_first_step(tmp_path, mesh):
     words = [[" ".join(WORDS[name][topic]) for name in WORDS] for topic in (0, 1)]
     random = np.random.default_rng(0)

@@ -96,6 +96,7 @@ def test_mergekits_values_are_reproduced(case):
     assert_reproduced(case, trees, {leaf: expected[leaf] for leaf in case["leaves"]})
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not VECTORS.is_dir(), reason="reference vectors are not here")
 def test_the_reference_vectors_are_reproduced():
     raw = dict(np.load(VECTORS / "merge_inputs.npz"))
@@ -174,6 +175,7 @@ def test_the_karcher_mean_is_where_the_weighted_tangents_cancel():
     assert np.linalg.norm(w @ pulls) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [[0.5, 0.3, 0.2], [1.0, 2.0, 1.0]])
 def test_derivatives_in_the_weights_are_those_of_finite_differences(weights):
     trees = list(np.random.default_rng(1).normal(size=(3, 5, 4)).astype(np.float32))

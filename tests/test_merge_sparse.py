@@ -100,7 +100,9 @@ def split(flat, shapes, leaves):
     return tree
 
 
-@pytest.mark.parametrize("select", ["host", "bisect"])
+@pytest.mark.parametrize(
+    "select", [pytest.param("host", marks=pytest.mark.slow), "bisect"]
+)
 @pytest.mark.parametrize("method", SPARSE)
 def test_what_mergekit_selects_and_sums_is_repeated(method, select):
     values = np.load(VALUES / "values.npz")
@@ -155,6 +157,7 @@ def shared_cases():
     return cases, *files
 
 
+@pytest.mark.slow
 def test_the_shared_values_of_mergekit_are_repeated():
     cases, inputs, outputs = shared_cases()
     assert len(cases) >= 10
@@ -257,7 +260,13 @@ def test_ranks_are_exact_integers_of_the_density():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"scope": "global"}, {"scope": "global", "ties": "lowest_index"}],
+    [
+        {},
+        {"scope": "global"},
+        pytest.param(
+            {"scope": "global", "ties": "lowest_index"}, marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_ties_is_the_same_on_the_host_under_jit_and_sharded(dtype, options):
     base, finetuned = models(dtype)
@@ -503,6 +512,7 @@ def test_one_program_serves_all_weights_lams_and_densities(caplog):
     assert not [r.message for r in caplog.records if "Finished XLA" in r.message]
 
 
+@pytest.mark.slow
 def test_weights_can_be_mapped_over_and_differentiated():
     base, finetuned = models()
     # All differences positive: no elected sign flips, where the merge jumps.

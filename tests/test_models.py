@@ -190,7 +190,12 @@ def test_unrolled_and_unfused_layers_compute_the_same(family):
 
 @pytest.mark.parametrize(
     ("remat", "scan"),
-    [("full", True), ("dots", True), ("qkvo", True), ("qkvo", False)],
+    [
+        ("full", True),
+        pytest.param("dots", True, marks=pytest.mark.slow),
+        pytest.param("qkvo", True, marks=pytest.mark.slow),
+        ("qkvo", False),
+    ],
 )
 def test_recomputation_changes_neither_loss_nor_gradients(remat, scan):
     config = FAMILIES["olmo3"]
@@ -228,6 +233,7 @@ def test_token_logps_are_log_softmax_whatever_the_blocks(name, blocks):
     np.testing.assert_allclose(total, jax.nn.logsumexp(logits, -1), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_blocks_of_the_loss_do_not_change_its_gradient():
     config = FAMILIES["olmo1"]
     small = dataclasses.replace(config, loss_block_bytes=2 * V * 4 * 5)
@@ -252,8 +258,10 @@ def test_bfloat16_stays_close_to_float32(family):
     ("family", "shape"),
     [
         ("olmo1", {"data": 2, "fsdp": 2, "tensor": 2}),
-        ("olmo3", {"data": 2, "fsdp": 2, "tensor": 2}),
-        ("olmo3", {"data": 2, "context": 4}),
+        pytest.param(
+            "olmo3", {"data": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.slow
+        ),
+        pytest.param("olmo3", {"data": 2, "context": 4}, marks=pytest.mark.slow),
         ("olmo1", {"fsdp": 2, "context": 2, "tensor": 2}),
     ],
 )
@@ -398,6 +406,7 @@ def test_flops_per_token_of_olmo_7b_written_out():
     assert OLMO_7B.flops_per_token(2048, causal=True) == 40_092_303_360 + 1_610_612_736
 
 
+@pytest.mark.slow
 def test_mitchell_initialisation_shrinks_what_writes_to_the_residual():
     config = TransformerConfig(
         vocab=512, embed=64, layers=4, heads=4, mlp=192, initializer="mitchell"
@@ -536,7 +545,7 @@ def test_splash_computes_what_xla_computes(monkeypatch, window, is_causal):
     np.testing.assert_allclose(got, want, atol=2e-5)
 
 
-@pytest.mark.parametrize("kv_heads", [2, 4])
+@pytest.mark.parametrize("kv_heads", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_splash_shares_keys_between_heads_and_has_their_gradients(
     monkeypatch, kv_heads
 ):
@@ -560,7 +569,9 @@ def test_sharded_splash_computes_what_xla_computes(monkeypatch):
     np.testing.assert_allclose(got, want, atol=2e-5)
 
 
-@pytest.mark.parametrize("implementation", ["splash", "xla"])
+@pytest.mark.parametrize(
+    "implementation", [pytest.param("splash", marks=pytest.mark.slow), "xla"]
+)
 @pytest.mark.parametrize(
     ("window", "is_causal"), [(None, True), (200, True), (None, False)]
 )

@@ -60,7 +60,12 @@ def test_a_resumed_run_continues_bit_for_bit(whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "shape", [{"data": 8}, {"fsdp": 4, "tensor": 2}, {"data": 4, "context": 2}]
+    "shape",
+    [
+        {"fsdp": 4, "tensor": 2},
+        pytest.param({"data": 8}, marks=pytest.mark.slow),
+        pytest.param({"data": 4, "context": 2}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_mesh_changes_nothing_but_rounding(whole, tmp_path, shape):
     train.fit(tiny_run.experiment(), tmp_path, mesh=mesh.make_mesh(shape))
@@ -208,6 +213,7 @@ def test_an_optimizer_that_asks_for_gradients_elsewhere_gets_them():
     assert int(new.step) == 1
 
 
+@pytest.mark.slow
 def test_killed_runs_resume_bit_for_bit(tmp_path):
     """kill -9 around saves (every 2nd step) and between them; then to the end."""
     uninterrupted = launch(tmp_path / "whole")
