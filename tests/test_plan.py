@@ -14,8 +14,9 @@ from jaxlab import cli, models, plan
 from jaxlab.core import config as config_lib
 from jaxlab.core import errors
 from jaxlab.core import mesh as mesh_lib
+from jaxlab.merge.files import methods
+from jaxlab.plan import merging, topology
 from jaxlab.plan import shape as shapes
-from jaxlab.plan import topology
 from jaxlab.systems import planned, trust
 from tests import plan_rows
 
@@ -224,6 +225,10 @@ def test_slices_exchange_gradients_over_the_network():
         ([V5E, "--pric=1"], "did you mean --price?"),
         ([V5E, "--tokens=nan"], "--tokens nan is no amount"),
         ([V5E, "--plot=bars.xyz"], "end it in .png"),
+        ([V5E, "--merge=tise"], "--merge tise: use one of linear, slerp"),
+        ([V5E, "--merge=slerp", "--models=3"], "slerp takes 2"),
+        ([V5E, "--merge=ties", "--models=0"], "ties takes at least 1"),
+        ([V5E, "--merge=ties", "--price=1"], "--price is of a training step"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_fix(flags, message, capsys):
@@ -363,6 +368,30 @@ def test_the_exit_code_is_1_where_the_step_does_not_fit(capsys):
     hopeless = [f"--config={ROOT}/configs/scale.py:llama_405b", "--topology=v5e:4x4"]
     assert cli.run(["plan", *hopeless, "--mesh=fsdp=16"]) == 1
     assert "use more chips" in capsys.readouterr().out
+
+
+def test_a_merge_holds_its_models_its_base_and_its_result(tmp_path, capsys):
+    path, where = tmp_path / "merge.json", ["--topology=v5e:4x4"]
+    ties = ["--merge=ties", "--models=3", f"--json={path}"]
+    # A row does not have to be there for every chip: nothing is trained.
+    one_row = "--config.data.batch_size=1"
+    assert cli.run([*OLMO_7B, *where, "--mesh=fsdp=8,tensor=2", one_row, *ties]) == 0
+    found = json.loads(path.read_text())
+    tree = 4 * shape_7b().params / 16
+    assert found["memory_bytes"] == pytest.approx(5 * tree)
+    assert found["seconds"] == pytest.approx(5 * tree / 820e9)
+    assert cli.run([*OLMO_7B, *where, "--mesh=data=8,fsdp=2", *ties]) == 1
+    assert "jaxlab merge RECIPE" in capsys.readouterr().out
+
+
+def test_merges_that_are_planned_take_what_recipes_take():
+    for name, (limits, has_base) in merging.METHODS.items():
+        method = methods.METHODS[name]
+        # A recipe's slerp has one of its two models as the base.
+        own = name == "slerp"
+        assert has_base == (method.base == "required" and not own), name
+        if not own and name != "karcher":
+            assert limits == (method.least, method.most), name
 
 
 def test_the_search_is_printed_and_planned(capsys):

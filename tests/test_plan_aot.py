@@ -20,9 +20,9 @@ from jaxlab import cli, plan
 from jaxlab.core import config as config_lib
 from jaxlab.core import errors
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.plan import comparison, compiled, environment, flops, hlo, traced
+from jaxlab.plan import comparison, compiled, environment, flops, hlo, merging, traced
 from jaxlab.plan import topology as topologies
-from jaxlab.systems import planned, planned_step
+from jaxlab.systems import planned, planned_merge, planned_step
 
 ROOT = pathlib.Path(__file__).parents[1]
 GIB = 2**30
@@ -160,6 +160,19 @@ def test_the_state_of_the_true_step_has_the_arithmetics_bytes():
     where = plan.parse("v5e:2x4")
     found = plan.estimate(planned.shape(described), where, {"data": 2, "fsdp": 4})
     assert held == pytest.approx(found.memory.state, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", [*merging.METHODS])
+def test_every_merge_that_is_planned_is_traced_and_keeps_the_shardings(method):
+    described = config("olmo.py:7b", "--config.model.layers=2")
+    sizes = {"data": 2, "fsdp": 2, "tensor": 2}
+    mesh, where = mesh_lib.make_mesh(sizes), plan.parse("v5e:2x4")
+    merge = merging.estimate(method, 2, planned.shape(described), where, sizes)
+    program, (base, models) = planned_merge.trace(described, merge, mesh)
+    held = sum(map(compiled.held_bytes, jax.tree.leaves((base, models))))
+    assert held == pytest.approx(merge.trees * merge.tree_bytes)
+    wanted = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(models[0])]
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(program.out_info)] == wanted
 
 
 # ---- what the compiler answers
@@ -306,6 +319,18 @@ def test_context_shards_compile_and_move_no_more_than_planned(libtpu):
     assert any(
         c.kind == "all-gather" and c.axes == "context" for c in found.collectives
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_linear"])
+def test_a_merge_of_shards_moves_nothing_but_sums_and_counts(method, libtpu):
+    described = config("olmo.py:7b", "--config.model.layers=4")
+    where, sizes = plan.parse("v5e:2x4"), {"fsdp": 4, "tensor": 2}
+    merge = merging.estimate(method, 3, planned.shape(described), where, sizes)
+    found = planned_merge.compile_merge(described, merge)
+    assert found.fits
+    assert sum(one.moved for one in found.collectives) < 1e-3 * merge.memory
+    assert found.peak_bytes > 0.99 * merge.memory
 
 
 @pytest.mark.slow

@@ -13,7 +13,9 @@ is a flag, as of `jaxlab train`. For example:
 
   jaxlab plan --config=configs/olmo.py:7b --topology=v5e:16x16
   jaxlab plan --config=configs/olmo.py:7b --topology=v5p:4x4x8 --search --price=4.2
-  jaxlab plan --config=configs/olmo.py:7b --topology=v5e:16x16 --slices=2 --aot"""
+  jaxlab plan --config=configs/olmo.py:7b --topology=v5e:16x16 --slices=2 --aot
+  jaxlab plan --config=configs/olmo.py:7b --topology=v5e:4x4 --mesh=fsdp=16 \\
+    --merge=ties --models=3 --aot"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--price", type=float, metavar="P", help="of a chip-hour, in any currency"
+    )
+    parser.add_argument(
+        "--merge", metavar="METHOD", help="plan a merge instead: linear, ties ..."
+    )
+    parser.add_argument(
+        "--models", type=int, default=2, metavar="N", help="that --merge merges: 2"
     )
     parser.add_argument("--json", metavar="OUT", help="also write the numbers there")
     parser.add_argument("--plot", metavar="OUT.png", help="also draw bars there")

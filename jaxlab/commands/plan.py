@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 
 from jaxlab import plan as planning
-from jaxlab.commands import plan_compiled, plan_tables
+from jaxlab.commands import plan_compiled, plan_merge, plan_tables
 from jaxlab.core import config as config_lib
 from jaxlab.core import errors
 from jaxlab.plan import environment
@@ -26,6 +26,9 @@ def run(args: argparse.Namespace) -> int:
     flags = [f"--config={args.config}", *args.flags, "--workdir=."]
     config, _ = config_lib.parse(flags)
     shape = planned.shape(config)
+    sizes = args.mesh or {**config.mesh.to_dict(), "slice": topology.slices}
+    if args.merge:
+        return plan_merge.run(args, config, shape, topology, sizes)
     tokens = config.steps * shape.step_tokens if args.tokens is None else args.tokens
     for name, number in (("--tokens", tokens), ("--price", args.price or 0.0)):
         if not (math.isfinite(number) and number >= 0):
@@ -36,7 +39,6 @@ def run(args: argparse.Namespace) -> int:
     if args.search:
         plan_tables.show_search(plans)
     if not plans:
-        sizes = args.mesh or {**config.mesh.to_dict(), "slice": topology.slices}
         plans = [planning.estimate(shape, topology, sizes)]
     chosen, compiled = plans[0], None
     if args.aot:

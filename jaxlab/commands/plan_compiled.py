@@ -25,6 +25,20 @@ def show(plan: planning.Plan, compiled: Any) -> None:
             reasons.append(f"{row.name}: {row.why}")
     output.table(["compiled by XLA", "arithmetic", "compiled", "differs"], rows)
     print()
+    show_collectives(compiled, plan)
+    for line in [*reasons, *comparison.remarks(plan, compiled), compiled.note]:
+        if line:
+            print(line)
+    print(verdict(compiled))
+
+
+def show_collectives(compiled: Any, plan: Any) -> None:
+    """Prints what is moved between chips, but for a few bytes.
+
+    Args:
+        compiled: a `plan.compiled.Compiled`.
+        plan: where it runs: `topology` and `mesh`.
+    """
     lines = [
         [
             f"{one.kind} over {one.axes}",
@@ -39,13 +53,9 @@ def show(plan: planning.Plan, compiled: Any) -> None:
         if one.moved >= 5e6  # scalars and norms
     ]
     if lines:
-        head = ["collectives of a step", "of", "type", "", "count", "GB sent", "s"]
+        head = ["collectives", "of", "type", "", "count", "GB sent", "s"]
         output.table(head, lines)
         print()
-    for line in [*reasons, *comparison.remarks(plan, compiled), compiled.note]:
-        if line:
-            print(line)
-    print(_verdict(compiled))
 
 
 def _cells(row: comparison.Row) -> list[str]:
@@ -60,7 +70,8 @@ def _differs(row: comparison.Row) -> str:
     return f"{row.compiled / row.arithmetic - 1:+.1%}" if row.arithmetic else ""
 
 
-def _verdict(compiled: Any) -> str:
+def verdict(compiled: Any) -> str:
+    """Whether it fits, in a line."""
     peak, usable = compiled.peak_bytes / GIB, compiled.capacity_bytes / GIB
     if compiled.fits:
         return (

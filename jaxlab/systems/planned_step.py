@@ -52,19 +52,30 @@ def trace(
     Raises:
         UserError: the model refuses its settings.
     """
+    with mesh_lib.use(mesh):
+        built = experiment(config, mesh, platform)
+        target, _ = state.abstract(built, mesh)
+        arguments = (target, _batch(config.data, mesh), built.frozen)
+        return step.make_step(built, target).trace(*arguments), arguments
+
+
+def experiment(
+    config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, platform: str
+) -> types.Experiment:
+    """What a config trains, without data; called with the mesh in use.
+
+    Raises:
+        UserError: the model refuses its settings.
+    """
     vocab = planned.shape(config).vocab
     model = ml_collections.ConfigDict({**config.model.to_dict(), "vocab": vocab})
     if platform == "cuda" and model.attention in ("auto", "cudnn"):
         model.attention = "xla"
-    with mesh_lib.use(mesh):
-        try:
-            built = olmo.transformer_config(model, None, mesh).resolved(platform)
-            experiment = olmo.experiment(config, models.Decoder(built), batches=None)
-        except ValueError as error:
-            raise types.UserError(f"this config does not work: {error}") from error
-        target, _ = state.abstract(experiment, mesh)
-        arguments = (target, _batch(config.data, mesh), experiment.frozen)
-        return step.make_step(experiment, target).trace(*arguments), arguments
+    try:
+        built = olmo.transformer_config(model, None, mesh).resolved(platform)
+        return olmo.experiment(config, models.Decoder(built), batches=None)
+    except ValueError as error:
+        raise types.UserError(f"this config does not work: {error}") from error
 
 
 def _batch(data, mesh) -> dict[str, jax.ShapeDtypeStruct]:
