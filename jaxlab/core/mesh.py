@@ -38,6 +38,8 @@ RULES: tuple[tuple[str, tuple[str, ...] | None], ...] = (
     # Tokens between the parts of a layer, where every one is treated alone: tensor
     # shards split them too (Korthikanti et al. 2022, arXiv:2205.05198).
     ("stream", ("slice", "data", "fsdp", "context", "tensor")),
+    # All tokens of the shards that split the model's width: each looks up its part.
+    ("looked_up", ("slice", "data")),
     ("length", None),
     ("embed", ("fsdp", "context")),
     ("mlp", ("tensor",)),

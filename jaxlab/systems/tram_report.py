@@ -1,7 +1,8 @@
 """What a comparison of optimizers found: tables, tests, one page and its numbers.
 
 Means are over seeds, intervals are Student's 95 %, differences are paired by seed (the
-same data order) with a sign-flip test; a difference whose interval holds 0 is not one.
+same data order) with a sign-flip test; a difference is one where its interval does not
+hold 0 and p is below 0.05, which takes six seeds.
 The zero-shot number of a run is the mean of its targets: of perplexities or accuracies.
 """
 
@@ -80,12 +81,11 @@ def verdicts(table: Sequence[Row], protocol: tram.Protocol) -> list[str]:
             continue
         for reference, found in row.against.items():
             better = sign * found.mean
-            certain = found.low > 0 or found.high < 0
-            word = "better" if better > 0 else "worse"
-            if not certain:
-                word = "not different"
+            word = "better than" if better > 0 else "worse than"
+            if not _is_certain(found):
+                word = "not different from"
             lines.append(
-                f"{row.row} is {word} than {reference} on the other targets: "
+                f"{row.row} is {word} {reference} on the other targets: "
                 f"{found.mean:+.3f} {protocol.metric} [{found.low:+.3f}, "
                 f"{found.high:+.3f}], p {found.p_value:.3f}, {found.n} seeds"
             )
@@ -141,7 +141,7 @@ def cells(table: Sequence[Row], protocol: tram.Protocol) -> tuple[list, list]:
         *(f"less {name}" for name in references), "Hessian", "sharpness", "drift",
         "time",
     ]  # fmt: skip
-    adam = [row.seconds for row in table if row.row == "adam"] or [float("nan")]
+    adam = next((row.seconds for row in table if row.row == "adam"), None)
     body = []
     for row in table:
         body.append(
@@ -154,7 +154,7 @@ def cells(table: Sequence[Row], protocol: tram.Protocol) -> tuple[list, list]:
                 f"{row.eigenvalue:.2f}",
                 f"{row.sharpness:.4f}",
                 f"{row.drift:.4f}",
-                f"{row.seconds / adam[0]:.2f}x",
+                f"{row.seconds / adam:.2f}x" if adam else "",
             ]
         )
     return head, body
@@ -213,8 +213,12 @@ def _with_interval(pair) -> str:
 def _difference(found) -> str:
     if found is None:
         return ""
-    star = "*" if found.low > 0 or found.high < 0 else ""
+    star = "*" if _is_certain(found) else ""
     return f"{found.mean:+.3f}{star} (p {found.p_value:.2f})"
+
+
+def _is_certain(found) -> bool:
+    return (found.low > 0 or found.high < 0) and found.p_value < 0.05
 
 
 def _plain(value):
