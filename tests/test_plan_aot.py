@@ -281,6 +281,9 @@ def test_a_step_of_four_layers_reduces_by_reduce_scatter(libtpu):
         if one.kind == "all-gather" and one.axes == "fsdp" and one.is_async
     )
     assert gathered >= 1.5 * layers
+    # Nor is a gradient summed whole over what splits it, the embedding's neither.
+    summed = [one for one in found.collectives if one.kind == "all-reduce"]
+    assert not any("fsdp" in one.axes for one in summed if one.bytes > 1e6)
 
 
 def two_layers(mesh, *changes):

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -38,7 +39,7 @@ RULES: tuple[tuple[str, tuple[str, ...] | None], ...] = (
     # Tokens between the parts of a layer, where every one is treated alone: tensor
     # shards split them too (Korthikanti et al. 2022, arXiv:2205.05198).
     ("stream", ("slice", "data", "fsdp", "context", "tensor")),
-    # All tokens of the shards that split the model's width: each looks up its part.
+    # All tokens of the shards that split the model's width, see `looked_up`.
     ("looked_up", ("slice", "data")),
     ("length", None),
     ("embed", ("fsdp", "context")),
@@ -128,6 +129,29 @@ def spread(x: jax.Array) -> jax.Array:
     mesh, axes = jax.sharding.get_abstract_mesh(), dict(RULES)["stream"]
     shards = math.prod(mesh.shape.get(axis, 1) for axis in axes)
     return constrain(x, "tokens" if x.shape[0] % shards else "stream", "activation")
+
+
+def looked_up(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
+    """Rows of an embedding whose width fsdp splits.
+
+    Every shard looks its columns up for all tokens of its group and exchanges rows,
+    here and in the gradient: less than gathering the table and summing a whole gradient
+    of it, as long as a device has fewer tokens than the table rows. With tensor shards,
+    which split the rows, that would hold more; the partitioner decides there.
+
+    Args:
+        table: [V, D], axes vocab and embed.
+        tokens: i32[T].
+        dtype: of the rows.
+
+    Returns:
+        [T, D].
+    """
+    if jax.sharding.get_abstract_mesh().shape.get("tensor", 1) > 1:
+        return jnp.take(table, tokens, axis=0).astype(dtype)
+    tokens = constrain(tokens, "looked_up")
+    rows = jnp.take(table, tokens, axis=0).astype(dtype)
+    return constrain(rows, "looked_up", "embed")
 
 
 def unsharded(kernel: jax.Array, *names: str) -> jax.Array:

@@ -30,14 +30,8 @@ class Embed(nn.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """i32[B, L] -> [T, D] in the compute dtype."""
-        # Shards look up their columns for all tokens of their group and exchange rows,
-        # here and in the gradient: less than gathering the table and summing a whole
-        # gradient of it, as long as a device has fewer tokens than the table rows.
-        tokens = mesh.constrain(tokens.reshape(-1), "looked_up")
-        rows = jnp.take(self.embedding, tokens, axis=0).astype(self.config.dtype)
-        rows = mesh.constrain(rows, "looked_up", "embed")
-        # One exchange at a time, else the partitioner sums whole arrays.
-        return mesh.spread(mesh.constrain(rows, "tokens", "activation"))
+        rows = mesh.looked_up(self.embedding, tokens.reshape(-1), self.config.dtype)
+        return mesh.spread(rows)
 
 
 class Kernel(nn.Module):
