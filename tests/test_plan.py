@@ -45,14 +45,13 @@ def test_memory_is_within_12_percent_of_the_compilers(row):
     assert memory.state / GIB == pytest.approx(row.state, rel=1e-3, abs=0.01)
 
 
-@pytest.mark.parametrize(("name", "where", "peak"), plan_rows.TRUE_PEAKS)
-def test_memory_of_the_true_step_is_within_12_percent_of_the_compilers(
-    name, where, peak
-):
-    described = config(name)
-    shape, mesh = planned.shape(described), described.mesh.to_dict()
-    found = plan.estimate(shape, plan.parse(where), mesh)
-    assert found.memory.total / GIB == pytest.approx(peak, rel=0.12)
+@pytest.mark.parametrize("row", plan_rows.TRUE_PEAKS, ids=lambda row: row.name)
+def test_the_true_step_fits_where_the_compiler_says_so_and_within_12_percent(row):
+    shape = planned.shape(config(row.config, f"--config.data.batch_size={row.rows}"))
+    found = plan.estimate(shape, plan.parse(row.topology, row.slices), row.mesh)
+    assert found.fits == (row.peak is not None)
+    if row.peak is not None:
+        assert found.memory.total / GIB == pytest.approx(row.peak, rel=0.12)
 
 
 def test_no_published_run_is_above_its_bound_and_12_of_13_are_in_the_range():
@@ -206,7 +205,8 @@ def test_slices_exchange_gradients_over_the_network():
     weights, head = 32 * (4 * 4096**2 + 3 * 4096 * 11_008), 4096 * 50_304
     assert two.bytes.dcn == pytest.approx(2 * 2 * (weights + head) / 256 / 2)
     assert two.times.dcn == pytest.approx(two.bytes.dcn / 3.125e9)
-    assert two.memory.exchange == two.memory.gradients
+    # In bf16, scattered over the 16 data shards of a slice.
+    assert two.memory.exchange == two.memory.gradients / 2 / 16
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,27 @@ def test_collectives_are_counted_by_trips_axes_and_kind():
     assert reduce.moved == 2 * 64 / 2
 
 
+def test_a_peeled_iteration_and_the_loop_it_left_count_together():
+    # Reductions that run one iteration late: four in the loop, from 1, and the last
+    # outside, of one channel; so are permutes, of which all share a channel.
+    peeled = """\
+  %one = s32[]{:T(128)} constant(1)
+  %begin = s32[]{:T(128)} copy(%one)
+  %t = (bf16[16,8], s32[]) tuple(%w, /*index=1*/%begin)
+  %last = bf16[16,8] fusion(%w), kind=kCustom, calls=%all-reduce-scatter.1
+  %near = bf16[4]{0} collective-permute(%w), channel_id=1, source_target_pairs={{0,1}}
+  %far = bf16[4]{0} collective-permute(%w), channel_id=1, source_target_pairs={{0,1}}
+"""
+    text = HLO.replace("  %loop =", peeled + "  %loop =").replace(
+        "  %five =", "  %i = s32[] get-tuple-element(%s), index=1\n  %five ="
+    )
+    found = {one.kind: one for one in hlo.collectives(text, MESH) if not one.is_async}
+    assert found["reduce-scatter"].count == 5
+    assert found["collective-permute"].count == 2
+    gather = next(c for c in hlo.collectives(text, MESH) if c.kind == "all-gather")
+    assert (gather.count, gather.is_async) == (4, True)
+
+
 @pytest.mark.parametrize(
     ("groups", "axes", "size"),
     [
@@ -325,15 +346,18 @@ def test_context_shards_compile_and_move_no_more_than_planned(libtpu):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_linear"])
-def test_a_merge_of_shards_moves_nothing_but_sums_and_counts(method, libtpu):
+@pytest.mark.parametrize("method", [*merging.METHODS])
+def test_a_merge_of_shards_holds_its_trees_and_moves_sums_and_counts(method, libtpu):
     described = config("olmo.py:7b", "--config.model.layers=4")
     where, sizes = plan.parse("v5e:2x4"), {"fsdp": 4, "tensor": 2}
-    merge = merging.estimate(method, 3, planned.shape(described), where, sizes)
+    count = 2 if method == "slerp" else 3
+    merge = merging.estimate(method, count, planned.shape(described), where, sizes)
     found = planned_merge.compile_merge(described, merge)
     assert found.fits
-    assert sum(one.moved for one in found.collectives) < 1e-3 * merge.memory
-    assert found.peak_bytes > 0.99 * merge.memory
+    assert found.peak_bytes == pytest.approx(merge.memory, rel=0.12)
+    moved = sum(one.moved for one in found.collectives)
+    # DELLA sorts rows that lie on several chips.
+    assert method == "della" or moved < 1e-3 * merge.memory
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def _show(name: str, plan: merging.Merge, compiled: Any) -> None:
     print(f"{plan.shape.params:,} parameters in f32\n")
     read = plan.trees * plan.tree_bytes
     rows = [["models read", f"{read / GIB:.2f} GiB"]]
-    rows += [["with the result", f"{plan.memory / GIB:.2f} GiB"]]
+    rows += [["together", f"{plan.memory / GIB:.2f} GiB"]]
     head = ["on a chip", "arithmetic"]
     if compiled is not None:
         head += ["compiled"]
@@ -65,7 +65,6 @@ def _show(name: str, plan: merging.Merge, compiled: Any) -> None:
         plan_compiled.show_collectives(compiled, plan)
         print(plan_compiled.verdict(compiled))
         return
-    print("methods that choose elements hold more beside; --aot says how much")
     if not plan.fits:
         room = plan.topology.chip.hbm_bytes / GIB
         print(

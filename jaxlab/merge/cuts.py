@@ -183,23 +183,25 @@ def _cut_on_host(group, ranks, exact):
 
 @functools.partial(jax.jit, static_argnums=2)
 def _count(groups, words, exact):
-    def one(parts, rank):  # patterns of one model's leaves, rank [R, 2]
-        cut = jax.vmap(counting.largest, (None, 0))(parts, rank)
-        return cut, counting.stops(parts, cut[0], rank[0]) if exact else []
-
     results = []
-    for group, rank in zip(groups, words, strict=True):
-        parts = [_patterns(column) for column in group]
-        cut, stops = jax.vmap(one, (0, 1), (1, 0))(parts, rank)
-        results.append((cut, stops or [None] * len(group)))
+    for group, ranks in zip(groups, words, strict=True):
+        rows = []
+        for k in range(ranks.shape[1]):
+            parts = [_patterns(column[0], column[1 + k]) for column in group]
+            cut = jax.vmap(counting.largest, (None, 0))(parts, ranks[:, k])
+            stops = counting.stops(parts, cut[0], ranks[0, k]) if exact else []
+            rows.append((cut, stops))
+            # One model after another: the patterns of one are alive at a time.
+            group, rows = jax.lax.optimization_barrier((group, rows))
+        cuts, stops = jax.tree.map(lambda *x: jnp.stack(x), *rows)
+        results.append((cuts.T, stops or [None] * len(group)))
     return results
 
 
-def _patterns(column):
-    base, *finetuned = (jnp.asarray(leaf) for leaf in column)
+def _patterns(base, finetuned):
+    base, finetuned = jnp.asarray(base), jnp.asarray(finetuned)
     wide = checks.widened(base)
-    base = base.astype(wide)
-    return jnp.stack([counting.bits(leaf.astype(wide) - base) for leaf in finetuned])
+    return counting.bits(finetuned.astype(wide) - base.astype(wide))
 
 
 def _variance_cut(column, share, select):

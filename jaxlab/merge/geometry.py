@@ -27,6 +27,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 
 from jaxlab.core import types
@@ -224,13 +225,18 @@ def _stock(leaves, *, filter_wise):
 
 def _spanned(leaves, has_base, along, formula, *coefficients):
     """The combination of leaves, or of their differences from the first."""
-    base, vectors = (leaves[0], leaves[1:]) if has_base else (None, leaves)
-    if has_base:
-        vectors = [leaf - base for leaf in vectors]
-    moved = linear.weighted_sum(
-        vectors, formula(spheres.gram(vectors, along), *coefficients)
-    )
-    return base + moved if has_base else moved
+    if not has_base:
+        weights = formula(spheres.gram(leaves, along), *coefficients)
+        return linear.weighted_sum(leaves, weights)
+    weights = formula(spheres.gram(_differences(leaves), along), *coefficients)
+    # Subtracted again, else compilers keep all differences until there are weights.
+    leaves, weights = jax.lax.optimization_barrier((leaves, weights))
+    return leaves[0] + linear.weighted_sum(_differences(leaves), weights)
+
+
+def _differences(leaves):
+    base, *others = leaves
+    return [leaf - base for leaf in others]
 
 
 def _several(trees, weights, base, normalize):

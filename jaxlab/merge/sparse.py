@@ -23,6 +23,7 @@ the elements tie there. NaN in any model is NaN in the result.
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -288,10 +289,18 @@ def _trimmed(leaves, weights, lam, found, stop=None, *, consensus, normalize, re
 
 
 def _selected(leaves, cut, share):
+    # Each time anew from the models, else compilers keep all their differences.
+    leaves, cut = jax.lax.optimization_barrier((leaves, cut))
+    energies = jnp.stack([deltas.energy(d) for d in _varying(leaves, cut, share)])
+    shares = deltas.shares(energies, float(leaves[0].size))
+    leaves, shares = jax.lax.optimization_barrier((leaves, shares))
+    return deltas.combine_by_shares(leaves[0], _varying(leaves, cut, share), shares)
+
+
+def _varying(leaves, cut, share):
+    """Differences from the base, where they vary enough."""
     base, *finetuned = leaves
     differences = [model - base for model in finetuned]
     patterns = counting.bits(deltas.variance(differences))
     kept = (share >= 1) | ((patterns >= cut) & (share > 0))
-    thinned = [deltas.keep(delta, kept) for delta in differences]
-    energies = jnp.stack([deltas.energy(delta) for delta in thinned])
-    return deltas.combine_by_shares(base, thinned, deltas.shares(energies, base.size))
+    return [deltas.keep(delta, kept) for delta in differences]

@@ -216,10 +216,10 @@ def _dropped(
 ):
     """One leaf; behind the models come M masks or ranks, as `extra` says."""
     count = len(density)
-    base, finetuned, more = leaves[0], leaves[1 : 1 + count], leaves[1 + count :]
+    leaves, more = leaves[: 1 + count], leaves[1 + count :]
     thinned = []
-    for k, model in enumerate(finetuned):
-        delta = model - base
+    for k in range(count):
+        delta = leaves[1 + k] - leaves[0]
         chance = density[k]
         if epsilon is not None:
             ranks = more[k] if extra == "ranks" else row_ranks(delta)
@@ -228,13 +228,15 @@ def _dropped(
             kept = more[k] != 0
         else:
             kept = noise.uniform(streams[k], delta.shape, xp=jnp) < chance
-        thin = deltas.keep(delta, kept)
+        if epsilon is not None:  # one sort after another
+            leaves, kept = jax.lax.optimization_barrier((leaves, kept))
+        thin = deltas.keep(leaves[1 + k] - leaves[0], kept)
         if rescale == "l1":
             thin = thin * deltas.factor(deltas.size(delta), deltas.size(thin))
         elif rescale == "expectation":
             thin = thin / jnp.where(chance > 0, chance, 1)
         thinned.append(thin)
-    return deltas.combine(base, thinned, weights, lam, **options)
+    return deltas.combine(leaves[0], thinned, weights, lam, **options)
 
 
 def _all_on_host(trees) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental import mesh_utils, topologies
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh
 
 from jaxlab.core import errors
@@ -172,11 +173,16 @@ def held_bytes(leaf: jax.ShapeDtypeStruct) -> float:
 def _without_cache():
     """Programs for other machines stay out of jax's compilation cache."""
     before = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
+    _use_cache(False)
     try:
         yield
     finally:
-        jax.config.update("jax_enable_compilation_cache", before)
+        _use_cache(before)
+
+
+def _use_cache(is_used):
+    jax.config.update("jax_enable_compilation_cache", is_used)
+    compilation_cache.reset_cache()  # jax looks at the setting only once
 
 
 def _muffled(chip):

@@ -4,11 +4,12 @@ Reads the text of an optimized HLO module, since no interface of XLA tells:
 
     executions of a computation = sum over its callers, times the trip count of a loop
 
-The trip count is the integer in the loop's condition. A gather that overlaps with
-matmuls appears in two or three fused pieces (start, carry, done) of one `channel_id`:
-the piece that runs least often counts. On v5e a reduce-scatter is an all-reduce inside
-a fusion that is called all-reduce-scatter; on v6e and v5p it goes by its name, in a
-computation that runs on a SparseCore.
+The trip count is the integer in the loop's condition, less what its counter begins
+with: of a loop whose collectives run one iteration late, XLA peels an iteration. A
+gather that overlaps with matmuls appears in two or three fused pieces (start, carry,
+done): the last counts. On v5e a reduce-scatter is an all-reduce inside a fusion that is
+called all-reduce-scatter; on v6e and v5p it goes by its name, in a computation that
+runs on a SparseCore.
 
 Bytes are those of the whole array: what a gather returns, what a reduction takes.
 """
@@ -30,6 +31,7 @@ _CALLS = re.compile(
     r"|false_computation)=(?:\{([^}]*)\}|(%?[\w.-]+))"
 )
 _KIND = re.compile(rf" ({'|'.join(KINDS)})(-start)?\(")
+_DONE = '"AsyncCollectiveDone"'
 _TYPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 
 
@@ -72,30 +74,26 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
     """
     computations = _computations(text)
     runs, beside = _executions(computations), _beside(computations)
-    found: dict[tuple, tuple[float, Collective]] = {}
-    for name, lines in computations.items():
-        overlapped = name in beside or any("AsyncCollective" in line for line in lines)
-        for place, line in enumerate(lines):
-            one = _read(name, line, mesh, overlapped)
-            if one is None or not runs.get(name):
-                continue
-            channel = re.search(r"channel_id=(\d+)", line)
-            key = (one.kind, channel[1]) if channel else (name, place)
-            before = found.get(key)
-            if before is None or runs[name] < before[0]:
-                is_async = one.is_async or bool(before and before[1].is_async)
-                found[key] = runs[name], one._replace(is_async=is_async)
     together: dict[tuple, Collective] = {}
-    for count, one in found.values():
-        total = one._replace(count=count, bytes=one.bytes * count)
-        alike = one[:5]
-        if alike in together:
-            seen = together[alike]
-            total = seen._replace(
-                count=seen.count + total.count, bytes=seen.bytes + total.bytes
+    for name, lines in computations.items():
+        if not runs.get(name) or _is_unfinished(name, lines):
+            continue
+        overlapped = name in beside or any(_DONE in line for line in lines)
+        for line in lines:
+            one = _read(name, line, mesh, overlapped)
+            if one is None:
+                continue
+            seen = together.get(one[:5], one._replace(count=0.0, bytes=0.0))
+            together[one[:5]] = seen._replace(
+                count=seen.count + runs[name], bytes=seen.bytes + one.bytes * runs[name]
             )
-        together[alike] = total
     return sorted(together.values(), key=lambda one: -one.bytes)
+
+
+def _is_unfinished(name, lines):
+    """Whether a computation begins or carries on a collective that another one ends."""
+    begins = any('"AsyncCollectiveStart"' in line for line in lines)
+    return begins or name.startswith("async_collective_fusion")
 
 
 def _computations(text: str) -> dict[str, list[str]]:
@@ -119,7 +117,7 @@ def _executions(computations: Mapping[str, list[str]]) -> dict[str, float]:
     callers: dict[str, list[tuple[str, float]]] = {}
     for name, lines in computations.items():
         for line in lines:
-            trips = _trips(line, computations) if " while(" in line else 1
+            trips = _trips(line, lines, computations) if " while(" in line else 1
             for several, one in _CALLS.findall(line):
                 for called in re.findall(r"[\w.-]+", several or one):
                     callers.setdefault(called, []).append((name, trips))
@@ -150,12 +148,41 @@ def _beside(computations: Mapping[str, list[str]]) -> set[str]:
     }
 
 
-def _trips(line: str, computations: Mapping[str, list[str]]) -> int:
-    """The trip count of a while: the integer that its condition compares with."""
+def _trips(line, beside, computations) -> int:
+    """The trip count of a while: what its condition compares with, less the start.
+
+    Args:
+        line: of the while.
+        beside: the lines of its computation.
+        computations: of the program.
+    """
     condition = re.search(r"condition=%?([\w.-]+)", line)
     lines = computations.get(condition[1], []) if condition else []
-    numbers = re.findall(r"s32\[\]\S* constant\((\d+)\)", "\n".join(lines))
-    return max(map(int, numbers), default=1)
+    end = max(map(int, _integers("\n".join(lines))), default=1)
+    place = re.search(r"s32\[\]\S* get-tuple-element\(.*index=(\d+)", "\n".join(lines))
+    return max(end - _first(line, int(place[1]) if place else 0, beside), 0)
+
+
+def _first(loop: str, place: int, lines: list[str]) -> int:
+    """What a loop's tuple holds at a place before it runs; 0 if that is no constant."""
+    defined = {
+        found[1]: line
+        for line in lines
+        if (found := re.match(r" *(?:ROOT )?%?([\w.-]+) = ", line))
+    }
+    carried = re.search(r" while\(%?([\w.-]+)\)", loop)
+    given = (
+        re.search(r" tuple\((.*?)\)", defined.get(carried[1], "")) if carried else None
+    )
+    names = re.sub(r"/\*.*?\*/", "", given[1]).split(",") if given else []
+    line = defined.get(names[place].strip(" %"), "") if place < len(names) else ""
+    while copied := re.search(r" copy\(%?([\w.-]+)\)", line):
+        line = defined.get(copied[1], "")
+    return int(next(iter(_integers(line)), 0))
+
+
+def _integers(text: str) -> list[str]:
+    return re.findall(r"s32\[\]\S* constant\((\d+)\)", text)
 
 
 def _read(name, line, mesh, overlapped) -> Collective | None:

@@ -7,15 +7,16 @@
     activations  2 N_layers b L D / t, what the backward pass starts from, and what the
                  remat policy keeps beside it
     working      the larger of   a layer: its weights gathered, the next layer's where
-                                 gathers overlap, their gradient (half of it where each
-                                 matrix's is scattered at once), and activations;
+                                 gathers overlap, half their gradient, for each matrix's
+                                 is scattered at once, and activations;
                                  the loss: a block of logits and of the head, and
                                  their gradients
-    exchange     4 N / (f t)     gradients on their way to another slice
+    exchange     2 N / (f t d)   gradients on their way to another slice, scattered over
+                 the data shards of their own before
 
-N parameters, P those of layers, f fsdp, t tensor, b rows a device holds. Nothing here
-is fitted. Programs of many layers that XLA:TPU compiled for data and fsdp meshes need
-0.9 to 1.06 times as much (tests/plan_rows.py); `jaxlab plan --aot` asks it.
+N parameters, P those of layers, f fsdp, t tensor, d data, b rows a device holds.
+Nothing here is fitted. Programs of many layers that XLA:TPU compiled for data and fsdp
+meshes need 0.9 to 1.1 times as much (tests/plan_rows.py); `jaxlab plan --aot` asks it.
 """
 
 import math
@@ -54,21 +55,22 @@ def needed(
         topology: where.
         mesh: sizes of all axes, see `topology.mesh`.
     """
-    whole = _copies(topology, mesh)
     t = mesh["tensor"]
     shards = mesh["fsdp"] * mesh["context"] * t
+    whole = _copies(topology, mesh)
     rows, passes = shapes.device_share(shape, mesh), shape.passes
     gradients = passes.gradients * 4 * shape.params / shards
     if shape.micro_batches > 1:  # the sum, and those of one microbatch
         gradients *= 2
     kept = _kept(shape, rows, t) * passes.held
+    exchanged = shape.compute_bytes * shape.params / (shards * mesh["data"])
     return Memory(
         state=4 * (1 + shape.moments + passes.copies) * shape.params / shards,
         gradients=gradients,
         weights=passes.held * shape.compute_bytes * shape.layer_params / shards,
         activations=kept,
         working=max(_layer(shape, rows, t, whole), _loss(shape, rows, t)),
-        exchange=4 * shape.params / shards if mesh["slice"] > 1 else 0.0,
+        exchange=exchanged if mesh["slice"] > 1 else 0.0,
     )
 
 
@@ -91,10 +93,9 @@ def _kept(shape, rows, t):
 
 def _copies(topology, mesh):
     """How many layers' weights and gradients are whole on a chip at once."""
-    gradients = 1.0 if topologies.reduces_all(topology, mesh) else 0.5
     if mesh["fsdp"] * mesh["context"] == 1:
-        return gradients
-    return 1 + topology.chip.prefetches + gradients
+        return 0.5
+    return 1.5 + topology.chip.prefetches
 
 
 def _layer(shape, rows, t, whole):

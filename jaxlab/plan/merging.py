@@ -1,11 +1,13 @@
 """A merge of whole models on chips that are not here, by arithmetic.
 
-    memory = 4 (trees read + 1 written) params / shards
-    time   = the same bytes at the rate of HBM
+    memory = 4 (trees read + 1 written) params / shards + working
+    time   = the first of the two, at the rate of HBM
 
-Parameters are f32, as a run keeps them; data shards hold copies. Each tree is read once
-and no more is alive than that: what a method needs beside (task vectors, masks, counts)
-and moves between chips, the compiler says (`systems/planned_merge.py`).
+Parameters are f32, as a run keeps them; data shards hold copies. What a method needs
+beside (task vectors, masks, counts) is computed leaf by leaf and model by model, and
+again rather than kept, so that working is 0; DELLA's is the sort of the largest leaf.
+How often a method reads its trees, and what it moves between chips, the compiler says
+(`systems/planned_merge.py`).
 """
 
 import dataclasses
@@ -29,6 +31,10 @@ METHODS = {
     "sce": ((1, None), True),
     "model_stock": ((2, None), True),
 }
+
+# Trees' worth of the largest leaf beside a mask of each model's: the keys of a sort,
+# their places, and the sorted copies, as XLA:TPU compiles it.
+_SORT = 3
 
 
 class Merge(NamedTuple):
@@ -59,14 +65,24 @@ class Merge(NamedTuple):
         return 4 * self.shape.params / shards
 
     @property
-    def memory(self) -> float:
+    def moved(self) -> float:
         """Bytes on one chip: what is read and what is written."""
         return (self.trees + 1) * self.tree_bytes
 
     @property
+    def memory(self) -> float:
+        """Bytes that one chip holds."""
+        if self.method != "della":
+            return self.moved
+        shape = self.shape
+        leaf = max(shape.head_params, shape.layers * max(shape.matrices.values()))
+        held = (_SORT + self.models) * leaf / shape.params
+        return self.moved + held * self.tree_bytes
+
+    @property
     def seconds(self) -> float:
         """Of reading and writing, at the rate of HBM."""
-        return self.memory / self.topology.chip.hbm_rate
+        return self.moved / self.topology.chip.hbm_rate
 
     @property
     def fits(self) -> bool:

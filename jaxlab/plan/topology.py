@@ -46,7 +46,8 @@ class Chip:
         ring: a dimension has joined ends if its size is a multiple of this.
         efficiency: of the roofline's bound that is reached, (low, likely, high); see
             `roofline.py`.
-        prefetches: the next weights are gathered while the chip computes.
+        prefetches: the next layer's weights are gathered while the chip computes. Not
+            those of v6e: its SparseCores are a matrix ahead.
         options: of XLA:TPU, with which bytes are moved while the chip computes.
         caution: what the predicted times take for granted, or "".
         describe: further arguments of jax's `get_topology_desc`.
@@ -111,7 +112,7 @@ CHIPS = {
         "published runs; the options of jaxlab/plan/topology.py do it for reductions",
     ),
     "v6e": Chip(
-        918e12, 31.25 * GIB, 1.64e12, 180e9, 12.5e9, 2, 16, _TRILLIUM, True,
+        918e12, 31.25 * GIB, 1.64e12, 180e9, 12.5e9, 2, 16, _TRILLIUM,
         options=_SPARSE_CORE,
         caution="the times of v6e assume gathers that overlap with matmuls, as they "
         "do with the compiler options of jaxlab/plan/topology.py",
