@@ -196,6 +196,14 @@ def test_every_merge_that_is_planned_is_traced_and_keeps_the_shardings(method):
     assert [(x.shape, x.dtype) for x in jax.tree.leaves(program.out_info)] == wanted
 
 
+def test_a_merge_that_refuses_a_leaf_ends_in_a_line():
+    described = config("scale.py:llama_70b")
+    sizes, where = {"fsdp": 8}, plan.parse("v5e:2x4")
+    merge = merging.estimate("ties", 2, planned.shape(described), where, sizes)
+    with pytest.raises(errors.UserError, match=r"--merge ties: .* in one leaf"):
+        planned_merge.trace(described, merge, mesh_lib.make_mesh(sizes))
+
+
 # ---- what the compiler answers
 
 

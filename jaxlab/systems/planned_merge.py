@@ -11,8 +11,8 @@ import jax
 import ml_collections
 
 from jaxlab import merge
+from jaxlab.core import errors, state
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import state
 from jaxlab.plan import compiled, merging
 from jaxlab.systems import planned_step
 
@@ -57,7 +57,8 @@ def compile_merge(
         plan: which merge, and where.
 
     Raises:
-        UserError: the model refuses its settings, or the compiler the merge.
+        UserError: the model refuses its settings, the merge its leaves, or the compiler
+            the merge.
     """
     mesh = compiled.device_mesh(plan.topology, plan.mesh)
     program, arguments = trace(config, plan, mesh)
@@ -71,7 +72,7 @@ def trace(
     """The traced merge, and its shapes: (base or None, models).
 
     Raises:
-        UserError: the model refuses its settings.
+        UserError: the model refuses its settings, or the merge its leaves.
     """
     platform = plan.topology.chip.platform
     with mesh_lib.use(mesh):
@@ -81,4 +82,7 @@ def trace(
         params = target.params
         base = params if plan.trees > plan.models else None
         arguments = (base, [params] * plan.models)
-        return jax.jit(CALLS[plan.method]).trace(*arguments), arguments
+        try:
+            return jax.jit(CALLS[plan.method]).trace(*arguments), arguments
+        except ValueError as error:  # of jaxlab.merge: it says what and why
+            raise errors.UserError(f"--merge {plan.method}: {error}") from error
