@@ -619,3 +619,13 @@ def test_everything_wrong_is_said_at_once():
         merge.ties({"w": 1j * jnp.ones(2)}, [{"w": 1j * jnp.ones(2)}])
     with pytest.raises(ValueError, match="select='host' needs concrete"):
         jax.jit(lambda b: merge.ties(b, finetuned, density=0.5, select="host"))(base)
+
+
+def test_sce_takes_leaves_of_more_elements_than_int32_counts():
+    leaf = jax.ShapeDtypeStruct((2**16, 2**15 + 1), jnp.float32)
+    merged = jax.eval_shape(
+        lambda base, model: merge.sce(base, [model, model], select_topk=0.5),
+        {"w": leaf},
+        {"w": leaf},
+    )
+    assert (merged["w"].shape, merged["w"].dtype) == (leaf.shape, leaf.dtype)

@@ -157,9 +157,9 @@ def _trips(line, beside, computations) -> int:
         computations: of the program.
     """
     condition = re.search(r"condition=%?([\w.-]+)", line)
-    lines = computations.get(condition[1], []) if condition else []
-    end = max(map(int, _integers("\n".join(lines))), default=1)
-    place = re.search(r"s32\[\]\S* get-tuple-element\(.*index=(\d+)", "\n".join(lines))
+    text = "\n".join(computations.get(condition[1], []) if condition else [])
+    end = max(map(int, _integers(text)), default=1)
+    place = re.search(r"s32\[\]\S* get-tuple-element\(.*index=(\d+)", text)
     return max(end - _first(line, int(place[1]) if place else 0, beside), 0)
 
 
@@ -171,9 +171,8 @@ def _first(loop: str, place: int, lines: list[str]) -> int:
         if (found := re.match(r" *(?:ROOT )?%?([\w.-]+) = ", line))
     }
     carried = re.search(r" while\(%?([\w.-]+)\)", loop)
-    given = (
-        re.search(r" tuple\((.*?)\)", defined.get(carried[1], "")) if carried else None
-    )
+    whole = defined.get(carried[1], "") if carried else ""
+    given = re.search(r" tuple\((.*?)\)", whole)
     names = re.sub(r"/\*.*?\*/", "", given[1]).split(",") if given else []
     line = defined.get(names[place].strip(" %"), "") if place < len(names) else ""
     while copied := re.search(r" copy\(%?([\w.-]+)\)", line):

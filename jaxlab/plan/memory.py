@@ -15,8 +15,9 @@
                  the data shards of their own before
 
 N parameters, P those of layers, f fsdp, t tensor, d data, b rows a device holds.
-Nothing here is fitted. Programs of many layers that XLA:TPU compiled for data and fsdp
-meshes need 0.9 to 1.1 times as much (tests/plan_rows.py); `jaxlab plan --aot` asks it.
+No number here is fitted, but which terms there are was chosen looking at the programs
+of many layers in tests/plan_rows.py: XLA:TPU needs 0.9 to 1.1 times as much for these
+data and fsdp meshes. `jaxlab plan --aot` asks it.
 """
 
 import math

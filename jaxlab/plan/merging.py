@@ -32,8 +32,8 @@ METHODS = {
     "model_stock": ((2, None), True),
 }
 
-# Trees' worth of the largest leaf beside a mask of each model's: the keys of a sort,
-# their places, and the sorted copies, as XLA:TPU compiles it.
+# Copies of the largest leaf that a sort holds (keys, places, what is sorted), beside one
+# for each model: chosen looking at what XLA:TPU needs for one to three models.
 _SORT = 3
 
 
