@@ -32,8 +32,8 @@ METHODS = {
     "model_stock": ((2, None), True),
 }
 
-# Copies of the largest leaf that a sort holds (keys, places, what is sorted), beside one
-# for each model: chosen looking at what XLA:TPU needs for one to three models.
+# Copies of the largest leaf that a sort holds (keys, places, what is sorted), beside
+# one for each model: chosen looking at what XLA:TPU needs for one to three models.
 _SORT = 3
 
 
