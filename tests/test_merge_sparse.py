@@ -27,6 +27,19 @@ VALUES = pathlib.Path(__file__).parent / "values" / "merge"
 TOLERANCE = {"float32": 3e-6, "bfloat16": 4e-3}
 SPARSE = ("ties", "breadcrumbs", "breadcrumbs_ties", "sce")
 RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
+KEY = jax.random.key(3)
+BY_SHARE = {
+    "ties": lambda b, f, share: merge.ties(b, f, 1.0, jnp.full(len(f), share)),
+    "global": lambda b, f, share: merge.ties(
+        b, f, 1.0, jnp.full(len(f), share), scope="global"
+    ),
+    "breadcrumbs": lambda b, f, share: merge.breadcrumbs(
+        b, f, 1.0, jnp.full(len(f), share), 0.1
+    ),
+    "sce": lambda b, f, share: merge.sce(b, f, select_topk=share),
+    "dare": lambda b, f, share: merge.dare(b, f, 1.0, share, key=KEY),
+    "della": lambda b, f, share: merge.della(b, f, 1.0, share, 0.1, key=KEY),
+}
 
 
 def bits(tree):
@@ -621,11 +634,62 @@ def test_everything_wrong_is_said_at_once():
         jax.jit(lambda b: merge.ties(b, finetuned, density=0.5, select="host"))(base)
 
 
-def test_sce_takes_leaves_of_more_elements_than_int32_counts():
-    leaf = jax.ShapeDtypeStruct((2**16, 2**15 + 1), jnp.float32)
-    merged = jax.eval_shape(
-        lambda base, model: merge.sce(base, [model, model], select_topk=0.5),
-        {"w": leaf},
-        {"w": leaf},
-    )
-    assert (merged["w"].shape, merged["w"].dtype) == (leaf.shape, leaf.dtype)
+@pytest.mark.parametrize("method", BY_SHARE)
+@pytest.mark.parametrize("shape", [(2**16, 2**15 + 1), (80, 8192, 28672)])
+def test_leaves_of_more_elements_than_one_word_counts_are_taken(method, shape):
+    function = BY_SHARE[method]
+    tree = {"w": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    merged = jax.eval_shape(lambda b, m: function(b, [m, m], 0.5), tree, tree)
+    assert (merged["w"].shape, merged["w"].dtype) == (shape, jnp.float32)
+
+
+@pytest.mark.parametrize("method", BY_SHARE)
+def test_leaves_that_are_counted_by_slices_merge_as_ever(method, monkeypatch):
+    base, finetuned = models()
+    placed = place(base), [place(tree) for tree in finetuned]
+
+    def merged():
+        jax.clear_caches()  # of programs that know another limit
+        function = jax.jit(BY_SHARE[method])
+        return [bits(function(*trees, 0.4)) for trees in ((base, finetuned), placed)]
+
+    expected = merged()
+    monkeypatch.setattr(counting, "LIMIT", 20)
+    assert max(leaf.size for leaf in jax.tree.leaves(base)) > 20
+    assert merged() == expected
+    jax.clear_caches()
+
+
+def test_counts_and_indices_beyond_one_word_are_exact():
+    counts = np.uint32([2**32 - 1] * 70)
+    high, low = counting._total(jnp.asarray(counts))
+    assert int(high) * 2**16 + int(low) == 70 * (2**32 - 1)
+    assert counting.words(np.float32(3 * 2**33 + 2**12)).tolist() == [3 * 2**17, 2**12]
+    assert cuts.ranks_of(np.array([0.5]), 2**35).tolist() == [2**34]
+    traced = jax.jit(lambda d: counting.words(cuts.ranks_of(d, 2**35)))
+    found = traced(jnp.array([0.5, 0, 1])).tolist()
+    assert found[:2] == [[2**18, 0], [0, 0]]
+    assert found[2][0] >= 2**19
+    words, shape = np.uint32([7, 9]), (80, 8192, 28672)  # drawn only where it is read
+    read = jax.jit(lambda: noise.uniform(words, shape, xp=jnp)[::79, 8191, -5:])()
+    starts = [(i * 8192 + 8191) * 28672 + 28667 for i in (0, 79)]
+    expected = [noise.uniform(words, (5,), start, xp=np) for start in starts]
+    np.testing.assert_array_equal(read, expected)
+    where = jax.jit(lambda: noise.uniform(words, shape, xp=jnp)[18:20, 2340:2342, ::7])
+    near = where()  # around 2^32
+    for i in range(2):
+        for j in range(2):
+            start = ((18 + i) * 8192 + 2340 + j) * 28672
+            row = noise.uniform(words, (28672,), start, xp=np)
+            np.testing.assert_array_equal(near[i, j], row[::7])
+
+
+def test_a_leaf_that_cannot_be_counted_is_refused_with_its_fix():
+    def merged(shape, **options):
+        tree = {"w": jax.ShapeDtypeStruct(shape, jnp.float32)}
+        jax.eval_shape(lambda b, m: merge.ties(b, [m], 1.0, 0.5, **options), tree, tree)
+
+    with pytest.raises(ValueError, match=r"w has 4295032832 elements: reshape it"):
+        merged((2**16 + 1, 2**16))
+    with pytest.raises(ValueError, match=r"'lowest_index' takes less than 2\^32"):
+        merged((2, 2**31), ties="lowest_index")

@@ -20,6 +20,7 @@ from jaxlab import cli, plan
 from jaxlab.core import config as config_lib
 from jaxlab.core import errors
 from jaxlab.core import mesh as mesh_lib
+from jaxlab.merge import counting
 from jaxlab.plan import comparison, compiled, environment, flops, hlo, merging, traced
 from jaxlab.plan import topology as topologies
 from jaxlab.systems import planned, planned_merge, planned_step
@@ -196,11 +197,12 @@ def test_every_merge_that_is_planned_is_traced_and_keeps_the_shardings(method):
     assert [(x.shape, x.dtype) for x in jax.tree.leaves(program.out_info)] == wanted
 
 
-def test_a_merge_that_refuses_a_leaf_ends_in_a_line():
+def test_a_merge_that_refuses_a_leaf_ends_in_a_line(monkeypatch):
+    monkeypatch.setattr(counting, "LIMIT", 1000)
     described = config("scale.py:llama_70b")
     sizes, where = {"fsdp": 8}, plan.parse("v5e:2x4")
     merge = merging.estimate("ties", 2, planned.shape(described), where, sizes)
-    with pytest.raises(errors.UserError, match=r"--merge ties: .* in one leaf"):
+    with pytest.raises(errors.UserError, match=r"--merge ties: .* reshape it"):
         planned_merge.trace(described, merge, mesh_lib.make_mesh(sizes))
 
 

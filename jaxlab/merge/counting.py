@@ -11,8 +11,9 @@ with the comparisons (5 ns an element for all passes; 27 for 31 passes of a plai
 for which XLA writes the comparisons to memory first). XLA would gather the operands of
 such a reduction if they are sharded, so with more devices there are three sums.
 
-Totals may pass 2^32 when many leaves are counted together, hence the counts in two
-words of which the lower has 16 bits. One leaf has fewer than 2^32 elements.
+Totals may pass 2^32, hence the counts in two words of which the lower has 16 bits. A
+leaf of more elements (the stacked layers of 70B parameters) is counted along its first
+axis, slice by slice.
 
 Conventions: see `jaxlab.merge.selection`, with which every result agrees to the bit.
 """
@@ -25,7 +26,7 @@ import numpy as np
 
 from jaxlab.merge import noise
 
-LIMIT = 2**32 - 1  # elements of one leaf
+LIMIT = 2**32 - 1  # elements that one word counts
 
 
 def bits(values: jax.Array) -> jax.Array:
@@ -43,19 +44,28 @@ def bits(values: jax.Array) -> jax.Array:
 def words(rank):
     """A count below 2^48 as `uint32[..., 2]`: what is above its low 16 bits, and these.
 
+    Of integers or of floats without a fraction.
+
     >>> words(65537).tolist()
     [1, 1]
     """
     xp = jnp if isinstance(rank, jax.Array) else np
     rank = xp.asarray(rank)
-    return xp.stack([rank >> 16, rank & 0xFFFF], axis=-1).astype(np.uint32)
+    high = rank // 2**16
+    return xp.stack([high, rank - high * 2**16], axis=-1).astype(np.uint32)
+
+
+def total(flags: jax.Array) -> jax.Array:
+    """How many of an array's booleans are true, as `words`."""
+    return _counts([flags.astype(jnp.uint32)], [jnp.uint32(1)])[0]
 
 
 def largest(parts: Sequence[jax.Array], rank: jax.Array) -> jax.Array:
     """The element of this rank among unsigned integers in arrays of any shapes.
 
     Args:
-        parts: arrays of one unsigned dtype.
+        parts: arrays of one unsigned dtype; those of more than `LIMIT` elements of at
+            most 2^16 slices of fewer.
         rank: uint32[2] as `words` gives it; 1 is the largest. For 0 the result is the
             greatest integer, for a rank beyond the number of elements it is 0.
     """
@@ -78,15 +88,15 @@ def stops(parts: Sequence[jax.Array], cut: jax.Array, rank: jax.Array) -> list:
 
     So many are kept that with those above the cut there are `rank`; the first parts
     and the lowest indices come first. Costs as much as `largest` once more, and moves
-    no more: an index is found by counting, too.
+    no more: an index is found by counting, too. Parts have at most `LIMIT` elements.
     """
     one = parts[0].dtype.type(1)
     left = _subtract(rank, _counts(parts, [cut + one])[0])
     results = []
     for part in parts:
         equal = part == cut
-        total = _counts([equal.astype(jnp.uint32)], [jnp.uint32(1)])[0]
-        share = jnp.where(_reaches(left, total), total, left)
+        count = total(equal)
+        share = jnp.where(_reaches(left, count), count, left)
         backwards = jnp.where(
             equal, jnp.uint32(LIMIT) - noise.indices(part.shape, jnp), jnp.uint32(0)
         )
@@ -100,13 +110,23 @@ def _counts(parts, thresholds):
     """How many elements reach each threshold, in two words."""
     totals = []
     for column in zip(*(_count(part, thresholds) for part in parts), strict=True):
-        high, low = sum(c >> 16 for c in column), sum(c & 0xFFFF for c in column)
+        column = [_total(c) for c in column]
+        high, low = (sum(words) for words in zip(*column, strict=True))
         totals.append(jnp.stack([high + (low >> 16), low & 0xFFFF]))
     return totals
 
 
+def _total(counts):
+    """The two words of one count, or of the sum over slices."""
+    high, low = jnp.sum(counts >> 16), jnp.sum(counts & 0xFFFF)
+    return high + (low >> 16), low & 0xFFFF
+
+
 def _count(part, thresholds):
     flags = tuple((part >= t).astype(jnp.uint32) for t in thresholds)
+    if part.size > LIMIT:
+        axes = tuple(range(1, part.ndim))
+        return [jnp.sum(flag, axes, dtype=jnp.uint32) for flag in flags]
     if jax.device_count() > 1:
         return [jnp.sum(flag, dtype=jnp.uint32) for flag in flags]
     return jax.lax.reduce(

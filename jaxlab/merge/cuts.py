@@ -36,7 +36,7 @@ def of_sizes(
     Args:
         trees: base and M models, found alike.
         ranks: (number of the leaf, elements) -> integers [R, M]: which largest
-            magnitudes; concrete, or traced as `uint32[R, M]`.
+            magnitudes; concrete, or traced as in `ranks_of`.
         scope: "leaf" or "global".
         select: "auto", "host" (refused where it cannot be) or "bisect".
         exact: find also where to stop among the elements equal to the first cut.
@@ -97,12 +97,15 @@ def ranks_of(density: Any, size: int) -> Any:
             prints as: 0.7 of 10 elements are 7. Traced, the product is rounded to
             float32 first: of leaves above 2^24 elements it may be off by their 2^-24.
         size: elements.
+
+    Returns:
+        [M]: int64; traced uint32, or float32 where the size is beyond that.
     """
     if checks.is_traced(density):
-        kept = jnp.floor(jnp.asarray(density, jnp.float32) * size).astype(jnp.uint32)
-        kept = jnp.clip(kept, min(1, size), size)
-        kept = jnp.where(density >= 1, jnp.uint32(size + 1), kept)
-        return jnp.where(density <= 0, jnp.uint32(0), kept)
+        kept = _floored(jnp.asarray(density, jnp.float32), size)
+        kept = jnp.clip(kept, min(1, size), kept.dtype.type(size))
+        kept = jnp.where(density >= 1, kept.dtype.type(size + 1), kept)
+        return jnp.where(density <= 0, kept.dtype.type(0), kept)
     return np.array([_rank(decimal(d), size) for d in np.asarray(density)], np.int64)
 
 
@@ -118,8 +121,8 @@ def ranks_between(density: Any, gamma: Any, size: int) -> Any:
     """
     if checks.is_traced((density, gamma)):
         density, gamma = (jnp.asarray(x, jnp.float32) for x in (density, gamma))
-        kept, top = (jnp.floor(x * size).astype(jnp.uint32) for x in (density, gamma))
-        kept = jnp.minimum(kept, jnp.uint32(size))
+        kept, top = (_floored(x, size) for x in (density, gamma))
+        kept = jnp.minimum(kept, kept.dtype.type(size))
         module, whole = jnp, density >= 1
     else:
         kept, top = (
@@ -128,7 +131,8 @@ def ranks_between(density: Any, gamma: Any, size: int) -> Any:
         )
         module, whole = np, np.asarray(density) >= 1
     top = module.minimum(top, kept.dtype.type(size) - kept)
-    last = module.where(whole, size + 1, module.where(kept == 0, 0, top + kept))
+    beyond = kept.dtype.type(size + 1)
+    last = module.where(whole, beyond, module.where(kept == 0, 0, top + kept))
     first = module.where(whole | (top == 0), 0, top + 1)
     return module.stack([last, first]).astype(kept.dtype)
 
@@ -137,6 +141,11 @@ def decimal(value: Any) -> float:
     """A number; of a float32 the shortest decimal that it prints as."""
     narrow = np.float32(value)
     return float(str(narrow)) if narrow == value else float(value)
+
+
+def _floored(share, size):
+    kept = jnp.floor(share * np.float32(size))
+    return kept.astype(jnp.uint32) if size < counting.LIMIT else kept
 
 
 def _rank(density, size):
@@ -228,8 +237,8 @@ def _spread(column):
 @jax.jit
 def _counted_variance(column, share):
     patterns = counting.bits(_spread(column))
-    nonzero = jnp.sum(patterns > 0, dtype=jnp.uint32).astype(jnp.float32)
-    kept = (nonzero * jnp.asarray(share, jnp.float32)).astype(jnp.uint32)
+    high, low = counting.total(patterns > 0).astype(jnp.float32)
+    kept = jnp.floor((high * 2**16 + low) * jnp.asarray(share, jnp.float32))
     return counting.largest([patterns], counting.words(kept))
 
 

@@ -48,7 +48,7 @@ def uniform(words: Any, shape: tuple[int, ...], start: int = 0, *, xp: Any) -> A
 
     Args:
         words: uint32[2] from `stream`.
-        shape: of fewer than 2^32 elements.
+        shape: of fewer than 2^32 elements, or of slices of fewer.
         start: index of the first, below 2^64: the place of a chunk in its leaf.
         xp: `numpy` or `jax.numpy`.
 
@@ -58,13 +58,17 @@ def uniform(words: Any, shape: tuple[int, ...], start: int = 0, *, xp: Any) -> A
     begin, above = np.uint32(start & 0xFFFFFFFF), np.uint32(start >> 32)
     with np.errstate(over="ignore"):
         low = begin + indices(shape, xp)
-        high = (above + (low < begin).astype(np.uint32)) * _GOLDEN
+        above = above + _wraps(shape, xp) + (low < begin).astype(np.uint32)
+        high = above * _GOLDEN
         bits = mix(mix(low ^ words[0]) + (high + words[1]))
     return (bits >> 8).astype(np.float32) * np.float32(2**-24)
 
 
 def indices(shape: tuple[int, ...], xp: Any) -> Any:
-    """uint32[shape]: the row-major index of every element, sharded as it is used."""
+    """uint32[shape]: the row-major index of every element, sharded as it is used.
+
+    Of more than 2^32 elements the lower words.
+    """
     index = xp.zeros(shape, np.uint32)
     stride = 1
     for axis in reversed(range(len(shape))):
@@ -73,6 +77,17 @@ def indices(shape: tuple[int, ...], xp: Any) -> Any:
         index = index + xp.expand_dims(along, others)
         stride *= shape[axis]
     return index
+
+
+def _wraps(shape, xp):
+    """The upper words of the indices."""
+    inner = int(np.prod(shape[1:], dtype=object))
+    if not shape or shape[0] * inner <= 2**32:
+        return np.uint32(0)
+    starts = np.arange(shape[0], dtype=np.uint64) * np.uint64(inner)
+    starts = starts.reshape(-1, *(1,) * (len(shape) - 1))
+    low, high = (starts & 0xFFFFFFFF).astype(np.uint32), starts >> 32
+    return high.astype(np.uint32) + (indices(shape, xp) < low).astype(np.uint32)
 
 
 def mix(bits: Any) -> Any:

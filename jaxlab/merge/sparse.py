@@ -83,6 +83,7 @@ def ties(
     trees, weights, lam, (density,) = checked(
         base, finetuned, weights, lam, {"density": (density, 0.0, 1.0)},
         wrong + _choices(select, rescale), varies=scope == "leaf",
+        exact=ties == "lowest_index",
     )  # fmt: skip
     exact = ties == "lowest_index"
     found, stops = cuts.of_sizes(
@@ -202,6 +203,7 @@ def checked(
     wrong: Sequence[str],
     *,
     varies: bool = True,
+    exact: bool = False,
 ) -> tuple[list[Any], Any, Any, list[Any]]:
     """What every sparse merge is given, or one ValueError with all that is wrong.
 
@@ -210,6 +212,7 @@ def checked(
         shares: by name, (value, least, most) of numbers that each model has.
         wrong: lines found already.
         varies: shares by path make sense.
+        exact: every element of a leaf has its index in one word.
 
     Returns:
         The trees, base first; weights [M] and lam, or `ByLeaf`; shares [M] or `ByLeaf`.
@@ -223,8 +226,7 @@ def checked(
     for name, leaf in checks.tree.flatten(base).items():
         if jnp.issubdtype(checks.dtype_of(leaf), jnp.complexfloating):
             lines.append(f"{name}: complex numbers have no sign")
-        elif np.prod(np.shape(leaf)) > counting.LIMIT:
-            lines.append(f"{name}: more than {counting.LIMIT} elements in one leaf")
+        lines += _too_large(name, np.shape(leaf), exact)
     weights, more = checks.coefficients(weights, size, name="weights", like=base)
     lines += more
     lam, more = checks.scalar(lam, name="lam", like=base)
@@ -246,6 +248,20 @@ def of_leaf(value: Any, leaf: int) -> Any:
 def unknown(name: str, value: Any, known: Sequence[Any]) -> list[str]:
     """A line on an option that is none of those known."""
     return [] if value in known else [f"{name} {value!r} is not one of {known}"]
+
+
+def _too_large(name, shape, exact):
+    size = int(np.prod(shape, dtype=object))
+    if size <= counting.LIMIT:
+        return []
+    if exact:
+        return [f"{name} has {size} elements: ties='lowest_index' takes less than 2^32"]
+    if shape[0] > 2**16 or size // shape[0] > counting.LIMIT:
+        return [
+            f"{name} has {size} elements: reshape it to at most 2^16 slices of less "
+            "than 2^32 along its first axis"
+        ]
+    return []
 
 
 def _outside(value, name, least, most, varies):
