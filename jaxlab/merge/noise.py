@@ -84,10 +84,12 @@ def _wraps(shape, xp):
     inner = int(np.prod(shape[1:], dtype=object))
     if not shape or shape[0] * inner <= 2**32:
         return np.uint32(0)
-    starts = np.arange(shape[0], dtype=np.uint64) * np.uint64(inner)
-    starts = starts.reshape(-1, *(1,) * (len(shape) - 1))
-    low, high = (starts & 0xFFFFFFFF).astype(np.uint32), starts >> 32
-    return high.astype(np.uint32) + (indices(shape, xp) < low).astype(np.uint32)
+    first = xp.arange(shape[0], dtype=np.uint32).reshape(-1, *(1,) * (len(shape) - 1))
+    # Not a table of 64-bit products: compilers compute iotas again, tables they keep.
+    upper, lower = first * np.uint32(inner >> 16), first * np.uint32(inner & 0xFFFF)
+    start = (upper << 16) + lower
+    high = (upper >> 16) + (start < lower).astype(np.uint32)
+    return high + (indices(shape, xp) < start).astype(np.uint32)
 
 
 def mix(bits: Any) -> Any:

@@ -228,7 +228,7 @@ def _dropped(
             kept = more[k] != 0
         else:
             kept = noise.uniform(streams[k], delta.shape, xp=jnp) < chance
-        if epsilon is not None:  # one sort after another
+        if extra != "masks":  # one mask, and its sort, after another
             leaves, kept = jax.lax.optimization_barrier((leaves, kept))
         thin = deltas.keep(leaves[1 + k] - leaves[0], kept)
         if rescale == "l1":
