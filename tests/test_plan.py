@@ -292,6 +292,23 @@ def test_a_trust_region_adds_its_passes_and_copies():
     assert planned.shape(half).passes.copies == 0.5
 
 
+def test_tuning_and_preferences_are_planned_with_their_rows_and_passes():
+    tuned = planned.shape(config("tulu.py:sft_7b"))
+    assert (tuned.rows, tuned.length, tuned.params) == (128, 8192, 6_738_415_616)
+    before = planned.shape(config("tulu.py:dpo_7b"))
+    assert (before.rows, before.passes) == (64, plan.Shape.passes)  # 32 pairs
+    step = planned.shape(config("tulu.py:dpo_7b", "--config.preference.reference=step"))
+    assert (step.passes.forward, step.passes.copies) == (1, 1)
+    # Both answers of a pair are on one device: 32 pairs are for 32 shards, not for 64.
+    where = plan.parse("v5p:4x4x4")
+    with pytest.raises(errors.UserError, match=r"32 pairs .* by 64 .*batch_size=64"):
+        plan.estimate(before, where, {"data": 4, "fsdp": 16})
+    assert plan.estimate(before, where, {"data": 2, "fsdp": 16, "tensor": 2}).fits
+    assert plan.best(before, plan.parse("v5e:4x8"))[0].mesh["tensor"] == 1
+    with pytest.raises(errors.UserError, match=r"set --config.model.embed"):
+        planned.shape(config("tulu.py:tiny"))
+
+
 def test_other_systems_and_open_sizes_are_refused():
     with pytest.raises(errors.UserError, match=r"languages.classify.*not planned"):
         planned.shape(config("languages.py:adam"))

@@ -161,6 +161,9 @@ def test_a_program_compiled_here_shows_its_own_collectives():
         ("olmo.py:7b", ["--config.micro_batches=4"]),
         ("scale.py:llama_70b", []),
         ("olmo.py:7b", ["--config.trust.method=tram_theta"]),
+        ("tulu.py:sft_7b", []),
+        ("tulu.py:dpo_7b", []),
+        ("tulu.py:dpo_7b", ["--config.preference.reference=step"]),
     ],
 )
 def test_the_true_step_has_the_flops_of_the_formula(name, flags):

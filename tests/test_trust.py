@@ -256,7 +256,9 @@ def test_shared_values_of_the_penalties(name, test_data, monkeypatch):
             opt_state = (opt_state[0], optim.AnchorState(far))
         for i in range(len(ids)):
             noise = jnp.asarray(data["noise"][i])
-            monkeypatch.setattr(objectives, "input_noise", lambda *_, z=noise: z)
+            monkeypatch.setattr(
+                objectives.penalties, "input_noise", lambda *_, z=noise: z
+            )
             batch = {"tokens": ids[i], "labels": labels[i]}
             frozen = None if name == "r3f" else optim.anchor_of(opt_state)
             loss, grads = once(params, batch, jax.random.key(0), frozen)

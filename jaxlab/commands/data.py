@@ -82,6 +82,11 @@ def _inspect(args: argparse.Namespace) -> None:
     if not loading.is_run(args.workdir):
         raise types.UserError(f"{args.workdir} is no run directory; it read no data")
     config = loading.run_config(args.workdir)
+    if "files" not in config.data:
+        raise types.UserError(
+            f"{args.workdir} is a run of {config.system}; only those of olmo.pretrain "
+            "are inspected"
+        )
     corpus = olmo.open_corpus(config.data, pathlib.Path(args.workdir))
     batches = olmo.batches_of(config.data, corpus.train)
     recorded = config.to_dict().get("data_order")

@@ -8,6 +8,7 @@ import jax
 from jaxlab import generate
 from jaxlab.commands import devices
 from jaxlab.core import types
+from jaxlab.data import chat
 from jaxlab.systems import loading
 
 
@@ -23,13 +24,9 @@ def run(args: argparse.Namespace) -> None:
             args.model, step=args.step, tokenizer=args.tokenizer, mesh=mesh
         )
         tokenizer = model.tokenizer
-        # Texts begin as they do in training: with bos, or after the end of another.
-        begin = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-        rows = [
-            [begin, *tokenizer.encode(prompt)]
-            for prompt in prompts
-            for _ in range(args.n)
-        ]
+        written = _chat if args.chat else _text
+        rows = [written(args.model, tokenizer, prompt) for prompt in prompts]
+        rows = [row for row in rows for _ in range(args.n)]
         for start in range(0, len(rows), args.batch_size):
             batch = rows[start : start + args.batch_size]
             filled = batch + batch[-1:] * (
@@ -41,7 +38,23 @@ def run(args: argparse.Namespace) -> None:
                 if start + number:
                     print("-" * 8)
                 # Decoded together: a word may begin in the prompt and end after it.
-                print(tokenizer.decode([*row[1:], *new[number]]), flush=True)
+                print(tokenizer.decode([*row, *new[number]]), flush=True)
+
+
+def _text(model, tokenizer, prompt) -> list[int]:
+    """Texts begin as they do in training: with bos, or after the end of another."""
+    del model
+    begin = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    return [begin, *tokenizer.encode(prompt)]
+
+
+def _chat(model, tokenizer, prompt) -> list[int]:
+    """What a user asks, as `jaxlab train` wrote it where the model is its run."""
+    said = loading.run_config(model).data if loading.is_run(model) else {}
+    style = said.get("style", "open_instruct")
+    begin = chat.begin_id(tokenizer, said.get("begin", "bos"))
+    asked = [chat.Message("user", prompt)]
+    return chat.prompt(tokenizer, asked, style=style, begin=begin)
 
 
 def _continued(args, model, rows, key) -> list[list[int]]:

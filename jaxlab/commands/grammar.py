@@ -86,6 +86,9 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT")
     parser.add_argument("--prompts", metavar="FILE", help="one prompt a line")
+    parser.add_argument(
+        "--chat", action="store_true", help="ask as a user does: of a tuned model"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
     parser.add_argument(
         "--temperature", type=float, default=1.0, help="0 always takes the likeliest"

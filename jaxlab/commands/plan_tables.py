@@ -207,7 +207,9 @@ def _show_run(plan: planning.Plan, tokens: float, price: float | None) -> None:
     if not tokens:
         return
     low, likely, high = plan.days(tokens)
-    line = f"{tokens:.3g} tokens: {likely:.1f} days ({low:.1f} to {high:.1f})"
+    unit, days = ("days", 1) if likely >= 2 else ("hours", 1 / 24)
+    span = [each / days for each in (likely, low, high)]
+    line = f"{tokens:.3g} tokens: {span[0]:.1f} {unit} ({span[1]:.1f} to {span[2]:.1f})"
     if price is not None:
         cost = [day * 24 * plan.topology.chips * price for day in (likely, low, high)]
         line += f", {cost[0]:,.0f} ({cost[1]:,.0f} to {cost[2]:,.0f}) at {price:g}"

@@ -216,6 +216,24 @@ def read_file(path: pathlib.Path, name: str, domain: str) -> Iterator[Document]:
 
 
 def _read_json_lines(path: pathlib.Path, name: str, domain: str) -> Iterator[Document]:
+    for number, row in json_rows(path):
+        body = _text_field(row, f"{path}:{number}")
+        place = f"{name}:{number}"
+        identity = row.get("id")
+        yield Document(
+            place if identity is None else str(identity),
+            body,
+            f"{path}:{number}",
+            domain,
+        )
+
+
+def json_rows(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
+    """Line number and value of each line of a JSON-lines file that is not blank.
+
+    Raises:
+        UserError: not UTF-8, a line that is not JSON, no line, a damaged file.
+    """
     offset = 0
     for number, line in enumerate(_lines(path), start=1):
         text = _decode(line, path, line=number, offset=offset)
@@ -229,15 +247,7 @@ def _read_json_lines(path: pathlib.Path, name: str, domain: str) -> Iterator[Doc
                 f"{path}:{number} is not JSON ({error.msg} at column {error.colno}); "
                 "write one JSON object a line"
             ) from None
-        body = _text_field(row, f"{path}:{number}")
-        place = f"{name}:{number}"
-        identity = row.get("id")
-        yield Document(
-            place if identity is None else str(identity),
-            body,
-            f"{path}:{number}",
-            domain,
-        )
+        yield number, row
     if offset == 0:
         raise types.UserError(f"{path} holds no line; remove it or put documents in it")
 
@@ -248,7 +258,15 @@ def _text_field(row: Any, place: str) -> str:
         raise types.UserError(
             f'{place} has no string field "text" ({fields}); rename the field'
         )
-    text = row["text"]
+    return well_formed(row["text"], place)
+
+
+def well_formed(text: str, place: str) -> str:
+    """The text, which UTF-8 can encode.
+
+    Raises:
+        UserError: half a surrogate pair, which JSON can spell; `place` is named.
+    """
     if not text.isascii():
         try:
             text.encode("utf-8")

@@ -236,6 +236,7 @@ class Batches:
         if not len(examples.labels):
             raise types.UserError("there is no example to train on; add some")
         self.examples, self.rows, self.seed = examples, batch_size, seed
+        self._orders: dict = {}
 
     def __call__(self, step: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
         """The batch of a step, or some rows of it; the same however often asked."""
@@ -248,13 +249,9 @@ class Batches:
 
     def order(self, start: int, stop: int) -> np.ndarray:
         """i64[stop - start]: which example each draw of the run takes."""
+        numbers = np.arange(start, stop)
         count = len(self.examples.labels)
-        epochs, places = np.divmod(np.arange(start, stop), count)
-        chosen = np.empty(stop - start, np.int64)
-        for epoch in np.unique(epochs).tolist():
-            mine = epochs == epoch
-            chosen[mine] = mixture.permutation(count, self.seed, epoch)[places[mine]]
-        return chosen
+        return mixture.endless(numbers, count, self.seed, self._orders)[0]
 
 
 def eval_batches(examples: Encoded, batch_size: int) -> Iterator[dict[str, np.ndarray]]:

@@ -132,7 +132,7 @@ class Mixture:
         number = np.arange(start, stop, dtype=np.int64)
         if self.weights is None:
             ends = np.cumsum(np.asarray(rows, np.int64))
-            index, epoch = _at(number, int(ends[-1]), seed, self._orders[0])
+            index, epoch = endless(number, int(ends[-1]), seed, self._orders[0])
             source = np.searchsorted(ends, index, side="right")
             return Draws(source, index - (ends - rows)[source], epoch)
         cycle_source, cycle_number = self._cycle
@@ -143,7 +143,7 @@ class Mixture:
         row, epoch = np.empty_like(number), np.empty_like(number)
         for s in np.unique(source):
             mine = source == s
-            row[mine], epoch[mine] = _at(
+            row[mine], epoch[mine] = endless(
                 of_source[mine], int(rows[s]), seed, self._orders[s]
             )
         return Draws(source, row, epoch)
@@ -193,10 +193,17 @@ def permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-def _at(
+def endless(
     numbers: np.ndarray, rows: int, seed: int, orders: dict[tuple, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Row and epoch of each draw of an endless run through epochs of `rows`."""
+    """Row and epoch of each draw of an endless run through epochs of `rows`.
+
+    Args:
+        numbers: i64[...] of the draws, from 0.
+        rows: of an epoch.
+        seed: of the order.
+        orders: those of two epochs, which are kept here from call to call.
+    """
     epochs, places = np.divmod(numbers, rows)
     index = np.empty_like(numbers)
     for epoch in np.unique(epochs).tolist():

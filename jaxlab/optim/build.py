@@ -40,7 +40,7 @@ class OptimConfig:
         cycles: the schedule after warm-up is repeated this often (restarts).
         beta1, beta2, epsilon, weight_decay: AdamW's; SGD has weight_decay alone.
         no_decay: regular expressions of parameter paths that are not decayed.
-        clip_norm: bound on the global gradient norm, or None.
+        clip_norm: bound on the global gradient norm, or None or 0 for no bound.
         clip_norm_start, clip_start_steps: another bound for the first steps
             (OLMo-7B: 10.0 for 1000 steps).
         ema: decay of an exponential moving average of the parameters; 0 keeps none.
@@ -96,7 +96,7 @@ def build(
         optax.add_decayed_weights(config.weight_decay, mask=_decay_mask(config)),
         optax.scale_by_learning_rate(lambda count: rate(count + 1)),
     ]
-    if config.clip_norm is not None:
+    if config.clip_norm:
         bound = config.clip_norm
         if config.clip_start_steps:
             if config.clip_norm_start is None:

@@ -62,7 +62,7 @@ def remedies(plan: arithmetic.Plan) -> list[str]:
         if _fits(dataclasses.replace(shape, remat=remat), topology, mesh):
             found.append(f"--config.model.remat={remat}")
             break
-    rows = shapes.device_rows(shape, mesh)
+    rows = shapes.device_rows(shape, mesh) // shape.together
     for parts in _divisors(rows)[1:]:
         micro = shape.micro_batches * parts
         if _fits(dataclasses.replace(shape, micro_batches=micro), topology, mesh):
@@ -71,7 +71,7 @@ def remedies(plan: arithmetic.Plan) -> list[str]:
     for parts in _divisors(rows)[1:]:
         smaller = dataclasses.replace(shape, rows=shape.rows // parts)
         if _fits(smaller, topology, mesh):
-            found.append(f"--config.data.batch_size={smaller.rows}")
+            found.append(f"--config.data.batch_size={smaller.rows // shape.together}")
             break
     return found
 
@@ -87,8 +87,8 @@ def _all(shape, topology) -> Iterator[arithmetic.Plan]:
 def _first_fit(shape, topology, mesh):
     """The plan with the fewest microbatches that fits, or None."""
     shards = math.prod(mesh[axis] for axis in ("slice", "data", "fsdp"))
-    fitting = None
-    for micro in _divisors(shape.rows // shards) if shape.rows % shards == 0 else ():
+    fitting, size = None, shape.rows // shape.together
+    for micro in _divisors(size // shards) if size % shards == 0 else ():
         plan = _tried(dataclasses.replace(shape, micro_batches=micro), topology, mesh)
         if plan is None:
             return fitting

@@ -51,6 +51,7 @@ class Shape:
     Attributes:
         vocab, embed, layers, heads, kv_heads, head_dim, mlp: V, D, N, H, K, C, F.
         length, rows: tokens a row, and rows of the global batch.
+        together: rows that one device holds: 2 of a pair.
         tied: the head is the embedding.
         post_norm: outputs of attention and MLP are normed, not inputs.
         norm_scales: numbers that norms have, all layers together.
@@ -74,6 +75,7 @@ class Shape:
     mlp: int
     length: int
     rows: int
+    together: int = 1
     tied: bool = False
     post_norm: bool = False
     norm_scales: int = 0
@@ -134,11 +136,13 @@ def device_rows(shape: Shape, mesh: Mapping[str, int]) -> int:
     """
     shards = math.prod(mesh[axis] for axis in ("slice", "data", "fsdp"))
     whole = shards * shape.micro_batches
-    if shape.rows % whole:
+    size = shape.rows // shape.together
+    if size % whole:
         raise errors.UserError(
-            f"a batch of {shape.rows} rows is not divisible by {shards} data shards x "
-            f"{shape.micro_batches} microbatches; use a multiple of {whole}, e.g. "
-            f"--config.data.batch_size={-(-shape.rows // whole) * whole}"
+            f"a batch of {size} {'rows' if shape.together == 1 else 'pairs'} is not "
+            f"divisible by {shards} data shards x {shape.micro_batches} microbatches; "
+            f"use a multiple of {whole}, e.g. "
+            f"--config.data.batch_size={-(-size // whole) * whole}"
         )
     return shape.rows // whole
 

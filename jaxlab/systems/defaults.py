@@ -185,3 +185,62 @@ def classification() -> ml_collections.ConfigDict:
         }
     )  # fmt: skip
     return config
+
+
+def instruction() -> ml_collections.ConfigDict:
+    """The config of `systems/tulu.py:sft`; set the rate.
+
+    Its values are those of TULU 2 (arXiv:2311.10702), where it says them. `model` holds
+    the sizes that a plan needs; a run has those of `init_from`, and compares.
+    """
+    config = pretraining()
+    del config.loss_denominator
+    config.system = "tulu.sft"
+    config.epochs = 2.0  # of the data, where `steps` is 0
+    config.warmup = 0.03  # share of the steps, where `optim.warmup_steps` is 0
+    config.eval_batches = 0  # of the held-out examples; 0 takes all
+    config.model.update({"norm": "rmsnorm", "initializer": "normal"})  # Llama's
+    del config.model["length"]  # that of init_from, or of the rows if they are longer
+    config.data = ml_collections.ConfigDict(
+        {
+            "source": "",  # .jsonl or .json files or folders, separated by commas
+            "tokenizer": "",  # where init_from has none
+            "style": "open_instruct",  # see data/chat.py
+            "begin": "bos",  # bos (where the tokenizer has one), eos or none
+            "packed": False,  # several conversations a row, which do not see each other
+            "held_out_fraction": 0.0,
+            "length": 8192,
+            "batch_size": 128,
+            "seed": 0,  # of the order
+            "split_seed": 0,  # of the held-out split
+        }
+    )
+    config.optim.update(
+        {
+            "schedule": "linear", "warmup_start": 0.0, "final": 0.0, "epsilon": 1e-8,
+            "weight_decay": 0.0,
+        }
+    )  # fmt: skip
+    return config
+
+
+def preferences() -> ml_collections.ConfigDict:
+    """The config of `systems/tulu.py:dpo`; set the rate. A batch is of pairs."""
+    config = instruction()
+    for name in ("trust", "z_loss"):
+        del config[name]
+    del config.data["packed"]
+    config.system = "tulu.dpo"
+    config.epochs, config.warmup = 3.0, 0.1
+    config.data.batch_size = 32
+    config.data.last_only = True  # EasyLM's; False trains on all answers of a pair
+    config.preference = ml_collections.ConfigDict(
+        {
+            "loss": "sigmoid",  # see objectives.preference
+            "beta": 0.1,
+            "label_smoothing": 0.0,
+            "target_margin": 0.0,  # of simpo
+            "reference": "before",  # computed before the run; or "step": in every step
+        }
+    )
+    return config

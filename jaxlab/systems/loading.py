@@ -180,6 +180,8 @@ def tokenizer_path(path: str | pathlib.Path) -> pathlib.Path:
         places.copy_files(kept, copy)
         return copy
     data = run_config(path).data
+    if "files" not in data:  # a run that started from a model keeps that one's
+        return pathlib.Path(data.get("folder") or f"{path}/data") / "tokenizer"
     if data.files:
         return pathlib.Path(data.tokenizer)
     return olmo.data_folder(data, path) / "tokenizer"
@@ -191,9 +193,10 @@ def held_out(path: str | pathlib.Path) -> dict[str, token_files.TokenFile]:
     Raises:
         UserError: its prepared data was removed, or is on another machine.
     """
-    if not is_run(path) or run_config(path).data.files:
+    data = run_config(path).data if is_run(path) else {"files": True}
+    if "files" not in data or data["files"]:
         return {}
-    folder = olmo.data_folder(run_config(path).data, path)
+    folder = olmo.data_folder(data, path)
     if places.is_remote(path) and not folder.is_dir():
         raise types.UserError(f"the text of {path} was not prepared here; give --data")
     return dict(prepared.open_folder(folder).held_out)

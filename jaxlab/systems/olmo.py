@@ -36,7 +36,8 @@ def pretrain(
     """The experiment that `configs/olmo.py` describes."""
     with process.leader_first("corpus"):
         corpus = open_corpus(config.data, workdir)
-        _keep_tokenizer(corpus.tokenizer, workdir)
+        if places.is_remote(workdir):
+            keep_tokenizer(corpus.tokenizer, workdir)
     model_config = transformer_config(config.model, corpus.tokenizer, mesh)
     if config.data.length > model_config.length:
         raise types.UserError(
@@ -89,29 +90,13 @@ def experiment(
         learning_rate=rate,
         **data,
     )
-    return _with_trust(found, config)
-
-
-def _with_trust(
-    experiment: types.Experiment, config: ml_collections.ConfigDict
-) -> types.Experiment:
-    """The experiment with the trust region of its config, if it has one."""
     region = trust.TrustConfig(**plain(config.trust))
-    if region.method == "plain":
-        return experiment
-    if config.loss_denominator != "labels":
+    if region.method != "plain" and config.loss_denominator != "labels":
         raise types.UserError(
             f"trust.method {region.method} divides by labels; set "
             "loss_denominator to labels"
         )
-    precise = None
-    if region.second_pass:
-        wide = dataclasses.replace(experiment.model.config, dtype=region.second_pass)
-        precise = objectives.language_model(
-            models.Decoder(wide).apply, z_loss=config.z_loss
-        )
-    predictor = objectives.language_model(experiment.model.apply, z_loss=config.z_loss)
-    return trust.with_trust(experiment, predictor, region, precise=precise)
+    return trust.of_decoder(found, region, z_loss=config.z_loss)
 
 
 def open_corpus(
@@ -175,17 +160,21 @@ def data_folder(
     return places.cache("data", key.hexdigest()[:16])
 
 
-def _keep_tokenizer(
+def keep_tokenizer(
     tokenizer: tokenizer_lib.Tokenizer, workdir: str | pathlib.Path
 ) -> None:
-    """Into the bucket of a run, which can then be opened on other machines."""
-    if not places.is_remote(workdir) or jax.process_index() != 0:
+    """Into a run directory that has none, so that it can be opened anywhere."""
+    kept = places.path(workdir) / "data" / "tokenizer"
+    if jax.process_index() != 0 or checkpoint.steps(
+        places.path(workdir) / "checkpoints"
+    ):
+        return  # else it is that of the weights
+    if not places.is_remote(workdir):
+        tokenizer.save(kept)
         return
-    workdir = places.path(workdir)
-    if not checkpoint.steps(workdir / "checkpoints"):  # else it is that of the weights
-        with tempfile.TemporaryDirectory() as folder:
-            tokenizer.save(folder)
-            places.copy_files(pathlib.Path(folder), workdir / "data" / "tokenizer")
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder)
+        places.copy_files(pathlib.Path(folder), kept)
 
 
 def batches_of(
@@ -227,7 +216,9 @@ def transformer_config(
         UserError: the tokenizer has more tokens than the model has rows.
     """
     values = plain(model)
-    values["rope"] = rope_lib.Rope(**values["rope"])
+    for name in ("rope", "window_rope"):  # the second only of a run that was converted
+        if values.get(name):
+            values[name] = rope_lib.Rope(**values[name])
     for name in ("kv_heads", "clip_qkv", "window"):
         values[name] = values[name] or None  # a config has no None to override
     if tokenizer is None:
@@ -241,6 +232,13 @@ def transformer_config(
         "bos_id": tokenizer.bos_id,
     }
     return models.TransformerConfig(**values)
+
+
+def section(config: models.TransformerConfig) -> dict:
+    """The `model` section that `transformer_config` makes it of, without token ids."""
+    ids = ("eos_id", "pad_id", "bos_id")
+    values = dataclasses.asdict(config)
+    return {name: value for name, value in values.items() if name not in ids}
 
 
 def perplexity_evals(

@@ -1,7 +1,8 @@
 """A config as `jaxlab plan` sees it: the shape of its step, without jax or data.
 
-Pre-training of a decoder, plain or with a trust region (`systems/trust.py`), which adds
-passes and copies of the parameters.
+Pre-training and instruction tuning of a decoder, plain or with a trust region
+(`systems/trust.py`), which adds passes and copies of the parameters, and preference
+optimisation, whose batches are of pairs, two rows each.
 """
 
 import ml_collections
@@ -28,6 +29,9 @@ PASSES = {
     "r3f": shapes.Passes(trained=2, held=2),
     "r4f": shapes.Passes(trained=2, held=2),
 }
+# A reference policy that is asked in every step reads both answers of each pair.
+_ASKED = shapes.Passes(forward=1, copies=1)
+SYSTEMS = ("olmo.pretrain", "tulu.sft", "tulu.dpo")
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -37,11 +41,12 @@ def shape(config: ml_collections.ConfigDict) -> shapes.Shape:
     Raises:
         UserError: a system that is not planned, or a size that the config leaves open.
     """
-    if config.system != "olmo.pretrain":
+    if config.system not in SYSTEMS:
         raise errors.UserError(
             f"config.system {config.system!r} is not planned: its sizes come from the "
             "model that it starts from; plan olmo.pretrain with those sizes"
         )
+    pairs = config.system == "tulu.dpo"
     model, optim = config.model, config.optim
     for name in ("embed", "layers", "heads", "mlp"):
         if model[name] < 1:
@@ -50,14 +55,15 @@ def shape(config: ml_collections.ConfigDict) -> shapes.Shape:
             )
     choices = {"model.remat": (model.remat, shapes.RECOMPUTED)}
     choices["model.dtype"] = model.dtype, _DTYPE_BYTES
-    choices["trust.method"] = config.trust.method, PASSES
+    if not pairs:
+        choices["trust.method"] = config.trust.method, PASSES
     for key, (value, allowed) in choices.items():
         if value not in allowed:
             raise errors.UserError(f"{key} {value!r}; use one of {', '.join(allowed)}")
     kv_heads, head_dim = model.kv_heads or model.heads, model.embed // model.heads
     adam = optim.optimizer == "adamw"
     return shapes.Shape(
-        vocab=model.vocab or _trained_vocab(config.data),
+        vocab=model.vocab or _trained_vocab(config),
         embed=model.embed,
         layers=model.layers,
         heads=model.heads,
@@ -65,7 +71,8 @@ def shape(config: ml_collections.ConfigDict) -> shapes.Shape:
         head_dim=head_dim,
         mlp=model.mlp,
         length=config.data.length,
-        rows=config.data.batch_size,
+        rows=config.data.batch_size * (2 if pairs else 1),
+        together=2 if pairs else 1,
         tied=model.tied,
         post_norm=model.norm_position == "post",
         norm_scales=_norm_scales(model, (model.heads + kv_heads) * head_dim),
@@ -75,7 +82,7 @@ def shape(config: ml_collections.ConfigDict) -> shapes.Shape:
         compute_bytes=_DTYPE_BYTES[model.dtype],
         micro_batches=config.micro_batches,
         moments=(2 if adam else bool(optim.momentum)) + bool(optim.ema),
-        passes=_passes(config.trust),
+        passes=_passes(config),
     )
 
 
@@ -90,20 +97,25 @@ def changed(
     return found
 
 
-def _passes(trust: ml_collections.ConfigDict) -> shapes.Passes:
+def _passes(config: ml_collections.ConfigDict) -> shapes.Passes:
+    if config.system == "tulu.dpo":
+        asks = config.preference.reference == "step"
+        return _ASKED if asks else shapes.Passes()
+    trust = config.trust
     passes = PASSES[trust.method]
     if trust.anchor_dtype in ("bfloat16", "float16"):
         passes = passes._replace(copies=passes.copies / 2)
     return passes
 
 
-def _trained_vocab(data: ml_collections.ConfigDict) -> int:
+def _trained_vocab(config: ml_collections.ConfigDict) -> int:
     """The vocabulary of a tokenizer that the run would train, padded as olmo.py does.
 
     Raises:
         UserError: the tokenizer is a file, which is not read here.
     """
-    if data.tokenizer or data.files or not data.vocab_size:
+    data, trains = config.data, config.system == "olmo.pretrain"
+    if not trains or data.tokenizer or data.files or not data.vocab_size:
         raise errors.UserError(
             "model.vocab is 0, the tokenizer's; set --config.model.vocab"
         )

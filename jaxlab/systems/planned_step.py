@@ -1,8 +1,8 @@
 """The true step of a config, compiled for chips that are not here: `jaxlab plan --aot`.
 
-The experiment is the one that training builds (`systems/olmo.py`), trust region and
-all, without its data: batches are shapes. The model runs as it would there, so "auto"
-attention is the TPU's kernel. Without cuDNN, GPUs have XLA's.
+The experiment is the one that training builds (`systems/olmo.py`, `systems/tulu.py`),
+trust region and all, without its data: batches are shapes. The model runs as it would
+there, so "auto" attention is the TPU's kernel. Without cuDNN, GPUs have XLA's.
 """
 
 import jax
@@ -14,7 +14,13 @@ from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import state, step, types
 from jaxlab.plan import compiled, flops
 from jaxlab.plan import topology as topologies
-from jaxlab.systems import olmo, planned
+from jaxlab.systems import olmo, planned, tulu
+
+_EXPERIMENTS = {
+    "olmo.pretrain": olmo.experiment,
+    "tulu.sft": tulu.sft_experiment,
+    "tulu.dpo": tulu.dpo_experiment,
+}
 
 
 def compile_config(
@@ -55,7 +61,9 @@ def trace(
     with mesh_lib.use(mesh):
         built = experiment(config, mesh, platform)
         target, _ = state.abstract(built, mesh)
-        arguments = (target, _batch(config.data, mesh), built.frozen)
+        asks = planned.shape(config).passes.copies and config.system == "tulu.dpo"
+        frozen = target.params if asks else built.frozen
+        arguments = (target, _batch(config, mesh), frozen)
         return step.make_step(built, target).trace(*arguments), arguments
 
 
@@ -73,21 +81,28 @@ def experiment(
         model.attention = "xla"
     try:
         built = olmo.transformer_config(model, None, mesh).resolved(platform)
-        return olmo.experiment(config, models.Decoder(built), batches=None)
+        return _EXPERIMENTS[config.system](config, models.Decoder(built), batches=None)
     except ValueError as error:
         raise types.UserError(f"this config does not work: {error}") from error
 
 
-def _batch(data, mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes that `data.loader.Loader` would give."""
-    names = {"tokens": jnp.int32}
-    if data.layout == "packed":
+def _batch(config, mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes that the system's batches would have."""
+    data, names = config.data, {"tokens": jnp.int32}
+    size, more = (data.batch_size, data.length), {}
+    if config.system == "tulu.dpo":
+        size = (data.batch_size, 2, data.length)
+        names["loss_mask"] = jnp.float32
+        if config.preference.reference == "before":
+            more["reference_logps"] = size[:2], jnp.float32
+    elif config.system == "tulu.sft" or data.layout == "packed":
         names |= {"segment_ids": jnp.int32, "positions": jnp.int32}
         names["loss_mask"] = jnp.float32
     elif data.document_mask:
         names["segment_ids"] = jnp.int32
-    size, sharding = (data.batch_size, data.length), mesh_lib.batch_sharding(mesh)
+    more |= {name: (size, dtype) for name, dtype in names.items()}
+    sharding = mesh_lib.batch_sharding(mesh)
     return {
-        name: jax.ShapeDtypeStruct(size, dtype, sharding=sharding)
-        for name, dtype in names.items()
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        for name, (shape, dtype) in more.items()
     }

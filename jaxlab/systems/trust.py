@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab import objectives, optim
+from jaxlab import models, objectives, optim
 from jaxlab.core import factored, step, types
 
 METHODS = (
@@ -111,6 +111,20 @@ def with_trust(
             _update_args, predictor, precise, config, experiment.micro_batches
         )
     return dataclasses.replace(experiment, **changes)
+
+
+def of_decoder(
+    experiment: types.Experiment, config: TrustConfig, *, z_loss: float
+) -> types.Experiment:
+    """An experiment of a decoder with its trust region, if it has one."""
+    if config.method == "plain":
+        return experiment
+    precise = None
+    if config.second_pass:
+        wide = dataclasses.replace(experiment.model.config, dtype=config.second_pass)
+        precise = objectives.language_model(models.Decoder(wide).apply, z_loss=z_loss)
+    predictor = objectives.language_model(experiment.model.apply, z_loss=z_loss)
+    return with_trust(experiment, predictor, config, precise=precise)
 
 
 def evaluated(params: types.Params, config: TrustConfig) -> types.Params:

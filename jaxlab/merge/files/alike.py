@@ -17,6 +17,10 @@ _FREE = (
     "hidden_dropout", "embedding_dropout", "residual_dropout", "pretraining_tp",
     "auto_map", "_attn_implementation_autoset", "use_bfloat16", "id2label", "label2id",
 )  # fmt: skip
+_RUN_FREE = (
+    "attention", "remat", "scan", "dtype", "length", "vocab", "initializer",
+    "initializer_std", "fuse_projections", "loss_block_bytes",
+)  # fmt: skip
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 _SHOWN = 40
 
@@ -111,19 +115,38 @@ def is_floating(dtype: np.dtype) -> bool:
 def _configs(first, other) -> list[str]:
     """Differences between what two models compute, by their config.json."""
     mine, theirs = (_architecture(source) for source in (first, other))
+    keys, differ = mine.keys() | theirs.keys(), lambda a, b: a != b
+    if first.is_run:
+        keys, differ = mine.keys() & theirs.keys(), _say_otherwise
     return [
         f"{first.path} and {other.path} cannot be merged, they differ: {key} "
         f"{mine.get(key)} and {theirs.get(key)}"
-        for key in sorted(mine.keys() | theirs.keys())
-        if mine.get(key) != theirs.get(key)
+        for key in sorted(keys)
+        if differ(mine.get(key), theirs.get(key))
     ]
+
+
+def _say_otherwise(a, b) -> bool:
+    """Whether values of two runs' configs differ, of which one may say more.
+
+    A tuned run spells out what its start left open; 0 and None are the same there.
+
+    >>> _say_otherwise({"theta": 1.0}, {"theta": 1.0, "factor": 8.0})
+    False
+    >>> _say_otherwise(0, None), _say_otherwise("pre", "post")
+    (False, True)
+    """
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return any(_say_otherwise(a[key], b[key]) for key in a.keys() & b.keys())
+    return (a or None) != (b or None)
 
 
 def _architecture(source) -> Mapping:
     config = source.config
     if source.is_run:
         config = dict(config.get("model") or {})
-        for key in ("attention", "remat", "scan", "dtype", "length", "vocab"):
+        config["kv_heads"] = config.get("kv_heads") or config.get("heads")
+        for key in _RUN_FREE:
             config.pop(key, None)
     return {key: value for key, value in config.items() if key not in _FREE}
 

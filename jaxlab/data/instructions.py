@@ -1,0 +1,204 @@
+"""Batches of conversations and of pairs, each a pure function of (seed, step).
+
+Rows of conversations hold one each, as in TÜLU's programs, or, `packed`, as many as
+fit (`packing`), which attention keeps apart by segment. Rows are fixed once; each epoch
+has an order of its own, and a batch may hold the end of one and the beginning of the
+next. Several hosts ask for their rows of the same global batch.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxlab.core import types
+from jaxlab.data import chat, mixture, packing
+
+
+class Rows:
+    """Batches of conversations, for `objectives.next_token`.
+
+    Attributes:
+        rows: of the global batch, B.
+        count: rows of an epoch.
+    """
+
+    def __init__(
+        self,
+        examples: chat.Examples,
+        *,
+        length: int,
+        batch_size: int,
+        seed: int = 0,
+        packed: bool = True,
+    ):
+        """Puts examples of at most `length` tokens into rows.
+
+        Raises:
+            UserError: no example, or no row in a batch.
+        """
+        _check(len(examples.ends), batch_size)
+        self.examples, self.length, self.seed = examples, length, seed
+        self.rows = batch_size
+        sizes = examples.sizes
+        whole = [[place] for place in range(len(sizes))]
+        self._contents = packing.pack(sizes, length) if packed else whole
+        self.count = len(self._contents)
+        self._orders: dict = {}
+
+    def __call__(self, step: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
+        """`tokens`, `segment_ids`, `positions` i32[B, L] and `loss_mask` f32[B, L]."""
+        numbers = np.arange(step * self.rows, (step + 1) * self.rows)
+        chosen, _ = mixture.endless(numbers, self.count, self.seed, self._orders)
+        return self.filled(chosen[rows])
+
+    def filled(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
+        """A batch of rows by number; -1 is an empty one."""
+        batch = _empty((len(chosen), self.length), ("segment_ids", "positions"))
+        for place, row in enumerate(chosen):
+            first = 0
+            items = self._contents[row] if row >= 0 else []
+            for segment, item in enumerate(items, start=1):
+                last = _put(batch, (place,), first, self.examples, item)
+                batch["segment_ids"][place, first:last] = segment
+                batch["positions"][place, first:last] = np.arange(last - first)
+                first = last
+        return batch
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be equal for two runs to read the same."""
+        return {
+            "examples": len(self.examples.ends),
+            "rows": self.count,
+            "sha256": sha256(self.examples),
+        }
+
+
+class PairRows:
+    """Batches of pairs, for `objectives.preference`.
+
+    Attributes:
+        rows: pairs of the global batch, B.
+        count: pairs of an epoch.
+    """
+
+    def __init__(
+        self,
+        chosen: chat.Examples,
+        rejected: chat.Examples,
+        *,
+        length: int,
+        batch_size: int,
+        seed: int = 0,
+        reference: np.ndarray | None = None,
+    ):
+        """Pairs of examples of at most `length` tokens.
+
+        Args:
+            chosen, rejected: as `matched` returns them.
+            length: tokens of a row.
+            batch_size: pairs of a batch.
+            seed: of the order.
+            reference: f32[N, 2]: log-probabilities of chosen and rejected under the
+                reference policy, given to the loss as `reference_logps`.
+
+        Raises:
+            UserError: no pair, or no pair in a batch.
+        """
+        _check(len(chosen.ends), batch_size)
+        self.sides, self.length, self.seed = (chosen, rejected), length, seed
+        self.rows, self.count, self.reference = batch_size, len(chosen.ends), reference
+        self._orders: dict = {}
+
+    def __call__(self, step: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
+        """`tokens` i32[B, 2, L], `loss_mask` f32[B, 2, L]: chosen, then rejected."""
+        numbers = np.arange(step * self.rows, (step + 1) * self.rows)
+        chosen, _ = mixture.endless(numbers, self.count, self.seed, self._orders)
+        return self.filled(chosen[rows])
+
+    def filled(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
+        """A batch of pairs by number; -1 is an empty one."""
+        batch = _empty((len(chosen), 2, self.length))
+        for place, item in enumerate(chosen):
+            for side, examples in enumerate(self.sides if item >= 0 else ()):
+                _put(batch, (place, side), 0, examples, item)
+        if self.reference is not None:
+            batch["reference_logps"] = self.reference[chosen].astype(np.float32)
+        return batch
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be equal for two runs to read the same."""
+        return {"pairs": self.count, "sha256": sha256(*self.sides)}
+
+
+def matched(
+    chosen: chat.Examples, rejected: chat.Examples
+) -> tuple[chat.Examples, chat.Examples]:
+    """Both sides of the pairs that have something to learn on both."""
+    both = np.intersect1d(chosen.number, rejected.number)
+    return tuple(x.take(np.searchsorted(x.number, both)) for x in (chosen, rejected))
+
+
+def split(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """i64 numbers of what is trained on, and of what is held out, both sorted.
+
+    >>> [part.tolist() for part in split(5, 0.4, seed=0)]
+    [[0, 1, 3], [2, 4]]
+    """
+    if not count:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    held_out = int(count * fraction)
+    order = mixture.permutation(count, seed, 0).astype(np.int64)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def eval_batches(
+    rows: Rows | PairRows, most: int = 0
+) -> Iterator[Mapping[str, np.ndarray]]:
+    """Batches of one shape that hold every row once, in order.
+
+    Args:
+        rows: of these; empty ones fill up the last batch.
+        most: batches; 0 is all.
+    """
+    for number, start in enumerate(range(0, rows.count, rows.rows)):
+        if most and number >= most:
+            return
+        chosen = np.arange(start, start + rows.rows)
+        yield rows.filled(np.where(chosen < rows.count, chosen, -1))
+
+
+def sha256(*examples: chat.Examples) -> str:
+    """Of tokens, labels and borders."""
+    digest = hashlib.sha256()
+    for some in examples:
+        for array in (some.tokens, some.is_label, some.ends):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _check(count: int, batch_size: int) -> None:
+    if batch_size < 1:
+        raise types.UserError(f"batch_size {batch_size} is too small; use >= 1")
+    if not count:
+        raise types.UserError(
+            "there is no example to train on: add some, or raise data.length if all "
+            "answers were cut off"
+        )
+
+
+def _empty(shape, integers=()) -> dict[str, np.ndarray]:
+    batch = {name: np.zeros(shape, np.int32) for name in ("tokens", *integers)}
+    return batch | {"loss_mask": np.zeros(shape, np.float32)}
+
+
+def _put(batch, row: tuple, first: int, examples: chat.Examples, item: int) -> int:
+    """Writes an example into a row from `first` on; returns where it ends."""
+    start, stop = examples.ends[item - 1] if item else 0, examples.ends[item]
+    last = first + int(stop - start)
+    batch["tokens"][(*row, slice(first, last))] = examples.tokens[start:stop]
+    batch["loss_mask"][(*row, slice(first, last))] = examples.is_label[start:stop]
+    return last

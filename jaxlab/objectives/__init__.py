@@ -1,0 +1,41 @@
+"""Every loss. A loss takes a model's `apply`, never a model class.
+
+Each factory returns an `Objective`: (params, batch, key, frozen) -> `Loss`, in sums.
+
+Batches of language modelling: `tokens` i32[B, L], and optionally `segment_ids`,
+`positions` i32[B, L] and `loss_mask` f32[B, L] (1 where the token counts as a label).
+"""
+
+from jaxlab.objectives.language import label_mask, next_token, targets
+from jaxlab.objectives.penalties import input_noise, near_anchor, r3f, with_noise
+from jaxlab.objectives.predictors import (
+    Predictor,
+    answered,
+    classifier,
+    divided_by_norm,
+    language_model,
+    spectrally_normalized,
+)
+from jaxlab.objectives.preferences import answer_logps, preference
+from jaxlab.objectives.ranking import contrastive, listwise, pointwise
+
+__all__ = [
+    "Predictor",
+    "answer_logps",
+    "answered",
+    "classifier",
+    "contrastive",
+    "divided_by_norm",
+    "input_noise",
+    "label_mask",
+    "language_model",
+    "listwise",
+    "near_anchor",
+    "next_token",
+    "pointwise",
+    "preference",
+    "r3f",
+    "spectrally_normalized",
+    "targets",
+    "with_noise",
+]

@@ -1,0 +1,99 @@
+"""A task's loss with a penalty: for leaving an anchor, for what noise changes."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxlab.core import factored, types
+from jaxlab.objectives.predictors import Predictor
+
+
+def near_anchor(predictor: Predictor, weight: float = 0.1) -> types.Objective:
+    """The loss, and a penalty for answers unlike those of `frozen`, the anchor.
+
+        L(theta) + weight * mean KL(p(x; anchor) || p(x; theta))
+
+    With the parameters of the step before it is TRPO's penalty (Schulman et al. 2015,
+    arXiv:1502.05477), with their moving average MESA's (Du et al. 2022,
+    arXiv:2205.14083), both as TRAM compares with them (arXiv:2310.03646, appendix B).
+    One forward pass more than the loss.
+    """
+
+    def objective(params, batch, *, key, frozen) -> types.Loss:
+        del key
+        answer = predictor.answer(params, batch)
+        before = jax.lax.stop_gradient(predictor.answer(frozen, batch))
+        rows = factored.kl_rows(before, answer)
+        return _penalised(predictor, answer, batch, rows, weight)
+
+    return objective
+
+
+def r3f(
+    predictor: Predictor,
+    weight: float = 0.1,
+    *,
+    sigma: float = 0.1,
+    noise: str = "normal",
+) -> types.Objective:
+    """The loss, and a penalty for answers that noise on the input changes.
+
+        L(theta) + weight * mean KL(p(x) || p(x + z)) + KL(p(x + z) || p(x))
+
+    Aghajanyan et al. 2020 (arXiv:2008.03156), equation 4: noise on the embeddings,
+    which are constants in the noisy pass; gradients flow through both passes. With
+    `spectrally_normalized` it is R4F. Twice the forward and backward passes.
+
+    Args:
+        predictor: the task.
+        weight: of the penalty (R3F's code 1, TRAM's tables 0.1).
+        sigma: of the noise: standard deviation, or half the width if uniform.
+        noise: "normal" or "uniform".
+    """
+
+    def objective(params, batch, *, key, frozen) -> types.Loss:
+        del frozen
+        answer = predictor.answer(params, batch)
+        z = input_noise(key, batch, answer, sigma, noise)
+        noisy = predictor.answer(params, batch, z)
+        rows = factored.kl_rows(noisy, answer, direction="symmetric")
+        return _penalised(predictor, answer, batch, rows, weight)
+
+    return objective
+
+
+def with_noise(
+    predictor: Predictor, *, sigma: float = 0.1, noise: str = "normal"
+) -> types.Objective:
+    """The loss at noisy input embeddings, for TRAM's Fisher information."""
+
+    def objective(params, batch, *, key, frozen) -> types.Loss:
+        del frozen
+        shape = jax.eval_shape(predictor.answer, params, batch)
+        z = input_noise(key, batch, shape, sigma, noise)
+        return predictor.loss(predictor.answer(params, batch, z), batch)
+
+    return objective
+
+
+def input_noise(
+    key: jax.Array,
+    batch: types.Batch,
+    answer: factored.Factored,
+    sigma: float,
+    noise: str = "normal",
+) -> jax.Array:
+    """Noise for the embeddings of a batch, f32[B, L, D]; drawn alike for one key."""
+    if noise not in ("normal", "uniform"):
+        raise ValueError(f"noise {noise!r}; use normal or uniform")
+    shape = (*batch["tokens"].shape, answer.hidden.shape[-1])
+    if noise == "uniform":
+        return jax.random.uniform(key, shape, minval=-sigma, maxval=sigma)
+    return sigma * jax.random.normal(key, shape)
+
+
+def _penalised(predictor, answer, batch, rows, weight):
+    loss = predictor.loss(answer, batch)
+    # Sums over the rows that the loss counts: divided by its weight they are means.
+    penalty = jnp.sum(rows * predictor.rows(batch))
+    metrics = {**loss.metrics, "penalty": penalty}
+    return loss._replace(total=loss.total + weight * penalty, metrics=metrics)

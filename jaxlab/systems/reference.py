@@ -1,0 +1,83 @@
+"""What the reference policy of preference optimisation says, asked once for a run.
+
+    r(pair) = sum of log p(token) over the answer's labels, chosen and rejected
+
+They are computed by the model that the run starts from, before its first step, and
+kept in WORKDIR/reference.json with what they were computed of; so the run holds one
+model and not two. A run that resumes has the weights of the start no more: it reads the
+file, and refuses one of other pairs or another start.
+"""
+
+import functools
+import json
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from jaxlab import objectives
+from jaxlab.core import mesh as mesh_lib
+from jaxlab.core import places, report, types
+from jaxlab.data import instructions
+from jaxlab.systems import loading
+
+
+def give(
+    parts: Sequence[instructions.PairRows],
+    opened: loading.Opened,
+    workdir: str | pathlib.Path,
+    start: str,
+) -> None:
+    """Sets `reference` of pairs: read from the run directory, or computed and kept.
+
+    Args:
+        parts: of the run: trained on, and held out.
+        opened: the start; its `params` are None where the run resumes.
+        workdir: the run directory.
+        start: the name of the start.
+
+    Raises:
+        UserError: a run resumes and its file is missing, or is of something else.
+    """
+    file = places.path(workdir) / "reference.json"
+    made_of = {"init_from": start, "pairs": [part.fingerprint for part in parts]}
+    text = places.read_text(file)
+    kept = {} if text is None else json.loads(text)
+    if opened.params is not None:
+        logps = [_computed(part, opened) for part in parts]
+        kept = {**made_of, "logps": [x.tolist() for x in logps]}
+        if jax.process_index() == 0:
+            places.make_folder(file.parent)
+            places.write_text(file, json.dumps(kept))
+    elif {name: kept.get(name) for name in made_of} != made_of:
+        raise types.UserError(
+            f"{file} is missing or is of other pairs or another start; restore it and "
+            "the data, or start again with another --workdir"
+        )
+    for part, logps in zip(parts, kept["logps"], strict=True):
+        part.reference = np.array(logps, np.float32)
+
+
+def _computed(part: instructions.PairRows, opened: loading.Opened) -> np.ndarray:
+    """f32[N, 2]."""
+    score, found, started = _scorer(opened.decoder.apply), [], time.monotonic()
+    batches, shown = -(-part.count // part.rows), started
+    for done, batch in enumerate(instructions.eval_batches(part), start=1):
+        found.append(np.asarray(score(opened.params, batch)))
+        now = time.monotonic()
+        if jax.process_index() == 0 and (now - shown > 5 or done == batches):
+            left = report.duration((now - started) / done * (batches - done))
+            report.line(f"reference: batch {done} of {batches}, {left} left")
+            shown = now
+    return np.concatenate(found)[: part.count]
+
+
+@functools.cache
+def _scorer(apply: Callable) -> Callable:
+    @jax.jit
+    def score(params, batch):
+        return mesh_lib.gathered(objectives.answer_logps(apply, params, batch)[0])
+
+    return score
