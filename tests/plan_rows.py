@@ -148,6 +148,11 @@ class TruePeak(NamedTuple):
 _D4, _D16 = {"data": 4, "fsdp": 16}, {"data": 16, "fsdp": 16}
 _WHOLE, _EIGHT, _POD = {"fsdp": 256}, {"data": 2, "fsdp": 8}, {"data": 8, "fsdp": 256}
 TRUE_PEAKS = [
+    TruePeak("tulu.py:sft_7b", "v5p:4x4x4", _D4, 128, 14.07),
+    TruePeak("tulu.py:sft_7b", "v5e:8x8", _D4, 128, 13.41),
+    TruePeak("tulu.py:dpo_7b", "v5p:4x4x4", _D4, 64, 14.07),
+    TruePeak("tulu.py:dpo_7b", "v5e:4x8", {"fsdp": 32}, 32, 10.89),
+    TruePeak("tulu.py:dpo_70b", "v5p:4x8x8", {"data": 4, "fsdp": 64}, 256, 44.79),
     TruePeak("olmo.py:1b", "v4:2x2x4", _EIGHT, 128, 5.02),
     TruePeak("olmo.py:1b", "v5e:4x4", _EIGHT, 128, 4.85),
     TruePeak("olmo.py:1b", "v5p:2x2x4", _EIGHT, 128, 5.17),

@@ -3,7 +3,6 @@
 import contextlib
 import shutil
 import signal
-import socket
 import time
 
 import jax
@@ -31,21 +30,10 @@ def whole(tmp_path_factory):
 @contextlib.contextmanager
 def hosts(workdir, count, **options):
     """The processes of one run; none is left behind."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    heartbeat = {"JAXLAB_HEARTBEAT_SECONDS": str(HEARTBEAT_SECONDS)}
     found = [
-        launch(
-            workdir,
-            **options,
-            JAXLAB_MULTIHOST="1",
-            JAXLAB_COORDINATOR=f"127.0.0.1:{port}",
-            JAXLAB_NUM_PROCESSES=str(count),
-            JAXLAB_PROCESS_ID=str(number),
-            JAXLAB_HEARTBEAT_SECONDS=str(HEARTBEAT_SECONDS),
-            JAX_NUM_CPU_DEVICES="1",
-        )
-        for number in range(count)
+        launch(workdir, **options, **variables, **heartbeat)
+        for variables in tiny_run.hosts(count)
     ]
     try:
         yield found

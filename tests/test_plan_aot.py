@@ -18,7 +18,7 @@ import pytest
 
 from jaxlab import cli, plan
 from jaxlab.core import config as config_lib
-from jaxlab.core import errors
+from jaxlab.core import errors, factored
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.merge import counting
 from jaxlab.plan import comparison, compiled, environment, flops, hlo, merging, traced
@@ -146,6 +146,31 @@ def test_a_program_compiled_here_shows_its_own_collectives():
     program = jax.jit(lambda x: x * 2, out_shardings=whole).lower(x).compile()
     (found,) = hlo.collectives(program.as_text(), MESH)
     assert (found.kind, found.axes, found.bytes) == ("all-gather", "fsdp", 512)
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_a_divergence_gathers_each_kernel_once_however_many_blocks(blocks):
+    mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 4})
+    B, L, D, V = 8, 32, 16, 64
+    rows, cut = mesh_lib.batch_sharding(mesh), jax.sharding.PartitionSpec("fsdp")
+    hidden = jax.ShapeDtypeStruct((B, L, D), jnp.float32, sharding=rows)
+    cut = jax.sharding.NamedSharding(mesh, cut)
+    kernel = jax.ShapeDtypeStruct((D, V), jnp.float32, sharding=cut)
+    size = B * L * V * 4 * 2 // 8 // blocks  # both models' logits, of 8 devices
+
+    def distance(kernels, hiddens):
+        one, other = (
+            factored.Factored(*both, block_bytes=size)
+            for both in zip(hiddens, kernels, strict=True)
+        )
+        return factored.kl_divergence(one, other)
+
+    for function, times in ((distance, 2), (jax.grad(distance), 4)):
+        with mesh_lib.use(mesh):
+            program = jax.jit(function).lower([kernel] * 2, [hidden] * 2).compile()
+        found = hlo.collectives(program.as_text(), MESH)
+        gathers = [x for x in found if x.kind == "all-gather" and x.bytes >= D * V * 4]
+        assert sum(x.bytes for x in gathers) <= times * D * V * 4
 
 
 # ---- FLOPs of the true step, traced for a TPU

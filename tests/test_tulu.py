@@ -1,8 +1,11 @@
 """Instruction tuning and preference optimisation: runs, resumed runs, mistakes."""
 
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +17,7 @@ from jaxlab.core import checkpoint, tree, types
 from jaxlab.core import config as config_lib
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.systems import loading, olmo, planned, tulu
-from tests.tiny_run import losses
+from tests.tiny_run import hosts, losses
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 COLOURS = ["red", "green", "blue", "black", "white", "brown"]
@@ -240,6 +243,31 @@ def test_a_mesh_and_microbatches_change_nothing_but_rounding(
     run(config, tmp_path / "many", mesh)
     one, many = losses(tmp_path / "one"), losses(tmp_path / "many")
     assert many == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_hosts_learn_preferences_as_one_does(preferred, tuned, talk, tmp_path):
+    flags = {
+        "init_from": tuned, "data.source": talk, "data.length": 64, "steps": 6,
+        "data.held_out_fraction": 0.2, "optim.learning_rate": 1e-3, "mesh.fsdp": 2,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "jaxlab.train", f"--workdir={tmp_path}"]
+    command += [f"--config={CONFIGS / 'tulu.py'}:tiny_dpo"]
+    command += [f"--config.{name}={value}" for name, value in flags.items()]
+    shared = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(CONFIGS.parent)}
+    found = [
+        subprocess.Popen(
+            command, env=shared | variables, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True,
+        )
+        for variables in hosts(2)
+    ]  # fmt: skip
+    outputs = [host.communicate(timeout=300)[0] for host in found]
+    assert [host.returncode for host in found] == [0, 0], outputs
+    assert losses(tmp_path) == pytest.approx(losses(preferred), abs=1e-5)
+    kept = json.loads((tmp_path / "reference.json").read_text())
+    one = json.loads((preferred / "reference.json").read_text())
+    assert kept["pairs"] == one["pairs"]
 
 
 def test_a_packed_row_has_the_loss_of_its_conversations(start, talk, tmp_path):

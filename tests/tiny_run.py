@@ -6,6 +6,7 @@ python -m tests.tiny_run WORKDIR STEPS SAVE_EVERY
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import time
@@ -72,6 +73,23 @@ def launch(workdir, steps=12, save_every=2, **extra) -> subprocess.Popen:
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True,
     )  # fmt: skip
+
+
+def hosts(count: int) -> list[dict[str, str]]:
+    """The variables that make so many processes one run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [
+        {
+            "JAXLAB_MULTIHOST": "1",
+            "JAXLAB_COORDINATOR": f"127.0.0.1:{port}",
+            "JAXLAB_NUM_PROCESSES": str(count),
+            "JAXLAB_PROCESS_ID": str(number),
+            "JAX_NUM_CPU_DEVICES": "1",
+        }
+        for number in range(count)
+    ]
 
 
 def wait_for_rows(workdir, count, process, seconds=120.0):

@@ -10,7 +10,7 @@ and again in the backward pass, so that one block is alive at once.
 A block is a part of the vocabulary where sums over parts say all (log-probabilities:
 logsumexp of logsumexps). A sharded kernel is then gathered once a pass, and its
 gradient reduced once, however many blocks there are. Divergences need whole rows of two
-models; their blocks are of positions, and each gathers both kernels.
+models; their blocks are of positions, and both kernels are gathered before them.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab.core import divergences
+from jaxlab.core import mesh as mesh_lib
 
 BLOCK_BYTES = 512 * 2**20  # of logits that a device holds at once
 
@@ -87,11 +88,11 @@ def kl_rows(
 ) -> jax.Array:
     """The divergence of every row, f32[...]; see `divergences.kl_divergence`."""
 
-    def rows(dense, other):
-        other = target.replace(hidden=other).dense()
-        return divergences.kl_rows(other, dense, direction=direction)
+    def rows(logits, hidden, kernel):
+        other = target.replace(hidden=hidden, kernel=kernel).dense()
+        return divergences.kl_rows(other, logits.dense(), direction=direction)
 
-    return _by_row(rows, logits, copies=2)(target.hidden)
+    return _by_row(rows, logits, target)
 
 
 def kl_divergence(
@@ -105,15 +106,11 @@ def kl_divergence(
     return divergences.mean_of_rows(kl_rows(target, logits, direction=direction), where)
 
 
-def _by_row(function: Callable, logits: Factored, copies: int = 1) -> Callable:
-    """`function(dense logits, *others)` of rows, in blocks along the length."""
-
-    def whole(*others):
-        return function(logits.dense(), *others)
-
-    count = copies * _blocks(logits)
+def _by_row(function: Callable, logits: Factored, other: Factored) -> jax.Array:
+    """`function(logits, other hidden, other kernel)` in blocks along the length."""
+    count = _blocks(logits, copies=2)
     if count <= 1 or logits.hidden.ndim < 3:
-        return whole
+        return function(logits, other.hidden, other.kernel)
     B, L = logits.hidden.shape[:2]
     size = -(-L // min(count, L))
     count = -(-L // size)
@@ -124,16 +121,20 @@ def _by_row(function: Callable, logits: Factored, copies: int = 1) -> Callable:
         x = jnp.pad(x, [(0, 0), (0, count * size - L), *[(0, 0)] * (x.ndim - 2)])
         return jnp.moveaxis(x.reshape(B, count, size, *x.shape[2:]), 1, 0)
 
+    def whole(x):  # once: left alone, every block would gather it again
+        return mesh_lib.constrain(
+            x.kernel.astype(x.hidden.dtype), "activation", "vocab"
+        )
+
     @jax.checkpoint
-    def one(part, others):
-        return function(logits.replace(hidden=part).dense(), *others)
+    def one(kernels, mine, theirs):
+        part = logits.replace(hidden=mine, kernel=kernels[0])
+        return function(part, theirs, kernels[1])
 
-    def in_blocks(*others):
-        parts = cut(logits.hidden), tuple(map(cut, others))
-        _, rows = jax.lax.scan(lambda _, part: ((), one(*part)), (), parts)
-        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, -1)[:, :L], rows)
-
-    return in_blocks
+    kernels = whole(logits), whole(other)
+    parts = cut(logits.hidden), cut(other.hidden)
+    _, rows = jax.lax.scan(lambda _, part: ((), one(kernels, *part)), (), parts)
+    return jnp.moveaxis(rows, 0, 1).reshape(B, -1)[:, :L]
 
 
 def _vocabulary_blocks(kernel, count):
@@ -158,11 +159,11 @@ def _by_rank(ids, targets):
     return ids.reshape((1,) * targets.ndim + (-1,))
 
 
-def _blocks(logits: Factored) -> int:
+def _blocks(logits: Factored, copies: int = 1) -> int:
     mesh = jax.sharding.get_abstract_mesh()
     devices = 1 if mesh.empty else mesh.size  # logits are split over every axis
     rows = logits.hidden.size // logits.hidden.shape[-1]
-    logits_bytes = -(-rows * logits.kernel.shape[-1] * 4 // devices)
+    logits_bytes = -(-rows * logits.kernel.shape[-1] * 4 * copies // devices)
     return -(-logits_bytes // logits.block_bytes)
 
 
