@@ -96,6 +96,8 @@ def test_examples_are_cut_from_the_right_and_dropped_without_a_label(tokenizer):
     cut = chat.encode(tokenizer, [TALK, TALK[3:]], length=size)
     assert (cut.number.tolist(), cut.truncated, cut.dropped) == ([1], 1, 1)
     assert spelled(tokenizer, cut)[1] == "9"
+    fits = chat.encode(tokenizer, [TALK[3:]], length=size + 1)
+    assert (fits.truncated, fits.dropped) == (0, 0)
 
 
 @pytest.mark.parametrize("style", [*chat.STYLES])

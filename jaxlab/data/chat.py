@@ -118,11 +118,11 @@ def encode(
     tokens, labels, number, truncated = [], [], [], 0
     encoded = _encoded(tokenizer, conversations, STYLES[style], begin, last_only)
     for place, (ids, is_label) in enumerate(encoded):
-        ids, is_label = ids[:length], is_label[:length]
-        if is_label[1:].any():  # the first token is predicted from nothing
-            truncated += length is not None and len(ids) == length
-            tokens.append(ids)
-            labels.append(is_label)
+        kept = is_label[:length]
+        if kept[1:].any():  # the first token is predicted from nothing
+            truncated += len(kept) < len(ids)
+            tokens.append(ids[:length])
+            labels.append(kept)
             number.append(place)
     sizes = np.array([len(ids) for ids in tokens], np.int64)
     return Examples(

@@ -49,9 +49,7 @@ class Rows:
 
     def __call__(self, step: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
         """`tokens`, `segment_ids`, `positions` i32[B, L] and `loss_mask` f32[B, L]."""
-        numbers = np.arange(step * self.rows, (step + 1) * self.rows)
-        chosen, _ = mixture.endless(numbers, self.count, self.seed, self._orders)
-        return self.filled(chosen[rows])
+        return self.filled(_drawn(self, step)[rows])
 
     def filled(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
         """A batch of rows by number; -1 is an empty one."""
@@ -114,9 +112,7 @@ class PairRows:
 
     def __call__(self, step: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
         """`tokens` i32[B, 2, L], `loss_mask` f32[B, 2, L]: chosen, then rejected."""
-        numbers = np.arange(step * self.rows, (step + 1) * self.rows)
-        chosen, _ = mixture.endless(numbers, self.count, self.seed, self._orders)
-        return self.filled(chosen[rows])
+        return self.filled(_drawn(self, step)[rows])
 
     def filled(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
         """A batch of pairs by number; -1 is an empty one."""
@@ -178,6 +174,12 @@ def sha256(*examples: chat.Examples) -> str:
         for array in (some.tokens, some.is_label, some.ends):
             digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def _drawn(batches: Rows | PairRows, step: int) -> np.ndarray:
+    """i64[B]: the rows of an epoch that a step takes."""
+    numbers = np.arange(step * batches.rows, (step + 1) * batches.rows)
+    return mixture.endless(numbers, batches.count, batches.seed, batches._orders)[0]
 
 
 def _check(count: int, batch_size: int) -> None:

@@ -16,13 +16,14 @@ from jaxlab.objectives.predictors import (
     language_model,
     spectrally_normalized,
 )
-from jaxlab.objectives.preferences import answer_logps, preference
+from jaxlab.objectives.preferences import answer_logps, asks_reference, preference
 from jaxlab.objectives.ranking import contrastive, listwise, pointwise
 
 __all__ = [
     "Predictor",
     "answer_logps",
     "answered",
+    "asks_reference",
     "classifier",
     "contrastive",
     "divided_by_norm",

@@ -62,11 +62,10 @@ def preference(
     Raises:
         ValueError: an unknown loss, or a smoothing that is no chance below a half.
     """
-    if loss not in _PREFERENCES:
-        raise ValueError(f"loss {loss!r}; use one of {', '.join(_PREFERENCES)}")
+    asks = asks_reference(loss)
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing {label_smoothing}; use 0 to below 0.5")
-    is_mean, asks, of_margin = _PREFERENCES[loss]
+    is_mean, _, of_margin = _PREFERENCES[loss]
 
     def objective(params, batch, *, key, frozen) -> types.Loss:
         del key
@@ -96,6 +95,17 @@ def preference(
         return types.Loss(total, jnp.sum(where * 1.0), metrics)
 
     return objective
+
+
+def asks_reference(loss: str) -> bool:
+    """Whether a loss of `preference` compares with a reference policy.
+
+    Raises:
+        ValueError: an unknown loss.
+    """
+    if loss not in _PREFERENCES:
+        raise ValueError(f"loss {loss!r}; use one of {', '.join(_PREFERENCES)}")
+    return _PREFERENCES[loss][1]
 
 
 def answer_logps(

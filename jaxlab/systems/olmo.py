@@ -72,15 +72,31 @@ def experiment(
         model: of its sizes.
         **data: the fields of an Experiment that need data or a run directory.
     """
-    optim_config = optim.OptimConfig(**plain(config.optim))
-    tx, rate = optim.build(optim_config, config.steps)
-    found = types.Experiment(
+    objective = objectives.next_token(
+        model.apply, z_loss=config.z_loss, loss_denominator=config.loss_denominator
+    )
+    found = of_decoder(config, model, objective, **data)
+    region = trust.TrustConfig(**plain(config.trust))
+    if region.method != "plain" and config.loss_denominator != "labels":
+        raise types.UserError(
+            f"trust.method {region.method} divides by labels; set "
+            "loss_denominator to labels"
+        )
+    return trust.of_decoder(found, region, z_loss=config.z_loss)
+
+
+def of_decoder(
+    config: ml_collections.ConfigDict,
+    model: models.Decoder,
+    objective: types.Objective,
+    /,
+    **data: Any,
+) -> types.Experiment:
+    """An experiment of any objective of a decoder; arguments as of `experiment`."""
+    tx, rate = optim.build(optim.OptimConfig(**plain(config.optim)), config.steps)
+    return types.Experiment(
         model=model,
-        objective=objectives.next_token(
-            model.apply,
-            z_loss=config.z_loss,
-            loss_denominator=config.loss_denominator,
-        ),
+        objective=objective,
         tx=tx,
         steps=config.steps,
         example=(np.zeros((1, 8), np.int32),),
@@ -90,13 +106,6 @@ def experiment(
         learning_rate=rate,
         **data,
     )
-    region = trust.TrustConfig(**plain(config.trust))
-    if region.method != "plain" and config.loss_denominator != "labels":
-        raise types.UserError(
-            f"trust.method {region.method} divides by labels; set "
-            "loss_denominator to labels"
-        )
-    return trust.of_decoder(found, region, z_loss=config.z_loss)
 
 
 def open_corpus(

@@ -31,6 +31,7 @@ PASSES = {
 }
 # A reference policy that is asked in every step reads both answers of each pair.
 _ASKED = shapes.Passes(forward=1, copies=1)
+_REFERENCES = ("before", "step")
 SYSTEMS = ("olmo.pretrain", "tulu.sft", "tulu.dpo")
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -55,7 +56,9 @@ def shape(config: ml_collections.ConfigDict) -> shapes.Shape:
             )
     choices = {"model.remat": (model.remat, shapes.RECOMPUTED)}
     choices["model.dtype"] = model.dtype, _DTYPE_BYTES
-    if not pairs:
+    if pairs:
+        choices["preference.reference"] = config.preference.reference, _REFERENCES
+    else:
         choices["trust.method"] = config.trust.method, PASSES
     for key, (value, allowed) in choices.items():
         if value not in allowed:

@@ -61,8 +61,9 @@ def trace(
     with mesh_lib.use(mesh):
         built = experiment(config, mesh, platform)
         target, _ = state.abstract(built, mesh)
-        asks = planned.shape(config).passes.copies and config.system == "tulu.dpo"
-        frozen = target.params if asks else built.frozen
+        frozen = built.frozen
+        if config.system == "tulu.dpo" and config.preference.reference == "step":
+            frozen = target.params
         arguments = (target, _batch(config, mesh), frozen)
         return step.make_step(built, target).trace(*arguments), arguments
 

@@ -19,9 +19,8 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
-from jaxlab import models, objectives, optim
+from jaxlab import models, objectives
 from jaxlab.core import checkpoint, places, types
 from jaxlab.data import chat, conversations, instructions
 from jaxlab.data import tokenizer as tokenizer_lib
@@ -55,8 +54,9 @@ def sft(
     ]
     apply, evals = opened.decoder.apply, {}
     if len(parts) > 1:
-        batches = list(instructions.eval_batches(parts[1], config.eval_batches))
-        evals["held_out"] = lambda params: perplexity.evaluate(apply, params, batches)
+        evals["held_out"] = lambda params: perplexity.evaluate(
+            apply, params, instructions.eval_batches(parts[1], config.eval_batches)
+        )
     config = _with_steps(config, parts[0].count)
     return sft_experiment(
         config,
@@ -78,7 +78,7 @@ def sft_experiment(
 ) -> types.Experiment:
     """What a config of `sft` trains; `data`: the fields that need data or a start."""
     objective = objectives.next_token(model.apply, z_loss=config.z_loss)
-    found = _experiment(config, model, objective, **data)
+    found = olmo.of_decoder(config, model, objective, **data)
     region = trust.TrustConfig(**config.trust.to_dict())
     return trust.of_decoder(found, region, z_loss=config.z_loss)
 
@@ -103,16 +103,19 @@ def dpo(
         )
         for part in _split(matched, data)
     ]
-    frozen = None
+    frozen, evals, objective = None, {}, _preference(config, opened.decoder)
+    if not objectives.asks_reference(config.preference.loss):
+        asks = "never"
     if asks == "step":
         frozen = opened.params or loading.open_model(config.init_from, mesh=mesh).params
-    elif config.preference.loss != "simpo":
+    elif asks == "before":
         reference.give(parts, opened, workdir, config.init_from)
-    objective, evals = _preference(config, opened.decoder), {}
     if len(parts) > 1:
-        batches = list(instructions.eval_batches(parts[1], config.eval_batches))
         evals["held_out"] = lambda params: preferences.evaluate(
-            objective, params, batches, frozen
+            objective,
+            params,
+            instructions.eval_batches(parts[1], config.eval_batches),
+            frozen,
         )
     config = _with_steps(config, parts[0].count)
     return dpo_experiment(
@@ -135,29 +138,14 @@ def dpo_experiment(
     config: ml_collections.ConfigDict, model: models.Decoder, /, **data: Any
 ) -> types.Experiment:
     """What a config of `dpo` trains; `data`: the fields that need data or a start."""
-    return _experiment(config, model, _preference(config, model), **data)
+    objective = _preference(config, model)
+    return olmo.of_decoder(config, model, objective, **data)
 
 
 def _preference(config, model) -> types.Objective:
     settings = config.preference.to_dict()
     del settings["reference"]
     return objectives.preference(model.apply, **settings)
-
-
-def _experiment(config, model, objective, /, **data) -> types.Experiment:
-    tx, rate = optim.build(optim.OptimConfig(**config.optim.to_dict()), config.steps)
-    return types.Experiment(
-        model=model,
-        objective=objective,
-        tx=tx,
-        steps=config.steps,
-        example=(np.zeros((1, 8), np.int32),),
-        micro_batches=config.micro_batches,
-        seed=config.seed,
-        flops_per_token=model.config.flops_per_token(config.data.length),
-        learning_rate=rate,
-        **data,
-    )
 
 
 # ------------------------------------------------------------------ the start
