@@ -122,9 +122,9 @@ def _by_row(function: Callable, logits: Factored, other: Factored) -> jax.Array:
         return jnp.moveaxis(x.reshape(B, count, size, *x.shape[2:]), 1, 0)
 
     def whole(x):  # once: left alone, every block would gather it again
-        return mesh_lib.constrain(
-            x.kernel.astype(x.hidden.dtype), "activation", "vocab"
-        )
+        narrow = x.kernel.astype(x.hidden.dtype)
+        gathered = mesh_lib.constrain(narrow, "activation", "vocab")
+        return gathered.astype(x.kernel.dtype)  # in which its gradient is summed
 
     @jax.checkpoint
     def one(kernels, mine, theirs):
