@@ -20,10 +20,9 @@ from typing import NamedTuple
 
 import jax
 
-from jaxlab.core import checkpoint, places, process, report, tree, types
+from jaxlab.core import checkpoint, paths, process, report, step_rows, tree, types
 from jaxlab.core import config as config_lib
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import meter as meter_lib
 from jaxlab.core import state as state_lib
 from jaxlab.core import step as step_lib
 
@@ -69,9 +68,9 @@ def fit(
         UserError: another config in `workdir`, NaN weights, missing data, a full
             disk, or too many non-finite steps. What was trained is on disk.
     """
-    workdir, steps = places.path(workdir), experiment.steps
+    workdir, steps = paths.path(workdir), experiment.steps
     mesh = mesh_lib.make_mesh() if mesh is None else mesh
-    places.make_folder(workdir)
+    paths.make_folder(workdir)
     folder = workdir / "checkpoints"
     if checkpoint.steps(folder):  # else there is nothing to be spoilt
         report.check_config(workdir, experiment.config, free=FREE_KEYS)
@@ -93,7 +92,7 @@ def fit(
         rows = stack.enter_context(
             report.Reporter(workdir, steps, first, name=name, seconds=log_seconds)
         )
-        meter = meter_lib.Meter(experiment, rows, max_skipped)
+        meter = step_rows.Meter(experiment, rows, max_skipped)
         meter.start(first, state, mesh)
         train_step = step_lib.make_step(experiment, target)
 
@@ -143,8 +142,8 @@ def main(argv: Sequence[str]) -> int:
     process.start()
     mesh = mesh_lib.make_mesh(config.mesh.to_dict())
     system = _system(config.system)
-    if places.is_remote(workdir):
-        places.make_folder(workdir)  # asked before the work, not after it
+    if paths.is_remote(workdir):
+        paths.make_folder(workdir)  # asked before the work, not after it
     try:
         with mesh_lib.use(mesh):
             experiment = system(config, workdir, mesh)

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from jaxlab import ablation
-from jaxlab.ablation import folder
+from jaxlab.ablation import pool_folder
 from jaxlab.core import checkpoint, types
 
-BRANCH = folder.Branch("fresh", "constant", 1e-3, warmup_steps=0, unit_tokens=1000)
+BRANCH = pool_folder.Branch("fresh", "constant", 1e-3, warmup_steps=0, unit_tokens=1000)
 
 
 def params(seed):
@@ -29,8 +29,8 @@ def save(path, value):
 
 
 def unit(name, value, **changes):
-    record = folder.Unit(
-        name, f"runs/{name}", folder.fingerprint(value), folder.fingerprint(params(0)),
+    record = pool_folder.Unit(
+        name, f"runs/{name}", pool_folder.fingerprint(value), pool_folder.fingerprint(params(0)),
         tokens_trained=1000, partition_tokens=400, steps=10, data_sha256="d" * 64,
     )  # fmt: skip
     return dataclasses.replace(record, **changes)
@@ -40,28 +40,28 @@ def unit(name, value, **changes):
 def pool(tmp_path):
     place = tmp_path / "pool"
     save(place / "runs/seed", params(0))
-    folder.create(place, "runs/seed", folder.fingerprint(params(0)), BRANCH)
+    pool_folder.create(place, "runs/seed", pool_folder.fingerprint(params(0)), BRANCH)
     for seed, name in enumerate(["web", "code"], start=1):
         save(place / "runs" / name, params(seed))
-        folder.add(place, unit(name, params(seed)))
+        pool_folder.add(place, unit(name, params(seed)))
     return place
 
 
 def test_a_pool_comes_back_as_it_was_put_in(pool):
     source = unit("math", params(3), source="papers", units=2, tokens_trained=2010)
     save(pool / "runs/math", params(3))
-    folder.add(pool, source)
-    folder.add(pool, source)  # the same record twice is added once
-    opened = folder.open(pool)
+    pool_folder.add(pool, source)
+    pool_folder.add(pool, source)  # the same record twice is added once
+    opened = pool_folder.open(pool)
     assert opened.names == ("web", "code", "math")
     assert opened.units == (1, 1, 2)
     assert opened.tokens == (400, 400, 400)
     assert opened.sources == ("web", "code", "papers")
     chex.assert_trees_all_equal(opened.seed, params(0))
     chex.assert_trees_all_equal(opened.expert("math"), params(3))
-    assert [member.name for member in folder.members(pool)] == list(opened.names)
-    assert folder.members(pool)[0].repeats == 2.5
-    found = folder.read(pool)
+    assert [member.name for member in pool_folder.members(pool)] == list(opened.names)
+    assert pool_folder.members(pool)[0].repeats == 2.5
+    found = pool_folder.read(pool)
     assert found.branch == BRANCH
     assert found.units["math"] == source
     written = json.loads((pool / "pool.json").read_text())
@@ -70,18 +70,18 @@ def test_a_pool_comes_back_as_it_was_put_in(pool):
 
 
 def test_an_expert_that_was_trained_over_is_named(pool):
-    report_before = folder.read(pool)
+    report_before = pool_folder.read(pool)
     for path in (pool / "runs/code/checkpoints", pool / "runs/seed/checkpoints"):
         for entry in path.iterdir():
             entry.rename(path.parent / "old")
     save(pool / "runs/code", params(7))
     with pytest.raises(types.UserError) as error:
-        folder.open(pool)
+        pool_folder.open(pool)
     assert "unit code in runs/code has changed" in str(error.value)
     assert "the seed cannot be loaded" in str(error.value)
     assert "web" not in str(error.value).replace(str(pool), "")
     assert "\n" not in str(error.value)
-    assert folder.read(pool) == report_before
+    assert pool_folder.read(pool) == report_before
 
 
 def test_a_fingerprint_sees_every_bit_and_every_name():
@@ -93,9 +93,9 @@ def test_a_fingerprint_sees_every_bit_and_every_name():
         {"a": base["a"][None], "b": base["b"]},
         {"a": base["a"]},
     ]
-    found = [folder.fingerprint(each) for each in (base, *others)]
+    found = [pool_folder.fingerprint(each) for each in (base, *others)]
     assert len(set(found)) == len(found)
-    assert folder.fingerprint(jax.tree.map(jnp.asarray, base)) == found[0]
+    assert pool_folder.fingerprint(jax.tree.map(jnp.asarray, base)) == found[0]
 
 
 def test_a_killed_add_leaves_a_pool_that_opens_without_the_unit(pool, monkeypatch):
@@ -106,18 +106,18 @@ def test_a_killed_add_leaves_a_pool_that_opens_without_the_unit(pool, monkeypatc
 
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        folder.add(pool, unit("math", params(3)))
+        pool_folder.add(pool, unit("math", params(3)))
     monkeypatch.undo()
-    assert folder.open(pool).names == ("web", "code")
-    folder.add(pool, unit("math", params(3)))
-    assert folder.open(pool).names == ("web", "code", "math")
+    assert pool_folder.open(pool).names == ("web", "code")
+    pool_folder.add(pool, unit("math", params(3)))
+    assert pool_folder.open(pool).names == ("web", "code", "math")
 
 
 def test_units_that_are_added_at_once_are_all_kept(pool):
     records = [unit(f"u{i}", params(1)) for i in range(8)]
     with futures.ThreadPoolExecutor(8) as workers:
-        list(workers.map(lambda record: folder.add(pool, record), records))
-    names = {member.name for member in folder.members(pool)}
+        list(workers.map(lambda record: pool_folder.add(pool, record), records))
+    names = {member.name for member in pool_folder.members(pool)}
     assert names == {"web", "code", *(record.name for record in records)}
 
 
@@ -136,27 +136,29 @@ def test_units_that_are_added_at_once_are_all_kept(pool):
 def test_units_that_do_not_belong_are_refused(pool, changes, message):
     before = (pool / "pool.json").read_bytes()
     with pytest.raises(types.UserError, match=message):
-        folder.add(pool, dataclasses.replace(unit("math", params(3)), **changes))
+        pool_folder.add(pool, dataclasses.replace(unit("math", params(3)), **changes))
     assert (pool / "pool.json").read_bytes() == before
 
 
 def test_a_pool_is_made_once(pool, tmp_path):
     before = (pool / "pool.json").read_bytes()
-    seed = folder.fingerprint(params(0))
-    folder.create(pool, "runs/seed", seed, BRANCH)  # the same again changes nothing
+    seed = pool_folder.fingerprint(params(0))
+    pool_folder.create(
+        pool, "runs/seed", seed, BRANCH
+    )  # the same again changes nothing
     assert (pool / "pool.json").read_bytes() == before
     carried = dataclasses.replace(BRANCH, optimizer_state="carried")
     for other in ((seed, carried), ("another", BRANCH)):
         with pytest.raises(types.UserError, match="a pool of another seed or branch"):
-            folder.create(pool, "runs/seed", *other)
+            pool_folder.create(pool, "runs/seed", *other)
     with pytest.raises(types.UserError, match=r"is no pool: it has no pool\.json"):
-        folder.open(tmp_path)
+        pool_folder.open(tmp_path)
     with pytest.raises(types.UserError, match="is no pool"):
-        folder.add(tmp_path / "nowhere", unit("a", params(1)))
-    folder.create(tmp_path / "new", "seed", seed, BRANCH)
+        pool_folder.add(tmp_path / "nowhere", unit("a", params(1)))
+    pool_folder.create(tmp_path / "new", "seed", seed, BRANCH)
     with pytest.raises(types.UserError, match="has no units yet"):
-        folder.open(tmp_path / "new")
+        pool_folder.open(tmp_path / "new")
     (tmp_path / "new" / "pool.json").write_text('{"version": 1, "units": []}')
     with pytest.raises(types.UserError, match="cannot be understood"):
-        folder.read(tmp_path / "new")
-    assert ablation.folder is folder
+        pool_folder.read(tmp_path / "new")
+    assert ablation.pool_folder is pool_folder

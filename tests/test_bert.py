@@ -22,7 +22,9 @@ from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import safetensors, tree, types
 from jaxlab.data import pairs
 from jaxlab.data import tokenizer as tokenizer_lib
-from jaxlab.models import BertConfig, BertEncoder, BertScorer, bert, bert_json, hf
+from jaxlab.models import BertConfig, BertEncoder, BertScorer, hf
+from jaxlab.models.bert import encoder
+from jaxlab.models.bert import json as json_lib
 
 VALUES = pathlib.Path(__file__).parent / "values" / "bert"
 KINDS = ("bert", "bert_scorer", "roberta_scorer", "xlm_roberta")
@@ -338,7 +340,7 @@ def test_rows_beyond_the_positions_are_refused():
 def test_an_encoder_becomes_a_scorer_that_keeps_what_it_had():
     for kind in ("bert", "xlm_roberta"):
         config, params = loaded(kind)
-        made, full = bert.as_scorer(config, params, jax.random.key(3))
+        made, full = encoder.as_scorer(config, params, jax.random.key(3))
         kept = {name: full[name] for name in params}
         jax.tree.map(np.testing.assert_array_equal, kept, params)
         scores = run(made, "__call__", full, *inputs(kind))
@@ -349,7 +351,7 @@ def test_an_encoder_becomes_a_scorer_that_keeps_what_it_had():
 
 def test_a_classifier_has_one_logit_a_label(tmp_path):
     names = ("entailment", "neutral", "contradiction")
-    made = bert.as_scorer(*loaded("xlm_roberta"), jax.random.key(0), labels=names)
+    made = encoder.as_scorer(*loaded("xlm_roberta"), jax.random.key(0), labels=names)
     assert run(made[0], "logits", made[1], *inputs("xlm_roberta")).shape == (3, 3)
     with pytest.raises(types.UserError, match=r'3 labels, not one; .*"logits"'):
         run(made[0], "__call__", made[1], *inputs("xlm_roberta"))
@@ -450,10 +452,10 @@ def test_absent_keys_have_the_values_of_transformers():
         "vocab_size": 48, "hidden_size": 24, "intermediate_size": 40,
         "num_hidden_layers": 8, "num_attention_heads": 4,
     }  # fmt: skip
-    roberta = bert_json.from_json(sizes | {"model_type": "roberta"})
+    roberta = json_lib.from_json(sizes | {"model_type": "roberta"})
     assert (roberta.pad_id, roberta.length, roberta.token_types) == (1, 510, 2)
     name = "BertForSequenceClassification"
-    plain = bert_json.from_json(sizes | {"model_type": "bert", "architectures": [name]})
+    plain = json_lib.from_json(sizes | {"model_type": "bert", "architectures": [name]})
     assert (plain.pad_id, plain.length, plain.norm_epsilon) == (0, 512, 1e-12)
     assert plain.labels == ("LABEL_0", "LABEL_1")
 

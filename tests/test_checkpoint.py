@@ -16,7 +16,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxlab import cli
-from jaxlab.core import checkpoint, saved, tree, types
+from jaxlab.core import checkpoint, tree, types
+from jaxlab.core import checkpoint_files as saved
 from jaxlab.core import mesh as mesh_lib
 
 # What orbax leaves behind in its event loop when a read fails.

@@ -174,7 +174,7 @@ def test_a_misused_action_is_one_line(line, monkeypatch, tmp_path, argv, message
 
 
 def test_a_pool_has_an_expert_for_every_partition(pool):
-    units = ablation.folder.read(pool).units
+    units = ablation.pool_folder.read(pool).units
     assert list(units) == ["code", "cook", "law"]
     assert {unit.tokens_trained for unit in units.values()} == {3 * 32 * 8}
     assert {unit.steps for unit in units.values()} == {3}
@@ -204,7 +204,7 @@ def test_another_pool_in_the_same_folder_is_refused(line, pool, text, flag, diff
 
 @pytest.mark.slow
 def test_a_pool_that_was_killed_is_finished(said, text, tmp_path, monkeypatch, capsys):
-    pool, add, argv = tmp_path / "pool", ablation.folder.add, ["--units=law,cook"]
+    pool, add, argv = tmp_path / "pool", ablation.pool_folder.add, ["--units=law,cook"]
     argv = ["pool", pool, "--data", text / "text", *MADE, *argv]
 
     def killed(folder, unit):
@@ -212,14 +212,16 @@ def test_a_pool_that_was_killed_is_finished(said, text, tmp_path, monkeypatch, c
             raise KeyboardInterrupt
         add(folder, unit)
 
-    monkeypatch.setattr(ablation.folder, "add", killed)
+    monkeypatch.setattr(ablation.pool_folder, "add", killed)
     assert run(*argv) == 130
-    assert ablation.folder.open(pool).names == ("law",)  # without the unfinished one
+    assert ablation.pool_folder.open(pool).names == (
+        "law",
+    )  # without the unfinished one
     before = contents(pool / "runs")
-    monkeypatch.setattr(ablation.folder, "add", add)
+    monkeypatch.setattr(ablation.pool_folder, "add", add)
     said(*argv)
     assert contents(pool / "runs") == before
-    assert ablation.folder.open(pool).names == ("law", "cook")
+    assert ablation.pool_folder.open(pool).names == ("law", "cook")
 
 
 def test_unknown_partitions_are_named_and_spoil_nothing(line, said, text, tmp_path):
@@ -247,7 +249,7 @@ def test_adding_trains_one_expert_and_changes_nothing_else(
     assert changed == {"pool.json"}
     new = after.keys() - before.keys()
     assert {name[: name.index("sea")] for name in new} == {"data/", "runs/expert-"}
-    assert ablation.folder.open(copied).names == ("code", "cook", "law", "sea")
+    assert ablation.pool_folder.open(copied).names == ("code", "cook", "law", "sea")
     held_out = json.loads(after["data/sea.held_out.json"])
     assert held_out["documents"] >= 1
     said(*argv)  # again: it is there
@@ -260,13 +262,13 @@ def test_adding_that_was_killed_is_finished(said, copied, text, monkeypatch):
 
     argv = ["pool", copied, "--add", f"sea={text / 'more' / 'sea'}"]
     with monkeypatch.context() as patch:
-        patch.setattr(ablation.folder, "add", killed)
+        patch.setattr(ablation.pool_folder, "add", killed)
         assert run(*argv) == 130
-    assert ablation.folder.open(copied).names == ("code", "cook", "law")
+    assert ablation.pool_folder.open(copied).names == ("code", "cook", "law")
     before = contents(copied / "runs")
     said(*argv)
     assert contents(copied / "runs") == before
-    assert ablation.folder.open(copied).names == ("code", "cook", "law", "sea")
+    assert ablation.pool_folder.open(copied).names == ("code", "cook", "law", "sea")
 
 
 @pytest.mark.parametrize(
@@ -335,7 +337,7 @@ def test_a_run_of_the_users_is_the_seed_model(said, line, pool, text, tmp_path):
     own, seed = tmp_path / "own", pool / "runs" / "seed"
     argv = ["pool", own, "--data", text / "text", "--seed-model", seed, "--units=law"]
     said(*argv, "--unit-steps=2")
-    ours, theirs = ablation.folder.read(own), ablation.folder.read(pool)
+    ours, theirs = ablation.pool_folder.read(own), ablation.pool_folder.read(pool)
     assert ours.seed_fingerprint == theirs.seed_fingerprint
     assert ours.branch.learning_rate == pytest.approx(1e-2 / 3)
     assert ours.units["law"].steps == 2
@@ -418,7 +420,7 @@ def test_size_weighting_and_text_targets(said, pool, text, tmp_path):
     rows = json.loads(out.read_text())["ranking"]["3"]
     assert {len(row["mixture"]) for row in rows} == {1, 2}
     assert len(table(shown, "3: 6 mixtures")) == 1
-    units = ablation.folder.read(pool).units
+    units = ablation.pool_folder.read(pool).units
     for mixture in (row["mixture"] for row in rows):
         total = sum(units[name].partition_tokens for name in mixture)
         for name, weight in mixture.items():
@@ -521,7 +523,7 @@ def test_every_method_chooses_and_json_agrees(said, pool, tmp_path):
 @pytest.mark.slow
 def test_limits_are_kept_by_every_method(said, pool, tmp_path):
     out = tmp_path / "found.json"
-    units = ablation.folder.read(pool).units
+    units = ablation.pool_folder.read(pool).units
     tokens = {name: unit.partition_tokens for name, unit in units.items()}
     cap = tokens["law"] + tokens["code"]
     argv = ["search", pool, "--target=law", "--must=code", "--forbid=cook"]

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import peak, report, tree, types
+from jaxlab.core import peak_flops, report, tree, types
 
 # ---- mesh
 
@@ -376,7 +376,7 @@ def test_durations_are_for_people(seconds, text):
 
 
 def test_the_measured_peak_is_positive_and_said_to_be_measured():
-    assert 0 < peak.measured(size=64, repeats=1) < math.inf
-    flops, source = peak.flops_per_second()
+    assert 0 < peak_flops.measured(size=64, repeats=1) < math.inf
+    flops, source = peak_flops.flops_per_second()
     assert flops > 1e8
     assert source == "measured f32 matmul"

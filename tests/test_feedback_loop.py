@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jaxlab import cli, retrieval
 from jaxlab.core import types
-from jaxlab.retrieval import files, loop, metrics, rerank
+from jaxlab.retrieval import feedback_loop, formats, metrics, rerank
 from jaxlab.systems import dense, refit, refit_report
 
 MODELS = pathlib.Path(__file__).parent / "values" / "bert"
@@ -59,15 +59,19 @@ def found_share(answer, reranker, depth=20):
 
 def test_feedback_finds_what_a_larger_pool_does_not():
     index, queries, reranker = problem()
-    pool = loop.reranked(index, queries, reranker, pool=60, depth=30)
-    answer = loop.feedback(index, queries, reranker, update=relative, k=30, depth=30)
+    pool = feedback_loop.reranked(index, queries, reranker, pool=60, depth=30)
+    answer = feedback_loop.feedback(
+        index, queries, reranker, update=relative, k=30, depth=30
+    )
     assert answer.reranked.max() <= 60
     assert found_share(answer, reranker) > found_share(pool, reranker) + 0.05
 
 
 def test_a_union_is_the_rerankers_order_of_both_rounds():
     index, queries, reranker = problem()
-    answer = loop.feedback(index, queries, reranker, update=relative, k=10, depth=30)
+    answer = feedback_loop.feedback(
+        index, queries, reranker, update=relative, k=10, depth=30
+    )
     _, before = index.search_rows(queries, 10)
     _, after = index.search_rows(answer.queries, 30)
     for i, (rows, scores) in enumerate(zip(answer.rows, answer.scores, strict=True)):
@@ -82,13 +86,15 @@ def test_a_union_is_the_rerankers_order_of_both_rounds():
 
 def test_no_pair_is_scored_twice_and_all_are_counted():
     index, queries, reranker = problem()
-    answer = loop.feedback(index, queries, reranker, update=relative, k=10, batch=7)
+    answer = feedback_loop.feedback(
+        index, queries, reranker, update=relative, k=10, batch=7
+    )
     assert len({*reranker.pairs}) == len(reranker.pairs) == answer.reranked.sum()
 
 
 def test_second_is_a_search_with_the_new_queries():
     index, queries, reranker = problem()
-    answer = loop.feedback(
+    answer = feedback_loop.feedback(
         index, queries, reranker, update=relative, merge="second", k=10, depth=15
     )
     scores, rows = index.search_rows(answer.queries, 15)
@@ -104,7 +110,7 @@ def test_fused_ranks_are_summed_reciprocals():
     def stays(queries, candidates, scores):
         return retrieval.RefitResult(queries, None, None)
 
-    answer = loop.feedback(
+    answer = feedback_loop.feedback(
         index, np.array([[4.0, 3.0, 2.0, 1.0]]), lambda q, r: likes[r], update=stays,
         merge="rrf", k=3, depth=4,
     )  # fmt: skip
@@ -116,11 +122,11 @@ def test_fused_ranks_are_summed_reciprocals():
 
 @pytest.mark.slow
 @settings(max_examples=5, deadline=None)
-@given(st.integers(1, 30), st.sampled_from(loop.MERGES))
+@given(st.integers(1, 30), st.sampled_from(feedback_loop.MERGES))
 def test_answers_do_not_depend_on_the_batch(batch, merge):
     index, queries, reranker = problem()
     one, other = (
-        loop.feedback(
+        feedback_loop.feedback(
             index, queries, reranker, update=relative, merge=merge, k=10, batch=size
         )
         for size in (20, batch)
@@ -130,7 +136,7 @@ def test_answers_do_not_depend_on_the_batch(batch, merge):
 
 def test_tour_reads_at_most_its_turns_and_ranks_them_first():
     index, queries, reranker = problem()
-    answer = loop.tour(index, queries, reranker, depth=40)
+    answer = feedback_loop.tour(index, queries, reranker, depth=40)
     assert answer.reranked.min() >= 10
     assert answer.reranked.max() <= 30
     for i, count in enumerate(answer.reranked):
@@ -138,10 +144,12 @@ def test_tour_reads_at_most_its_turns_and_ranks_them_first():
         assert {*answer.rows[i, :count].tolist()} == read
 
 
-@pytest.mark.parametrize("merge", loop.MERGES)
+@pytest.mark.parametrize("merge", feedback_loop.MERGES)
 def test_a_corpus_smaller_than_k_is_ranked_whole(merge):
     index, queries, reranker = problem(documents=7)
-    answer = loop.feedback(index, queries, reranker, update=relative, merge=merge)
+    answer = feedback_loop.feedback(
+        index, queries, reranker, update=relative, merge=merge
+    )
     assert [sorted(rows) for rows in answer.rows.tolist()] == [[*range(7)]] * 20
 
 
@@ -151,7 +159,9 @@ def test_duplicates_and_vectors_of_zeros_are_ranked_once_each():
     index = retrieval.Index(vectors)
     reranker = Asked(vectors, np.zeros((2, 4), np.float32))
     queries = np.array([[1.0, 2, 0, 0], [0, 0, 0, 0]], np.float32)
-    answer = loop.feedback(index, queries, reranker, update=relative, k=3, depth=9)
+    answer = feedback_loop.feedback(
+        index, queries, reranker, update=relative, k=3, depth=9
+    )
     assert [sorted(rows) for rows in answer.rows.tolist()] == [[*range(9)]] * 2
     np.testing.assert_array_equal(answer.queries, queries)  # equal scores teach nothing
 
@@ -159,11 +169,11 @@ def test_duplicates_and_vectors_of_zeros_are_ranked_once_each():
 def test_a_score_that_is_no_number_names_query_and_document():
     index, queries, _ = problem()
     with pytest.raises(types.UserError, match=r"gave nan for query 0 and document \d"):
-        loop.reranked(index, queries, lambda q, r: np.full(len(q), np.nan))
+        feedback_loop.reranked(index, queries, lambda q, r: np.full(len(q), np.nan))
     with pytest.raises(types.UserError, match=r"shape \(1,\) for 2000 pairs"):
-        loop.reranked(index, queries, lambda q, r: np.zeros(1))
+        feedback_loop.reranked(index, queries, lambda q, r: np.zeros(1))
     with pytest.raises(types.UserError, match="use one of union_rerank"):
-        loop.feedback(index, queries, lambda q, r: q, merge="best")
+        feedback_loop.feedback(index, queries, lambda q, r: q, merge="best")
 
 
 # ---- kept scores ----
@@ -223,17 +233,17 @@ def test_a_comparison_writes_runs_measures_and_a_page(tmp_path):
     assert recall["refit"] > recall["rerank_2k"] > recall["rerank"]
     curves = refit.curves(index, queries, kept, chosen)
     assert curves.by_updates[0] == recall["bi-encoder"]
-    corpus = files.Corpus([str(i) for i in range(300)], [""] * 300, ["<b>"] * 300)
+    corpus = formats.Corpus([str(i) for i in range(300)], [""] * 300, ["<b>"] * 300)
     refit_report.write(
         tmp_path, "A & B", outcomes, queries, corpus, chosen, curves, 1.0
     )
     for name, outcome in outcomes.items():
-        run = files.read_run(tmp_path / "runs" / f"{name}.trec")
+        run = formats.read_run(tmp_path / "runs" / f"{name}.trec")
         again = metrics.evaluate(qrels, run, chosen.metrics)
         np.testing.assert_array_equal(
             again.values["recall@20"], outcome.evaluation.values["recall@20"]
         )
-        kept_values = files.read_results(tmp_path / "results" / f"{name}.tsv")
+        kept_values = formats.read_results(tmp_path / "results" / f"{name}.tsv")
         np.testing.assert_array_equal(
             kept_values.values["ndcg@10"], again.values["ndcg@10"]
         )
@@ -305,7 +315,7 @@ def test_a_corpus_is_indexed_searched_refitted_and_evaluated(corpus, capsys):
     assert "recall@100" in capsys.readouterr().out
     again = corpus / "prior"
     assert command("refit", again, *given, *reranker, "--k", "3", "--prior", "50") == 0
-    found = [files.read_run(x / "runs" / "rerank_2k.trec")["a"] for x in (out, again)]
+    found = [formats.read_run(x / "runs" / "rerank_2k.trec")["a"] for x in (out, again)]
     opened = dense.open_index(index)
     asked = dense.vectors(opened.encoder, ["the sea"]).vectors[0]
     for row, each in enumerate(opened.corpus.ids):

@@ -15,14 +15,9 @@ from flax import linen as nn
 
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import safetensors, tree, types
-from jaxlab.models import (
-    Decoder,
-    TransformerConfig,
-    empty_cache,
-    hf,
-    hf_config,
-)
+from jaxlab.models import Decoder, TransformerConfig, empty_cache, hf
 from jaxlab.models import rope as rope_lib
+from jaxlab.models.hf import config as config_lib
 
 VALUES = pathlib.Path(__file__).parent / "values" / "models"
 FAMILIES = sorted(folder.name for folder in VALUES.iterdir())
@@ -144,7 +139,7 @@ def test_logits_loss_and_greedy_decoding_follow_larger_checkpoints(family, test_
     assert distance(packed[0], values["packed_logits_row0"]) < TOLERANCE
 
     legacy = json.loads((folder / "config_legacy.json").read_text())
-    assert hf_config.from_json(legacy) == config
+    assert config_lib.from_json(legacy) == config
     assert greedy(config, params, values["greedy"][:, :9], 10) == list(
         values["greedy"][0]
     )
@@ -193,24 +188,24 @@ def test_a_mesh_shards_the_parameters_without_changing_them():
 
 def test_both_layouts_of_rotary_positions_read_the_same():
     raw = json.loads((VALUES / "llama31_tied" / "config.json").read_text())
-    new = hf_config.from_json(raw)
+    new = config_lib.from_json(raw)
     scaling = raw.pop("rope_parameters")
     theta = scaling.pop("rope_theta")
     old = raw | {"rope_theta": theta, "rope_scaling": scaling}
-    assert hf_config.from_json(old) == new
+    assert config_lib.from_json(old) == new
     scaling["type"] = scaling.pop("rope_type")
-    assert hf_config.from_json(old) == new
+    assert config_lib.from_json(old) == new
     assert new.rope.scaling == "llama3"
     assert new.rope.original_length == 32
 
 
 def test_legacy_olmo3_scales_only_its_full_layers():
     raw = json.loads((VALUES / "olmo3_window_yarn" / "config.json").read_text())
-    new = hf_config.from_json(raw)
+    new = config_lib.from_json(raw)
     ropes = raw.pop("rope_parameters")
     full = ropes["full_attention"]
     raw |= {"rope_theta": full.pop("rope_theta"), "rope_scaling": full}
-    assert hf_config.from_json(raw) == new
+    assert config_lib.from_json(raw) == new
     assert new.rope.scaling == "yarn"
     assert new.window_rope == rope_lib.Rope(theta=500.0)
     assert new.full_layers == (1,)
@@ -221,17 +216,17 @@ def test_absent_keys_have_the_values_of_transformers():
         "vocab_size": 48, "hidden_size": 24, "intermediate_size": 40,
         "num_hidden_layers": 8, "num_attention_heads": 4,
     }  # fmt: skip
-    llama = hf_config.from_json(sizes | {"model_type": "llama"})
+    llama = config_lib.from_json(sizes | {"model_type": "llama"})
     assert (llama.norm_epsilon, llama.rope.theta, llama.eos_id) == (1e-6, 1e4, 2)
     assert (llama.kv_heads, llama.tied, llama.length) == (4, False, 2048)
-    olmo3 = hf_config.from_json(sizes | {"architectures": ["Olmo3ForCausalLM"]})
+    olmo3 = config_lib.from_json(sizes | {"architectures": ["Olmo3ForCausalLM"]})
     assert (olmo3.window, olmo3.full_layers) == (4096, (3, 7))
     assert (olmo3.rope.theta, olmo3.window_rope.theta) == (5e5, 5e5)
 
 
 def test_of_several_end_tokens_the_first_is_kept_and_the_rest_are_reported(caplog):
     raw = json.loads((VALUES / "olmo1" / "config.json").read_text())
-    assert hf_config.from_json(raw | {"eos_token_id": [5, 7]}).eos_id == 5
+    assert config_lib.from_json(raw | {"eos_token_id": [5, 7]}).eos_id == 5
     assert "[5, 7]" in caplog.text
 
 

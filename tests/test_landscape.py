@@ -13,8 +13,9 @@ import pytest
 import scipy.stats
 
 from jaxlab.core import types
-from jaxlab.evals import landscape
-from jaxlab.stats import paired, similarity
+from jaxlab.evals import sharpness as sharpness_lib
+from jaxlab.stats import cka as cka_lib
+from jaxlab.stats import paired
 
 FEW = hypothesis.settings(max_examples=20, deadline=None)
 KEY = jax.random.key(0)
@@ -71,7 +72,7 @@ def mean_loss(params, batches):
 )
 def test_the_top_eigenvalue_of_a_quadratic_is_the_largest_by_sign(spectrum):
     params = {"a": jnp.ones(1), "b": jnp.ones(len(spectrum) - 1), "c": jnp.ones(0)}
-    found = landscape.top_eigenvalue(
+    found = sharpness_lib.top_eigenvalue(
         quadratic, params, [diagonal(spectrum)], key=KEY, tol=0.0
     )
     size = max(map(abs, spectrum))
@@ -82,12 +83,12 @@ def test_the_top_eigenvalue_of_a_quadratic_is_the_largest_by_sign(spectrum):
 
 def test_lanczos_stops_after_as_many_products_as_there_are_eigenvalues():
     spectrum = [5] + [1] * 10 + [-2] * 9
-    found = landscape.top_eigenvalue(
+    found = sharpness_lib.top_eigenvalue(
         quadratic, jnp.ones(20), [diagonal(spectrum)], key=KEY
     )
     assert found.iterations <= 4
     assert found.value == pytest.approx(5, rel=1e-5)
-    alike = landscape.top_eigenvalue(
+    alike = sharpness_lib.top_eigenvalue(
         quadratic, jnp.ones(20), [diagonal([2] * 20)], key=KEY
     )
     assert alike.iterations == 1
@@ -100,7 +101,7 @@ def test_one_eigenvalue_among_many_that_are_alike_is_not_passed_over():
         total = (jnp.sum(x**2) + batch * x[0] ** 2) / 2
         return types.Loss(total, jnp.ones(()), {})
 
-    found = landscape.top_eigenvalue(
+    found = sharpness_lib.top_eigenvalue(
         loss_fn, jnp.zeros(1_000_000), [jnp.float32(0.5)], key=KEY, iterations=4
     )
     assert found.value == pytest.approx(1.5, rel=1e-3)
@@ -108,9 +109,11 @@ def test_one_eigenvalue_among_many_that_are_alike_is_not_passed_over():
 
 def test_batches_weigh_what_counts_in_them():
     batches = [diagonal([4.0, 0.0]), diagonal([0.0, 9.0], weight=2.0)]
-    found = landscape.top_eigenvalue(quadratic, jnp.ones(2), batches, key=KEY, tol=0.0)
+    found = sharpness_lib.top_eigenvalue(
+        quadratic, jnp.ones(2), batches, key=KEY, tol=0.0
+    )
     assert found.value == pytest.approx(3.0, rel=1e-6)
-    rise = landscape.epsilon_sharpness(
+    rise = sharpness_lib.epsilon_sharpness(
         quadratic, jnp.array([0.0, 1.0]), iter(batches), radius=1.0
     )
     assert rise == pytest.approx((4 - 1) * 9 / 2 / 3, rel=1e-6)
@@ -126,16 +129,16 @@ def test_the_top_eigenvalue_of_a_network_is_that_of_its_dense_hessian():
         flat, unravel = jax.flatten_util.ravel_pytree(params)
         hessian = jax.jit(jax.hessian(lambda x: mean_loss(unravel(x), batches)))
         top = np.linalg.eigvalsh(hessian(flat))[-1]
-        exact = landscape.top_eigenvalue(
+        exact = sharpness_lib.top_eigenvalue(
             mlp_loss, params, batches, key=KEY, iterations=48, tol=1e-9
         )
-        loose = landscape.top_eigenvalue(mlp_loss, params, batches, key=KEY)
+        loose = sharpness_lib.top_eigenvalue(mlp_loss, params, batches, key=KEY)
     assert exact.value == pytest.approx(top, rel=1e-12)
     assert exact.residual <= 1e-9 * top
     assert loose.iterations < exact.iterations
     assert abs(top - loose.value) <= loose.residual <= 1e-3 * top
     params, batches = mlp()
-    narrow = landscape.top_eigenvalue(
+    narrow = sharpness_lib.top_eigenvalue(
         mlp_loss, params, batches, key=KEY, iterations=48, tol=0.0
     )
     assert narrow.value == pytest.approx(top, rel=2e-6)
@@ -144,7 +147,7 @@ def test_the_top_eigenvalue_of_a_network_is_that_of_its_dense_hessian():
 def test_more_iterations_climb_to_the_top_from_below():
     params, batches = mlp()
     values = [
-        landscape.top_eigenvalue(
+        sharpness_lib.top_eigenvalue(
             mlp_loss, params, batches, key=KEY, iterations=count, tol=0.0
         ).value
         for count in (1, 2, 4, 8, 16)
@@ -165,13 +168,13 @@ def test_sharded_parameters_have_the_same_sharpness():
         params, jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), specs)
     )
     ours, alone = (
-        landscape.top_eigenvalue(mlp_loss, each, batches, key=KEY)
+        sharpness_lib.top_eigenvalue(mlp_loss, each, batches, key=KEY)
         for each in (sharded, params)
     )
     assert ours.value == pytest.approx(alone.value, rel=1e-5)
     assert ours.iterations == alone.iterations
     ours, alone = (
-        landscape.epsilon_sharpness(mlp_loss, each, batches, radius=0.5, steps=2)
+        sharpness_lib.epsilon_sharpness(mlp_loss, each, batches, radius=0.5, steps=2)
         for each in (sharded, params)
     )
     assert ours == pytest.approx(alone, rel=1e-5)
@@ -182,16 +185,18 @@ def test_epsilon_sharpness_of_one_step_has_its_written_out_value():
     x = jnp.array([1.0, 0.0])
     # The total's gradient is (3, 4): eps = 5 (3, 4) / 5, and at (4, 4) the total is
     # 16 + 8 + 4 + 16 = 44, where it was 1 + 1 = 2.
-    rise = landscape.epsilon_sharpness(quadratic, x, [batch], radius=5.0)
+    rise = sharpness_lib.epsilon_sharpness(quadratic, x, [batch], radius=5.0)
     assert rise == pytest.approx((44 - 2) / 2, rel=1e-6)
     # T = |x| + 1 = (2, 1), T g = (6, 4): eps = sqrt(13) T (6, 4) / sqrt(52) = (6, 2),
     # and at (7, 2) the total is 49 + 2 + 7 + 8 = 66.
-    rise = landscape.epsilon_sharpness(
+    rise = sharpness_lib.epsilon_sharpness(
         quadratic, x, [batch], radius=math.sqrt(13), adaptive=True, eta=1.0
     )
     assert rise == pytest.approx((66 - 2) / 2, rel=1e-6)
     # Without eta the second stays 0: eps = (1, 0), at (2, 0) the total is 6.
-    rise = landscape.epsilon_sharpness(quadratic, x, [batch], radius=1.0, adaptive=True)
+    rise = sharpness_lib.epsilon_sharpness(
+        quadratic, x, [batch], radius=1.0, adaptive=True
+    )
     assert rise == pytest.approx((6 - 2) / 2, rel=1e-6)
 
 
@@ -206,7 +211,7 @@ def test_steps_reach_the_maximum_of_a_quadratic_in_the_ball_from_below():
     best = slope / (high - spectrum)
     expected = slope @ best + best @ (spectrum * best) / 2
     rises = [
-        landscape.epsilon_sharpness(
+        sharpness_lib.epsilon_sharpness(
             quadratic, jnp.zeros(3), [diagonal(spectrum, slope)], radius=1.0, steps=n
         )
         for n in (1, 2, 4, 8, 64)
@@ -219,7 +224,7 @@ def test_steps_reach_the_maximum_of_a_quadratic_in_the_ball_from_below():
 def test_a_maximum_inside_the_ball_is_found_by_more_steps():
     batch = diagonal([-1.0, -2.0], slope=[1.0, 1.0])  # the top, 3/4, is at (1, 1/2)
     rises = [
-        landscape.epsilon_sharpness(
+        sharpness_lib.epsilon_sharpness(
             quadratic, jnp.zeros(2), [batch], radius=4.0, steps=n
         )
         for n in (*range(1, 13), 50)
@@ -242,7 +247,7 @@ def test_adaptive_sharpness_does_not_change_when_layers_trade_their_scale():
     }
     for adaptive in (True, False):
         one, other = (
-            landscape.epsilon_sharpness(
+            sharpness_lib.epsilon_sharpness(
                 loss_fn, each, batches, radius=0.2, adaptive=adaptive, steps=2
             )
             for each in (params, traded)
@@ -254,7 +259,7 @@ def test_adaptive_sharpness_does_not_change_when_layers_trade_their_scale():
 def test_without_gradient_or_radius_nothing_rises(adaptive):
     still = [diagonal([2.0, 1.0])]
     for x, radius in ((jnp.zeros(2), 1.0), (jnp.ones(2), 0.0)):
-        rise = landscape.epsilon_sharpness(
+        rise = sharpness_lib.epsilon_sharpness(
             quadratic, x, still, radius=radius, adaptive=adaptive, steps=3
         )
         assert rise == 0
@@ -262,18 +267,18 @@ def test_without_gradient_or_radius_nothing_rises(adaptive):
 
 def test_a_tiny_gradient_still_points_somewhere():
     batch = diagonal([1.0, 1.0], slope=[3e-25, 4e-25])
-    rise = landscape.epsilon_sharpness(quadratic, jnp.zeros(2), [batch], radius=2.0)
+    rise = sharpness_lib.epsilon_sharpness(quadratic, jnp.zeros(2), [batch], radius=2.0)
     assert rise == pytest.approx(2.0)
 
 
 def test_what_is_not_finite_is_nan_and_not_a_number():
     for hessian in (math.nan, math.inf):
         batches = [diagonal([hessian, 1.0])]
-        found = landscape.top_eigenvalue(quadratic, jnp.ones(2), batches, key=KEY)
+        found = sharpness_lib.top_eigenvalue(quadratic, jnp.ones(2), batches, key=KEY)
         assert math.isnan(found.value)
         assert math.isnan(found.residual)
         assert math.isnan(
-            landscape.epsilon_sharpness(quadratic, jnp.ones(2), batches, radius=1.0)
+            sharpness_lib.epsilon_sharpness(quadratic, jnp.ones(2), batches, radius=1.0)
         )
 
 
@@ -281,11 +286,13 @@ def test_mistakes_end_in_one_line():
     def eigenvalue(params=None, batches=None, **options):
         params = jnp.ones(2) if params is None else params
         batches = [diagonal([1, 2])] if batches is None else batches
-        return landscape.top_eigenvalue(quadratic, params, batches, key=KEY, **options)
+        return sharpness_lib.top_eigenvalue(
+            quadratic, params, batches, key=KEY, **options
+        )
 
     def sharpness(batches=None, radius=1.0, **options):
         batches = [diagonal([1, 2])] if batches is None else batches
-        return landscape.epsilon_sharpness(
+        return sharpness_lib.epsilon_sharpness(
             quadratic, jnp.ones(2), batches, radius=radius, **options
         )
 
@@ -337,11 +344,11 @@ def test_cka_is_that_of_the_kernels_written_out(shape, debiased):
     k, l = (np.float64(z) @ np.float64(z).T for z in (x, y))  # noqa: E741
     hsic = unbiased_hsic if debiased else biased_hsic
     expected = hsic(k, l) / math.sqrt(hsic(k, k) * hsic(l, l))
-    found = similarity.linear_cka(x, y, debiased=debiased)
+    found = cka_lib.linear_cka(x, y, debiased=debiased)
     assert float(found) == pytest.approx(expected, abs=2e-6)
     assert 0.1 < expected < 0.98
     with jax.enable_x64():
-        found = similarity.linear_cka(np.float64(x), np.float64(y), debiased=debiased)
+        found = cka_lib.linear_cka(np.float64(x), np.float64(y), debiased=debiased)
         assert float(found) == pytest.approx(expected, rel=1e-12)
 
 
@@ -351,48 +358,48 @@ def test_cka_knows_no_rotation_no_scale_no_offset_and_no_side(shape, debiased):
     x, y = representations(*shape)
     rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(shape[1],) * 2))[0]
     moved = np.float32(x @ rotation * 1e-12 + 3e-12)
-    cka = similarity.linear_cka(x, y, debiased=debiased)
+    cka = cka_lib.linear_cka(x, y, debiased=debiased)
     for other in (
-        similarity.linear_cka(moved, y, debiased=debiased),
-        similarity.linear_cka(y, x, debiased=debiased),
-        similarity.linear_cka(x * 1e15, y[:, ::-1] * 1e15, debiased=debiased),
-        similarity.linear_cka(x + 7, y, debiased=debiased),
+        cka_lib.linear_cka(moved, y, debiased=debiased),
+        cka_lib.linear_cka(y, x, debiased=debiased),
+        cka_lib.linear_cka(x * 1e15, y[:, ::-1] * 1e15, debiased=debiased),
+        cka_lib.linear_cka(x + 7, y, debiased=debiased),
     ):
         assert float(other) == pytest.approx(float(cka), abs=1e-5)
-    itself = similarity.linear_cka(x, moved, debiased=debiased)
+    itself = cka_lib.linear_cka(x, moved, debiased=debiased)
     assert float(itself) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_only_the_debiased_cka_of_unrelated_wide_features_is_about_zero():
     one, other = jax.random.normal(KEY, (2, 64, 512))
-    assert similarity.linear_cka(one, other) > 0.8
-    assert abs(similarity.linear_cka(one, other, debiased=True)) < 0.05
+    assert cka_lib.linear_cka(one, other) > 0.8
+    assert abs(cka_lib.linear_cka(one, other, debiased=True)) < 0.05
 
 
 @pytest.mark.parametrize("debiased", [False, True])
 def test_constant_features_have_no_similarity(debiased):
     x, y = representations(12, 3, 5)
     for other in (np.full((12, 5), 0.1), np.full((12, 30), 1e7), y * np.nan):
-        assert jnp.isnan(similarity.linear_cka(x, other, debiased=debiased))
-        assert jnp.isnan(similarity.linear_cka(other, x, debiased=debiased))
+        assert jnp.isnan(cka_lib.linear_cka(x, other, debiased=debiased))
+        assert jnp.isnan(cka_lib.linear_cka(other, x, debiased=debiased))
 
 
 @pytest.mark.parametrize("n", [50, 300])
 def test_examples_that_are_all_equally_alike_have_no_debiased_similarity(n):
     x, _ = representations(n, 3, 5)
-    assert jnp.isnan(similarity.linear_cka(jnp.eye(n), x, debiased=True))
-    assert jnp.isfinite(similarity.linear_cka(jnp.eye(n), x))
+    assert jnp.isnan(cka_lib.linear_cka(jnp.eye(n), x, debiased=True))
+    assert jnp.isfinite(cka_lib.linear_cka(jnp.eye(n), x))
 
 
 def test_cka_refuses_what_is_not_two_views_of_the_same_examples():
     x = jnp.ones((5, 2))
     for other in (jnp.ones((4, 2)), jnp.ones(5), jnp.ones((5, 0))):
         with pytest.raises(ValueError, match="same n examples"):
-            similarity.linear_cka(x, other)
+            cka_lib.linear_cka(x, other)
     with pytest.raises(ValueError, match="at least 2"):
-        similarity.linear_cka(x[:1], x[:1])
+        cka_lib.linear_cka(x[:1], x[:1])
     with pytest.raises(ValueError, match="at least 4"):
-        similarity.linear_cka(x[:3], x[:3], debiased=True)
+        cka_lib.linear_cka(x[:3], x[:3], debiased=True)
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 8, 20, 21, 40])

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxlab import cli, train
-from jaxlab.core import checkpoint, places, report, saved, tree, types
+from jaxlab.core import checkpoint, checkpoint_files, paths, report, tree, types
 from jaxlab.systems import loading
 from tests import object_store, tiny_run
 
@@ -32,10 +32,10 @@ def store():
 
 
 def test_a_folder_is_pathlibs(tmp_path):
-    assert type(places.path(str(tmp_path))) is type(tmp_path)
-    assert places.path("a/b") == pathlib.Path("a/b")
-    assert places.absolute("a") == pathlib.Path("a").absolute()
-    assert not places.is_remote(tmp_path)
+    assert type(paths.path(str(tmp_path))) is type(tmp_path)
+    assert paths.path("a/b") == pathlib.Path("a/b")
+    assert paths.absolute("a") == pathlib.Path("a").absolute()
+    assert not paths.is_remote(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -48,20 +48,20 @@ def test_a_folder_is_pathlibs(tmp_path):
 )
 def test_a_place_that_cannot_hold_a_run_is_one_line(place, message):
     with pytest.raises(types.UserError, match=message) as caught:
-        places.path(place)
+        paths.path(place)
     assert "\n" not in str(caught.value)
 
 
 def test_a_bucket_without_gcsfs_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(types.UserError, match=r"pip install 'jaxlab\[gcs\]'"):
-        places.path("gs://bucket/run")
+        paths.path("gs://bucket/run")
 
 
 def test_a_file_that_grows_begins_with_its_text_and_is_seen_at_once(tmp_path):
     file = tmp_path / "rows"
     file.write_text("old\n")
-    growing = places.Growing(file, "1\n")
+    growing = paths.Growing(file, "1\n")
     growing.write("2\n")
     growing.flush()
     assert file.read_text() == "1\n2\n"
@@ -72,8 +72,8 @@ def test_a_file_that_grows_begins_with_its_text_and_is_seen_at_once(tmp_path):
 
 @pytest.mark.oracle
 def test_a_bucket_is_recognised_after_pathlib_took_a_slash(store):
-    assert str(places.path(pathlib.Path("gs://bucket/run"))) == "gs://bucket/run"
-    assert places.absolute("gs://bucket/run").name == "run"
+    assert str(paths.path(pathlib.Path("gs://bucket/run"))) == "gs://bucket/run"
+    assert paths.absolute("gs://bucket/run").name == "run"
 
 
 @pytest.mark.oracle
@@ -81,7 +81,7 @@ def test_a_bucket_that_is_not_there_is_one_line(store, tmp_path):
     with pytest.raises(types.UserError, match="there is no bucket gs://other"):
         train.fit(tiny_run.experiment(2), "gs://other/run")
     with pytest.raises(types.UserError, match="cannot reach gs://other/run"):
-        places.write_text("gs://other/run", "text")
+        paths.write_text("gs://other/run", "text")
     assert not pathlib.Path("gs:").exists()
 
 
@@ -104,8 +104,8 @@ def test_a_bucket_without_rights_is_one_line(store, monkeypatch, capsys, argv):
 
 @pytest.mark.oracle
 def test_a_file_in_a_bucket_grows_by_whole_copies(store, monkeypatch):
-    file = places.path("gs://bucket/rows")
-    growing = places.Growing(file, "1\n")
+    file = paths.path("gs://bucket/rows")
+    growing = paths.Growing(file, "1\n")
     growing.write("2\n")
     growing.flush()
     assert "rows" not in store.data
@@ -114,7 +114,7 @@ def test_a_file_in_a_bucket_grows_by_whole_copies(store, monkeypatch):
     assert store.data["rows"] == b"1\n2\n"
     assert store.writes.count("rows") == 1  # nothing was new
     later = time.monotonic() + 31
-    monkeypatch.setattr(places.time, "monotonic", lambda: later)
+    monkeypatch.setattr(paths.time, "monotonic", lambda: later)
     growing.write("3\n")
     growing.flush()
     assert store.data["rows"] == b"1\n2\n3\n"
@@ -127,8 +127,8 @@ def test_a_file_in_a_bucket_grows_by_whole_copies(store, monkeypatch):
 @pytest.mark.oracle
 def test_rows_after_the_checkpoint_are_dropped_when_a_run_resumes(store):
     rows = "".join(json.dumps({"step": step}) + "\n" for step in range(1, 6))
-    places.write_text("gs://bucket/resumed/metrics.jsonl", rows + '{"step": 6, "lo')
-    folder = places.path("gs://bucket/resumed")
+    paths.write_text("gs://bucket/resumed/metrics.jsonl", rows + '{"step": 6, "lo')
+    folder = paths.path("gs://bucket/resumed")
     with report.Reporter(folder, 9, first=3, out=io.StringIO()) as reporter:
         reporter.evaluation(4, "own", {"loss": 1.0})
     kept = store.data["resumed/metrics.jsonl"].decode().splitlines()
@@ -179,7 +179,7 @@ def _wait_for(store, name, process, seconds=120.0):
 def test_a_corrupt_checkpoint_in_a_bucket_is_moved_and_the_one_before_used(
     store, caplog
 ):
-    folder = places.path("gs://bucket/broken/checkpoints")
+    folder = paths.path("gs://bucket/broken/checkpoints")
     state = {"w": jnp.arange(1000.0)}
     with checkpoint.Checkpointer(folder) as saver:
         saver.save(1, state)
@@ -191,7 +191,7 @@ def test_a_corrupt_checkpoint_in_a_bucket_is_moved_and_the_one_before_used(
     data = bytearray(store.data[name])
     data[len(data) // 2] ^= 1
     store.put(name, bytes(data))
-    assert saved.verify(folder / "2") == {"w": "another checksum"}
+    assert checkpoint_files.verify(folder / "2") == {"w": "another checksum"}
 
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = {"w": jax.ShapeDtypeStruct((1000,), jnp.float32, sharding=place)}
@@ -283,7 +283,7 @@ def test_a_run_in_a_bucket_moves_from_machine_to_machine(
 
 @pytest.mark.oracle
 def test_a_run_in_a_bucket_is_listed_and_verified(store, capsys):
-    folder = places.path("gs://bucket/listed/checkpoints")
+    folder = paths.path("gs://bucket/listed/checkpoints")
     with checkpoint.Checkpointer(folder) as saver:
         saver.save(3, {"params": {"w": jnp.arange(10.0)}})
         saver.save(4, {"params": {"w": jnp.arange(10.0)}})

@@ -18,7 +18,7 @@ import pytest
 
 from jaxlab import cli, plan
 from jaxlab.core import config as config_lib
-from jaxlab.core import errors, factored
+from jaxlab.core import errors, factored_logits
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.merge import counting
 from jaxlab.plan import comparison, compiled, environment, flops, hlo, merging, traced
@@ -160,10 +160,10 @@ def test_a_divergence_gathers_each_kernel_once_however_many_blocks(blocks):
 
     def distance(kernels, hiddens):
         one, other = (
-            factored.Factored(*both, block_bytes=size)
+            factored_logits.Factored(*both, block_bytes=size)
             for both in zip(hiddens, kernels, strict=True)
         )
-        return factored.kl_divergence(one, other)
+        return factored_logits.kl_divergence(one, other)
 
     for function, times in ((distance, 2), (jax.grad(distance), 4)):
         with mesh_lib.use(mesh):

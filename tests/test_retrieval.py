@@ -21,7 +21,7 @@ from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import types
 from jaxlab.data import pairs
 from jaxlab.data import tokenizer as tokenizer_lib
-from jaxlab.retrieval import encode, files, first_stage, metrics, stored, topk
+from jaxlab.retrieval import bm25, encode, formats, index_files, metrics, topk
 
 ROOT = pathlib.Path(__file__).parents[1]
 quick = settings(max_examples=10, deadline=None)
@@ -228,7 +228,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()}
 
 
-@pytest.mark.parametrize("dtype", stored.DTYPES)
+@pytest.mark.parametrize("dtype", index_files.DTYPES)
 def test_what_is_built_is_what_is_searched(dtype, tmp_path, monkeypatch):
     made = {"encoder": "sha256"}
     retrieval.Index.build(tmp_path, in_batches(40), IDS, dtype=dtype, made_from=made)
@@ -606,7 +606,7 @@ def beir(folder, corpus=None, queries=None, qrels=None):
 
 def test_a_beir_folder_is_read(tmp_path):
     beir(tmp_path)
-    found = files.read_beir(tmp_path)
+    found = formats.read_beir(tmp_path)
     assert found.corpus.passages() == ["T x", "Zürich"]
     assert found.corpus.ids == ["d1", "2"]
     assert found.queries == {"q1": "?"}
@@ -617,7 +617,7 @@ def test_a_beir_folder_is_read(tmp_path):
     (tmp_path / "corpus.jsonl").unlink()
     (tmp_path / "qrels").rename(tmp_path / "kept")
     (tmp_path / "qrels.dev.tsv").write_text("q2 0 d1 1\n")  # TREC's own columns
-    assert files.read_beir(tmp_path, split="dev").qrels == {"q2": {"d1": 1}}
+    assert formats.read_beir(tmp_path, split="dev").qrels == {"q2": {"d1": 1}}
 
 
 @pytest.mark.parametrize(
@@ -641,30 +641,30 @@ def test_a_beir_folder_is_read(tmp_path):
 def test_malformed_files_are_named_by_line(part, text, message, tmp_path):
     beir(tmp_path, **{part: text})
     with pytest.raises(types.UserError, match=message):
-        files.read_beir(tmp_path)
+        formats.read_beir(tmp_path)
 
 
 def test_bytes_that_are_not_text_or_not_there_are_said(tmp_path):
     beir(tmp_path)
     with pytest.raises(types.UserError, match=r"has no qrels/dev.tsv or qrels.dev.tsv"):
-        files.read_beir(tmp_path, split="dev")
+        formats.read_beir(tmp_path, split="dev")
     (tmp_path / "queries.jsonl").write_bytes(b'{"_id": "q1", "text": "?"}\n\xff\n')
     with pytest.raises(types.UserError, match=r"queries.jsonl:2 is not UTF-8"):
-        files.read_beir(tmp_path)
+        formats.read_beir(tmp_path)
     (tmp_path / "c.gz").write_bytes(gzip.compress(b"{}")[:-4])
     with pytest.raises(types.UserError, match="cannot be read"):
-        files.read_corpus(tmp_path / "c.gz")
+        formats.read_corpus(tmp_path / "c.gz")
 
 
 def test_the_real_sets_are_read(test_data):
-    scifact = files.read_beir(test_data / "scifact")
+    scifact = formats.read_beir(test_data / "scifact")
     assert (len(scifact.corpus.ids), len(scifact.queries)) == (5183, 300)
     assert sum(map(len, scifact.qrels.values())) == 339
-    train = files.read_qrels(test_data / "scifact" / "qrels.train.tsv")
+    train = formats.read_qrels(test_data / "scifact" / "qrels.train.tsv")
     assert (len(train), sum(map(len, train.values()))) == (809, 919)
-    german = files.read_beir(test_data / "xquad", name="de")
+    german = formats.read_beir(test_data / "xquad", name="de")
     assert len(german.queries) == 1190
-    finnish = files.read_beir(test_data / "tydiqa_goldp", name="fi", split="dev")
+    finnish = formats.read_beir(test_data / "tydiqa_goldp", name="fi", split="dev")
     assert all(query.startswith("fi-dev") for query in finnish.qrels)
 
 
@@ -675,12 +675,12 @@ def test_a_run_comes_back_as_it_was_written(tmp_path):
         np.array([[0.1, 0.1], [-3.0, -1e-20]], np.float32),
         np.array([["a", "b"], ["c", "d"]], object),
     )
-    files.write_run(path, run, tag="t")
+    formats.write_run(path, run, tag="t")
     assert path.read_text().splitlines()[:2] == ["q1 Q0 b 1 0.1 t", "q1 Q0 a 2 0.1 t"]
-    again = files.read_run(path)
+    again = formats.read_run(path)
     for query, scores in run.items():
         assert {d: np.float32(s) for d, s in again[query].items()} == scores
-    files.write_run(tmp_path / "again.txt", again, tag="t")
+    formats.write_run(tmp_path / "again.txt", again, tag="t")
     assert (tmp_path / "again.txt").read_bytes() == path.read_bytes()
     for text, message in (
         ("q Q0 d 1 0.5\n", "run.txt:1: 5 columns"),
@@ -689,22 +689,22 @@ def test_a_run_comes_back_as_it_was_written(tmp_path):
     ):
         path.write_text(text)
         with pytest.raises(types.UserError, match=message):
-            files.read_run(path)
+            formats.read_run(path)
     with pytest.raises(types.UserError, match="'a b' cannot be a column"):
-        files.write_run(path, {"q": {"a b": 1.0}})
+        formats.write_run(path, {"q": {"a b": 1.0}})
 
 
 def test_results_come_back_as_they_were_written(tmp_path):
     path = tmp_path / "results.tsv"
     found = metrics.evaluate(QRELS, RUN, ALL)
-    files.write_results(path, found)
-    again = files.read_results(path)
+    formats.write_results(path, found)
+    again = formats.read_results(path)
     assert again.queries == found.queries
     for name in ALL:
         np.testing.assert_array_equal(again.values[name], found.values[name])
     path.write_text("query-id\tmap\nq1\t1\nq2\n")
     with pytest.raises(types.UserError, match=r"results.tsv:3: 1 columns, not 2"):
-        files.read_results(path)
+        formats.read_results(path)
 
 
 # ---- BM25 ----
@@ -713,7 +713,7 @@ def test_results_come_back_as_they_were_written(tmp_path):
 @pytest.mark.oracle
 def test_bm25_is_its_formula_and_needs_no_known_term():
     texts = ["the cat sat on the mat", "a dog and a cat", "", "cat cat dog", "東京 cat"]
-    model = first_stage.Bm25(texts, ["a", "b", "c", "d", "e"])
+    model = bm25.Bm25(texts, ["a", "b", "c", "d", "e"])
     scores, ids = model.search(["Dogs? a DOG!", "", "xyzzy"], 3)
     sizes, counts = np.array([3, 2, 0, 3, 2]), np.array([0, 1, 0, 1, 0])
     idf = np.log(1 + (5 - 2 + 0.5) / 2.5)
@@ -723,4 +723,4 @@ def test_bm25_is_its_formula_and_needs_no_known_term():
     assert not scores[1:].any()
     assert model.search(["cat"], 9)[0].shape == (1, 5)
     with pytest.raises(types.UserError, match="none of 2 documents has a term"):
-        first_stage.Bm25(["", "!"])
+        bm25.Bm25(["", "!"])

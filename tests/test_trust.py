@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from jaxlab import models, objectives, optim, train
-from jaxlab.core import checkpoint, factored, mesh, state, step, types
+from jaxlab.core import checkpoint, factored_logits, mesh, state, step, types
 from jaxlab.systems import trust
 from tests import test_tram, tiny_run
 
@@ -219,13 +219,13 @@ def toy_predictor():
             jnp.mean(jnp.tanh(rows), axis=1) @ params["w1"] + params["b1"][None]
         )
         hidden = jnp.concatenate([hidden, jnp.ones((len(hidden), 1))], axis=1)
-        return factored.Factored(hidden, kernel(params))
+        return factored_logits.Factored(hidden, kernel(params))
 
     def kernel(params):
         return jnp.concatenate([params["w2"], params["b2"][None]])
 
     def loss(answer, batch):
-        logps, _ = factored.target_logps(answer, batch["labels"])
+        logps, _ = factored_logits.target_logps(answer, batch["labels"])
         return types.Loss(-jnp.sum(logps), jnp.float64(len(logps)), {})
 
     return objectives.Predictor(
@@ -294,10 +294,10 @@ def test_the_gradient_of_a_divergence_is_summed_over_blocks_in_f32():
 
     def distance(kernel, block_bytes):
         one, two = (
-            factored.Factored(x, kernel, block_bytes=block_bytes)
+            factored_logits.Factored(x, kernel, block_bytes=block_bytes)
             for x in (hidden, other)
         )
-        return factored.kl_divergence(one, two)
+        return factored_logits.kl_divergence(one, two)
 
     whole, blocks = (jax.grad(distance)(kernel, size) for size in (2**30, 2**12))
     assert float(jnp.abs(whole - blocks).max() / jnp.abs(whole).max()) < 2e-3

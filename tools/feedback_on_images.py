@@ -22,7 +22,7 @@ from sklearn import datasets, decomposition, linear_model
 from jaxlab import retrieval
 from jaxlab.commands import output
 from jaxlab.core import process
-from jaxlab.retrieval import files, rerank
+from jaxlab.retrieval import formats, rerank
 from jaxlab.systems import clock, refit, refit_report
 
 
@@ -63,7 +63,7 @@ def main() -> None:
     reranker = rerank.Remembered(same_digit)
     outcomes = refit.compare(index, queries, reranker, settings, workdir)
     curves = refit.curves(index, queries, reranker, settings)
-    corpus = files.Corpus(documents, [""] * len(texts), texts)
+    corpus = formats.Corpus(documents, [""] * len(texts), texts)
     refit_report.write(
         workdir, "Feedback from a reranker: digits", outcomes, queries, corpus,
         settings, curves, watch.elapsed(),

@@ -19,7 +19,7 @@ from sklearn import datasets
 
 from jaxlab import retrieval
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.retrieval import files, rerank
+from jaxlab.retrieval import formats, rerank
 from jaxlab.systems import clock, refit, refit_report
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     asked = np.arange(len(images)) % 9 == 0
     ids = np.array([f"image-{i}" for i in range(len(images))], object)
     shown = np.array([f"a {digit}" for digit in digits], object)
-    corpus = files.Corpus(
+    corpus = formats.Corpus(
         ids[~asked].tolist(), [""] * sum(~asked), shown[~asked].tolist()
     )
     qrels = {

@@ -6,7 +6,7 @@ score = merged_score(pool, {"exams": batches}, token_losses)
 best = greedy_search(pool, score, within=Limits(must=("web",), max_size=3))
 """
 
-from jaxlab.ablation import cache, folder
+from jaxlab.ablation import cache, pool_folder
 from jaxlab.ablation.convex import convex_search
 from jaxlab.ablation.documents import DocumentLosses
 from jaxlab.ablation.ensemble import TokenLogps, expert_logps
@@ -54,7 +54,6 @@ __all__ = [
     "ensemble_score",
     "enumerate_best",
     "expert_logps",
-    "folder",
     "gradient_search",
     "greedy_search",
     "individual_losses",
@@ -63,6 +62,7 @@ __all__ = [
     "merged_score",
     "model_losses",
     "pareto_front",
+    "pool_folder",
     "predictions",
     "proxy_losses",
     "rank_mixtures",

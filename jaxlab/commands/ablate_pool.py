@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         process.start()
         _make(args, pool, watch)
-    contents = ablation.folder.read(pool)
+    contents = ablation.pool_folder.read(pool)
     output.table(
         ["partition", "tokens", "trained on", "repeats"],
         [

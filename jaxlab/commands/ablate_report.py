@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> None:
     recipe.base.mesh.update(args.mesh or {})
     options, to_check = _options(args, pool)
     study = data_ablation.Study(recipe, candidates=args.candidates, **options)
-    names = [unit.name for unit in ablation.folder.members(pool)]
+    names = [unit.name for unit in ablation.pool_folder.members(pool)]
     corpus = prepared.open_folder(pool / "data")
     data_ablation.check(study, names, corpus)
     if to_check is None:

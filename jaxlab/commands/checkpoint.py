@@ -5,7 +5,7 @@ import json
 import time
 
 from jaxlab.commands import convert, output
-from jaxlab.core import checkpoint, places, report, saved, types
+from jaxlab.core import checkpoint, checkpoint_files, paths, report, types
 from jaxlab.systems import loading
 
 
@@ -21,11 +21,13 @@ def _list(args: argparse.Namespace) -> int:
     for entry in _entries(args.run):
         age = "-"  # of a save that was killed nothing says when
         if entry.is_finished:
-            age = report.duration(time.time() - saved.finished_at(entry.path))
+            age = report.duration(
+                time.time() - checkpoint_files.finished_at(entry.path)
+            )
         rows.append(
             [
                 str(entry.step),
-                f"{places.size_bytes(entry.path) / 1e6:,.2f}",
+                f"{paths.size_bytes(entry.path) / 1e6:,.2f}",
                 age,
                 "for good" if every and entry.step % every == 0 else "the last",
                 "ok" if entry.is_finished else "unfinished",
@@ -47,8 +49,8 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _verify_one(step: int, path) -> int:
     try:
-        faults = saved.verify(path)
-    except saved.CorruptError as error:
+        faults = checkpoint_files.verify(path)
+    except checkpoint_files.CorruptError as error:
         print(f"step {step}: {error}", flush=True)
         return 1
     wrong = [f"{name} ({fault})" for name, fault in faults.items() if fault]
@@ -62,7 +64,7 @@ def _verify_one(step: int, path) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    if places.is_remote(args.out):
+    if paths.is_remote(args.out):
         raise types.UserError(f"{args.out} is no local folder; export, then copy it")
     if not loading.is_run(args.run):
         raise types.UserError(f"{args.run} is a Hugging Face folder already")
@@ -90,5 +92,5 @@ def _entries(run: str) -> list[checkpoint.Entry]:
 
 def _keep_every(file) -> int:
     """How many steps are between the checkpoints that stay, as the run was told."""
-    config = json.loads(places.read_text(file) or "{}")
+    config = json.loads(paths.read_text(file) or "{}")
     return config.get("run", {}).get("keep_every") or 0

@@ -19,7 +19,7 @@ from jaxlab.core import types
 from jaxlab.data import tokenizer as tokenizer_lib
 from jaxlab.merge.files import orbax_folder, outputs
 from jaxlab.merge.files import recipe as recipe_lib
-from jaxlab.models import hf_names
+from jaxlab.models.hf import names
 from jaxlab.systems import loading, olmo
 
 
@@ -86,7 +86,7 @@ def _to_run(source, tensors, folder, out) -> None:
         )
     section |= {name: section[name] or 0 for name in ("clip_qkv", "window")}
     leaves = {}
-    for leaf in hf_names.leaves(config):
+    for leaf in names.leaves(config):
         values = [tensors[name] for name in leaf.names]
         values = [value.T if leaf.is_transposed else value for value in values]
         leaves[leaf.path] = np.stack(values) if leaf.is_stacked else values[0]

@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from jaxlab.core import errors, places
+from jaxlab.core import errors, paths
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -29,7 +29,7 @@ def new_folder(path: str) -> pathlib.Path:
     Raises:
         UserError: something exists there, or it is in a bucket.
     """
-    if places.is_remote(path):
+    if paths.is_remote(path):
         raise errors.UserError(f"{path} is in a bucket; write to a folder and copy it")
     folder = pathlib.Path(path)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxlab.commands import devices, output
 from jaxlab.core import process, types
-from jaxlab.retrieval import files, metrics, rerank
+from jaxlab.retrieval import formats, metrics, rerank
 from jaxlab.systems import clock, dense, encoder_files, refit, refit_report
 
 
@@ -40,7 +40,7 @@ def _search(args, mesh) -> None:
     found = dense.vectors(opened.encoder, list(queries.values()), watch.meter("texts"))
     scores, ids = opened.index.search(found.vectors, args.k)
     if args.run:
-        files.write_run(args.run, metrics.as_run([*queries], scores, ids))
+        formats.write_run(args.run, metrics.as_run([*queries], scores, ids))
         watch.say(f"{args.run}: {len(queries)} queries, {ids.shape[1]} documents each")
         return
     texts = dict(zip(opened.corpus.ids, opened.corpus.passages(), strict=True))
@@ -83,7 +83,7 @@ def _asked(args) -> tuple[dict[str, str], dict | None]:
     """Texts of the queries that are judged, where there are judgments, and those."""
     texts, qrels = _queries(args), None
     if args.qrels:
-        qrels = files.read_qrels(args.qrels, split=args.split)
+        qrels = formats.read_qrels(args.qrels, split=args.split)
         texts = {query: text for query, text in texts.items() if query in qrels}
         if not texts:
             raise types.UserError(f"{args.qrels} judges none of {args.queries}")
@@ -119,12 +119,12 @@ def _reranker(args, asked, vectors, opened, mesh, watch) -> rerank.Remembered:
 
 
 def _evaluate(args) -> None:
-    qrels = files.read_qrels(args.qrels, split=args.split)
+    qrels = formats.read_qrels(args.qrels, split=args.split)
     names = [pathlib.Path(path).stem for path in args.runs]
     if len({*names}) < len(names):
         names = args.runs
     evaluations = {
-        name: metrics.evaluate(qrels, files.read_run(path), args.metrics)
+        name: metrics.evaluate(qrels, formats.read_run(path), args.metrics)
         for name, path in zip(names, args.runs, strict=True)
     }
     output.table(*refit_report.evaluation_cells(evaluations))
@@ -134,11 +134,11 @@ def _evaluate(args) -> None:
         folder = pathlib.Path(args.out)
         folder.mkdir(parents=True, exist_ok=True)
         for name, found in evaluations.items():
-            files.write_results(folder / f"{pathlib.Path(name).name}.tsv", found)
+            formats.write_results(folder / f"{pathlib.Path(name).name}.tsv", found)
 
 
 def _queries(args) -> dict[str, str]:
-    queries = files.read_queries(args.queries) if args.queries else {}
+    queries = formats.read_queries(args.queries) if args.queries else {}
     queries |= {f"query-{i}": text for i, text in enumerate(getattr(args, "query", []))}
     if not queries:
         raise types.UserError("no queries; give --queries FILE or --query TEXT")

@@ -1,7 +1,7 @@
 """Checkpoints: saved in the background, verified when read, never half-trusted.
 
 Orbax v1 writes `DIR/<step>/`. A corrupt checkpoint is found when it is read (see
-`core/saved.py`), and the newest good one before it is used and named. Mesh and dtype
+`core/checkpoint_files.py`), and the newest good one before it is used and named. Mesh and dtype
 may differ between saving and loading.
 """
 
@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxlab.core import checkpoint_files, paths, types
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import places, saved, types
 
 _log = logging.getLogger(__name__)
 
@@ -51,17 +51,17 @@ class Checkpointer:
             policy = policies.AnyPreservationPolicy(
                 [policy, policies.EveryNSteps(keep_every)]
             )
-        self.directory = places.absolute(directory)
+        self.directory = paths.absolute(directory)
         self._axes = dict(axes or {})
         self._pending = None
         with _one_line(f"cannot open {self.directory}"):
-            places.make_folder(self.directory)
+            paths.make_folder(self.directory)
             self._last = next(iter(steps(self.directory)), None)
-            if not places.is_remote(self.directory):  # there Orbax removes them
+            if not paths.is_remote(self.directory):  # there Orbax removes them
                 _set_aside(self.directory, _unfinished(self.directory))
             self._orbax = ocp.training.Checkpointer(
                 self.directory,
-                context=saved.context(),
+                context=checkpoint_files.context(),
                 preservation_policy=policy,
                 cleanup_tmp_directories=True,
             )
@@ -77,7 +77,9 @@ class Checkpointer:
                 self._orbax.close()
             except Exception as error:
                 # After a failed save it raises that save's error again, and at length.
-                _log.warning("closing %s: %s", self.directory, saved.first_line(error))
+                _log.warning(
+                    "closing %s: %s", self.directory, checkpoint_files.first_line(error)
+                )
 
     def save(self, step: int, state: Any) -> None:
         """Starts saving `state` as `step`; the arrays may be donated afterwards.
@@ -92,9 +94,9 @@ class Checkpointer:
             UserError: the save before this one failed, e.g. the disk is full.
         """
         self.wait()
-        if saved.is_finished(self.directory / str(step)):
+        if checkpoint_files.is_finished(self.directory / str(step)):
             return
-        metadata = saved.describe(state, self._axes)
+        metadata = checkpoint_files.describe(state, self._axes)
         with self._reported(step):
             self._pending = (
                 step,
@@ -132,12 +134,12 @@ class Entry(NamedTuple):
 
 def entries(directory: str | pathlib.Path) -> list[Entry]:
     """All step folders of a folder, newest first."""
-    folder = places.path(directory)
+    folder = paths.path(directory)
     found = []
-    for path in folder.iterdir() if places.is_folder(folder) else ():
+    for path in folder.iterdir() if paths.is_folder(folder) else ():
         step = path.name.partition(".orbax-checkpoint-tmp")[0]
         if step.isdigit():
-            whole = path.name == step and saved.is_finished(path)
+            whole = path.name == step and checkpoint_files.is_finished(path)
             found.append(Entry(int(step), path, whole))
     return sorted(found, key=lambda entry: entry.step, reverse=True)
 
@@ -149,9 +151,9 @@ def steps(directory: str | pathlib.Path) -> list[int]:
 
 def folder_of(run: str | pathlib.Path) -> pathlib.Path:
     """Where the step folders are: of a run directory, or this folder itself."""
-    folder = places.path(run)
+    folder = paths.path(run)
     inner = folder / "checkpoints"
-    return inner if places.is_folder(inner) else folder
+    return inner if paths.is_folder(inner) else folder
 
 
 def _unfinished(directory: pathlib.Path) -> list[int]:
@@ -179,14 +181,14 @@ def restore(directory: pathlib.Path, abstract: Any) -> tuple[int, Any] | None:
     broken = []
     for step in steps(directory):
         try:
-            state = saved.load(places.path(directory) / str(step), abstract)
-        except saved.CorruptError as error:
+            state = checkpoint_files.load(paths.path(directory) / str(step), abstract)
+        except checkpoint_files.CorruptError as error:
             _log.warning("%s; trying the one before", error)
             broken.append(step)
             continue
         if broken:
             _log.warning("using checkpoint %d, the newest good one", step)
-        _set_aside(places.path(directory), broken)
+        _set_aside(paths.path(directory), broken)
         return step, state
     if broken:
         raise types.UserError(
@@ -222,7 +224,7 @@ def load_params(
     for candidate in found if step is None else [step]:
         try:
             return _load_params(folder / str(candidate), mesh, dtype)
-        except saved.CorruptError as error:
+        except checkpoint_files.CorruptError as error:
             if step is not None:
                 raise
             _log.warning("%s; trying the one before", error)
@@ -230,7 +232,7 @@ def load_params(
 
 
 def _load_params(path, mesh, dtype):
-    metadata, leaves = saved.read_description(path)
+    metadata, leaves = checkpoint_files.read_description(path)
     axes = metadata.get("axes") or {}
     params = {name: leaf for name, leaf in leaves.items() if name.startswith("params/")}
 
@@ -253,7 +255,7 @@ def _load_params(path, mesh, dtype):
         for folder in folders:
             node = node.setdefault(folder, {})
         node[last] = abstract(name, leaf)
-    return saved.load(path, nested)["params"]
+    return checkpoint_files.load(path, nested)["params"]
 
 
 def _set_aside(directory: pathlib.Path, broken: list[int]) -> None:
@@ -262,7 +264,7 @@ def _set_aside(directory: pathlib.Path, broken: list[int]) -> None:
     aside = directory.parent / "corrupt"
     for step in broken:
         target = aside / str(step)
-        places.move(directory / str(step), target)
+        paths.move(directory / str(step), target)
         _log.warning("moved corrupt checkpoint %d to %s", step, target)
 
 
@@ -272,7 +274,9 @@ def _one_line(message: str):
     try:
         yield
     except Exception as error:
-        raise types.UserError(f"{message} ({saved.first_line(error)})") from error
+        raise types.UserError(
+            f"{message} ({checkpoint_files.first_line(error)})"
+        ) from error
 
 
 def _words(steps: list[int]) -> str:

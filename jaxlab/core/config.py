@@ -19,7 +19,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from jaxlab.core import places
+from jaxlab.core import paths
 
 _EXAMPLE = "--config=configs/olmo.py:tiny"
 _KEY = re.compile(r"--(no)?config\.(?P<key>[^=]+)(=.*)?", re.DOTALL)
@@ -33,7 +33,7 @@ def parse(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path]
 
     Returns:
         (the config, locked; the run directory, which need not exist and may be in a
-        bucket: see `core/places.py`).
+        bucket: see `core/paths.py`).
 
     Raises:
         UserError: an unknown flag or key (with the nearest one), a wrong type, a
@@ -44,7 +44,7 @@ def parse(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path]
         _refuse(f"give --config=FILE[:VARIANT], e.g. {_EXAMPLE}")
     if not plain.get("workdir"):
         _refuse("give --workdir=DIR, the folder that the run is kept in")
-    workdir = places.path(plain["workdir"])
+    workdir = paths.path(plain["workdir"])
     config = load(plain["config"])
     _check_keys(config, overrides)
     _override(config, overrides)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from jaxlab.core import host_memory, places, types, witness
+from jaxlab.core import host_memory, last_words, paths, types
 
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -27,7 +27,7 @@ def start() -> None:
     of TPU VMs, Slurm or Open MPI; elsewhere from JAXLAB_COORDINATOR,
     JAXLAB_NUM_PROCESSES and JAXLAB_PROCESS_ID. A coordinator that does not come is an
     error after JAXLAB_JOIN_SECONDS (300); when a host dies, the others end within
-    JAXLAB_HEARTBEAT_SECONDS (100), each with a line on stderr (`core/witness.py`).
+    JAXLAB_HEARTBEAT_SECONDS (100), each with a line on stderr (`core/last_words.py`).
 
     Raises:
         UserError: the other hosts could not be joined.
@@ -36,7 +36,7 @@ def start() -> None:
     if os.environ.get("JAXLAB_COMPILATION_CACHE") == "0":
         jax.config.update("jax_enable_compilation_cache", False)
     elif not jax.config.jax_compilation_cache_dir:
-        folder = places.cache("compiled")
+        folder = paths.cache("compiled")
         jax.config.update("jax_compilation_cache_dir", str(folder))
         # A command runs dozens of programs that compile in less than jax's own 1 s.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -64,7 +64,7 @@ def _join_hosts() -> None:
             options["coordinator_bind_address"] = coordinator
         if options["process_id"] != 0:
             _wait_for(coordinator, seconds)
-    witness.watch()
+    last_words.watch()
     try:
         jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as error:

@@ -20,7 +20,8 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 
-from jaxlab.core import peak, places, tree, types
+from jaxlab.core import paths, tree, types
+from jaxlab.core import peak_flops as peak_flops_lib
 
 _log = logging.getLogger(__name__)
 
@@ -58,8 +59,8 @@ class Reporter:
         self._file = self._board = None
         self._is_writer = jax.process_index() == 0
         if workdir is not None and self._is_writer:
-            path = places.path(workdir) / "metrics.jsonl"
-            self._file = places.Growing(path, _rows_until(path, first))
+            path = paths.path(workdir) / "metrics.jsonl"
+            self._file = paths.Growing(path, _rows_until(path, first))
             self._board = _tensorboard(workdir)
 
     def __enter__(self) -> "Reporter":
@@ -83,7 +84,7 @@ class Reporter:
         row = {name: _number(value) for name, value in metrics.items()}
         row |= {"seconds": seconds, "tokens_per_second": tokens / seconds}
         if flops_per_token is not None:
-            peak_flops, _ = peak.flops_per_second()
+            peak_flops, _ = peak_flops_lib.flops_per_second()
             row["mfu"] = row["tokens_per_second"] * flops_per_token / peak_flops
         self._write(step, row)
         if self._compile_seconds is None:
@@ -172,7 +173,7 @@ def parameter_overview(params: types.Params) -> str:
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never half."""
     text = json.dumps(value, indent=2, sort_keys=True, default=_plain)
-    places.write_text(path, text + "\n")
+    paths.write_text(path, text + "\n")
 
 
 def versions() -> dict[str, str]:
@@ -196,7 +197,7 @@ def check_config(
     Raises:
         UserError: with every differing key, its old and its new value.
     """
-    text = places.read_text(places.path(workdir) / "config.json")
+    text = paths.read_text(paths.path(workdir) / "config.json")
     if text is None:
         return
     old = _flat(json.loads(text))
@@ -225,7 +226,7 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
 def _rows_until(path: pathlib.Path, step: int) -> str:
     """The rows up to `step`; a last line cut by a kill is dropped too."""
     rows = []
-    for line in (places.read_text(path) or "").splitlines():
+    for line in (paths.read_text(path) or "").splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
@@ -240,7 +241,7 @@ def _tensorboard(workdir: pathlib.Path):
         import tensorboardX
     except ImportError:
         return None
-    return tensorboardX.SummaryWriter(str(places.path(workdir) / "tensorboard"))
+    return tensorboardX.SummaryWriter(str(paths.path(workdir) / "tensorboard"))
 
 
 def _number(value: Any) -> float | int:

@@ -13,7 +13,7 @@ import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
-from jaxlab.core import places, types
+from jaxlab.core import paths, types
 from jaxlab.data import documents as documents_
 from jaxlab.data import token_files, token_writer
 from jaxlab.data import tokenizer as tokenizer_
@@ -124,7 +124,7 @@ def domains_of(
     source: str | pathlib.Path, split: str = "train"
 ) -> dict[str, pathlib.Path]:
     """Domain name -> its folder or file, of a folder or of a single file."""
-    source = places.path(source)
+    source = paths.path(source)
     if source.is_file():
         return {source.name.split(".")[0]: source}
     return documents_.domain_paths(source, split=split)

@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from jaxlab.core import places, types
+from jaxlab.core import paths, types
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def domain_paths(
     folder: str | pathlib.Path, *, split: str = "train"
 ) -> dict[str, pathlib.Path]:
     """Domain name -> its folder or JSON-lines file, sorted by name."""
-    folder = places.path(folder)
+    folder = paths.path(folder)
     if not folder.is_dir():
         raise types.UserError(f"{folder} is not a folder; give one subfolder a domain")
     found: dict[str, pathlib.Path] = {}
@@ -143,12 +143,12 @@ def domain_paths(
 
 def listing(place: str | pathlib.Path) -> dict[str, int]:
     """Bytes of every file below a folder by its name there, or of one file."""
-    place = places.path(place)
-    if places.is_remote(place):
+    place = paths.path(place)
+    if paths.is_remote(place):
         import fsspec
 
         store, root = fsspec.core.url_to_fs(str(place))
-        with places.reached(place):
+        with paths.reached(place):
             found = store.find(root, detail=True)
         return {
             name.removeprefix(root).lstrip("/") or place.name: entry["size"]

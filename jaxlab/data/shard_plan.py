@@ -21,7 +21,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxlab.core import places, types
+from jaxlab.core import paths, types
 from jaxlab.data import corpus
 from jaxlab.data import documents as documents_
 
@@ -93,8 +93,8 @@ def make(
     job = job._replace(source=str(root))
     settings = job._asdict() | {"shard_bytes": shard_bytes}
     del settings["source"], settings["out"]  # a copy elsewhere is as good
-    path = places.path(job.out) / PLAN
-    text = places.read_text(path)
+    path = paths.path(job.out) / PLAN
+    text = paths.read_text(path)
     if text is None:
         _refuse_others(job.out)
         shards = _grouped(found, shard_bytes)
@@ -103,7 +103,7 @@ def make(
             "shards": [shard._asdict() for shard in shards],
             "source": source,
         }
-        places.write_text(path, json.dumps(plan, indent=1) + "\n")
+        paths.write_text(path, json.dumps(plan, indent=1) + "\n")
         return job, shards
     plan = json.loads(text)
     if plan["settings"] != settings:
@@ -129,9 +129,9 @@ def records(
     """
     names = documents_.listing(job.out) if names is None else names
     shards = [shard for shard in shards if shard.prefix + RECORD in names]
-    out = places.path(job.out)
+    out = paths.path(job.out)
     with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a bucket is far away
-        texts = pool.map(lambda s: places.read_text(out / (s.prefix + RECORD)), shards)
+        texts = pool.map(lambda s: paths.read_text(out / (s.prefix + RECORD)), shards)
         found = {s.prefix: json.loads(t) for s, t in zip(shards, texts, strict=True)}
     for shard in shards:
         record = found[shard.prefix]
@@ -152,7 +152,7 @@ def records(
 
 def _files(source: str) -> tuple[pathlib.Path, dict[str, list[tuple[str, int]]]]:
     """The folder that names start from; by domain, name and bytes of each file."""
-    root, names = places.absolute(source), documents_.listing(source)
+    root, names = paths.absolute(source), documents_.listing(source)
     domains = corpus.domains_of(source)
     if [*names] == [root.name] and root.is_file():
         root = root.parent

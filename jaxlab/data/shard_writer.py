@@ -16,7 +16,8 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from jaxlab.core import places, report, types
+from jaxlab.core import paths as paths_lib
+from jaxlab.core import report, types
 from jaxlab.data import corpus, shard_plan, token_files, token_writer
 from jaxlab.data import documents as documents_
 from jaxlab.data import tokenizer as tokenizer_
@@ -31,9 +32,9 @@ def attempt(job: shard_plan.Job, shard: shard_plan.Shard) -> None:
     try:
         write(job, shard)
     except types.UserError as error:
-        place = places.path(job.out) / f"{shard.prefix}{shard_plan.MISTAKE}"
-        places.make_folder(place.parent)
-        places.write_text(place, str(error))
+        place = paths_lib.path(job.out) / f"{shard.prefix}{shard_plan.MISTAKE}"
+        paths_lib.make_folder(place.parent)
+        paths_lib.write_text(place, str(error))
 
 
 def write(job: shard_plan.Job, shard: shard_plan.Shard) -> None:
@@ -48,7 +49,7 @@ def write(job: shard_plan.Job, shard: shard_plan.Shard) -> None:
         last = f"{shard.prefix}{shard_plan.RECORD}"
         report.write_json(folder / last, record)
         for name in (*record["files"], last):
-            _publish(folder / name, places.path(job.out) / name)
+            _publish(folder / name, paths_lib.path(job.out) / name)
 
 
 def _written(job, shard, tokenizer, folder) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def _documents(job, shard, sources) -> Iterator[documents_.Document]:
     depend on where that folder is.
     """
     for name, size in shard.files:
-        with _local(places.path(job.source) / name) as path:
+        with _local(paths_lib.path(job.source) / name) as path:
             sources.append({"file": name, **_checksum(path)})
             if sources[-1]["bytes"] != size:
                 raise types.UserError(
@@ -124,7 +125,7 @@ def _checksum(path: pathlib.Path) -> dict[str, Any]:
 def _tokenizer(out: str, fingerprint: str) -> tokenizer_.Tokenizer:
     """Once a process, not once a shard."""
     with tempfile.TemporaryDirectory() as folder:
-        places.copy_files(places.path(out) / "tokenizer", pathlib.Path(folder))
+        paths_lib.copy_files(paths_lib.path(out) / "tokenizer", pathlib.Path(folder))
         tokenizer = tokenizer_.load(folder)
     if tokenizer.fingerprint != fingerprint:
         raise types.UserError(f"{out}/tokenizer is another one now; restore it")
@@ -137,13 +138,17 @@ def _tokenizer(out: str, fingerprint: str) -> tokenizer_.Tokenizer:
 @contextlib.contextmanager
 def _local(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """The file itself, or a copy of one in a bucket; messages name the original."""
-    if not places.is_remote(path):
+    if not paths_lib.is_remote(path):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="jaxlab-") as folder:
         copy = pathlib.Path(folder, path.name)
         try:
-            with places.reached(path), path.open("rb") as source, copy.open("wb") as to:
+            with (
+                paths_lib.reached(path),
+                path.open("rb") as source,
+                copy.open("wb") as to,
+            ):
                 shutil.copyfileobj(source, to, 1 << 24)
             yield copy
         except types.UserError as error:
@@ -153,7 +158,7 @@ def _local(path: pathlib.Path) -> Iterator[pathlib.Path]:
 @contextlib.contextmanager
 def _staging(job: shard_plan.Job) -> Iterator[pathlib.Path]:
     """A folder on OUT's own disk, where files can be renamed into OUT; else local."""
-    if places.is_remote(job.out):
+    if paths_lib.is_remote(job.out):
         with tempfile.TemporaryDirectory(prefix="jaxlab-") as folder:
             yield pathlib.Path(folder)
         return
@@ -166,8 +171,12 @@ def _staging(job: shard_plan.Job) -> Iterator[pathlib.Path]:
 
 
 def _publish(file: pathlib.Path, target: pathlib.Path) -> None:
-    if places.is_remote(target):
-        with places.reached(target), file.open("rb") as source, target.open("wb") as to:
+    if paths_lib.is_remote(target):
+        with (
+            paths_lib.reached(target),
+            file.open("rb") as source,
+            target.open("wb") as to,
+        ):
             shutil.copyfileobj(source, to, 1 << 24)
         return
     target.parent.mkdir(exist_ok=True)

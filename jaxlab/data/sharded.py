@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxlab.core import places, report, types
+from jaxlab.core import paths, report, types
 from jaxlab.data import documents as documents_
 from jaxlab.data import shard_plan, shard_writer
 from jaxlab.data import tokenizer as tokenizer_
@@ -69,8 +69,8 @@ def tokenize(
     """
     if not 0 <= held_out_fraction < 1:
         raise types.UserError(f"{held_out_fraction} held out is not a share; try 0.001")
-    out = str(places.absolute(out))
-    places.make_folder(out)
+    out = str(paths.absolute(out))
+    paths.make_folder(out)
     with _alone(out):
         fingerprint = tokenizer.fingerprint
         job = shard_plan.Job("", out, held_out_fraction, seed, fingerprint)
@@ -136,8 +136,8 @@ def verify(folder: str) -> int:
     Raises:
         UserError: not finished; a file is missing or another one.
     """
-    place = places.path(folder)
-    text = places.read_text(place / shard_plan.MANIFEST)
+    place = paths.path(folder)
+    text = paths.read_text(place / shard_plan.MANIFEST)
     if text is None:
         raise types.UserError(
             f"{folder} has no {shard_plan.MANIFEST}; finish it with `jaxlab data "
@@ -167,8 +167,8 @@ def _finish(job: shard_plan.Job, shards: Sequence[shard_plan.Shard]) -> dict[str
     found = shard_plan.records(job, shards)
     missing = [shard for shard in shards if shard.prefix not in found]
     if missing:
-        place = places.path(job.out) / f"{missing[0].prefix}{shard_plan.MISTAKE}"
-        why = places.read_text(place) or f"{missing[0].prefix} was not written"
+        place = paths.path(job.out) / f"{missing[0].prefix}{shard_plan.MISTAKE}"
+        why = paths.read_text(place) or f"{missing[0].prefix} was not written"
         others = f" ({len(missing)} of {len(shards)} shards are not written; then "
         raise types.UserError(f"{why}{others}start the same command again)")
     domains: dict[str, dict[str, Any]] = {}
@@ -195,14 +195,14 @@ def _finish(job: shard_plan.Job, shards: Sequence[shard_plan.Shard]) -> dict[str
         "shards": [found[shard.prefix] for shard in shards],
         "tokenizer": job.tokenizer,
     }
-    report.write_json(places.path(job.out) / shard_plan.MANIFEST, manifest)
+    report.write_json(paths.path(job.out) / shard_plan.MANIFEST, manifest)
     return manifest
 
 
 @contextlib.contextmanager
 def _alone(out: str) -> Iterator[None]:
     """Locks a folder until the block, or the process, ends; a bucket has no locks."""
-    if places.is_remote(out):
+    if paths.is_remote(out):
         yield
         return
     folder = os.open(out, os.O_RDONLY)
@@ -223,13 +223,13 @@ def _clean(out: str, names: Mapping[str, int]) -> None:
     shutil.rmtree(pathlib.Path(out, shard_plan.STAGING), ignore_errors=True)
     for name in names:
         if shard_plan.MISTAKE in name:
-            (places.path(out) / name).unlink()
+            (paths.path(out) / name).unlink()
 
 
 def _save_tokenizer(tokenizer: tokenizer_.Tokenizer, out: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)
-        places.copy_files(pathlib.Path(folder), places.path(out) / "tokenizer")
+        paths.copy_files(pathlib.Path(folder), paths.path(out) / "tokenizer")
 
 
 @contextlib.contextmanager
@@ -270,5 +270,5 @@ def _progress(
     finally:
         stop.set()
         thread.join()
-        if not places.is_remote(job.out):
+        if not paths.is_remote(job.out):
             shutil.rmtree(pathlib.Path(job.out, shard_plan.STAGING), ignore_errors=True)

@@ -1,6 +1,6 @@
 """What a model can do: perplexity (choice, code, safety and judges will follow).
 
-`evals.landscape`, of any loss and parameters: how sharp the loss surface is there.
+`evals.sharpness`, of any loss and parameters: how sharp the loss surface is there.
 """
 
 from jaxlab.evals import perplexity

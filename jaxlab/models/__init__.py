@@ -11,8 +11,8 @@ hf                  Hugging Face folders <-> (config, params)
 """
 
 from jaxlab.models import hf
-from jaxlab.models.bert import BertEncoder, BertScorer
-from jaxlab.models.bert_config import BertConfig
+from jaxlab.models.bert.config import BertConfig
+from jaxlab.models.bert.encoder import BertEncoder, BertScorer
 from jaxlab.models.config import TransformerConfig
 from jaxlab.models.transformer import (
     Classifier,

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxlab.core import factored
+from jaxlab.core import factored_logits as factored
 from jaxlab.models import blocks
 from jaxlab.models.config import TransformerConfig
 

@@ -8,7 +8,9 @@ Batches of language modelling: `tokens` i32[B, L], and optionally `segment_ids`,
 
 from jaxlab.objectives.language import label_mask, next_token, targets
 from jaxlab.objectives.penalties import input_noise, near_anchor, r3f, with_noise
-from jaxlab.objectives.predictors import (
+from jaxlab.objectives.preferences import answer_logps, asks_reference, preference
+from jaxlab.objectives.ranking import contrastive, listwise, pointwise
+from jaxlab.objectives.tasks import (
     Predictor,
     answered,
     classifier,
@@ -16,8 +18,6 @@ from jaxlab.objectives.predictors import (
     language_model,
     spectrally_normalized,
 )
-from jaxlab.objectives.preferences import answer_logps, asks_reference, preference
-from jaxlab.objectives.ranking import contrastive, listwise, pointwise
 
 __all__ = [
     "Predictor",

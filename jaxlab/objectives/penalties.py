@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from jaxlab.core import factored, types
-from jaxlab.objectives.predictors import Predictor
+from jaxlab.core import factored_logits, types
+from jaxlab.objectives.tasks import Predictor
 
 
 def near_anchor(predictor: Predictor, weight: float = 0.1) -> types.Objective:
@@ -22,7 +22,7 @@ def near_anchor(predictor: Predictor, weight: float = 0.1) -> types.Objective:
         del key
         answer = predictor.answer(params, batch)
         before = jax.lax.stop_gradient(predictor.answer(frozen, batch))
-        rows = factored.kl_rows(before, answer)
+        rows = factored_logits.kl_rows(before, answer)
         return _penalised(predictor, answer, batch, rows, weight)
 
     return objective
@@ -55,7 +55,7 @@ def r3f(
         answer = predictor.answer(params, batch)
         z = input_noise(key, batch, answer, sigma, noise)
         noisy = predictor.answer(params, batch, z)
-        rows = factored.kl_rows(noisy, answer, direction="symmetric")
+        rows = factored_logits.kl_rows(noisy, answer, direction="symmetric")
         return _penalised(predictor, answer, batch, rows, weight)
 
     return objective
@@ -78,7 +78,7 @@ def with_noise(
 def input_noise(
     key: jax.Array,
     batch: types.Batch,
-    answer: factored.Factored,
+    answer: factored_logits.Factored,
     sigma: float,
     noise: str = "normal",
 ) -> jax.Array:

@@ -19,8 +19,8 @@ from jaxlab.optim.query_distillation import (
     reranker_feedback,
     reranker_kl_loss,
 )
-from jaxlab.optim.sharpness import asam, fisher_sam, sam, tram_fisher
-from jaxlab.optim.trust_radius import tram
+from jaxlab.optim.sharpness_aware import asam, fisher_sam, sam, tram_fisher
+from jaxlab.optim.trust_region import tram
 
 __all__ = [
     "AnchorState",

@@ -88,7 +88,7 @@ def overheads(shape: shapes.Shape, mesh: Mapping[str, int]) -> dict[str, float]:
 
     Attention: blocks on the diagonal are computed whole, and the backward pass is two
     kernels that both compute the scores, 3.5 forward passes and not 2.5. Loss: logits
-    in blocks are computed again (`core/factored.py`).
+    in blocks are computed again (`core/factored_logits.py`).
     """
     seen = 4.0 * shape.heads * shape.head_dim * _keys(shape) * shape.step_tokens
     forward = 1 + (shape.remat != "none")
@@ -103,7 +103,7 @@ def overheads(shape: shapes.Shape, mesh: Mapping[str, int]) -> dict[str, float]:
 
 
 def loss_blocks(shape: shapes.Shape, mesh: Mapping[str, int]) -> int:
-    """Into how many blocks `core/factored.py` cuts the logits of a microbatch."""
+    """Into how many blocks `core/factored_logits.py` cuts the logits of a microbatch."""
     rows = shapes.device_share(shape, mesh) / mesh["tensor"]
     return math.ceil(4 * rows * shape.length * shape.vocab / shape.loss_block_bytes)
 

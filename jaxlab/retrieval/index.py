@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxlab.core import types
-from jaxlab.retrieval import stored, topk
+from jaxlab.retrieval import index_files, topk
 
 _LARGEST = float(np.finfo(np.float32).max) / 2  # of a sum, with room for its rounding
 
@@ -57,18 +57,20 @@ class Index:
         given = np.asarray(vectors)
         dtype = "bfloat16" if given.dtype == jnp.bfloat16 else "float32"
         # A copy: the device shares the memory, and the caller may write to his.
-        rows = stored.as_rows(np.array(given), dtype)
+        rows = index_files.as_rows(np.array(given), dtype)
         if ids is not None and len(ids) != len(rows):
             raise types.UserError(f"{len(ids)} ids for {len(rows)} vectors")
-        checked = None if ids is None else stored.as_ids(ids)
-        self._set(stored.Stored(rows, checked, stored.largest(rows), {}), mesh)
+        checked = None if ids is None else index_files.as_ids(ids)
+        self._set(
+            index_files.Stored(rows, checked, index_files.largest(rows), {}), mesh
+        )
         self._blocks = list(topk.placed_blocks(rows, mesh))
 
     @classmethod
     def build(
         cls,
         folder: str | pathlib.Path,
-        batches: stored.Batches,
+        batches: index_files.Batches,
         ids: Sequence[str | int] | None = None,
         *,
         dtype: str = "float32",
@@ -95,7 +97,7 @@ class Index:
             UserError: as `Index`; vectors of several lengths; no vectors; not as many
                 ids as vectors; an unfinished index of something else in `folder`.
         """
-        stored.build(folder, batches, ids, dtype=dtype, made_from=made_from)
+        index_files.build(folder, batches, ids, dtype=dtype, made_from=made_from)
         return cls.open(folder, mesh=mesh)
 
     @classmethod
@@ -118,7 +120,7 @@ class Index:
         Raises:
             UserError: as `build`; an id that the index has.
         """
-        stored.append(folder, batches, ids)
+        index_files.append(folder, batches, ids)
         return cls.open(folder, mesh=mesh)
 
     @classmethod
@@ -141,10 +143,10 @@ class Index:
             UserError: no index, an unfinished or a damaged one.
         """
         index = cls.__new__(cls)
-        index._set(stored.read(folder, verify=verify), mesh)
+        index._set(index_files.read(folder, verify=verify), mesh)
         return index
 
-    def _set(self, held: stored.Stored, mesh: Mesh | None) -> None:
+    def _set(self, held: index_files.Stored, mesh: Mesh | None) -> None:
         self._vectors, self._largest, self._mesh = held.vectors, held.largest, mesh
         self.made_from = held.made_from
         self.ids = np.arange(len(held.vectors)) if held.ids is None else held.ids
@@ -202,10 +204,10 @@ class Index:
                 f"queries have shape {list(given)}; use [Q, {self.dim}]"
             )
         try:
-            queries = stored.as_rows(queries, "float32")
+            queries = index_files.as_rows(queries, "float32")
         except types.UserError as error:
             raise types.UserError(f"queries: {error}") from None
-        bound = stored.largest(queries) * self._largest * self.dim
+        bound = index_files.largest(queries) * self._largest * self.dim
         if bound > _LARGEST:
             raise types.UserError(
                 f"inner products may reach {bound:.1e}, too large for float32; divide "

@@ -180,7 +180,7 @@ def judge(
         to_check = choose(pool.names, study.trained, study.seed, study.largest)
     models = [
         Trained({unit.name: 1.0}, workdir / unit.path, 1, "expert")
-        for unit in ablation.folder.members(workdir)
+        for unit in ablation.pool_folder.members(workdir)
     ]
     mixtures = affordable_mixtures(pool, study.candidates)
     mixtures += [mixture for mixture in to_check if mixture not in mixtures]

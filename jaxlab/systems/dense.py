@@ -23,7 +23,7 @@ from jaxlab import models, retrieval
 from jaxlab.core import report, types
 from jaxlab.data import pairs
 from jaxlab.data import tokenizer as tokenizer_lib
-from jaxlab.retrieval import encode, files, rerank
+from jaxlab.retrieval import encode, formats, rerank
 from jaxlab.systems import encoder_files
 
 _SOURCE = "source.json"
@@ -57,7 +57,7 @@ class Opened(NamedTuple):
 
     index: retrieval.Index
     encoder: Encoder
-    corpus: files.Corpus
+    corpus: formats.Corpus
 
 
 def open_encoder(
@@ -112,7 +112,7 @@ def build(
     Raises:
         UserError: a corpus that is none, an index of something else.
     """
-    folder, read = pathlib.Path(folder), files.read_corpus(corpus)
+    folder, read = pathlib.Path(folder), formats.read_corpus(corpus)
     ids, passages = read.ids, read.passages()
     made_from = {"encoder": _encoder_sha256(encoder), "length": encoder.length}
     truncated = 0
@@ -188,7 +188,7 @@ def open_index(
     _check_made(folder, index, made)
     texts: dict[str, tuple[str, str]] = {}
     for path in corpora or source["corpora"]:
-        read = files.read_corpus(path)
+        read = formats.read_corpus(path)
         for each, title, text in zip(*read, strict=True):
             texts.setdefault(each, (title, text))  # what was encoded came first
     ids = index.ids.tolist()
@@ -199,7 +199,7 @@ def open_index(
             "files with --corpus"
         )
     titles, bodies = zip(*(texts[each] for each in ids), strict=True)
-    return Opened(index, opened, files.Corpus(ids, list(titles), list(bodies)))
+    return Opened(index, opened, formats.Corpus(ids, list(titles), list(bodies)))
 
 
 def vectors(

@@ -4,7 +4,7 @@
     RUN/tokenizer/      a copy, so that a run needs nothing but itself
     RUN/checkpoints/    the parameters
 
-A Hugging Face folder says the same in its own words (`models/hf.py`).
+A Hugging Face folder says the same in its own words (`models/hf/folder.py`).
 """
 
 import dataclasses

@@ -8,7 +8,7 @@ Nogueira and Cho 2019 (arXiv:1901.04085); Gao et al. 2021 (arXiv:2101.08751);
 Karpukhin et al. 2020 (arXiv:2004.04906). A share of the training queries is held out
 and evaluated beside the bi-encoder that mined, so that test queries choose nothing.
 
-Deviations: there is no dropout (`models/bert.py`).
+Deviations: there is no dropout (`models/bert/encoder.py`).
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ import numpy as np
 
 from jaxlab import models, objectives, optim, retrieval
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import places, types
+from jaxlab.core import paths, types
 from jaxlab.data import pairs, ranking
-from jaxlab.models import bert
+from jaxlab.models.bert import encoder as encoder_lib
 from jaxlab.retrieval import encode, metrics
 from jaxlab.systems import encoder_files, mining
 
@@ -40,7 +40,7 @@ def rerank(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh
 ) -> types.Experiment:
     """The cross-encoder that `configs/refit.py:cross_encoder` describes."""
-    places.refuse_buckets(workdir, "encoders.rerank")
+    paths.refuse_buckets(workdir, "encoders.rerank")
     if config.objective not in OBJECTIVES:
         raise types.UserError(
             f"objective {config.objective!r}; use one of {', '.join(OBJECTIVES)}"
@@ -48,7 +48,9 @@ def rerank(
     start = _open(config, mesh)
     scorer, params = start.config, start.params
     if scorer.head != "score" or len(scorer.labels) != 1:
-        scorer, params = bert.as_scorer(scorer, params, jax.random.key(config.seed))
+        scorer, params = encoder_lib.as_scorer(
+            scorer, params, jax.random.key(config.seed)
+        )
     _check_length(config.data.length, scorer)
     sets = _mined(config, workdir, mesh)
     batches = ranking.Lists(
@@ -75,7 +77,7 @@ def embed(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh
 ) -> types.Experiment:
     """The bi-encoder that `configs/refit.py:bi_encoder` describes."""
-    places.refuse_buckets(workdir, "encoders.embed")
+    paths.refuse_buckets(workdir, "encoders.embed")
     if config.micro_batches != 1:
         raise types.UserError(
             f"micro_batches {config.micro_batches} would leave out negatives: use 1, "

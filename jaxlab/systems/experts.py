@@ -4,7 +4,7 @@
     POOL/runs/seed        the seed model
     POOL/runs/expert-X    the seed model, continued on partition X for one base unit
     POOL/runs/mixture-Y   the same on a mixture, to see what was predicted
-    POOL/pool.json        what was trained on what, with hashes (`ablation/folder.py`)
+    POOL/pool.json        what was trained on what, with hashes (`ablation/pool_folder.py`)
 
 Na et al. 2024 (arXiv:2410.15661), sections 2 and 3.
 
@@ -71,15 +71,15 @@ def train_seed(recipe: Recipe, pool: pathlib.Path, mesh: jax.sharding.Mesh) -> N
         _copy_run(pathlib.Path(recipe.seed_model), folder, config)
     else:
         fit(config, folder, mesh, "seed")
-    branch = ablation.folder.Branch(
+    branch = ablation.pool_folder.Branch(
         optimizer_state="fresh",
         schedule="constant",
         learning_rate=recipe.unit_rate,
         warmup_steps=0,
         unit_tokens=recipe.unit_tokens,
     )
-    seed = ablation.folder.fingerprint(checkpoint.load_params(folder))
-    ablation.folder.create(pool, "runs/seed", seed, branch)
+    seed = ablation.pool_folder.fingerprint(checkpoint.load_params(folder))
+    ablation.pool_folder.create(pool, "runs/seed", seed, branch)
 
 
 def train_expert(
@@ -99,11 +99,11 @@ def train_expert(
     fit(config, pool / path, mesh, f"expert {name}")
     params = checkpoint.load_params(pool / path)
     file = corpus.train[name]
-    unit = ablation.folder.Unit(
+    unit = ablation.pool_folder.Unit(
         name=name,
         path=path,
-        fingerprint=ablation.folder.fingerprint(params),
-        seed_fingerprint=ablation.folder.read(pool).seed_fingerprint,
+        fingerprint=ablation.pool_folder.fingerprint(params),
+        seed_fingerprint=ablation.pool_folder.read(pool).seed_fingerprint,
         tokens_trained=recipe.unit_tokens,
         partition_tokens=file.size,
         steps=config.steps,
@@ -111,7 +111,7 @@ def train_expert(
         data_sha256=file.info.get("sha256", ""),
         config_sha256=_sha256(config.to_dict()),
     )
-    ablation.folder.add(pool, unit)
+    ablation.pool_folder.add(pool, unit)
     return pool / path
 
 
@@ -192,7 +192,7 @@ def fit(
 
 def open_pool(pool: pathlib.Path) -> ablation.ModelPool:
     """The experts and the seed model, checked against what was recorded."""
-    return ablation.folder.open(pool)
+    return ablation.pool_folder.open(pool)
 
 
 def name_of(mixture: Mixture) -> str:

@@ -2,7 +2,7 @@
 
 A run's `config.json` says what `train` was told: its `model` section and its tokenizer
 make the TransformerConfig, its `data` section says where the tokenizer and the held-out
-text are. A Hugging Face folder says the same in its own words (`models/hf.py`).
+text are. A Hugging Face folder says the same in its own words (`models/hf/folder.py`).
 """
 
 import dataclasses
@@ -16,7 +16,8 @@ import jax
 import ml_collections
 
 from jaxlab import models
-from jaxlab.core import checkpoint, places, types
+from jaxlab.core import checkpoint, types
+from jaxlab.core import paths as paths_lib
 from jaxlab.data import prepared, token_files
 from jaxlab.data import tokenizer as tokenizer_lib
 from jaxlab.systems import olmo
@@ -149,7 +150,7 @@ def is_run(path: str | pathlib.Path) -> bool:
     """
     raw = _config_json(path)
     if "model_type" in raw:
-        if places.is_remote(path):
+        if paths_lib.is_remote(path):
             raise types.UserError(
                 f"{path} is a Hugging Face folder; copy it to a local folder"
             )
@@ -172,12 +173,12 @@ def tokenizer_path(path: str | pathlib.Path) -> pathlib.Path:
     """Where a model's tokenizer is: a local folder or file; a copy of a bucket's."""
     if not is_run(path):
         return pathlib.Path(path)
-    if places.is_remote(path):
-        kept = places.path(path) / "data" / "tokenizer"
-        if not places.is_folder(kept):
+    if paths_lib.is_remote(path):
+        kept = paths_lib.path(path) / "data" / "tokenizer"
+        if not paths_lib.is_folder(kept):
             raise types.UserError(f"{kept} is missing; restore it from a copy")
-        copy = places.cache("tokenizers", *kept.parts[2:])
-        places.copy_files(kept, copy)
+        copy = paths_lib.cache("tokenizers", *kept.parts[2:])
+        paths_lib.copy_files(kept, copy)
         return copy
     data = run_config(path).data
     if "files" not in data:  # a run that started from a model keeps that one's
@@ -197,7 +198,7 @@ def held_out(path: str | pathlib.Path) -> dict[str, token_files.TokenFile]:
     if "files" not in data or data["files"]:
         return {}
     folder = olmo.data_folder(data, path)
-    if places.is_remote(path) and not folder.is_dir():
+    if paths_lib.is_remote(path) and not folder.is_dir():
         raise types.UserError(f"the text of {path} was not prepared here; give --data")
     return dict(prepared.open_folder(folder).held_out)
 
@@ -208,14 +209,14 @@ def _has_tokenizer(folder: pathlib.Path) -> bool:
 
 
 def _config_json(path: str | pathlib.Path) -> dict:
-    if not places.is_folder(path):
+    if not paths_lib.is_folder(path):
         raise types.UserError(
             f"model {path} does not exist; give a run directory or a Hugging Face "
             "folder"
         )
-    file = places.path(path) / "config.json"
+    file = paths_lib.path(path) / "config.json"
     try:
-        text = places.read_text(file)
+        text = paths_lib.read_text(file)
         raw = None if text is None else json.loads(text)
     except ValueError:
         text, raw = "", None

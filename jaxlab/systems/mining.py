@@ -19,7 +19,7 @@ import numpy as np
 from jaxlab import models, retrieval
 from jaxlab.core import types
 from jaxlab.data import ranking
-from jaxlab.retrieval import encode, files
+from jaxlab.retrieval import encode, formats
 from jaxlab.systems import dense, encoder_files
 
 _FIELDS = ("folder", "name", "split")
@@ -90,7 +90,7 @@ def mine(
         )
     source, stem = pathlib.Path(entry["folder"]), entry.get("name", "")
     split = entry.get("split", "train")
-    read = files.read_beir(source, split=split, name=stem)
+    read = formats.read_beir(source, split=split, name=stem)
     name = f"{source.name}.{stem}" if stem else source.name
     passages = read.corpus.passages()
     index = _index(folder / name, read.corpus.ids, passages, path, encoder, length)

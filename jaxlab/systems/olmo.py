@@ -21,7 +21,7 @@ import ml_collections
 import numpy as np
 
 from jaxlab import models, objectives, optim
-from jaxlab.core import checkpoint, places, process, types
+from jaxlab.core import checkpoint, paths, process, types
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data import loader, mixture, prepared, token_files
 from jaxlab.data import tokenizer as tokenizer_lib
@@ -36,7 +36,7 @@ def pretrain(
     """The experiment that `configs/olmo.py` describes."""
     with process.leader_first("corpus"):
         corpus = open_corpus(config.data, workdir)
-        if places.is_remote(workdir):
+        if paths.is_remote(workdir):
             keep_tokenizer(corpus.tokenizer, workdir)
     model_config = transformer_config(config.model, corpus.tokenizer, mesh)
     if config.data.length > model_config.length:
@@ -158,32 +158,32 @@ def data_folder(
     """
     if data.folder:
         return pathlib.Path(data.folder)
-    if not places.is_remote(workdir):
+    if not paths.is_remote(workdir):
         return pathlib.Path(workdir) / "data"
     text = []
     for source in data.source.split(","):
         files = [pathlib.Path(source), *pathlib.Path(source).rglob("*")]
         stats = [(str(file), file.stat()) for file in files if file.is_file()]
         text += sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
-    key = hashlib.sha256(repr((str(places.path(workdir)), text)).encode())
-    return places.cache("data", key.hexdigest()[:16])
+    key = hashlib.sha256(repr((str(paths.path(workdir)), text)).encode())
+    return paths.cache("data", key.hexdigest()[:16])
 
 
 def keep_tokenizer(
     tokenizer: tokenizer_lib.Tokenizer, workdir: str | pathlib.Path
 ) -> None:
     """Into a run directory that has none, so that it can be opened anywhere."""
-    kept = places.path(workdir) / "data" / "tokenizer"
+    kept = paths.path(workdir) / "data" / "tokenizer"
     if jax.process_index() != 0 or checkpoint.steps(
-        places.path(workdir) / "checkpoints"
+        paths.path(workdir) / "checkpoints"
     ):
         return  # else it is that of the weights
-    if not places.is_remote(workdir):
+    if not paths.is_remote(workdir):
         tokenizer.save(kept)
         return
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)
-        places.copy_files(pathlib.Path(folder), kept)
+        paths.copy_files(pathlib.Path(folder), kept)
 
 
 def batches_of(
@@ -285,13 +285,13 @@ def _start(
     """
     if not path or checkpoint.steps(workdir / "checkpoints"):
         return None
-    if not places.is_folder(path):
+    if not paths.is_folder(path):
         raise types.UserError(
             f"no folder {path} to start from; init_from is a run directory or a "
             "Hugging Face folder"
         )
-    if places.is_folder(places.path(path) / "checkpoints"):
+    if paths.is_folder(paths.path(path) / "checkpoints"):
         return checkpoint.load_params(path, mesh=mesh)
-    if places.is_remote(path):
+    if paths.is_remote(path):
         raise types.UserError(f"{path} holds no run; copy it to a local folder")
     return models.hf.load(path, mesh=mesh)[1]

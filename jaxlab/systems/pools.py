@@ -3,7 +3,7 @@
     POOL/recipe.json    how its models are trained      (`systems/recipes.py`)
     POOL/data           token files and held-out files of every partition
     POOL/runs           the seed model, the experts     (`systems/experts.py`)
-    POOL/pool.json      the units that are finished     (`ablation/folder.py`)
+    POOL/pool.json      the units that are finished     (`ablation/pool_folder.py`)
 
 Nothing else is needed: the text may be gone. Every step can be killed and is finished
 by the same call; a unit is in pool.json when it is whole.
@@ -46,7 +46,7 @@ class Opened(NamedTuple):
 
     recipe: experts.Recipe
     corpus: prepared.Prepared
-    contents: ablation.folder.Contents
+    contents: ablation.pool_folder.Contents
     experts: ablation.ModelPool
 
 
@@ -81,7 +81,7 @@ def make(
     if not (pool / "pool.json").exists():
         experts.train_seed(recipe, pool, mesh)
     finished("seed model", recipe.base.steps)
-    have = ablation.folder.read(pool).units
+    have = ablation.pool_folder.read(pool).units
     for name in units or corpus.train:
         if name not in have:
             experts.train_expert(recipe, pool, name, corpus, mesh)
@@ -114,7 +114,7 @@ def open_corpus(
 
 def add(
     pool: pathlib.Path, name: str, source: str, mesh_shape: dict[str, int] | None = None
-) -> ablation.folder.Unit:
+) -> ablation.pool_folder.Unit:
     """Adds one partition: its tokens, one training run, one record.
 
     Args:
@@ -132,7 +132,7 @@ def add(
             f"{name!r} is no name of a partition; use letters, - and _"
         )
     recipe = recipes.read(pool)
-    ablation.folder.read(pool)  # its seed model is trained
+    ablation.pool_folder.read(pool)  # its seed model is trained
     if mesh_shape:
         recipe.base.mesh.update(mesh_shape)
     corpus = prepared.open_folder(pool / "data")
@@ -148,11 +148,11 @@ def add(
         _settle(place, pool)
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    if name not in ablation.folder.read(pool).units:
+    if name not in ablation.pool_folder.read(pool).units:
         corpus = prepared.open_folder(pool / "data")
         mesh = mesh_lib.make_mesh(recipe.base.mesh.to_dict())
         experts.train_expert(recipe, pool, name, corpus, mesh)
-    return ablation.folder.read(pool).units[name]
+    return ablation.pool_folder.read(pool).units[name]
 
 
 def open_pool(pool: pathlib.Path, mesh: jax.sharding.Mesh | None = None) -> Opened:
@@ -169,8 +169,8 @@ def open_pool(pool: pathlib.Path, mesh: jax.sharding.Mesh | None = None) -> Open
     return Opened(
         recipes.read(pool),
         prepared.open_folder(pool / "data"),
-        ablation.folder.read(pool),
-        ablation.folder.open(pool, load),
+        ablation.pool_folder.read(pool),
+        ablation.pool_folder.open(pool, load),
     )
 
 

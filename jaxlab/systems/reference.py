@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxlab import objectives
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import places, report, types
+from jaxlab.core import paths, report, types
 from jaxlab.data import instructions
 from jaxlab.systems import loading
 
@@ -41,16 +41,16 @@ def give(
     Raises:
         UserError: a run resumes and its file is missing, or is of something else.
     """
-    file = places.path(workdir) / "reference.json"
+    file = paths.path(workdir) / "reference.json"
     made_of = {"init_from": start, "pairs": [part.fingerprint for part in parts]}
-    text = places.read_text(file)
+    text = paths.read_text(file)
     kept = {} if text is None else json.loads(text)
     if opened.params is not None:
         logps = [_computed(part, opened) for part in parts]
         kept = {**made_of, "logps": [x.tolist() for x in logps]}
         if jax.process_index() == 0:
-            places.make_folder(file.parent)
-            places.write_text(file, json.dumps(kept))
+            paths.make_folder(file.parent)
+            paths.write_text(file, json.dumps(kept))
     elif {name: kept.get(name) for name in made_of} != made_of:
         raise types.UserError(
             f"{file} is missing or is of other pairs or another start; restore it and "

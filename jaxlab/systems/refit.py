@@ -31,7 +31,7 @@ import numpy as np
 
 from jaxlab import retrieval
 from jaxlab.core import types
-from jaxlab.retrieval import feedback, files, loop, metrics, rerank
+from jaxlab.retrieval import feedback, feedback_loop, formats, metrics, rerank
 
 REFERENCES = ("rerank", "rerank_2k")  # that every row is compared with
 METRICS = ("recall@{depth}", "ndcg@10", "mrr@10")
@@ -87,7 +87,7 @@ class Outcome(NamedTuple):
         evaluation: measures by query; None without judgments.
     """
 
-    answer: loop.Answer
+    answer: feedback_loop.Answer
     evaluation: metrics.Evaluation | None
 
 
@@ -136,11 +136,11 @@ def compare(
         answer = ROWS[name](index, queries.vectors, reranker, settings)
         answer.seconds["rerank"] = reranker.seconds - before
         run = metrics.as_run(queries.ids, answer.scores, index.ids[answer.rows])
-        files.write_run(workdir / "runs" / f"{name}.trec", run, tag=name)
+        formats.write_run(workdir / "runs" / f"{name}.trec", run, tag=name)
         evaluation = None
         if queries.qrels is not None:
             evaluation = metrics.evaluate(queries.qrels, run, settings.metrics)
-            files.write_results(workdir / "results" / f"{name}.tsv", evaluation)
+            formats.write_results(workdir / "results" / f"{name}.tsv", evaluation)
         outcomes[name] = Outcome(answer, evaluation)
         done(name, count / len(names))
     return outcomes
@@ -201,7 +201,7 @@ def difference(
     return float(found.value), float(found.low), float(found.high)
 
 
-def _refit(index, vectors, reranker, settings, *, merge) -> loop.Answer:
+def _refit(index, vectors, reranker, settings, *, merge) -> feedback_loop.Answer:
     update = functools.partial(
         retrieval.refit_queries,
         relative=True,
@@ -213,7 +213,7 @@ def _refit(index, vectors, reranker, settings, *, merge) -> loop.Answer:
 
 
 def _two_rounds(index, vectors, reranker, settings, update, merge="union_rerank"):
-    return loop.feedback(
+    return feedback_loop.feedback(
         index,
         vectors,
         reranker,
@@ -225,12 +225,12 @@ def _two_rounds(index, vectors, reranker, settings, update, merge="union_rerank"
 
 
 def _first(index, vectors, reranker, settings):
-    return loop.first(index, vectors, depth=settings.depth)
+    return feedback_loop.first(index, vectors, depth=settings.depth)
 
 
 def _reranked(index, vectors, reranker, settings, *, times):
     pool, depth = times * settings.k, settings.depth
-    return loop.reranked(index, vectors, reranker, pool=pool, depth=depth)
+    return feedback_loop.reranked(index, vectors, reranker, pool=pool, depth=depth)
 
 
 def _average(index, vectors, reranker, settings):
@@ -248,10 +248,10 @@ def _rocchio(index, vectors, reranker, settings):
 
 
 def _tour(index, vectors, reranker, settings, *, form):
-    return loop.tour(index, vectors, reranker, form=form, depth=settings.depth)
+    return feedback_loop.tour(index, vectors, reranker, form=form, depth=settings.depth)
 
 
-ROWS: dict[str, Callable[..., loop.Answer]] = {
+ROWS: dict[str, Callable[..., feedback_loop.Answer]] = {
     "bi-encoder": _first,
     "rerank": functools.partial(_reranked, times=1),
     "rerank_2k": functools.partial(_reranked, times=2),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxlab.core import report
-from jaxlab.retrieval import files, loop, metrics
+from jaxlab.retrieval import feedback_loop, formats, metrics
 from jaxlab.systems import html_page, refit
 
 _SHOWN = 5  # queries won, and lost
@@ -22,7 +22,7 @@ def write(
     title: str,
     outcomes: Mapping[str, refit.Outcome],
     queries: refit.Queries,
-    corpus: files.Corpus,
+    corpus: formats.Corpus,
     settings: refit.Settings,
     curves: refit.Curves | None,
     seconds: float,
@@ -153,7 +153,7 @@ def _curves(curves, settings):
 def _latency(outcomes, count):
     figure, axes = html_page.pyplot().subplots(figsize=(8, 0.4 * len(outcomes) + 1))
     names, left = [*outcomes][::-1], np.zeros(len(outcomes))
-    for stage in loop.STAGES:
+    for stage in feedback_loop.STAGES:
         values = [1000 * outcomes[x].answer.seconds[stage] / count for x in names]
         axes.barh(names, values, left=left, label=stage.replace("_", " "))
         left += values

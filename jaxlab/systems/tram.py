@@ -35,8 +35,8 @@ import numpy as np
 from jaxlab import objectives, train
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import report, types
-from jaxlab.evals import landscape
-from jaxlab.stats import similarity
+from jaxlab.evals import sharpness as sharpness_lib
+from jaxlab.stats import cka
 from jaxlab.systems import defaults, trust
 
 ROWS = tuple(name for name in defaults.TRUST_ROWS if name not in ("sgd", "r4f"))
@@ -280,10 +280,10 @@ def _train(protocol, setting, seed, folder, is_tuning) -> Run:
 
 
 def _measured(protocol, params) -> dict[str, float]:
-    top = landscape.top_eigenvalue(
+    top = sharpness_lib.top_eigenvalue(
         protocol.loss_fn, params, protocol.surface, key=jax.random.key(0), tol=1e-2
     )
-    sharpness = landscape.epsilon_sharpness(
+    sharpness = sharpness_lib.epsilon_sharpness(
         protocol.loss_fn, params, protocol.surface, radius=protocol.radius, steps=5
     )
     drifts = []
@@ -294,7 +294,7 @@ def _measured(protocol, params) -> dict[str, float]:
                 np.asarray(protocol.hidden(p, batch)).reshape(len(counts), -1)[counts]
                 for p in (protocol.start, params)
             ]
-            drifts.append(1 - float(similarity.linear_cka(*sides)))
+            drifts.append(1 - float(cka.linear_cka(*sides)))
     return {
         "eigenvalue": float(top.value),
         "sharpness": float(sharpness),

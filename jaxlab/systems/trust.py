@@ -4,8 +4,8 @@ Every row of the tables of TRAM (Sherborne et al. 2023, arXiv:2310.03646) is one
 `TrustConfig`, and changes an Experiment without touching its model, data or loop:
 
     plain                      the optimizer as it is (SGD, Adam)
-    sam  asam  fsam            a climb of constant radius          optim/sharpness.py
-    tram_theta  tram_theta0    a climb as far as answers moved     optim/trust_radius.py
+    sam  asam  fsam            a climb of constant radius          optim/sharpness_aware.py
+    tram_theta  tram_theta0    a climb as far as answers moved     optim/trust_region.py
     tram_ema  tram_x           ... from an average, ... under noise
     tram_fisher                Fisher-SAM at noisy input
     trpo  mesa                 a penalty towards an anchor         objectives.py
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlab import models, objectives, optim
-from jaxlab.core import factored, step, types
+from jaxlab.core import factored_logits, step, types
 
 METHODS = (
     "plain", "sam", "asam", "fsam", "tram_theta", "tram_theta0", "tram_ema", "tram_x",
@@ -177,7 +177,7 @@ def _transform(optimizer, config):
             anchor_decay=config.anchor_decay,
             anchor_dtype=config.anchor_dtype or None,
             divergence_fn=functools.partial(
-                factored.kl_divergence, direction=config.direction
+                factored_logits.kl_divergence, direction=config.direction
             ),
             radius_scale=config.radius_scale,
             max_radius=config.max_radius or None,

@@ -21,7 +21,7 @@ import jax
 import ml_collections
 
 from jaxlab import models, objectives
-from jaxlab.core import checkpoint, places, types
+from jaxlab.core import checkpoint, paths, types
 from jaxlab.data import chat, conversations, instructions
 from jaxlab.data import tokenizer as tokenizer_lib
 from jaxlab.evals import perplexity, preferences
@@ -162,7 +162,7 @@ def _start(config, workdir, mesh) -> tuple[loading.Opened, ml_collections.Config
             "set --config.init_from to the model to tune: a run of jaxlab train, or a "
             "Hugging Face folder"
         )
-    if checkpoint.steps(places.path(workdir) / "checkpoints"):
+    if checkpoint.steps(paths.path(workdir) / "checkpoints"):
         tokenizer = tokenizer_lib.load(loading.tokenizer_path(workdir))
         section = loading.run_config(workdir).model
         made, params = olmo.transformer_config(section, tokenizer), None

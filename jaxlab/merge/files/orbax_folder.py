@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlab.core import checkpoint, saved, tree
+from jaxlab.core import checkpoint, checkpoint_files, tree
 from jaxlab.merge.files import sources
 
 STEP = 0  # no update was made
@@ -49,7 +49,7 @@ def write_checkpoint(
         lambda path, _: tensors[tree.path_name(path)], structure
     )
     place = folder.absolute() / "checkpoint"  # Orbax makes it, and it can be moved
-    with saved.context():
+    with checkpoint_files.context():
         ocp.save(place, whole)
     for file in place.iterdir():
         file.rename(folder / file.name)

@@ -17,7 +17,7 @@ import pathlib
 import re
 from typing import Any
 
-from jaxlab.core import checkpoint, errors, saved, tree
+from jaxlab.core import checkpoint, checkpoint_files, errors, tree
 from jaxlab.merge.files import sources
 
 
@@ -43,7 +43,7 @@ def open_source(path: pathlib.Path, config: dict[str, Any]) -> sources.Source:
         raise
     except Exception as error:
         raise errors.UserError(
-            f"checkpoint {path} cannot be read: {saved.first_line(error)}"
+            f"checkpoint {path} cannot be read: {checkpoint_files.first_line(error)}"
         ) from None
     return sources.Source(
         str(path), "checkpoint", tensors, _files(path), {}, tree=structure
@@ -55,7 +55,7 @@ def _open_run(folder, config) -> sources.Source:
     if not steps:
         raise errors.UserError(f"{folder} has no finished checkpoint")
     path = folder / "checkpoints" / str(steps[0])
-    description, leaves = saved.read_description(path)
+    description, leaves = checkpoint_files.read_description(path)
     values = _Values(path.absolute())
     tensors = {
         name.removeprefix("params/"): values.stored(name.replace("/", "."), leaf)

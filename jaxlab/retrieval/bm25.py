@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxlab.core import types
-from jaxlab.retrieval import stored
+from jaxlab.retrieval import index_files
 
 
 class Bm25:
@@ -47,7 +47,7 @@ class Bm25:
             raise types.UserError("BM25 needs bm25s; pip install bm25s") from None
         if ids is not None and len(ids) != len(texts):
             raise types.UserError(f"{len(ids)} ids for {len(texts)} texts")
-        self.ids = np.arange(len(texts)) if ids is None else stored.as_ids(ids)
+        self.ids = np.arange(len(texts)) if ids is None else index_files.as_ids(ids)
         self._tokenize = bm25s.tokenize
         terms = self._terms(texts)
         if not any(terms):

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlab.core import places, tree, types
+from jaxlab.core import paths, tree, types
 
 METADATA = "_CHECKPOINT_METADATA"
 _COMMITTED = "commit_success.txt"  # in a bucket, where nothing can be renamed, the last
@@ -44,7 +44,7 @@ def load(path: pathlib.Path, abstract: Any) -> Any:
     """
     from orbax.checkpoint import v1 as ocp
 
-    path = places.absolute(path)
+    path = paths.absolute(path)
     metadata, saved = read_description(path)
     wanted = tree.flatten(abstract)
     _check_structure(path, saved, wanted)
@@ -78,18 +78,18 @@ def load(path: pathlib.Path, abstract: Any) -> Any:
 
 def is_finished(path: pathlib.Path) -> bool:
     """Whether a step folder holds all of a checkpoint."""
-    with places.reached(path):
+    with paths.reached(path):
         return _last(path).exists()
 
 
 def finished_at(path: pathlib.Path) -> float:
     """When a checkpoint was finished, in seconds since 1970."""
-    return places.modified(_last(path))
+    return paths.modified(_last(path))
 
 
 def _last(path: pathlib.Path) -> pathlib.Path:
     """The file that is there when all is."""
-    return path / (_COMMITTED if places.is_remote(path) else METADATA)
+    return path / (_COMMITTED if paths.is_remote(path) else METADATA)
 
 
 def verify(path: pathlib.Path) -> dict[str, str]:
@@ -103,7 +103,7 @@ def verify(path: pathlib.Path) -> dict[str, str]:
     """
     from orbax.checkpoint import v1 as ocp
 
-    path = places.absolute(path)
+    path = paths.absolute(path)
     metadata, leaves = read_description(path)
     expected = metadata["fingerprint"]
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -166,7 +166,7 @@ def read_description(path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     try:
         # Of a relative path it reads only half.
-        found = ocp.metadata(places.absolute(path))
+        found = ocp.metadata(paths.absolute(path))
         leaves = {
             name: leaf
             for name, leaf in tree.flatten(found.metadata).items()

@@ -1,8 +1,8 @@
 """Published checkpoints in and out: Hugging Face folders <-> (config, params).
 
-A folder holds `config.json` (`models/hf_config.py`) and safetensors files
-(`core/safetensors.py`), whose tensors `models/hf_names.py` names; for encoders these
-are `models/bert_json.py` and `models/bert_names.py`. Torch keeps a Linear as (outputs,
+A folder holds `config.json` (`models/hf/config.py`) and safetensors files
+(`core/safetensors.py`), whose tensors `models/hf/names.py` names; for encoders these
+are `models/bert/json.py` and `models/bert/names.py`. Torch keeps a Linear as (outputs,
 inputs) and we as (inputs, outputs), so every matrix is transposed; our blocks are
 stacked (layers, ...). Rotary positions are half-split on both sides: nothing is
 permuted.
@@ -26,9 +26,12 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import safetensors, tree, types
-from jaxlab.models import bert_json, bert_names, hf_config, hf_names
-from jaxlab.models.bert_config import BertConfig
+from jaxlab.models.bert import json as json_lib
+from jaxlab.models.bert import names as names_lib
+from jaxlab.models.bert.config import BertConfig
 from jaxlab.models.config import TransformerConfig
+from jaxlab.models.hf import config as config_lib
+from jaxlab.models.hf import names as hf_names
 
 DTYPES = ("float32", "bfloat16", "float16")
 TOKENIZER_FILES = (
@@ -73,7 +76,7 @@ def load(
     config = read_config(path)
     tensors = safetensors.read_folder(path)
     if isinstance(config, BertConfig):
-        tensors = bert_names.as_saved(path, config, tensors)
+        tensors = names_lib.as_saved(path, config, tensors)
     leaves = _names(config).leaves(config)
     _check(path, config, leaves, tensors)
     boxed = _names(config).abstract(config)
@@ -111,13 +114,13 @@ def read_config(path: str | os.PathLike) -> TransformerConfig | BertConfig:
         raise types.UserError(f"{file} is not JSON; download it again") from error
     if not isinstance(raw, dict):
         raise types.UserError(f"{file} is not a JSON object; download it again")
-    if not bert_json.is_named(raw):
-        return hf_config.from_json(raw)
-    config = bert_json.with_pooling(bert_json.from_json(raw), file.parent)
+    if not json_lib.is_named(raw):
+        return config_lib.from_json(raw)
+    config = json_lib.with_pooling(json_lib.from_json(raw), file.parent)
     names = (
         name for part in safetensors.files(path) for name in safetensors.places(part)
     )
-    return bert_names.with_head(config, names)
+    return names_lib.with_head(config, names)
 
 
 def save(
@@ -150,7 +153,7 @@ def save(
             a finite value overflows float16, or there are no tokenizer files.
     """
     is_bert = isinstance(config, BertConfig)
-    raw = (bert_json if is_bert else hf_config).to_json(config)
+    raw = (json_lib if is_bert else config_lib).to_json(config)
     entries = _entries(config, params, dtype)
     specs = {
         name: (entry.leaf.tensor_shape, entry.dtype) for name, entry in entries.items()
@@ -171,7 +174,7 @@ def save(
     try:
         _write_json(part / "config.json", raw)
         if is_bert:
-            bert_json.write_pooling(config, part)
+            json_lib.write_pooling(config, part)
         else:
             ids = {key: raw[key] for key in _IDS}
             _write_json(part / "generation_config.json", ids)
@@ -190,7 +193,7 @@ def save(
 
 def _names(config):
     """Who names the tensors of a config."""
-    return bert_names if isinstance(config, BertConfig) else hf_names
+    return names_lib if isinstance(config, BertConfig) else hf_names
 
 
 def _check(path, config, leaves, tensors):

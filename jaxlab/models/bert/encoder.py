@@ -28,8 +28,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxlab.core import mesh, types
-from jaxlab.models import bert_blocks
-from jaxlab.models.bert_config import BertConfig
+from jaxlab.models.bert import blocks
+from jaxlab.models.bert.config import BertConfig
 
 
 class BertEncoder(nn.Module):
@@ -45,8 +45,8 @@ class BertEncoder(nn.Module):
     config: BertConfig
 
     def setup(self):
-        self.embed = bert_blocks.Embed(self.config)
-        self.blocks = bert_blocks.stack(self.config)
+        self.embed = blocks.Embed(self.config)
+        self.blocks = blocks.stack(self.config)
         if self.config.head == "pooler":
             self.pooler = _pooler(self.config)
 
@@ -83,7 +83,7 @@ class BertEncoder(nn.Module):
         noise: jax.Array | None = None,
     ) -> jax.Array:
         """[B, L, D] of the last layer, in the compute dtype."""
-        return bert_blocks.trunk(self, tokens, mask, token_types, noise)
+        return blocks.trunk(self, tokens, mask, token_types, noise)
 
 
 class BertScorer(nn.Module):
@@ -105,8 +105,8 @@ class BertScorer(nn.Module):
                 f"the config's head is {c.head!r}; a scorer needs one: see "
                 "`bert.as_scorer`"
             )
-        self.embed = bert_blocks.Embed(c)
-        self.blocks = bert_blocks.stack(c)
+        self.embed = blocks.Embed(c)
+        self.blocks = blocks.stack(c)
         self.pooler = _pooler(c)
         self.score = _score(c)
 
@@ -144,7 +144,7 @@ class BertScorer(nn.Module):
         noise: jax.Array | None = None,
     ) -> jax.Array:
         """[B, L, D] of the last layer, in the compute dtype."""
-        return bert_blocks.trunk(self, tokens, mask, token_types, noise)
+        return blocks.trunk(self, tokens, mask, token_types, noise)
 
 
 def as_scorer(
@@ -173,13 +173,13 @@ def as_scorer(
 
 
 def _pooler(config):
-    return bert_blocks.Dense(
+    return blocks.Dense(
         config.embed, config.embed, ("embed", "features"), config.initializer_std
     )
 
 
 def _score(config):
-    return bert_blocks.Dense(
+    return blocks.Dense(
         config.embed,
         len(config.labels),
         ("embed", "features"),

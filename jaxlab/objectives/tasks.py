@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlab.core import factored, types
+from jaxlab.core import factored_logits, types
 from jaxlab.objectives import language
 
 
@@ -23,9 +23,9 @@ class Predictor(NamedTuple):
         rows: batch -> f32[...]: what every row of the answer weighs in the loss.
     """
 
-    answer: Callable[..., factored.Factored]
+    answer: Callable[..., factored_logits.Factored]
     kernel: Callable[[types.Params], jax.Array]
-    loss: Callable[[factored.Factored, types.Batch], types.Loss]
+    loss: Callable[[factored_logits.Factored, types.Batch], types.Loss]
     rows: Callable[[types.Batch], jax.Array]
 
 
@@ -43,7 +43,7 @@ def language_model(apply: Callable, *, z_loss: float = 0.0) -> Predictor:
         )
 
     def loss(answer, batch):
-        logps, partition = factored.target_logps(
+        logps, partition = factored_logits.target_logps(
             answer, language.targets(batch["tokens"])
         )
         return language.next_token_loss(

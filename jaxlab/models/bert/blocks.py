@@ -1,6 +1,6 @@
 """The parts of a BERT: embeddings, norm, attention, MLP, and the stack of blocks.
 
-Letters and parameter tree: `models/bert.py`. Between parts activations are flat, [T, D]
+Letters and parameter tree: `models/bert/encoder.py`. Between parts activations are flat, [T, D]
 with T = B L; only attention unfolds them.
 """
 
@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from jaxlab.core import mesh, types
 from jaxlab.models import attention
-from jaxlab.models.bert_config import BertConfig
+from jaxlab.models.bert.config import BertConfig
 
 
 class Embed(nn.Module):

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from jaxlab.core import peak, report, types
+from jaxlab.core import peak_flops, report, types
 
 
 class Meter:
@@ -20,7 +20,7 @@ class Meter:
         sizes = {axis: size for axis, size in mesh.shape.items() if size > 1}
         if self.experiment.flops_per_token is not None:
             # Now, while the device is idle: beside a step it would come out too low.
-            flops, source = peak.flops_per_second()
+            flops, source = peak_flops.flops_per_second()
             self.rows.say(f"peak {flops / 1e12:.3g} TFLOP/s ({source})")
         if first == 0 and self.experiment.init_from is None:
             self.rows.say("parameters\n" + report.parameter_overview(state.params))

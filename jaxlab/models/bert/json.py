@@ -2,7 +2,7 @@
 
 A key that is absent has the value that transformers gives it. A key that would change
 what is computed and is not understood is refused. Dropout, which only training would
-see, is not read: `models/bert.py` has none, and a saved folder names none.
+see, is not read: `models/bert/encoder.py` has none, and a saved folder names none.
 
 Pooling is described beside the weights, in `modules.json`, `1_Pooling/config.json` and
 `sentence_bert_config.json` (where texts are cut).
@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxlab.core import types
-from jaxlab.models import bert_config
-from jaxlab.models.bert_config import BertConfig
+from jaxlab.models.bert import config as config_lib
+from jaxlab.models.bert.config import BertConfig
 
 _SIZES = {
     "vocab_size": "vocab",
@@ -40,7 +40,7 @@ _SCORE = "ForSequenceClassification"
 
 def is_named(raw: Mapping[str, Any]) -> bool:
     """Whether a parsed config.json is of one of these families."""
-    return raw.get("model_type") in bert_config.FAMILIES
+    return raw.get("model_type") in config_lib.FAMILIES
 
 
 def from_json(raw: Mapping[str, Any]) -> BertConfig:
@@ -89,7 +89,7 @@ def to_json(config: BertConfig) -> dict[str, Any]:
     """The `config.json` of a config."""
     kind = _SCORE if config.head == "score" else "Model"
     raw = {
-        "architectures": [bert_config.FAMILIES[config.family] + kind],
+        "architectures": [config_lib.FAMILIES[config.family] + kind],
         "model_type": config.family,
         **{key: getattr(config, field) for key, field in _SIZES.items()},
         "max_position_embeddings": config.length + config.first_position,
@@ -175,7 +175,7 @@ def write_pooling(config: BertConfig, folder: pathlib.Path) -> None:
 
 def _class_of(raw):
     """What follows the family's stem in the name of the model class."""
-    stem = bert_config.FAMILIES[raw["model_type"]]
+    stem = config_lib.FAMILIES[raw["model_type"]]
     known = [stem + kind for kind in _CLASSES]
     architectures = raw.get("architectures") or [known[0]]
     for kind, name in zip(_CLASSES, known, strict=True):

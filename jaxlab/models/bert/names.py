@@ -31,9 +31,9 @@ import numpy as np
 
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import tree, types
-from jaxlab.models import bert
-from jaxlab.models.bert_config import BertConfig
-from jaxlab.models.hf_names import Leaf
+from jaxlab.models.bert import encoder
+from jaxlab.models.bert.config import BertConfig
+from jaxlab.models.hf.names import Leaf
 
 _BLOCK_NAMES = {
     "attn/q": "attention.self.query",
@@ -70,10 +70,10 @@ _log = logging.getLogger(__name__)
 def abstract(config: BertConfig) -> Any:
     """Boxed shapes of the parameters of `BertEncoder` or `BertScorer`."""
     plain = dataclasses.replace(config, attention="xla", remat="none", scan=True)
-    model = bert.BertEncoder(plain)
+    model = encoder.BertEncoder(plain)
     method = model.__call__
     if config.head == "score":
-        model = bert.BertScorer(plain)
+        model = encoder.BertScorer(plain)
         method = model.logits
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     mask = jax.ShapeDtypeStruct((1, 1), bool)

@@ -10,7 +10,7 @@ the arithmetic and is not understood is refused, never ignored.
 
 What only concerns running (dtype, attention, remat, scan, initializer, ...) is not in
 the file: it keeps the defaults of `TransformerConfig`. Rotary positions, which come in
-two layouts: `models/hf_rope.py`.
+two layouts: `models/hf/rope.py`.
 
 Deviation: transformers 5.23 gives sliding layers theta 500,000 in the old layout and
 reads YaRN's `truncate` beside, not inside, olmo3's dicts; here both are as written.
@@ -21,8 +21,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxlab.core import types
-from jaxlab.models import bert_config, hf_rope
+from jaxlab.models.bert import config as config_lib
 from jaxlab.models.config import TransformerConfig
+from jaxlab.models.hf import rope as rope_lib
 
 _log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ def from_json(raw: Mapping[str, Any]) -> TransformerConfig:
         fields["norm_epsilon"] = get("rms_norm_eps")
     if name == "olmo3":
         fields |= _window(raw)
-    rope, window_rope = hf_rope.from_json(
+    rope, window_rope = rope_lib.from_json(
         raw, family.defaults["rope_theta"], by_layer_type=name == "olmo3"
     )
     if fields.get("window") is not None:
@@ -184,7 +185,7 @@ def to_json(config: TransformerConfig) -> dict[str, Any]:
             "full_attention" if i in config.full_layers else "sliding_attention"
             for i in range(config.layers)
         ]
-    return raw | hf_rope.to_json(config.rope, config.window_rope)
+    return raw | rope_lib.to_json(config.rope, config.window_rope)
 
 
 def _family_of_json(raw):
@@ -196,9 +197,7 @@ def _family_of_json(raw):
         return raw["model_type"]
     named = ", ".join(architectures) or raw.get("model_type") or "no architecture"
     known = [family.architecture for family in FAMILIES.values()]
-    known = ", ".join(
-        known + [f"{stem}Model" for stem in bert_config.FAMILIES.values()]
-    )
+    known = ", ".join(known + [f"{stem}Model" for stem in config_lib.FAMILIES.values()])
     raise types.UserError(f"config.json names {named}; supported are {known}")
 
 

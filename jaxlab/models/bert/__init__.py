@@ -1,0 +1,1 @@
+"""Published BERT, MiniLM, RoBERTa and XLM-R: encoders and rerankers."""
