@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from jaxlab import merge
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import safetensors, tree, types
-from jaxlab.data import pairs
-from jaxlab.data import tokenizer as tokenizer_lib
+from jaxlab.data.examples import text_rows
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.models import BertConfig, BertEncoder, BertScorer, hf
 from jaxlab.models.bert import encoder
 from jaxlab.models.bert import json as json_lib
@@ -156,7 +156,7 @@ def test_real_sentences_have_the_vectors_of_transformers(minilm):
     assert (config.pooling, config.normalize, config.row_length) == ("mean", True, 256)
     with np.load(VALUES / "minilm.npz") as values:
         texts, want = list(values["sentences"]), values["vectors"]
-    rows = pairs.encode_texts(tokenizer_lib.load(minilm), texts, config.row_length)
+    rows = text_rows.encode_texts(tokenizer_lib.load(minilm), texts, config.row_length)
     assert rows.truncated == 1
     ours = run(config, "__call__", params, *rows[:3])
     np.testing.assert_allclose(ours, want, atol=TOLERANCE)
@@ -571,7 +571,7 @@ def wordpiece(pair="[CLS] $A [SEP] $B:1 [SEP]:1"):
 
 
 def test_texts_become_padded_rows_with_special_tokens():
-    rows = pairs.encode_texts(wordpiece(), ["A bs", "", "東東 ж", "a b c d a"], 6)
+    rows = text_rows.encode_texts(wordpiece(), ["A bs", "", "東東 ж", "a b c d a"], 6)
     assert rows.tokens.tolist() == [
         [2, 4, 5, 8, 3, 0],
         [2, 3, 0, 0, 0, 0],
@@ -586,7 +586,7 @@ def test_texts_become_padded_rows_with_special_tokens():
 
 
 def test_only_the_second_text_of_a_pair_is_cut():
-    rows = pairs.encode_pairs(wordpiece(), ["a b", "a", ""], ["c d c", "", "d"], 7)
+    rows = text_rows.encode_pairs(wordpiece(), ["a b", "a", ""], ["c d c", "", "d"], 7)
     assert rows.tokens.tolist() == [
         [2, 4, 5, 3, 6, 7, 3],
         [2, 4, 3, 3, 0, 0, 0],
@@ -603,21 +603,21 @@ def test_only_the_second_text_of_a_pair_is_cut():
 def test_a_first_text_that_leaves_no_room_is_refused_or_cut_on_request():
     texts = ["a", "a b c d"], ["b", "d d d"]
     with pytest.raises(types.UserError, match=r"pair 1: the first text has 4 tokens"):
-        pairs.encode_pairs(wordpiece(), *texts, 7)
-    rows = pairs.encode_pairs(wordpiece(), *texts, 7, cut="longest")
+        text_rows.encode_pairs(wordpiece(), *texts, 7)
+    rows = text_rows.encode_pairs(wordpiece(), *texts, 7, cut="longest")
     assert rows.tokens[1].tolist() == [2, 4, 5, 3, 7, 7, 3]
     assert rows.truncated == 1
 
 
 def test_roberta_sets_two_separators_and_one_token_type():
     tokenizer = wordpiece("[CLS] $A [SEP] [SEP] $B [SEP]")
-    rows = pairs.encode_pairs(tokenizer, ["a"], ["b c"], 8)
+    rows = text_rows.encode_pairs(tokenizer, ["a"], ["b c"], 8)
     assert rows.tokens.tolist() == [[2, 4, 3, 3, 5, 6, 3, 0]]
     assert (rows.token_types == 0).all()
 
 
 def test_a_special_token_that_is_spelled_out_ends_nothing():
-    rows = pairs.encode_texts(wordpiece(), ["a [SEP] b"], 12)
+    rows = text_rows.encode_texts(wordpiece(), ["a [SEP] b"], 12)
     assert (rows.tokens == 3).sum() == 1
 
 
@@ -629,7 +629,7 @@ words = st.lists(st.sampled_from(["a", "bs", "東", "ж", "cs d"]), max_size=9)
 def test_rows_hold_the_beginnings_of_both_texts_and_count_what_is_cut(texts, length):
     first, second = ([" ".join(side[i]) for side in texts] for i in range(2))
     tokenizer = wordpiece()
-    rows = pairs.encode_pairs(tokenizer, first, second, length, cut="longest")
+    rows = text_rows.encode_pairs(tokenizer, first, second, length, cut="longest")
     cut = 0
     for tokens, mask, kinds, a, b in zip(*rows[:3], first, second, strict=True):
         size = mask.sum()
@@ -650,13 +650,25 @@ def test_rows_hold_the_beginnings_of_both_texts_and_count_what_is_cut(texts, len
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: pairs.encode_texts(wordpiece(), ["a"], 2), "use at least 3"),
-        (lambda: pairs.encode_texts(wordpiece(), "abc", 8), "texts is one string"),
-        (lambda: pairs.encode_texts(wordpiece(), ["a", None], 8), "text 1 is not Uni"),
-        (lambda: pairs.encode_texts(wordpiece(), ["\ud800"], 8), "text 0 is not Uni"),
-        (lambda: pairs.encode_pairs(wordpiece(), ["a"], [], 8), "1 first and 0 second"),
-        (lambda: pairs.encode_pairs(wordpiece(None), ["a"], ["b"], 8), "sets nothing"),
-        (lambda: pairs.encode_texts(object(), ["a"], 8), "tokenizer.json"),
+        (lambda: text_rows.encode_texts(wordpiece(), ["a"], 2), "use at least 3"),
+        (lambda: text_rows.encode_texts(wordpiece(), "abc", 8), "texts is one string"),
+        (
+            lambda: text_rows.encode_texts(wordpiece(), ["a", None], 8),
+            "text 1 is not Uni",
+        ),
+        (
+            lambda: text_rows.encode_texts(wordpiece(), ["\ud800"], 8),
+            "text 0 is not Uni",
+        ),
+        (
+            lambda: text_rows.encode_pairs(wordpiece(), ["a"], [], 8),
+            "1 first and 0 second",
+        ),
+        (
+            lambda: text_rows.encode_pairs(wordpiece(None), ["a"], ["b"], 8),
+            "sets nothing",
+        ),
+        (lambda: text_rows.encode_texts(object(), ["a"], 8), "tokenizer.json"),
     ],
 )
 def test_texts_that_cannot_be_encoded_are_one_clear_error(call, message):
@@ -665,7 +677,7 @@ def test_texts_that_cannot_be_encoded_are_one_clear_error(call, message):
 
 
 def test_no_text_at_all_is_no_row():
-    assert pairs.encode_texts(wordpiece(), [], 8).tokens.shape == (0, 8)
+    assert text_rows.encode_texts(wordpiece(), [], 8).tokens.shape == (0, 8)
 
 
 # ---- live transformers ----
@@ -728,7 +740,7 @@ def test_live_transformers_agrees_on_real_pairs_and_a_saved_minilm(minilm, tmp_p
     theirs = transformers.AutoTokenizer.from_pretrained(minilm)
     first = ["what is the capital?", "", "東京の人口は"]
     second = ["Paris is the capital of France. " * 20, "Zürich", "日本 \N{SNOWMAN} ок"]
-    rows = pairs.encode_pairs(tokenizer_lib.load(minilm), first, second, 48)
+    rows = text_rows.encode_pairs(tokenizer_lib.load(minilm), first, second, 48)
     batch = theirs(
         first, second, truncation="only_second", max_length=48,
         padding="max_length", return_tensors="pt",

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jaxlab.core import types
-from jaxlab.data import chat, conversations, instructions
-from jaxlab.data import tokenizer as tokenizer_lib
+from jaxlab.data.examples import chat, conversation_rows, conversations
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
 TALK = [
     chat.Message("system", "Be kind. "),
@@ -282,7 +282,7 @@ def examples(*sizes):
 
 
 def test_packed_rows_keep_conversations_apart():
-    rows = instructions.Rows(examples(3, 2, 4), length=5, batch_size=2)
+    rows = conversation_rows.Rows(examples(3, 2, 4), length=5, batch_size=2)
     assert rows.count == 2
     batch = rows.filled(np.arange(2))
     assert batch["tokens"].tolist() == [[30, 31, 32, 33, 0], [10, 11, 12, 20, 21]]
@@ -294,7 +294,7 @@ def test_packed_rows_keep_conversations_apart():
 @pytest.mark.parametrize("packed", [False, True])
 def test_every_row_comes_once_an_epoch_and_hosts_read_their_part(packed):
     some = examples(3, 2, 4, 5, 1)
-    rows = instructions.Rows(some, length=5, batch_size=2, seed=3, packed=packed)
+    rows = conversation_rows.Rows(some, length=5, batch_size=2, seed=3, packed=packed)
     seen = np.concatenate([rows(step)["tokens"] for step in range(rows.count)])
     whole = np.concatenate([rows.filled(np.arange(rows.count))["tokens"]] * 2)
     assert sorted(seen.tolist()) == sorted(whole.tolist())
@@ -305,7 +305,7 @@ def test_every_row_comes_once_an_epoch_and_hosts_read_their_part(packed):
 def test_pairs_come_with_what_the_reference_said():
     chosen, rejected = examples(3, 2), examples(2, 4)
     known = np.array([[1.0, 2], [3, 4]])
-    rows = instructions.PairRows(
+    rows = conversation_rows.PairRows(
         chosen, rejected, length=4, batch_size=2, reference=known
     )
     batch = rows.filled(np.array([1, 0]))
@@ -320,21 +320,23 @@ def test_pairs_come_with_what_the_reference_said():
 def test_pairs_without_a_label_on_one_side_are_left_out():
     chosen, rejected = examples(3, 2, 2), examples(2, 2)
     rejected = rejected._replace(number=np.array([0, 2]))
-    both = instructions.matched(chosen, rejected)
+    both = conversation_rows.matched(chosen, rejected)
     assert [side.number.tolist() for side in both] == [[0, 2], [0, 2]]
     assert both[0].tokens.tolist() == [10, 11, 12, 30, 31]
 
 
 def test_evaluation_sees_every_row_once_in_batches_of_one_shape():
-    rows = instructions.Rows(examples(3, 2, 4), length=4, batch_size=2, packed=False)
-    first, last = instructions.eval_batches(rows)
+    rows = conversation_rows.Rows(
+        examples(3, 2, 4), length=4, batch_size=2, packed=False
+    )
+    first, last = conversation_rows.eval_batches(rows)
     assert first["tokens"].shape == last["tokens"].shape
     assert last["segment_ids"].tolist() == [[1, 1, 1, 1], [0, 0, 0, 0]]
-    assert len([*instructions.eval_batches(rows, most=1)]) == 1
+    assert len([*conversation_rows.eval_batches(rows, most=1)]) == 1
 
 
 def test_no_example_and_no_row_are_refused():
     with pytest.raises(types.UserError, match="no example to train on"):
-        instructions.Rows(examples(3).take([]), length=4, batch_size=2)
+        conversation_rows.Rows(examples(3).take([]), length=4, batch_size=2)
     with pytest.raises(types.UserError, match="batch_size 0 is too small"):
-        instructions.Rows(examples(3), length=4, batch_size=0)
+        conversation_rows.Rows(examples(3), length=4, batch_size=0)

@@ -15,10 +15,12 @@ import pytest
 import zstandard
 
 from jaxlab.core import types
-from jaxlab.data import corpus, token_writer, tokenizer
+from jaxlab.data.corpus import domains as domains_lib
+from jaxlab.data.corpus import token_writer
+from jaxlab.data.tokenizers import tokenizer
 
 DOCUMENTS = [
-    corpus.Document(f"doc{i}", f"Text number {i}.\n" * (i + 1), f"here:{i}")
+    domains_lib.Document(f"doc{i}", f"Text number {i}.\n" * (i + 1), f"here:{i}")
     for i in range(12)
 ]
 
@@ -46,7 +48,7 @@ def test_text_files_become_one_document_each_in_sorted_order(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "c.md").write_bytes(b"\xef\xbb\xbfone")
     (tmp_path / ".hidden.txt").write_text("no")
-    found = list(corpus.read_documents(tmp_path, domain="d"))
+    found = list(domains_lib.read_documents(tmp_path, domain="d"))
     assert [(d.id, d.text, d.domain) for d in found] == [
         ("a/c.md", "one", "d"),
         ("b.txt", "two\r\n", "d"),
@@ -64,7 +66,7 @@ def test_dolma_json_lines_are_read_from_every_compression(tmp_path, suffix):
     }[suffix]()
     path = tmp_path / f"part.jsonl{suffix}"
     path.write_bytes(packed)
-    found = list(corpus.read_documents(path))
+    found = list(domains_lib.read_documents(path))
     assert [(d.id, d.text) for d in found] == [("x", "é\n"), (f"{path.name}:3", "b")]
     assert found[1].source == f"{path}:3"
 
@@ -87,7 +89,7 @@ def test_dolma_json_lines_are_read_from_every_compression(tmp_path, suffix):
 def test_bad_files_end_in_one_line_that_names_the_place(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(types.UserError, match=message) as error:
-        list(corpus.read_documents(tmp_path))
+        list(domains_lib.read_documents(tmp_path))
     assert "\n" not in str(error.value)
 
 
@@ -97,37 +99,37 @@ def test_domains_are_subfolders_and_json_lines_of_the_wanted_split(tmp_path):
     for split in ("train", "val"):
         (tmp_path / f"code.{split}.jsonl").write_text(json.dumps({"text": split}))
     (tmp_path / "README.md").write_text("not a domain")
-    domains = corpus.read_domains(tmp_path)
+    domains = domains_lib.read_domains(tmp_path)
     assert {k: [d.text for d in v] for k, v in domains.items()} == {
         "code": ["train"],
         "law": ["law"],
     }
-    assert [d.text for d in corpus.read_domains(tmp_path, split="val")["code"]] == [
-        "val"
-    ]
+    assert [
+        d.text for d in domains_lib.read_domains(tmp_path, split="val")["code"]
+    ] == ["val"]
 
 
 def test_empty_text_files_beside_others_are_left_out(tmp_path):
     (tmp_path / "__init__.py").write_bytes(b"")
     (tmp_path / "code.py").write_text("x = 1\n")
-    found = [document.id for document in corpus.read_documents(tmp_path)]
+    found = [document.id for document in domains_lib.read_documents(tmp_path)]
     assert found == ["code.py"]
 
 
 def test_missing_and_empty_domains_are_named(tmp_path):
     with pytest.raises(types.UserError, match="holds no domain"):
-        corpus.read_domains(tmp_path)
+        domains_lib.read_domains(tmp_path)
     (tmp_path / "law").mkdir()
     with pytest.raises(types.UserError, match="law holds no document"):
-        corpus.read_domains(tmp_path)
+        domains_lib.read_domains(tmp_path)
     (tmp_path / "law" / "a.txt").write_text(" \n")
     with pytest.raises(types.UserError, match=r"domain 'law' .* holds no text"):
-        corpus.read_domains(tmp_path)
+        domains_lib.read_domains(tmp_path)
     (tmp_path / "law.jsonl").write_text("{}")
     with pytest.raises(types.UserError, match="domain 'law' is both"):
-        corpus.read_domains(tmp_path)
+        domains_lib.read_domains(tmp_path)
     with pytest.raises(types.UserError, match="does not exist"):
-        list(corpus.read_documents(tmp_path / "nothing"))
+        list(domains_lib.read_documents(tmp_path / "nothing"))
 
 
 def test_a_tfds_folder_is_read_without_tensorflow(tmp_path):
@@ -148,18 +150,18 @@ def test_a_tfds_folder_is_read_without_tensorflow(tmp_path):
 
     builder = Tiny(data_dir=tmp_path, file_format="array_record")
     builder.download_and_prepare()
-    found = list(corpus.read_documents(builder.data_path))
+    found = list(domains_lib.read_documents(builder.data_path))
     assert sorted(d.text for d in found) == ["two", "één"]
     assert {d.id for d in found} == {"train:0", "train:1"}
     with pytest.raises(types.UserError, match=r"cannot be read by TFDS .*'val'"):
-        list(corpus.read_documents(builder.data_path, split="val"))
+        list(domains_lib.read_documents(builder.data_path, split="val"))
     features_file = builder.data_path / "features.json"
     features_file.write_text(features_file.read_text().replace("text", "body", 1))
     with pytest.raises(types.UserError, match=r"no feature text \(features: body\)"):
-        list(corpus.read_documents(builder.data_path))
+        list(domains_lib.read_documents(builder.data_path))
     (builder.data_path / "dataset_info.json").write_text("{")
     with pytest.raises(types.UserError, match="cannot be read by TFDS"):
-        list(corpus.read_documents(builder.data_path))
+        list(domains_lib.read_documents(builder.data_path))
 
 
 @hypothesis.settings(max_examples=30, deadline=None)
@@ -171,25 +173,25 @@ def test_a_tfds_folder_is_read_without_tensorflow(tmp_path):
 def test_a_split_is_a_partition_with_two_sides_that_order_does_not_change(
     texts, fraction, seed
 ):
-    given = [corpus.Document(str(i), text) for i, text in enumerate(texts)]
-    train, held_out = corpus.split_documents(given, fraction, seed)
+    given = [domains_lib.Document(str(i), text) for i, text in enumerate(texts)]
+    train, held_out = domains_lib.split_documents(given, fraction, seed)
     assert sorted(train + held_out) == sorted(given)
     assert train
     assert held_out
     if len(set(texts)) > 1:
         assert not {d.text for d in train} & {d.text for d in held_out}
-    again = corpus.split_documents(given[::-1], fraction, seed)
+    again = domains_lib.split_documents(given[::-1], fraction, seed)
     if len(set(texts)) > 1:
         assert sorted(again[0]) == sorted(train)
 
 
 def test_a_held_out_fraction_outside_zero_and_one_is_refused():
     with pytest.raises(types.UserError, match="not between 0 and 1"):
-        corpus.split_documents(DOCUMENTS, 1.0)
+        domains_lib.split_documents(DOCUMENTS, 1.0)
 
 
 def test_token_files_have_olmos_layout(tmp_path):
-    file = corpus.write_tokens(DOCUMENTS, Letters(), tmp_path / "a.b")
+    file = domains_lib.write_tokens(DOCUMENTS, Letters(), tmp_path / "a.b")
     raw = np.fromfile(tmp_path / "a.b.npy", "<u2")  # headerless, exactly the tokens
     expected = [i for d in DOCUMENTS for i in [*Letters().encode(d.text), 2]]
     assert raw.tolist() == expected == file.tokens.tolist()
@@ -213,9 +215,9 @@ def test_token_files_have_olmos_layout(tmp_path):
 def test_writing_twice_gives_the_same_bytes_and_batches_do_not_matter(
     tmp_path, monkeypatch
 ):
-    first = corpus.write_tokens(iter(DOCUMENTS), Letters(), tmp_path / "a")
+    first = domains_lib.write_tokens(iter(DOCUMENTS), Letters(), tmp_path / "a")
     monkeypatch.setattr(token_writer, "_BATCH_BYTES", 1)
-    second = corpus.write_tokens(iter(DOCUMENTS), Letters(), tmp_path / "b")
+    second = domains_lib.write_tokens(iter(DOCUMENTS), Letters(), tmp_path / "b")
     assert first.info == second.info
     table = (tmp_path / "a.csv.gz").read_bytes()
     assert table == (tmp_path / "b.csv.gz").read_bytes()
@@ -225,7 +227,7 @@ def test_a_large_vocabulary_takes_four_bytes(tmp_path):
     class Large(Letters):
         vocab_size, eos_id = 100278, 100257
 
-    file = corpus.write_tokens(DOCUMENTS, Large(), tmp_path / "a")
+    file = domains_lib.write_tokens(DOCUMENTS, Large(), tmp_path / "a")
     assert file.dtype == np.dtype("<u4")
     assert file.tokens[-1] == 100257
 
@@ -236,38 +238,40 @@ def test_nothing_is_left_behind_when_encoding_fails(tmp_path):
         raise types.UserError("bad document")
 
     with pytest.raises(types.UserError, match="bad document"):
-        corpus.write_tokens(failing(), Letters(), tmp_path / "a")
+        domains_lib.write_tokens(failing(), Letters(), tmp_path / "a")
     with pytest.raises(types.UserError, match="no document with text"):
-        corpus.write_tokens([corpus.Document("x", " ")], Letters(), tmp_path / "a")
+        domains_lib.write_tokens(
+            [domains_lib.Document("x", " ")], Letters(), tmp_path / "a"
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_foreign_olmo_file_opens_with_its_dtype_and_end_token(tmp_path):
     np.array([5, 6, 9, 7, 9, 8], "<u2").tofile(tmp_path / "part.npy")
     with pytest.raises(types.UserError, match="pass dtype"):
-        corpus.TokenFile.open(tmp_path / "part.npy")
-    file = corpus.TokenFile.open(tmp_path / "part", "uint16", eos_id=9)
+        domains_lib.TokenFile.open(tmp_path / "part.npy")
+    file = domains_lib.TokenFile.open(tmp_path / "part", "uint16", eos_id=9)
     assert file.ends.tolist() == [3, 5, 6]  # the last document is cut short
     assert file.document_at(4)[:3] == (1, 3, 5)
-    bare = corpus.TokenFile.open(tmp_path / "part", "uint16")
+    bare = domains_lib.TokenFile.open(tmp_path / "part", "uint16")
     with pytest.raises(types.UserError, match="pass eos_id"):
         bare.document_at(0)
     with gzip.open(tmp_path / "part.csv.gz", "wt") as table:  # Dolma's own table
         table.write("0,3,id-a,s3://x/a.jsonl.gz,1\n3,6,id-b,s3://x/a.jsonl.gz,2\n")
-    assert corpus.TokenFile.open(tmp_path / "part", "uint16").document_at(5).id == (
-        "id-b"
-    )
+    assert domains_lib.TokenFile.open(tmp_path / "part", "uint16").document_at(
+        5
+    ).id == ("id-b")
 
 
 def test_damaged_token_files_are_refused(tmp_path):
     path = tmp_path / "a.npy"
     with pytest.raises(types.UserError, match="does not exist"):
-        corpus.TokenFile.open(path)
-    file = corpus.write_tokens(DOCUMENTS, Letters(), tmp_path / "a")
+        domains_lib.TokenFile.open(path)
+    file = domains_lib.write_tokens(DOCUMENTS, Letters(), tmp_path / "a")
     whole = path.read_bytes()
     path.write_bytes(whole[:-2])
     with pytest.raises(types.UserError, match="is truncated"):
-        corpus.TokenFile.open(path)
+        domains_lib.TokenFile.open(path)
     with pytest.raises(types.UserError, match="changed size while in use"):
         _ = file.tokens
     path.unlink()
@@ -275,17 +279,17 @@ def test_damaged_token_files_are_refused(tmp_path):
         _ = file.tokens
     path.write_bytes(b"")
     with pytest.raises(types.UserError, match=re.escape("empty (0 bytes)")):
-        corpus.TokenFile.open(path)
+        domains_lib.TokenFile.open(path)
     np.save(tmp_path / "saved.npy", np.arange(4, dtype=np.uint16))
     with pytest.raises(types.UserError, match="NumPy header"):
-        corpus.TokenFile.open(tmp_path / "saved", "uint16")
+        domains_lib.TokenFile.open(tmp_path / "saved", "uint16")
     path.write_bytes(whole)
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"0,3,x,y,0\n"))
     with pytest.raises(types.UserError, match="does not describe"):
-        _ = corpus.TokenFile.open(path).ends
+        _ = domains_lib.TokenFile.open(path).ends
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(types.UserError, match="is damaged"):
-        corpus.TokenFile.open(path)
+        domains_lib.TokenFile.open(path)
 
 
 def test_prepare_writes_every_domain_with_its_held_out_side(tmp_path):
@@ -294,11 +298,13 @@ def test_prepare_writes_every_domain_with_its_held_out_side(tmp_path):
             for document in DOCUMENTS:
                 stream.write(json.dumps({"text": name + document.text}) + "\n")
     model = tokenizer.train_sentencepiece([d.text for d in DOCUMENTS], 282)
-    files = corpus.prepare(tmp_path, model, tmp_path / "out", held_out_fraction=0.3)
+    files = domains_lib.prepare(
+        tmp_path, model, tmp_path / "out", held_out_fraction=0.3
+    )
     assert sorted(files) == ["code", "code.held_out", "law", "law.held_out"]
     counts = {name: file.info["documents"] for name, file in files.items()}
     assert counts["law"] + counts["law.held_out"] == len(DOCUMENTS)
-    again = corpus.TokenFile.open(tmp_path / "out" / "law.held_out")
+    again = domains_lib.TokenFile.open(tmp_path / "out" / "law.held_out")
     loaded = tokenizer.load(tmp_path / "out" / "tokenizer")
     span = again.document_at(0)
     text = loaded.decode(again.tokens[span.start : span.stop].tolist())
@@ -318,4 +324,4 @@ def test_the_command_line_tool_prepares_files_and_reports_mistakes(tmp_path, cap
     assert message.count("\n") == 1
     assert main([*arguments, "280"]) == 0
     assert "law: 1 documents" in capsys.readouterr().out
-    assert corpus.TokenFile.open(tmp_path / "out" / "law").info["documents"] == 1
+    assert domains_lib.TokenFile.open(tmp_path / "out" / "law").info["documents"] == 1

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxlab.core import types
-from jaxlab.data import corpus, inspect, loader, mixture, packing
+from jaxlab.data.batches import inspect, loader, mixture, packing
+from jaxlab.data.corpus import domains
 
 EOS = 2
 
@@ -34,9 +35,9 @@ def make(folder, name, sizes, first=100):
     documents = []
     for i, size in enumerate(sizes):
         text = " ".join(str(first + k) for k in range(size))
-        documents.append(corpus.Document(f"{name}{i}", text, f"src:{i}"))
+        documents.append(domains.Document(f"{name}{i}", text, f"src:{i}"))
         first += size
-    return corpus.write_tokens(documents, Numbers(), folder / name)
+    return domains.write_tokens(documents, Numbers(), folder / name)
 
 
 @pytest.fixture
@@ -272,7 +273,7 @@ def test_the_fingerprint_tells_different_data_and_orders_apart(two, tmp_path):
     (tmp_path / "copy").mkdir()
     for file in tmp_path.glob("a.*"):
         (tmp_path / "copy" / file.name).write_bytes(file.read_bytes())
-    copy = corpus.TokenFile.open(tmp_path / "copy" / "a")
+    copy = domains.TokenFile.open(tmp_path / "copy" / "a")
     assert fingerprint([copy, two[1]]) == fingerprint(two)  # a folder may move
     for changes in ({"length": 9}, {"seed": 1}, {"batch_size": 2}):
         assert fingerprint(two, **changes) != fingerprint(two)

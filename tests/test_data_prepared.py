@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jaxlab.core import types
-from jaxlab.data import prepared
+from jaxlab.data.corpus import prepared
 
 
 @pytest.fixture

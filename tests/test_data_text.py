@@ -4,24 +4,25 @@ import ast
 
 import pytest
 
-from jaxlab.data import corpus, text
+from jaxlab.data.corpus import domains
+from jaxlab.data.corpus import embedded as embedded_lib
 
 LIMIT = 60_000
 
 
 @pytest.fixture(scope="module")
 def embedded():
-    return text.embedded(LIMIT)
+    return embedded_lib.embedded(LIMIT)
 
 
 def test_every_domain_is_filled_to_its_limit_by_many_documents(embedded):
-    assert tuple(embedded) == text.DOMAINS
+    assert tuple(embedded) == embedded_lib.DOMAINS
     for domain, found in embedded.items():
         size = sum(len(document.text.encode()) for document in found)
         assert 0.9 * LIMIT < size <= LIMIT, domain
         assert len(found) >= 25, domain
         assert all(document.domain == domain for document in found)
-        train, held_out = corpus.split_documents(found, 0.1)
+        train, held_out = domains.split_documents(found, 0.1)
         assert train
         assert held_out
 
@@ -43,7 +44,7 @@ def test_no_text_is_in_two_domains(embedded):
 
 
 def test_the_corpus_is_the_same_each_time(embedded):
-    assert text.embedded(LIMIT) == embedded
+    assert embedded_lib.embedded(LIMIT) == embedded
 
 
 def test_docstrings_are_cut_out_and_the_code_stays_valid():
@@ -58,7 +59,7 @@ def test_docstrings_are_cut_out_and_the_code_stays_valid():
         '    lines."""; y = 1\n'
         "    return 'a string', y\n"
     )
-    cut = text._without_docstrings(source, ast.parse(source))
+    cut = embedded_lib._without_docstrings(source, ast.parse(source))
     assert cut == (
         "import os  # kept\n"
         "class A:\n"
@@ -73,7 +74,7 @@ def test_docstrings_are_cut_out_and_the_code_stays_valid():
 
 def test_qualified_names_lead_through_classes():
     tree = ast.parse("class A:\n  class B:\n    def f(self): pass\n  def g(self): pass")
-    assert [name for name, _ in text._documented(tree)] == [
+    assert [name for name, _ in embedded_lib._documented(tree)] == [
         "",
         "A",
         "A.B",
@@ -83,5 +84,5 @@ def test_qualified_names_lead_through_classes():
 
 
 def test_cutting_keeps_whole_lines_within_the_bytes():
-    assert text._cut("éé\nab\ncd", 8) == "éé\nab\n"
-    assert text._cut("short", 8) == "short"
+    assert embedded_lib._cut("éé\nab\ncd", 8) == "éé\nab\n"
+    assert embedded_lib._cut("short", 8) == "short"

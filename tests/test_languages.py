@@ -14,8 +14,8 @@ from jaxlab.core import config as config_lib
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import state as state_lib
 from jaxlab.core import step as step_lib
-from jaxlab.data import labelled
-from jaxlab.data import tokenizer as tokenizer_lib
+from jaxlab.data.examples import labelled
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.systems import (
     languages,
     latent_semantics,

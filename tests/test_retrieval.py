@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from jaxlab import retrieval
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import types
-from jaxlab.data import pairs
-from jaxlab.data import tokenizer as tokenizer_lib
+from jaxlab.data.examples import text_rows
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.retrieval import bm25, encode, formats, index_files, metrics, topk
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -415,7 +415,7 @@ def texts_of_many_lengths(count=60):
 
 def test_vectors_come_in_the_order_of_the_texts_whatever_the_batches():
     texts, made, seen = texts_of_many_lengths(), tokenizer(), []
-    rows = pairs.encode_texts(made, texts, 36)
+    rows = text_rows.encode_texts(made, texts, 36)
     places = np.arange(1, 37)
     wanted = np.stack([(rows.tokens * rows.mask * places).sum(1), rows.mask.sum(1)], 1)
     mesh = mesh_lib.make_mesh({"data": 3, "fsdp": 2}, jax.devices()[:6])

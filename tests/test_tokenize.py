@@ -17,19 +17,10 @@ import zstandard
 from jaxlab import cli
 from jaxlab.commands import grammar
 from jaxlab.core import types
-from jaxlab.data import (
-    beam_engine,
-    corpus,
-    inspect,
-    loader,
-    mixture,
-    prepared,
-    shard_plan,
-    sharded,
-    token_files,
-    token_shards,
-    tokenizer,
-)
+from jaxlab.data.batches import inspect, loader, mixture
+from jaxlab.data.corpus import domains, prepared, token_files
+from jaxlab.data.shards import beam, plan, run, token_shards
+from jaxlab.data.tokenizers import tokenizer
 from tests import object_store
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -63,14 +54,14 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(source):
-    return tokenizer.train_sentencepiece(corpus.training_texts(source), 330)
+    return tokenizer.train_sentencepiece(domains.training_texts(source), 330)
 
 
 @pytest.fixture(scope="module")
 def done(source, model, tmp_path_factory):
     """The shards, written in this process."""
     out = tmp_path_factory.mktemp("shards") / "out"
-    sharded.tokenize(str(source), str(out), model, **SMALL)
+    run.tokenize(str(source), str(out), model, **SMALL)
     return out
 
 
@@ -98,7 +89,7 @@ def test_the_manifest_says_what_was_written(done, source, model):
     assert manifest["tokenizer"] == model.fingerprint
     web = manifest["domains"]["web"]
     assert sum(side["documents"] for side in web.values()) == 30 + 25 + 12 + 40 - 4 + 8
-    assert sharded.verify(str(done)) == len(files)
+    assert run.verify(str(done)) == len(files)
 
 
 def test_every_document_is_there_in_order_and_decodes(done, source, model):
@@ -106,7 +97,7 @@ def test_every_document_is_there_in_order_and_decodes(done, source, model):
     texts = {
         (document.domain, document.id): document.text
         for domain, path in (("web", source / "web"), ("law", source / "law.jsonl"))
-        for document in corpus.read_documents(path, domain=domain)
+        for document in domains.read_documents(path, domain=domain)
         if document.text.strip()
     }
     order = list(texts)
@@ -126,12 +117,12 @@ def test_every_document_is_there_in_order_and_decodes(done, source, model):
             read += own
         assert sorted(read) == sorted(name for name in order if name[0] == domain)
         kept = [texts[domain, span.id] for span in spans]  # of the held-out side
-        assert all(corpus.hash_share(text, 3) < 0.25 for text in kept)
+        assert all(domains.hash_share(text, 3) < 0.25 for text in kept)
 
 
 def test_several_processes_write_the_same_bytes(done, source, model, tmp_path):
-    engine = sharded.in_processes(2)
-    sharded.tokenize(str(source), str(tmp_path / "o"), model, engine=engine, **SMALL)
+    engine = run.in_processes(2)
+    run.tokenize(str(source), str(tmp_path / "o"), model, engine=engine, **SMALL)
     assert contents(tmp_path / "o") == contents(done)
 
 
@@ -139,8 +130,8 @@ def test_several_processes_write_the_same_bytes(done, source, model, tmp_path):
 @pytest.mark.parametrize("mode", ["in_memory", "multi_processing"])
 def test_beam_writes_the_same_bytes(done, source, model, tmp_path, mode):
     options = ["--direct_num_workers=2", f"--direct_running_mode={mode}"]
-    engine = beam_engine.engine("DirectRunner", options)
-    sharded.tokenize(str(source), str(tmp_path / "o"), model, engine=engine, **SMALL)
+    engine = beam.engine("DirectRunner", options)
+    run.tokenize(str(source), str(tmp_path / "o"), model, engine=engine, **SMALL)
     assert contents(tmp_path / "o") == contents(done)
 
 
@@ -148,18 +139,18 @@ def test_beam_writes_the_same_bytes(done, source, model, tmp_path, mode):
 def test_a_mistake_on_beam_is_one_line_and_a_runner_is_checked(source, model, tmp_path):
     text = shutil.copytree(source, tmp_path / "text")
     (text / "law.jsonl").write_text('{"text": "one"}\nno JSON\n')
-    engine = beam_engine.engine("DirectRunner")
+    engine = beam.engine("DirectRunner")
     with pytest.raises(types.UserError, match=r"law.jsonl:2 is not JSON") as caught:
-        sharded.tokenize(str(text), str(tmp_path / "o"), model, engine=engine, **SMALL)
+        run.tokenize(str(text), str(tmp_path / "o"), model, engine=engine, **SMALL)
     assert "\n" not in str(caught.value)
     with pytest.raises(types.UserError, match=r"Beam does not take this: .*NoRunner"):
-        beam_engine.engine("NoRunner")
+        beam.engine("NoRunner")
 
 
 def test_without_beam_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(types.UserError, match=r"pip install 'jaxlab\[beam\]'"):
-        beam_engine.engine("DirectRunner")
+        beam.engine("DirectRunner")
 
 
 # A process that is killed when it is about to give the n-th file its name, for every n
@@ -196,12 +187,12 @@ def test_killed_at_any_file_and_resumed_is_as_never_killed(
     command = [sys.executable, "-c", script, *map(str, argv)]
     subprocess.run(command, check=True, env=environment)
     assert not (out / "manifest.json").exists()
-    assert (out / shard_plan.STAGING).exists()  # of the last one
+    assert (out / plan.STAGING).exists()  # of the last one
     with pytest.raises(types.UserError, match="is not finished; start the same"):
         prepared.open_folder(out)
     before = {path: path.stat().st_ino for path in out.glob("*/*.record.json")}
     assert 0 < len(before) < 5
-    sharded.tokenize(str(source), str(out), model, **SMALL)
+    run.tokenize(str(source), str(out), model, **SMALL)
     assert contents(out) == contents(done)
     assert {path: path.stat().st_ino for path in before} == before  # not made again
 
@@ -233,7 +224,7 @@ def copy(source, tmp_path):
 
 
 def tokenize(text, model, **options):
-    return sharded.tokenize(str(text), f"{text}.out", model, **SMALL | options)
+    return run.tokenize(str(text), f"{text}.out", model, **SMALL | options)
 
 
 def test_a_bad_line_is_named_the_rest_is_written_and_it_can_be_repaired(
@@ -269,7 +260,7 @@ def test_other_files_settings_or_tokenizers_are_refused(copy, source, model):
     tokenize(copy, model)
     with pytest.raises(types.UserError, match=r"seed 3, not 4; use the same, or"):
         tokenize(copy, model, seed=4)
-    other = tokenizer.train_sentencepiece(corpus.training_texts(source), 320)
+    other = tokenizer.train_sentencepiece(domains.training_texts(source), 320)
     with pytest.raises(types.UserError, match="was begun with tokenizer "):
         tokenize(copy, other)
     (copy / "web" / "new.txt").write_text("new")
@@ -318,7 +309,7 @@ def test_an_empty_source_a_foreign_folder_and_a_second_process_are_refused(
         tokenize(copy, model)
     (tmp_path / "text.out" / "mine.txt").unlink()
     with (
-        sharded._alone(f"{copy}.out"),
+        run._alone(f"{copy}.out"),
         pytest.raises(types.UserError, match="another process writes to"),
     ):
         tokenize(copy, model)
@@ -345,13 +336,13 @@ def test_a_damaged_shard_is_found_and_made_again(copy, done, model):
     data = path.read_bytes()
     path.write_bytes(bytes(len(data)))
     with pytest.raises(types.UserError, match=r"00001-of-00004.npy is damaged; remove"):
-        sharded.verify(str(out))
+        run.verify(str(out))
     path.write_bytes(data[:-2])
     with pytest.raises(types.UserError, match="npy is missing or truncated"):
         prepared.open_folder(out)
     tokenize(copy, model)
     assert path.read_bytes() == data
-    sharded.verify(str(out))
+    run.verify(str(out))
 
 
 # ------------------------------------------------------------------ reading
@@ -362,8 +353,8 @@ def both(source, model, tmp_path_factory):
     """Shards and single files of the same documents, nothing held out."""
     folder = tmp_path_factory.mktemp("both")
     out = str(folder / "shards")
-    sharded.tokenize(str(source), out, model, shard_bytes=1500)
-    return prepared.open_folder(out).train, corpus.prepare(
+    run.tokenize(str(source), out, model, shard_bytes=1500)
+    return prepared.open_folder(out).train, domains.prepare(
         source, model, folder / "one"
     )
 
@@ -485,16 +476,16 @@ def test_a_bucket_gets_the_same_bytes(done, source, model, monkeypatch):
         for name, data in contents(source).items():
             objects.put(f"text/{name}", data)
         arguments = "gs://bucket/text", "gs://bucket/out", model
-        sharded.tokenize(*arguments, **SMALL)
+        run.tokenize(*arguments, **SMALL)
         names = [name for name in objects.data if name.startswith("out/")]
         written = {n.removeprefix("out/"): objects.data[n] for n in names}
         wanted = contents(done)
         for each in (written, wanted):
             del each["plan.json"]  # names the source
         assert written == wanted
-        assert sharded.verify("gs://bucket/out") > 20
+        assert run.verify("gs://bucket/out") > 20
         broken = "out/law/00000-of-00001.record.json"
         del objects.data[broken]
         objects.put("text/law.jsonl", b"{}\n")
         with pytest.raises(types.UserError, match=r"gs://bucket/text/law.jsonl:1 has"):
-            sharded.tokenize(*arguments, **SMALL)
+            run.tokenize(*arguments, **SMALL)

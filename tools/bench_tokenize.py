@@ -32,7 +32,9 @@ import time
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from jaxlab.data import beam_engine, corpus, sharded, tokenizer
+from jaxlab.data.corpus import domains
+from jaxlab.data.shards import beam, run
+from jaxlab.data.tokenizers import tokenizer
 
 
 def main() -> None:
@@ -49,7 +51,7 @@ def main() -> None:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     texts = [
         document.text
-        for documents in corpus.read_domains(options.text).values()
+        for documents in domains.read_domains(options.text).values()
         for document in documents
     ]
     with tempfile.TemporaryDirectory() as folder:
@@ -89,18 +91,18 @@ def written(texts, folder, options) -> list[str]:
 
 def measure(texts, folder, model, options) -> dict[str, list[tuple[float, float]]]:
     """CPU and wall seconds of each way, by rounds."""
-    engines = {"jaxlab": sharded.in_process}
-    engines["processes"] = sharded.in_processes(options.workers)
+    engines = {"jaxlab": run.in_process}
+    engines["processes"] = run.in_processes(options.workers)
     has_beam = importlib.util.find_spec("apache_beam") is not None
     found: dict[str, list] = {"alone": []}
     for turn in range(options.rounds):
         found["alone"].append(timed(lambda: alone(texts, model)))
         if has_beam:  # a pipeline runs once
-            engines["beam"] = beam_engine.engine("DirectRunner")
+            engines["beam"] = beam.engine("DirectRunner")
         for name, engine in engines.items():
             out = str(folder / f"{name}{turn}")
             seconds = timed(
-                lambda out=out, engine=engine: sharded.tokenize(
+                lambda out=out, engine=engine: run.tokenize(
                     str(folder / "text"), out, model, shard_bytes=1, engine=engine
                 )
             )

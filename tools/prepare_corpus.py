@@ -12,7 +12,8 @@ import logging
 import sys
 
 from jaxlab.core import types
-from jaxlab.data import corpus, tokenizer
+from jaxlab.data.corpus import domains
+from jaxlab.data.tokenizers import tokenizer
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
             model = tokenizer.load(options.tokenizer)
         else:
             model = tokenizer.train_sentencepiece(
-                corpus.training_texts(
+                domains.training_texts(
                     options.text,
                     held_out_fraction=options.held_out,
                     seed=options.seed,
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
                 options.train_vocab,
                 seed=options.seed,
             )
-        files = corpus.prepare(
+        files = domains.prepare(
             options.text,
             model,
             options.out,

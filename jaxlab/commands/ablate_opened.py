@@ -12,7 +12,8 @@ import jax
 from jaxlab import ablation
 from jaxlab.commands import devices, texts
 from jaxlab.core import types
-from jaxlab.data import loader, token_files
+from jaxlab.data.batches import loader
+from jaxlab.data.corpus import token_files
 from jaxlab.systems import experts, loading, pools, predictions
 
 _ROWS, _MOST_BATCHES = 8, 32  # where there is no pool to say

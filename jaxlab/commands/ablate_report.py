@@ -6,7 +6,7 @@ import pathlib
 
 from jaxlab import ablation
 from jaxlab.core import process, report, types
-from jaxlab.data import prepared
+from jaxlab.data.corpus import prepared
 from jaxlab.systems import clock, data_ablation, recipes, report_page, summary
 
 _CHECKED = "checked.json"  # what the last report trained, for one that trains nothing

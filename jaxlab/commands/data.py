@@ -6,8 +6,11 @@ import time
 
 from jaxlab.commands import output
 from jaxlab.core import types
-from jaxlab.data import beam_engine, inspect, prepared, sharded
-from jaxlab.data import tokenizer as tokenizer_lib
+from jaxlab.data.batches import inspect
+from jaxlab.data.corpus import prepared
+from jaxlab.data.shards import beam
+from jaxlab.data.shards import run as run_lib
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.systems import loading, olmo
 
 
@@ -47,14 +50,14 @@ def _prepare(args: argparse.Namespace) -> None:
 def _tokenize(args: argparse.Namespace) -> None:
     if args.workers < 1:
         raise types.UserError(f"--workers {args.workers} is too few; use 1 or more")
-    engine = sharded.in_process
+    engine = run_lib.in_process
     if args.runner:
-        engine = beam_engine.engine(args.runner, getattr(args, "runner_options", ()))
+        engine = beam.engine(args.runner, getattr(args, "runner_options", ()))
     elif args.workers > 1:
-        engine = sharded.in_processes(args.workers)
+        engine = run_lib.in_processes(args.workers)
     tokenizer = tokenizer_lib.load(args.tokenizer)
     started = time.monotonic()
-    manifest = sharded.tokenize(
+    manifest = run_lib.tokenize(
         args.source,
         args.out,
         tokenizer,
@@ -75,7 +78,7 @@ def _tokenize(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
-    print(f"{args.out}: {sharded.verify(args.out):,} files are as the manifest says")
+    print(f"{args.out}: {run_lib.verify(args.out):,} files are as the manifest says")
 
 
 def _inspect(args: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ import tempfile
 
 from jaxlab.commands import devices, output, texts
 from jaxlab.core import report, types
-from jaxlab.data import loader
+from jaxlab.data.batches import loader
 from jaxlab.evals import perplexity
 from jaxlab.systems import loading
 

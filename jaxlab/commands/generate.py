@@ -8,7 +8,7 @@ import jax
 from jaxlab import generate
 from jaxlab.commands import devices
 from jaxlab.core import types
-from jaxlab.data import chat
+from jaxlab.data.examples import chat
 from jaxlab.systems import loading
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxlab import merge, models
 from jaxlab.commands import devices
 from jaxlab.core import types
-from jaxlab.data import tokenizer as tokenizer_lib
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.merge.files import orbax_folder, outputs
 from jaxlab.merge.files import recipe as recipe_lib
 from jaxlab.models.hf import names

@@ -3,8 +3,8 @@
 import pathlib
 
 from jaxlab.core import types
-from jaxlab.data import corpus, prepared, token_files
-from jaxlab.data import tokenizer as tokenizer_lib
+from jaxlab.data.corpus import domains, prepared, token_files
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
 _EMBEDDED_BYTES = 1_000_000  # a domain; a twentieth of its documents is evaluated
 
@@ -42,7 +42,7 @@ def open_text(
         raise types.UserError(
             f"data {data} does not exist; give a folder or file of text, or embedded"
         )
-    return corpus.prepare(path, tokenizer, folder)
+    return domains.prepare(path, tokenizer, folder)
 
 
 def check_tokenizer(

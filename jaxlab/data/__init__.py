@@ -1,26 +1,23 @@
-"""Text to batches: corpora, tokenizers, mixtures, loaders.
+"""Text to batches.
 
-Modules load when they are first named.
+tokenizers  byte-level BPE and SentencePiece behind one interface
+corpus      documents, domains with held-out sets, token files
+shards      the same for a corpus of any size: in processes, on Beam
+batches     loaders over token files: mixtures, packing, held-out windows
+examples    conversations, pairs, ranked lists, labelled texts, as rows
+
+Rooms load when they are first named.
 """
 
 import importlib
 
-_MODULES = (
-    "corpus",
-    "documents",
-    "inspect",
-    "loader",
-    "mixture",
-    "pairs",
-    "text",
-    "tokenizer",
-)
+_ROOMS = ("batches", "corpus", "examples", "shards", "tokenizers")
 
-__all__ = [*_MODULES]
+__all__ = [*_ROOMS]
 
 
 def __getattr__(name: str):
-    if name in _MODULES:
+    if name in _ROOMS:
         return importlib.import_module(f"jaxlab.data.{name}")
     raise AttributeError(f"module 'jaxlab.data' has no attribute {name!r}")
 

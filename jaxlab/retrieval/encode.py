@@ -18,8 +18,8 @@ from jax.sharding import Mesh
 
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import types
-from jaxlab.data import pairs
-from jaxlab.data import tokenizer as tokenizer_lib
+from jaxlab.data.examples import text_rows
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
 _WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _WIDE = 256  # above, multiples of this
@@ -99,7 +99,7 @@ def embed_windows(
     done = 0
     for some in _windows(texts, window):
         try:
-            rows = pairs.encode_texts(tokenizer, some, length)
+            rows = text_rows.encode_texts(tokenizer, some, length)
         except types.UserError as error:
             raise types.UserError(f"texts from {done}: {error}") from None
         note = None if progress is None else functools.partial(_later, progress, done)
@@ -113,7 +113,7 @@ def embed_windows(
 def apply_rows(
     apply: Callable,
     params: types.Params,
-    rows: pairs.TextRows,
+    rows: text_rows.TextRows,
     *,
     batch_tokens: int = 8192,
     mesh: Mesh | None = None,

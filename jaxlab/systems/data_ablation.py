@@ -30,7 +30,7 @@ import numpy as np
 from jaxlab import ablation
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import types
-from jaxlab.data import prepared
+from jaxlab.data.corpus import prepared
 from jaxlab.systems import choices, clock, experts, pools
 
 Mixture = Mapping[str, float]

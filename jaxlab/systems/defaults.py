@@ -167,7 +167,7 @@ def classification() -> ml_collections.ConfigDict:
     )
     config.data = ml_collections.ConfigDict(
         {
-            "source": "",  # a folder of labelled texts; see data/labelled.py
+            "source": "",  # a folder of labelled texts; see data/examples/labelled.py
             "train_language": "eng_Latn",
             "train_split": "train",
             "eval_split": "test",
@@ -205,7 +205,7 @@ def instruction() -> ml_collections.ConfigDict:
         {
             "source": "",  # .jsonl or .json files or folders, separated by commas
             "tokenizer": "",  # where init_from has none
-            "style": "open_instruct",  # see data/chat.py
+            "style": "open_instruct",  # see data/examples/chat.py
             "begin": "bos",  # bos (where the tokenizer has one), eos or none
             "packed": False,  # several conversations a row, which do not see each other
             "held_out_fraction": 0.0,

@@ -14,7 +14,7 @@ import jax
 
 from jaxlab import generate, models
 from jaxlab.core import process, report
-from jaxlab.data import prepared
+from jaxlab.data.corpus import prepared
 from jaxlab.systems import (
     clock,
     data_ablation,

@@ -21,8 +21,8 @@ import numpy as np
 
 from jaxlab import models, retrieval
 from jaxlab.core import report, types
-from jaxlab.data import pairs
-from jaxlab.data import tokenizer as tokenizer_lib
+from jaxlab.data.examples import text_rows
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.retrieval import encode, formats, rerank
 from jaxlab.systems import encoder_files
 
@@ -254,7 +254,7 @@ def reranker(
     length = min(length, config.length)
 
     def score(numbers: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        encoded = pairs.encode_pairs(
+        encoded = text_rows.encode_pairs(
             tokenizer,
             [queries[i] for i in numbers],
             [passages[i] for i in rows],

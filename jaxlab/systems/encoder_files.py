@@ -17,7 +17,7 @@ import jax
 
 from jaxlab import models
 from jaxlab.core import checkpoint, types
-from jaxlab.data import tokenizer as tokenizer_lib
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
 # Of BertConfig: how it is computed, not what; a run says it in its `model` section.
 FREE = ("dtype", "attention", "remat", "scan")

@@ -25,7 +25,7 @@ import numpy as np
 from jaxlab import models, objectives, optim, retrieval
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import paths, types
-from jaxlab.data import pairs, ranking
+from jaxlab.data.examples import ranked_lists, text_rows
 from jaxlab.models.bert import encoder as encoder_lib
 from jaxlab.retrieval import encode, metrics
 from jaxlab.systems import encoder_files, mining
@@ -53,7 +53,7 @@ def rerank(
         )
     _check_length(config.data.length, scorer)
     sets = _mined(config, workdir, mesh)
-    batches = ranking.Lists(
+    batches = ranked_lists.Lists(
         mining.judged(sets, config.mine.depth, config.prior),
         start.tokenizer,
         batch_size=config.data.batch_size,
@@ -88,7 +88,7 @@ def embed(
         raise types.UserError(f"init_from {config.init_from} is a cross-encoder")
     _check_length(max(config.data.length, config.data.query_length), start.config)
     sets = _mined(config, workdir, mesh)
-    batches = ranking.Contrasts(
+    batches = ranked_lists.Contrasts(
         mining.judged(sets, config.mine.depth),
         start.tokenizer,
         batch_size=config.data.batch_size,
@@ -125,7 +125,7 @@ def rerank_evals(
 
     def evaluate(one, queries, params):
         rows = np.stack([one.rows[x][: config.eval.depth] for x in queries])
-        encoded = pairs.encode_pairs(
+        encoded = text_rows.encode_pairs(
             tokenizer,
             [one.queries[x] for x in queries for _ in rows[0]],
             [one.passages[x] for x in rows.ravel()],

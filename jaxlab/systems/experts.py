@@ -31,7 +31,8 @@ import numpy as np
 from jaxlab import ablation, models, train
 from jaxlab.core import checkpoint, report, types
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.data import loader, prepared
+from jaxlab.data.batches import loader
+from jaxlab.data.corpus import prepared
 from jaxlab.evals import perplexity
 from jaxlab.systems import olmo
 

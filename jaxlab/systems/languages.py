@@ -32,7 +32,7 @@ from flax import linen as nn
 from jaxlab import models, objectives, optim
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import types
-from jaxlab.data import labelled
+from jaxlab.data.examples import labelled
 from jaxlab.systems import loading, trust
 
 _TRUNK = ("embed", "blocks", "final_norm")

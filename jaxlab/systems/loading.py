@@ -18,8 +18,8 @@ import ml_collections
 from jaxlab import models
 from jaxlab.core import checkpoint, types
 from jaxlab.core import paths as paths_lib
-from jaxlab.data import prepared, token_files
-from jaxlab.data import tokenizer as tokenizer_lib
+from jaxlab.data.corpus import prepared, token_files
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.systems import olmo
 
 # Fields of TransformerConfig that change no number that a trained model computes, but

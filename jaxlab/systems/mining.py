@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxlab import models, retrieval
 from jaxlab.core import types
-from jaxlab.data import ranking
+from jaxlab.data.examples import ranked_lists
 from jaxlab.retrieval import encode, formats
 from jaxlab.systems import dense, encoder_files
 
@@ -120,7 +120,9 @@ def mine(
     )
 
 
-def judged(sets: Sequence[Mined], depth: int, prior: float = 0.0) -> ranking.Judged:
+def judged(
+    sets: Sequence[Mined], depth: int, prior: float = 0.0
+) -> ranked_lists.Judged:
     """The queries of all sets that are trained on; negatives are among the first found.
 
     Args:
@@ -128,7 +130,7 @@ def judged(sets: Sequence[Mined], depth: int, prior: float = 0.0) -> ranking.Jud
         depth: of what was found, how many.
         prior: weight of the bi-encoder's scores in those that are trained.
     """
-    data = ranking.Judged([], [], [], [], [])
+    data = ranked_lists.Judged([], [], [], [], [])
     first: dict[str, int] = {}
     for each in sets:
         if each.name not in first:

@@ -23,8 +23,9 @@ import numpy as np
 from jaxlab import models, objectives, optim
 from jaxlab.core import checkpoint, paths, process, types
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.data import loader, mixture, prepared, token_files
-from jaxlab.data import tokenizer as tokenizer_lib
+from jaxlab.data.batches import loader, mixture
+from jaxlab.data.corpus import prepared, token_files
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.evals import perplexity
 from jaxlab.models import rope as rope_lib
 from jaxlab.systems import trust

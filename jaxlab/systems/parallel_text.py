@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlab.core import types
-from jaxlab.data import documents, labelled
+from jaxlab.data.corpus import documents
+from jaxlab.data.examples import labelled
 
 # Thai, Lao, Burmese, Khmer, Japanese and Chinese put no spaces between words; there
 # two characters pass for one.

@@ -26,9 +26,8 @@ import jax
 from jaxlab import ablation
 from jaxlab.core import checkpoint, report, types
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.data import corpus as corpus_lib
-from jaxlab.data import prepared, token_files
-from jaxlab.data import tokenizer as tokenizer_lib
+from jaxlab.data.corpus import domains, prepared, token_files
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.systems import experts, olmo, recipes
 
 _SUFFIXES = (".csv.gz", ".bytes", ".json", ".npy")  # of a token file; it counts by .npy
@@ -219,18 +218,16 @@ def _encode(recipe, source, tokenizer, place, name) -> None:
     data = recipe.base.data
     documents = [
         document
-        for document in corpus_lib.read_documents(source, domain=name)
+        for document in domains.read_documents(source, domain=name)
         if document.text.strip()
     ]
-    sides = corpus_lib.split_documents(
-        documents, data.held_out_fraction, data.split_seed
-    )
+    sides = domains.split_documents(documents, data.held_out_fraction, data.split_seed)
     if not all(sides):
         raise types.UserError(
             f"{source} has {len(documents)} documents; at least two are needed"
         )
     for side, suffix in zip(sides, ("", ".held_out"), strict=True):
-        corpus_lib.write_tokens(side, tokenizer, place / f"{name}{suffix}")
+        domains.write_tokens(side, tokenizer, place / f"{name}{suffix}")
 
 
 def _take(source, tokenizer, place, name) -> None:

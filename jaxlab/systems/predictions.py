@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxlab import ablation, models
 from jaxlab.core import types
-from jaxlab.data import tokenizer as tokenizer_lib
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.systems import experts
 
 Progress = Callable[[int, int | None], None]

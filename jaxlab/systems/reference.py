@@ -20,12 +20,12 @@ import numpy as np
 from jaxlab import objectives
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import paths, report, types
-from jaxlab.data import instructions
+from jaxlab.data.examples import conversation_rows
 from jaxlab.systems import loading
 
 
 def give(
-    parts: Sequence[instructions.PairRows],
+    parts: Sequence[conversation_rows.PairRows],
     opened: loading.Opened,
     workdir: str | pathlib.Path,
     start: str,
@@ -60,11 +60,11 @@ def give(
         part.reference = np.array(logps, np.float32)
 
 
-def _computed(part: instructions.PairRows, opened: loading.Opened) -> np.ndarray:
+def _computed(part: conversation_rows.PairRows, opened: loading.Opened) -> np.ndarray:
     """f32[N, 2]."""
     score, found, started = _scorer(opened.decoder.apply), [], time.monotonic()
     batches, shown = -(-part.count // part.rows), started
-    for done, batch in enumerate(instructions.eval_batches(part), start=1):
+    for done, batch in enumerate(conversation_rows.eval_batches(part), start=1):
         found.append(np.asarray(score(opened.params, batch)))
         now = time.monotonic()
         if jax.process_index() == 0 and (now - shown > 5 or done == batches):

@@ -36,7 +36,7 @@ def protocol(
     """The task.
 
     Args:
-        data: a folder of labelled texts, as `data/labelled.py` reads.
+        data: a folder of labelled texts, as `data/examples/labelled.py` reads.
         source: the language that is trained on; "" is the config's, English.
         workdir: where the runs go.
         model: a run of a decoder that has seen all languages.

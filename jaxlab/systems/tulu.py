@@ -22,8 +22,8 @@ import ml_collections
 
 from jaxlab import models, objectives
 from jaxlab.core import checkpoint, paths, types
-from jaxlab.data import chat, conversations, instructions
-from jaxlab.data import tokenizer as tokenizer_lib
+from jaxlab.data.examples import chat, conversation_rows, conversations
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.evals import perplexity, preferences
 from jaxlab.systems import loading, olmo, reference, trust
 
@@ -43,7 +43,7 @@ def sft(
     found = [row.messages for row in conversations.read(data.source)]
     examples = _encoded(opened.tokenizer, found, data)
     parts = [
-        instructions.Rows(
+        conversation_rows.Rows(
             part,
             length=data.length,
             batch_size=data.batch_size,
@@ -55,7 +55,7 @@ def sft(
     apply, evals = opened.decoder.apply, {}
     if len(parts) > 1:
         evals["held_out"] = lambda params: perplexity.evaluate(
-            apply, params, instructions.eval_batches(parts[1], config.eval_batches)
+            apply, params, conversation_rows.eval_batches(parts[1], config.eval_batches)
         )
     config = _with_steps(config, parts[0].count)
     return sft_experiment(
@@ -96,9 +96,9 @@ def dpo(
         _encoded(opened.tokenizer, side, data, last_only=data.last_only)
         for side in ([x.chosen for x in pairs], [x.rejected for x in pairs])
     ]
-    matched = instructions.matched(*both)
+    matched = conversation_rows.matched(*both)
     parts = [
-        instructions.PairRows(
+        conversation_rows.PairRows(
             *part, length=data.length, batch_size=data.batch_size, seed=data.seed
         )
         for part in _split(matched, data)
@@ -114,7 +114,7 @@ def dpo(
         evals["held_out"] = lambda params: preferences.evaluate(
             objective,
             params,
-            instructions.eval_batches(parts[1], config.eval_batches),
+            conversation_rows.eval_batches(parts[1], config.eval_batches),
             frozen,
         )
     config = _with_steps(config, parts[0].count)
@@ -228,7 +228,7 @@ def _split(sides: tuple, data) -> list[tuple]:
             f"data.held_out_fraction {data.held_out_fraction}; use 0 to below 1"
         )
     count = len(sides[0].ends)
-    parts = instructions.split(count, data.held_out_fraction, data.split_seed)
+    parts = conversation_rows.split(count, data.held_out_fraction, data.split_seed)
     return [
         tuple(side.take(part) for side in sides)
         for part, is_needed in zip(parts, (True, len(parts[1]) > 0), strict=True)

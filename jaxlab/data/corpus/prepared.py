@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from jaxlab.core import report, types
-from jaxlab.data import corpus, shard_plan, text, token_files, token_shards
-from jaxlab.data import tokenizer as tokenizer_lib
+from jaxlab.data.corpus import domains, embedded, token_files
+from jaxlab.data.shards import plan, token_shards
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
 EMBEDDED = "embedded"
 
@@ -79,7 +80,7 @@ def prepare(
     if tokenizer and not pathlib.Path(tokenizer).exists():
         raise types.UserError(f"no tokenizer at {tokenizer}; give a folder or a file")
     record = folder / "corpus.json"
-    if (folder / shard_plan.PLAN).exists():
+    if (folder / plan.PLAN).exists():
         raise types.UserError(
             f"{folder} is of `jaxlab data tokenize`; name no source beside it "
             "(--config.data.source=)"
@@ -102,15 +103,15 @@ def open_folder(folder: str | pathlib.Path) -> Prepared:
         UserError: no token files, a truncated one, or a tokenisation half-way.
     """
     folder = pathlib.Path(folder)
-    if (folder / shard_plan.MANIFEST).exists():
+    if (folder / plan.MANIFEST).exists():
         train, held_out = token_shards.open_folder(folder)
         return Prepared(tokenizer_lib.load(folder / "tokenizer"), train, held_out)
-    if (folder / shard_plan.PLAN).exists():
+    if (folder / plan.PLAN).exists():
         raise types.UserError(
             f"{folder} is not finished; start the same `jaxlab data tokenize` again"
         )
     files = {
-        path.stem: corpus.TokenFile.open(path) for path in sorted(folder.glob("*.npy"))
+        path.stem: domains.TokenFile.open(path) for path in sorted(folder.glob("*.npy"))
     }
     if not files:
         raise types.UserError(
@@ -139,11 +140,11 @@ def _prepare(folder: pathlib.Path, made_from: Mapping) -> None:
         tokenizer = tokenizer_lib.load(made_from["tokenizer"])
     else:
         texts = itertools.chain.from_iterable(
-            corpus.training_texts(source, **split) for source in sources
+            domains.training_texts(source, **split) for source in sources
         )
         tokenizer = tokenizer_lib.train_sentencepiece(texts, made_from["vocab_size"])
     for source in sources:
-        corpus.prepare(source, tokenizer, folder, **split, parts=parts)
+        domains.prepare(source, tokenizer, folder, **split, parts=parts)
 
 
 def _written(source: str, folder: pathlib.Path, made_from: Mapping) -> pathlib.Path:
@@ -157,7 +158,7 @@ def _written(source: str, folder: pathlib.Path, made_from: Mapping) -> pathlib.P
 def _refuse_repeated(sources: Sequence[pathlib.Path]) -> None:
     seen: dict[str, pathlib.Path] = {}
     for source in sources:
-        for name in corpus.domain_names(source):
+        for name in domains.domain_names(source):
             if name in seen:
                 raise types.UserError(
                     f"domain {name!r} is in {seen[name]} and in {source}; rename one"
@@ -168,7 +169,7 @@ def _refuse_repeated(sources: Sequence[pathlib.Path]) -> None:
 def _write_embedded(folder: pathlib.Path, max_bytes: int | None) -> None:
     """Writes the embedded corpus as JSON lines, so that its sources can be read."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, documents in text.embedded(max_bytes).items():
+    for name, documents in embedded.embedded(max_bytes).items():
         if not documents:
             _log.warning("embedded domain %s has no text here; left out", name)
             continue

@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlab.core import types
-from jaxlab.data import mixture, pairs
-from jaxlab.data import tokenizer as tokenizer_lib
+from jaxlab.data.batches import mixture
+from jaxlab.data.examples import text_rows
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
 NOTHING = -1  # in place of a document, where a query has too few negatives
 
@@ -141,9 +142,9 @@ class Lists:
         """Of how many queries the first relevant document does not fit whole."""
         return self._encoded(_first_relevant(self.data)).truncated
 
-    def _encoded(self, chosen) -> pairs.TextRows:
+    def _encoded(self, chosen) -> text_rows.TextRows:
         queries, documents = zip(*chosen, strict=True)
-        return pairs.encode_pairs(
+        return text_rows.encode_pairs(
             self.tokenizer,
             [self.data.queries[x] for x in queries],
             [_text(self.data, x) for x in documents],
@@ -199,12 +200,12 @@ class Contrasts:
         drawn = draws(self.data, self.seed, first, first + self.rows, self.negatives)
         documents = [x for each in drawn for x in each.documents]
         drawn = drawn[rows]
-        asked = pairs.encode_texts(
+        asked = text_rows.encode_texts(
             self.tokenizer,
             [self.data.queries[each.query] for each in drawn],
             self.query_length,
         )
-        found = pairs.encode_texts(
+        found = text_rows.encode_texts(
             self.tokenizer,
             [_text(self.data, x) for each in drawn for x in each.documents],
             self.length,
@@ -223,7 +224,7 @@ class Contrasts:
     def truncated(self) -> int:
         """Of how many queries the first relevant document does not fit whole."""
         texts = [self.data.documents[x] for _, x in _first_relevant(self.data)]
-        return pairs.encode_texts(self.tokenizer, texts, self.length).truncated
+        return text_rows.encode_texts(self.tokenizer, texts, self.length).truncated
 
 
 def _check(data, batch_size) -> None:
@@ -245,7 +246,7 @@ def _text(data, document) -> str:
     return "" if document == NOTHING else data.documents[document]
 
 
-def _rows(encoded: pairs.TextRows, *shape: int) -> dict[str, np.ndarray]:
+def _rows(encoded: text_rows.TextRows, *shape: int) -> dict[str, np.ndarray]:
     names = ("tokens", "mask", "token_types")
     arrays = zip(names, encoded[:3], strict=True)
     return {name: x.reshape(*shape, x.shape[-1]) for name, x in arrays}

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from jaxlab.core import types
-from jaxlab.data import chat, documents
+from jaxlab.data.corpus import documents
+from jaxlab.data.examples import chat
 
 _SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "system": "system"}
 _EXPECTED = (

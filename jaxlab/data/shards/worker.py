@@ -18,12 +18,13 @@ from typing import Any
 
 from jaxlab.core import paths as paths_lib
 from jaxlab.core import report, types
-from jaxlab.data import corpus, shard_plan, token_files, token_writer
-from jaxlab.data import documents as documents_
-from jaxlab.data import tokenizer as tokenizer_
+from jaxlab.data.corpus import documents as documents_
+from jaxlab.data.corpus import domains, token_files, token_writer
+from jaxlab.data.shards import plan
+from jaxlab.data.tokenizers import tokenizer as tokenizer_
 
 
-def attempt(job: shard_plan.Job, shard: shard_plan.Shard) -> None:
+def attempt(job: plan.Job, shard: plan.Shard) -> None:
     """Writes a shard, or else what is wrong with its text, for whoever began the work.
 
     Every engine calls this, in this process or on another machine; what came of it is
@@ -32,12 +33,12 @@ def attempt(job: shard_plan.Job, shard: shard_plan.Shard) -> None:
     try:
         write(job, shard)
     except types.UserError as error:
-        place = paths_lib.path(job.out) / f"{shard.prefix}{shard_plan.MISTAKE}"
+        place = paths_lib.path(job.out) / f"{shard.prefix}{plan.MISTAKE}"
         paths_lib.make_folder(place.parent)
         paths_lib.write_text(place, str(error))
 
 
-def write(job: shard_plan.Job, shard: shard_plan.Shard) -> None:
+def write(job: plan.Job, shard: plan.Shard) -> None:
     """Tokenizes the files of a shard.
 
     Raises:
@@ -46,7 +47,7 @@ def write(job: shard_plan.Job, shard: shard_plan.Shard) -> None:
     tokenizer = _tokenizer(job.out, job.tokenizer)
     with _staging(job) as folder:
         record = _written(job, shard, tokenizer, folder)
-        last = f"{shard.prefix}{shard_plan.RECORD}"
+        last = f"{shard.prefix}{plan.RECORD}"
         report.write_json(folder / last, record)
         for name in (*record["files"], last):
             _publish(folder / name, paths_lib.path(job.out) / name)
@@ -56,7 +57,7 @@ def _written(job, shard, tokenizer, folder) -> dict[str, Any]:
     """Writes the shard's files into a folder; returns its record."""
     sides = {"train": shard.prefix}
     if job.held_out_fraction:
-        sides["held_out"] = f"{shard.domain}{shard_plan.HELD_OUT}/{shard.name}"
+        sides["held_out"] = f"{shard.domain}{plan.HELD_OUT}/{shard.name}"
     sources: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
         writers = {}
@@ -87,7 +88,7 @@ def _add(writers, batch, ids, job) -> None:
         return
     pairs = {"train": ([], []), "held_out": ([], [])}
     for document, own in zip(batch, ids, strict=True):
-        share = corpus.hash_share(document.text, job.seed)
+        share = domains.hash_share(document.text, job.seed)
         side = pairs["held_out" if share < job.held_out_fraction else "train"]
         side[0].append(document)
         side[1].append(own)
@@ -156,13 +157,13 @@ def _local(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def _staging(job: shard_plan.Job) -> Iterator[pathlib.Path]:
+def _staging(job: plan.Job) -> Iterator[pathlib.Path]:
     """A folder on OUT's own disk, where files can be renamed into OUT; else local."""
     if paths_lib.is_remote(job.out):
         with tempfile.TemporaryDirectory(prefix="jaxlab-") as folder:
             yield pathlib.Path(folder)
         return
-    folder = pathlib.Path(job.out, shard_plan.STAGING, uuid.uuid4().hex)
+    folder = pathlib.Path(job.out, plan.STAGING, uuid.uuid4().hex)
     folder.mkdir(parents=True)
     try:
         yield folder

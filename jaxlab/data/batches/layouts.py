@@ -9,7 +9,8 @@ import itertools
 import numpy as np
 
 from jaxlab.core import types
-from jaxlab.data import packing, token_files
+from jaxlab.data.batches import packing
+from jaxlab.data.corpus import token_files
 
 
 class Chunks:

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlab.core import types
-from jaxlab.data import mixture
-from jaxlab.data import tokenizer as tokenizer_lib
+from jaxlab.data.batches import mixture
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
 SEPARATOR = "\n"  # stands in no text of either layout: both are read by lines
 SPLITS = ("train", "dev", "test")

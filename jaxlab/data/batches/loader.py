@@ -31,8 +31,9 @@ from typing import Any
 import numpy as np
 
 from jaxlab.core import types
-from jaxlab.data import held_out, layouts, token_files
-from jaxlab.data import mixture as mixture_
+from jaxlab.data.batches import held_out, layouts
+from jaxlab.data.batches import mixture as mixture_
+from jaxlab.data.corpus import token_files
 
 LAYOUTS = ("chunks", "packed")
 

@@ -7,7 +7,7 @@ Special tokens and token types are those of the tokenizer.json's post-processor;
 truncation and padding are not followed. What is cut is counted.
 
 *Deviation* from transformers: a special token that is spelled out in a text is ordinary
-characters, as everywhere in `data/tokenizer.py`: no document can end itself.
+characters, as everywhere in `data/tokenizers/tokenizer.py`: no document can end itself.
 """
 
 import re
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlab.core import types
-from jaxlab.data import tokenizer as tokenizer_lib
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
 CUTS = ("second", "longest")
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which UTF-8 lacks

@@ -22,8 +22,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxlab.core import paths, types
-from jaxlab.data import corpus
-from jaxlab.data import documents as documents_
+from jaxlab.data.corpus import documents as documents_
+from jaxlab.data.corpus import domains as domains_lib
 
 PLAN, MANIFEST, STAGING = "plan.json", "manifest.json", ".staging"
 RECORD, MISTAKE = ".record.json", ".mistake.txt"
@@ -153,7 +153,7 @@ def records(
 def _files(source: str) -> tuple[pathlib.Path, dict[str, list[tuple[str, int]]]]:
     """The folder that names start from; by domain, name and bytes of each file."""
     root, names = paths.absolute(source), documents_.listing(source)
-    domains = corpus.domains_of(source)
+    domains = domains_lib.domains_of(source)
     if [*names] == [root.name] and root.is_file():
         root = root.parent
     found = {}

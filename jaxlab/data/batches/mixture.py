@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlab.core import types
-from jaxlab.data import token_files
+from jaxlab.data.corpus import token_files
 
 _CYCLE = 100_000  # weights are exact to five decimals
 

@@ -16,8 +16,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from jaxlab.data import documents as documents_
-from jaxlab.data import tokenizer as tokenizer_
+from jaxlab.data.corpus import documents as documents_
+from jaxlab.data.tokenizers import tokenizer as tokenizer_
 
 log = logging.getLogger(__name__)
 

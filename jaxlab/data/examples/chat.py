@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlab.core import types
-from jaxlab.data import tokenizer as tokenizer_lib
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
 ROLES = ("system", "user", "assistant")
 _AT_ONCE = 1000  # conversations that are lists of Python integers at one time

@@ -6,8 +6,8 @@ are a function of (seed, step), no index file has to survive for that.
 
 from collections.abc import Callable
 
-from jaxlab.data import loader as loader_
-from jaxlab.data import tokenizer as tokenizer_
+from jaxlab.data.batches import loader as loader_
+from jaxlab.data.tokenizers import tokenizer as tokenizer_
 
 
 def print_order(

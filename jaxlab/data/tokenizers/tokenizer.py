@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from jaxlab.core import types
-from jaxlab.data import sentence_pieces, special_tokens
+from jaxlab.data.tokenizers import sentence_pieces, special_tokens
 
 train_sentencepiece = sentence_pieces.train
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxlab.core import types
-from jaxlab.data import packing, token_files
+from jaxlab.data.batches import packing
+from jaxlab.data.corpus import token_files
 
 
 def eval_batches(

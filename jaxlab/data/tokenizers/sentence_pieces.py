@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxlab.core import types
-from jaxlab.data import special_tokens
+from jaxlab.data.tokenizers import special_tokens
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
 

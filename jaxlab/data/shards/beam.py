@@ -13,12 +13,13 @@ import os
 from collections.abc import Sequence
 
 from jaxlab.core import types
-from jaxlab.data import shard_plan, shard_writer, sharded
+from jaxlab.data.shards import plan, worker
+from jaxlab.data.shards import run as run_lib
 
 _QUIET = "--default_sdk_harness_log_level=WARNING"  # local workers tell every step
 
 
-def engine(runner: str, options: Sequence[str] = ()) -> sharded.Engine:
+def engine(runner: str, options: Sequence[str] = ()) -> run_lib.Engine:
     """The engine of a runner.
 
     Args:
@@ -42,7 +43,7 @@ def engine(runner: str, options: Sequence[str] = ()) -> sharded.Engine:
         reason = " ".join(str(error).split())
         raise types.UserError(f"Beam does not take this: {reason}") from None
 
-    def run(job: shard_plan.Job, shards: Sequence[shard_plan.Shard]) -> None:
+    def run(job: plan.Job, shards: Sequence[plan.Shard]) -> None:
         if not shards:
             return
         elements = [tuple(shard) for shard in shards]  # else Beam looks for a schema
@@ -57,7 +58,7 @@ def engine(runner: str, options: Sequence[str] = ()) -> sharded.Engine:
     return run
 
 
-def _attempt(element: tuple, job: shard_plan.Job) -> None:
+def _attempt(element: tuple, job: plan.Job) -> None:
     # Runners keep each core busy with a worker; the tokenizer's threads would be more.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    shard_writer.attempt(job, shard_plan.Shard(*element))
+    worker.attempt(job, plan.Shard(*element))

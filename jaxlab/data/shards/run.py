@@ -29,13 +29,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxlab.core import paths, report, types
-from jaxlab.data import documents as documents_
-from jaxlab.data import shard_plan, shard_writer
-from jaxlab.data import tokenizer as tokenizer_
+from jaxlab.data.corpus import documents as documents_
+from jaxlab.data.shards import plan, worker
+from jaxlab.data.tokenizers import tokenizer as tokenizer_
 
 _SHOWN_SECONDS = 10.0  # between lines of progress
 
-Engine = Callable[[shard_plan.Job, Sequence[shard_plan.Shard]], None]
+Engine = Callable[[plan.Job, Sequence[plan.Shard]], None]
 
 
 def tokenize(
@@ -45,7 +45,7 @@ def tokenize(
     *,
     held_out_fraction: float = 0.0,
     seed: int = 0,
-    shard_bytes: int = shard_plan.SHARD_BYTES,
+    shard_bytes: int = plan.SHARD_BYTES,
     engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Tokenizes a corpus, or finishes one that was begun.
@@ -73,28 +73,28 @@ def tokenize(
     paths.make_folder(out)
     with _alone(out):
         fingerprint = tokenizer.fingerprint
-        job = shard_plan.Job("", out, held_out_fraction, seed, fingerprint)
-        job, shards = shard_plan.make(source, job, shard_bytes)
+        job = plan.Job("", out, held_out_fraction, seed, fingerprint)
+        job, shards = plan.make(source, job, shard_bytes)
         names = documents_.listing(out)
         _clean(out, names)
         _save_tokenizer(tokenizer, out)
-        whole = shard_plan.records(job, shards, names)
+        whole = plan.records(job, shards, names)
         missing = [shard for shard in shards if shard.prefix not in whole]
         with _progress(job, shards, missing):
             (engine or in_process)(job, missing)
         return _finish(job, shards)
 
 
-def in_process(job: shard_plan.Job, shards: Sequence[shard_plan.Shard]) -> None:
+def in_process(job: plan.Job, shards: Sequence[plan.Shard]) -> None:
     """One shard after the other, here."""
     for shard in shards:
-        shard_writer.attempt(job, shard)
+        worker.attempt(job, shard)
 
 
 def in_processes(workers: int) -> Engine:
     """So many shards at a time, each in a process of its own on one core."""
 
-    def run(job: shard_plan.Job, shards: Sequence[shard_plan.Shard]) -> None:
+    def run(job: plan.Job, shards: Sequence[plan.Shard]) -> None:
         if not shards:
             return
         pool = concurrent.futures.ProcessPoolExecutor(
@@ -104,7 +104,7 @@ def in_processes(workers: int) -> Engine:
         )
         largest_first = sorted(shards, key=lambda shard: -shard.size_bytes)
         try:
-            work = functools.partial(shard_writer.attempt, job)
+            work = functools.partial(worker.attempt, job)
             for future in [pool.submit(work, shard) for shard in largest_first]:
                 future.result()
         except concurrent.futures.process.BrokenProcessPool:
@@ -137,11 +137,10 @@ def verify(folder: str) -> int:
         UserError: not finished; a file is missing or another one.
     """
     place = paths.path(folder)
-    text = paths.read_text(place / shard_plan.MANIFEST)
+    text = paths.read_text(place / plan.MANIFEST)
     if text is None:
         raise types.UserError(
-            f"{folder} has no {shard_plan.MANIFEST}; finish it with `jaxlab data "
-            "tokenize`"
+            f"{folder} has no {plan.MANIFEST}; finish it with `jaxlab data tokenize`"
         )
     files = {
         name: entry
@@ -157,17 +156,17 @@ def verify(folder: str) -> int:
         if found != entry["sha256"]:
             raise types.UserError(
                 f"{folder}/{name} is {'damaged' if found else 'missing'}; remove it "
-                f"and {shard_plan.MANIFEST}, and start `jaxlab data tokenize` again"
+                f"and {plan.MANIFEST}, and start `jaxlab data tokenize` again"
             )
     return len(files)
 
 
-def _finish(job: shard_plan.Job, shards: Sequence[shard_plan.Shard]) -> dict[str, Any]:
+def _finish(job: plan.Job, shards: Sequence[plan.Shard]) -> dict[str, Any]:
     """Writes the manifest, or says what is wrong with the shards that are missing."""
-    found = shard_plan.records(job, shards)
+    found = plan.records(job, shards)
     missing = [shard for shard in shards if shard.prefix not in found]
     if missing:
-        place = paths.path(job.out) / f"{missing[0].prefix}{shard_plan.MISTAKE}"
+        place = paths.path(job.out) / f"{missing[0].prefix}{plan.MISTAKE}"
         why = paths.read_text(place) or f"{missing[0].prefix} was not written"
         others = f" ({len(missing)} of {len(shards)} shards are not written; then "
         raise types.UserError(f"{why}{others}start the same command again)")
@@ -195,7 +194,7 @@ def _finish(job: shard_plan.Job, shards: Sequence[shard_plan.Shard]) -> dict[str
         "shards": [found[shard.prefix] for shard in shards],
         "tokenizer": job.tokenizer,
     }
-    report.write_json(paths.path(job.out) / shard_plan.MANIFEST, manifest)
+    report.write_json(paths.path(job.out) / plan.MANIFEST, manifest)
     return manifest
 
 
@@ -220,9 +219,9 @@ def _alone(out: str) -> Iterator[None]:
 
 def _clean(out: str, names: Mapping[str, int]) -> None:
     """Removes what a run that was killed, or that found a mistake, left behind."""
-    shutil.rmtree(pathlib.Path(out, shard_plan.STAGING), ignore_errors=True)
+    shutil.rmtree(pathlib.Path(out, plan.STAGING), ignore_errors=True)
     for name in names:
-        if shard_plan.MISTAKE in name:
+        if plan.MISTAKE in name:
             (paths.path(out) / name).unlink()
 
 
@@ -234,9 +233,9 @@ def _save_tokenizer(tokenizer: tokenizer_.Tokenizer, out: str) -> None:
 
 @contextlib.contextmanager
 def _progress(
-    job: shard_plan.Job,
-    shards: Sequence[shard_plan.Shard],
-    missing: Sequence[shard_plan.Shard],
+    job: plan.Job,
+    shards: Sequence[plan.Shard],
+    missing: Sequence[plan.Shard],
 ) -> Iterator[None]:
     """Shows, for any engine, how many shards have their record, and when all will."""
     done, stop, started = (
@@ -246,7 +245,7 @@ def _progress(
     )
     if done:
         report.line(f"{done} of {len(shards)} shards are written already")
-    sizes = {s.prefix + shard_plan.RECORD: s.size_bytes for s in missing}
+    sizes = {s.prefix + plan.RECORD: s.size_bytes for s in missing}
 
     def show() -> None:
         while not stop.wait(_SHOWN_SECONDS):
@@ -271,4 +270,4 @@ def _progress(
         stop.set()
         thread.join()
         if not paths.is_remote(job.out):
-            shutil.rmtree(pathlib.Path(job.out, shard_plan.STAGING), ignore_errors=True)
+            shutil.rmtree(pathlib.Path(job.out, plan.STAGING), ignore_errors=True)

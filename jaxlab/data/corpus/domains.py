@@ -14,9 +14,9 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
 from jaxlab.core import paths, types
-from jaxlab.data import documents as documents_
-from jaxlab.data import token_files, token_writer
-from jaxlab.data import tokenizer as tokenizer_
+from jaxlab.data.corpus import documents as documents_
+from jaxlab.data.corpus import token_files, token_writer
+from jaxlab.data.tokenizers import tokenizer as tokenizer_
 
 Document = documents_.Document
 read_documents = documents_.read_documents

@@ -27,7 +27,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from jaxlab.data import documents as documents_
+from jaxlab.data.corpus import documents as documents_
 
 log = logging.getLogger(__name__)
 

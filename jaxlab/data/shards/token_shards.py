@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from jaxlab.core import types
-from jaxlab.data import shard_plan, token_files
+from jaxlab.data.corpus import token_files
+from jaxlab.data.shards import plan
 
 _OPEN = 64  # shards: a mapped file costs address space, its documents' names memory
 
@@ -165,7 +166,7 @@ def open_folder(
     Raises:
         UserError: a shard is missing or truncated.
     """
-    path = folder / shard_plan.MANIFEST
+    path = folder / plan.MANIFEST
     try:
         manifest = json.loads(path.read_text("utf-8"))
     except json.JSONDecodeError:
@@ -174,7 +175,7 @@ def open_folder(
         ) from None
     sides: tuple[dict, dict] = {}, {}
     for side, key, suffix in zip(
-        sides, ("train", "held_out"), ("", shard_plan.HELD_OUT), strict=True
+        sides, ("train", "held_out"), ("", plan.HELD_OUT), strict=True
     ):
         for domain, totals in manifest["domains"].items():
             records = [r for r in manifest["shards"] if r["domain"] == domain]
@@ -196,7 +197,7 @@ def _check_sizes(
         size = record["files"][file.relative_to(folder).as_posix()]["bytes"]
         if not file.is_file() or file.stat().st_size != size:
             raise types.UserError(
-                f"{file} is missing or truncated; remove {shard_plan.MANIFEST} beside "
+                f"{file} is missing or truncated; remove {plan.MANIFEST} beside "
                 "it and start `jaxlab data tokenize` again"
             )
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from jaxlab.core import types
-from jaxlab.data import chat, mixture, packing
+from jaxlab.data.batches import mixture, packing
+from jaxlab.data.examples import chat
 
 
 class Rows:

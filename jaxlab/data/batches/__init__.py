@@ -1,0 +1,1 @@
+"""Rows of token files: mixtures, packing, the loader, held-out windows."""

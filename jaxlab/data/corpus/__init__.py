@@ -1,0 +1,1 @@
+"""From text to token files: documents in, domains with held-out sets out."""

@@ -1,0 +1,1 @@
+"""Conversations, pairs, ranked lists and labelled texts, as rows."""
