@@ -22,8 +22,13 @@ from hypothesis import strategies as st
 
 from jaxlab import merge
 from jaxlab.core import checkpoint, errors, safetensors
-from jaxlab.merge import geometry, sparse, sparse_random
-from jaxlab.merge.files import digests, host, methods, orbax_folder, passes
+from jaxlab.merge.files.passes import blocks
+from jaxlab.merge.files.passes import run as run_lib
+from jaxlab.merge.files.read import digests
+from jaxlab.merge.files.recipe import methods
+from jaxlab.merge.files.write import orbax_folder
+from jaxlab.merge.sparse import at_random, by_size
+from jaxlab.merge.spheres import merges
 
 ROOT = pathlib.Path(__file__).parents[1]
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -86,23 +91,23 @@ IN_MEMORY = {
     "task_arithmetic": lambda base, tuned: merge.apply_task_vectors(
         base, [merge.task_vector(tree, base) for tree in tuned], [3, 1, -1], lam=0.5
     ),
-    "nuslerp": lambda base, tuned: geometry.nuslerp(*tuned[:2], [3, 1], base=base),
-    "multislerp": lambda base, tuned: geometry.multislerp(tuned, [3, 1, -1], base=base),
-    "karcher": lambda base, tuned: geometry.karcher(tuned, [3, 1, 1]),
-    "model_stock": lambda base, tuned: geometry.model_stock(base, tuned),
-    "ties": lambda base, tuned: sparse.ties(
+    "nuslerp": lambda base, tuned: merges.nuslerp(*tuned[:2], [3, 1], base=base),
+    "multislerp": lambda base, tuned: merges.multislerp(tuned, [3, 1, -1], base=base),
+    "karcher": lambda base, tuned: merges.karcher(tuned, [3, 1, 1]),
+    "model_stock": lambda base, tuned: merges.model_stock(base, tuned),
+    "ties": lambda base, tuned: by_size.ties(
         base, tuned, [3, 1, -1], [0.3, 0.5, 1], lam=0.5
     ),
-    "breadcrumbs": lambda base, tuned: sparse.breadcrumbs(
+    "breadcrumbs": lambda base, tuned: by_size.breadcrumbs(
         base, tuned, [3, 1, 1], 0.5, 0.1, rescale="l1"
     ),
-    "breadcrumbs_ties": lambda base, tuned: sparse.breadcrumbs(
+    "breadcrumbs_ties": lambda base, tuned: by_size.breadcrumbs(
         base, tuned, [3, 1, 1], 0.5, 0.1, consensus=True, normalize=True, rescale=None
     ),
-    "dare_linear": lambda base, tuned: sparse_random.dare(
+    "dare_linear": lambda base, tuned: at_random.dare(
         base, tuned, [3, 1, 1], [0.3, 0.5, 1], key=jax.random.key(7)
     ),
-    "dare_ties": lambda base, tuned: sparse_random.dare(
+    "dare_ties": lambda base, tuned: at_random.dare(
         base,
         tuned,
         [3, 1, 1],
@@ -111,10 +116,10 @@ IN_MEMORY = {
         consensus=True,
         rescale="expectation",
     ),
-    "della": lambda base, tuned: sparse_random.della(
+    "della": lambda base, tuned: at_random.della(
         base, tuned, [3, 1, 1], 0.5, 0.2, key=jax.random.key(7)
     ),
-    "sce": lambda base, tuned: sparse.sce(base, tuned, select_topk=0.4),
+    "sce": lambda base, tuned: by_size.sce(base, tuned, select_topk=0.4),
 }
 ARGUMENTS = {
     "linear": {"weights": [3, 1, -1]},
@@ -174,7 +179,7 @@ def test_slerp_is_that_of_memory_and_exact_at_its_ends(folders, tmp_path, t):
         [folders[2]], tmp_path / "out", "slerp", base=folders[0], t=t, chunk_bytes=4096
     )
     found = floats(safetensors.read_folder(tmp_path / "out"))
-    assert_close(found, geometry.slerp(a, b, t))
+    assert_close(found, merges.slerp(a, b, t))
     if t in (0, 1):
         for name, value in (a, b)[int(t)].items():
             np.testing.assert_array_equal(found[name], value)
@@ -188,14 +193,14 @@ def test_slices_with_coefficients_of_their_own_stream_too(folders, tmp_path, alo
         nuslerp_flatten=False, nuslerp_row_wise=along == "column", chunk_bytes=4096,
     )  # fmt: skip
     found = floats(safetensors.read_folder(tmp_path / "out"))
-    assert_close(found, geometry.nuslerp(a, b, [1, 3], base=base, along=along), 2**-20)
+    assert_close(found, merges.nuslerp(a, b, [1, 3], base=base, along=along), 2**-20)
     if along == "row":
         merge.merge_files(
             folders[1:], tmp_path / "stock", "model_stock", base=folders[0],
             filter_wise=True, chunk_bytes=4096,
         )  # fmt: skip
         found = floats(safetensors.read_folder(tmp_path / "stock"))
-        expected = geometry.model_stock(base, [a, b, c], filter_wise=True)
+        expected = merges.model_stock(base, [a, b, c], filter_wise=True)
         assert_close(found, expected, 2**-20)
 
 
@@ -580,8 +585,8 @@ def test_runs_are_merged_to_a_run(runs, tmp_path, method):
     )  # fmt: skip
     base, *tuned = [checkpoint.load_params(path) for path in runs]
     if is_based:
-        expected = geometry.model_stock(base, tuned)
-        one = functools.partial(geometry.model_stock)
+        expected = merges.model_stock(base, tuned)
+        one = functools.partial(merges.model_stock)
         by_layer = jax.vmap(lambda b, x, y: one(b, [x, y]))
         expected["blocks"] = by_layer(*(tree["blocks"] for tree in (base, *tuned)))
     else:
@@ -694,4 +699,4 @@ def test_checkpoints_of_other_projects_keep_their_structure(tmp_path, method):
 
 def test_a_block_is_what_the_threads_hold():
     """Six buffers for each of two threads fit in sixteen chunks of the default."""
-    assert passes.THREADS * host.BUFFERS * host.BLOCK_BYTES <= 16 * (4 << 20)
+    assert run_lib.THREADS * blocks.BUFFERS * blocks.BLOCK_BYTES <= 16 * (4 << 20)

@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxlab.merge import geometry
+from jaxlab.merge.spheres import merges
 
 FEW = hypothesis.settings(max_examples=15, deadline=None)
 OURS = pathlib.Path(__file__).parent / "values" / "merge"
@@ -33,23 +33,23 @@ def merged(case, trees):
     params = case["params"]
     match case["method"]:
         case "slerp":
-            return geometry.slerp(base, others[0], params["t"])
+            return merges.slerp(base, others[0], params["t"])
         case "nuslerp":
             row = params.get("nuslerp_row_wise", False)
             along = {True: "leaf", False: "column" if row else "row"}[
                 params.get("nuslerp_flatten", True)
             ]
             weights = params["weight"]
-            return geometry.nuslerp(*others, weights, base=base, along=along)
+            return merges.nuslerp(*others, weights, base=base, along=along)
         case "multislerp":
             normalize = params.get("normalize_weights", True)
-            return geometry.multislerp(
+            return merges.multislerp(
                 others, params["weight"], base=base, normalize=normalize
             )
         case "karcher":
-            return geometry.karcher(others, **params)
+            return merges.karcher(others, **params)
         case "model_stock":
-            return geometry.model_stock(base, others, **params)
+            return merges.model_stock(base, others, **params)
 
 
 def assert_reproduced(case, trees, expected):
@@ -121,26 +121,26 @@ def test_the_reference_vectors_are_reproduced():
 
 def test_slerp_turns_by_the_share_of_the_angle_asked_for():
     a, b = {"w": jnp.array([2.0, 0.0])}, {"w": jnp.array([0.0, 2.0])}
-    third = geometry.slerp(a, b, 1 / 3)["w"]
+    third = merges.slerp(a, b, 1 / 3)["w"]
     np.testing.assert_allclose(third, [2 * np.cos(np.pi / 6), 1.0], atol=1e-6)
 
 
 @FEW
 @hypothesis.given(x=matrices, y=matrices)
 def test_slerp_hits_its_ends_bit_for_bit(x, y):
-    assert np.asarray(geometry.slerp(x, y, 0)).tobytes() == x.tobytes()
-    assert np.asarray(geometry.slerp(x, y, 1.0)).tobytes() == y.tobytes()
-    assert np.asarray(geometry.slerp(x, x, 0.3)).tobytes() == x.tobytes()
+    assert np.asarray(merges.slerp(x, y, 0)).tobytes() == x.tobytes()
+    assert np.asarray(merges.slerp(x, y, 1.0)).tobytes() == y.tobytes()
+    assert np.asarray(merges.slerp(x, x, 0.3)).tobytes() == x.tobytes()
 
 
 @FEW
 @hypothesis.given(x=matrices, w=hnp.arrays(np.float32, 3, elements=st.floats(0.25, 4)))
 def test_merging_identical_trees_gives_that_tree(x, w):
     bound = {"rtol": 0, "atol": 2e-6 * np.abs(x).max()}
-    np.testing.assert_allclose(geometry.karcher([x, x, x], w), x, **bound)
-    np.testing.assert_allclose(geometry.multislerp([x, x, x], w), x, **bound)
-    np.testing.assert_allclose(geometry.nuslerp(x, x, w[:2]), x, **bound)
-    np.testing.assert_allclose(geometry.model_stock(x, [x, x, x]), x, **bound)
+    np.testing.assert_allclose(merges.karcher([x, x, x], w), x, **bound)
+    np.testing.assert_allclose(merges.multislerp([x, x, x], w), x, **bound)
+    np.testing.assert_allclose(merges.nuslerp(x, x, w[:2]), x, **bound)
+    np.testing.assert_allclose(merges.model_stock(x, [x, x, x]), x, **bound)
 
 
 @FEW
@@ -151,13 +151,13 @@ def test_the_order_of_the_models_does_not_matter(x, y, z):
     w = [0.5, 0.3, 0.2]
     bound = {"rtol": 0, "atol": 1e-4 * np.abs([x, y, z]).max()}
     one, other = (
-        geometry.karcher([x, y, z], w),
-        geometry.karcher([z, x, y], [0.2, *w[:2]]),
+        merges.karcher([x, y, z], w),
+        merges.karcher([z, x, y], [0.2, *w[:2]]),
     )
     np.testing.assert_allclose(one, other, **bound)
     np.testing.assert_allclose(
-        geometry.model_stock(x * 0.5, [x, y, z]),
-        geometry.model_stock(x * 0.5, [z, x, y]),
+        merges.model_stock(x * 0.5, [x, y, z]),
+        merges.model_stock(x * 0.5, [z, x, y]),
         **bound,
     )
 
@@ -166,7 +166,7 @@ def test_the_karcher_mean_is_where_the_weighted_tangents_cancel():
     vectors = np.random.default_rng(0).normal(size=(3, 40)).astype(np.float32)
     vectors += 1.5
     w = np.array([0.5, 0.3, 0.2])
-    mean = np.asarray(geometry.karcher(list(vectors), w, max_iter=60, tol=1e-7), float)
+    mean = np.asarray(merges.karcher(list(vectors), w, max_iter=60, tol=1e-7), float)
     norms = np.linalg.norm(vectors, axis=1)
     np.testing.assert_allclose(np.linalg.norm(mean), w @ norms, rtol=1e-5)
     m, units = mean / np.linalg.norm(mean), vectors / norms[:, None]
@@ -181,10 +181,10 @@ def test_derivatives_in_the_weights_are_those_of_finite_differences(weights):
     trees = list(np.random.default_rng(1).normal(size=(3, 5, 4)).astype(np.float32))
     target = jnp.asarray(trees[0] * 0.3 + 1)
     for f in (
-        lambda w: geometry.karcher(trees, w),
-        lambda w: geometry.multislerp(trees, w),
-        lambda w: geometry.nuslerp(*trees[:2], w[:2]),
-        lambda w: geometry.slerp(*trees[:2], w[0]),
+        lambda w: merges.karcher(trees, w),
+        lambda w: merges.multislerp(trees, w),
+        lambda w: merges.nuslerp(*trees[:2], w[:2]),
+        lambda w: merges.slerp(*trees[:2], w[0]),
     ):
         loss = jax.jit(lambda w, f=f: jnp.sum((f(w) - target) ** 2))
         slope = jax.grad(loss)(jnp.array(weights))
@@ -198,10 +198,10 @@ def test_gradients_are_finite_for_identical_opposite_and_zero_trees():
     x = jnp.arange(1.0, 5.0)
     for pair in ([x, x], [x, -x], [x, 0 * x], [0 * x, 0 * x]):
         for f in (
-            lambda t, p=pair: geometry.slerp(*p, t),
-            lambda t, p=pair: geometry.nuslerp(*p, jnp.stack([1 - t, t])),
-            lambda t, p=pair: geometry.karcher(p, jnp.stack([1 - t, t])),
-            lambda t, p=pair: geometry.multislerp(p, jnp.stack([1 - t, t])),
+            lambda t, p=pair: merges.slerp(*p, t),
+            lambda t, p=pair: merges.nuslerp(*p, jnp.stack([1 - t, t])),
+            lambda t, p=pair: merges.karcher(p, jnp.stack([1 - t, t])),
+            lambda t, p=pair: merges.multislerp(p, jnp.stack([1 - t, t])),
         ):
             value, slope = jax.jvp(f, (0.3,), (1.0,))
             assert jnp.isfinite(value).all()
@@ -211,9 +211,9 @@ def test_gradients_are_finite_for_identical_opposite_and_zero_trees():
 def test_one_program_serves_all_weights_and_vmap_gives_many():
     trees = list(np.random.default_rng(2).normal(size=(3, 6)).astype(np.float32))
     rows = jnp.array([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])
-    many = jax.vmap(lambda w: geometry.karcher(trees, w))(rows)
+    many = jax.vmap(lambda w: merges.karcher(trees, w))(rows)
     for row, one in zip(rows, many, strict=True):
-        np.testing.assert_allclose(geometry.karcher(trees, row), one, atol=1e-6)
+        np.testing.assert_allclose(merges.karcher(trees, row), one, atol=1e-6)
 
 
 def test_sharded_leaves_stay_sharded_and_are_never_gathered():
@@ -225,12 +225,12 @@ def test_sharded_leaves_stay_sharded_and_are_never_gathered():
     trees = [{"w": jax.device_put(x, sharding)} for x in host]
     alone = [{"w": x} for x in host]
     for f in (
-        lambda t, w: geometry.slerp(t[0], t[1], w[0]),
-        lambda t, w: geometry.karcher(t, w),
-        lambda t, w: geometry.multislerp(t, w),
-        lambda t, w: geometry.nuslerp(t[0], t[1], w[:2], along="row"),
-        lambda t, w: geometry.model_stock(t[0], t[1:]),
-        lambda t, w: geometry.model_stock(t[0], t[1:], filter_wise=True),
+        lambda t, w: merges.slerp(t[0], t[1], w[0]),
+        lambda t, w: merges.karcher(t, w),
+        lambda t, w: merges.multislerp(t, w),
+        lambda t, w: merges.nuslerp(t[0], t[1], w[:2], along="row"),
+        lambda t, w: merges.model_stock(t[0], t[1:]),
+        lambda t, w: merges.model_stock(t[0], t[1:], filter_wise=True),
     ):
         w = jnp.array([0.3, 0.5, 0.2])
         result = f(trees, w)["w"]
@@ -244,11 +244,11 @@ def test_sharded_leaves_stay_sharded_and_are_never_gathered():
 def test_a_donated_tree_is_overwritten_by_the_same_merge():
     host = np.random.default_rng(4).normal(size=(3, 64)).astype(np.float32)
     for f in (
-        lambda t, **o: geometry.slerp(*t[:2], 0.3, **o),
-        lambda t, **o: geometry.nuslerp(*t[:2], **o),
-        lambda t, **o: geometry.multislerp(t, **o),
-        lambda t, **o: geometry.karcher(t, **o),
-        lambda t, **o: geometry.model_stock(t[0], t[1:], **o),
+        lambda t, **o: merges.slerp(*t[:2], 0.3, **o),
+        lambda t, **o: merges.nuslerp(*t[:2], **o),
+        lambda t, **o: merges.multislerp(t, **o),
+        lambda t, **o: merges.karcher(t, **o),
+        lambda t, **o: merges.model_stock(t[0], t[1:], **o),
     ):
         kept, given = ([{"w": jnp.array(x)} for x in host] for _ in range(2))
         result = f(given, donate=True)["w"]
@@ -260,12 +260,12 @@ def test_a_donated_tree_is_overwritten_by_the_same_merge():
 def test_everything_wrong_is_said_at_once():
     a, b = {"w": np.ones(2, np.float32)}, {"w": np.ones(3, np.float32)}
     with pytest.raises(ValueError, match=r"(?s)float32\[2\].*float32\[3\].*t \[nan\]"):
-        geometry.slerp(a, b, float("nan"))
+        merges.slerp(a, b, float("nan"))
     with pytest.raises(ValueError, match="along 'diagonal'; use 'leaf'"):
-        geometry.nuslerp(a, a, along="diagonal")
+        merges.nuslerp(a, a, along="diagonal")
     with pytest.raises(ValueError, match="two trees are needed"):
-        geometry.karcher([a])
+        merges.karcher([a])
     with pytest.raises(ValueError, match="two finetuned trees"):
-        geometry.model_stock(a, [a])
+        merges.model_stock(a, [a])
     with pytest.raises(ValueError, match="sum to 0"):
-        geometry.multislerp([a, a], [1, -1])
+        merges.multislerp([a, a], [1, -1])

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from jaxlab.core import errors, safetensors
-from jaxlab.merge.files import methods, recipe, stream
+from jaxlab.merge.files import stream
+from jaxlab.merge.files.recipe import methods, recipe
 
 VALUES = pathlib.Path(__file__).parent / "values" / "merge"
 BF16 = np.dtype(ml_dtypes.bfloat16)

@@ -19,7 +19,13 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxlab import merge
-from jaxlab.merge import counting, cuts, noise, selection, sparse_random
+from jaxlab.merge.sparse import (
+    at_random,
+    random_bits,
+    select_on_device,
+    select_on_host,
+    thresholds,
+)
 
 FEW = hypothesis.settings(max_examples=10, deadline=None)
 floats = hnp.arrays(np.float32, (3, 4), elements=st.floats(-1e6, 1e6, width=32))
@@ -238,33 +244,33 @@ def test_cuts_are_those_of_a_sort(size, kind, seed, data):
         tuned[-1], tuned[-2:-1] = np.nan, np.inf
     split_at = data.draw(st.integers(0, size))
     parts = [(base[:split_at], tuned[:split_at]), (base[split_at:], tuned[split_at:])]
-    patterns = selection.bits(base, tuned)
+    patterns = select_on_host.bits(base, tuned)
     ranks = [1, size, size // 2 + 1]
     inside = np.sort(patterns)[::-1]
     wanted = [
         (int(inside[r - 1]), r - int((inside > inside[r - 1]).sum())) for r in ranks
     ]
-    assert selection.cuts(parts, ranks) == wanted
+    assert select_on_host.cuts(parts, ranks) == wanted
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "CHUNK", 16)
-        patch.setattr(selection, "SAMPLE", 8)  # brackets that miss
-        assert selection.cuts(parts, ranks) == wanted
-        by_digit = selection._cuts_by_digit(parts, ranks, selection.DIGITS[4])
+        patch.setattr(select_on_host, "CHUNK", 16)
+        patch.setattr(select_on_host, "SAMPLE", 8)  # brackets that miss
+        assert select_on_host.cuts(parts, ranks) == wanted
+        by_digit = select_on_host._cuts_by_digit(parts, ranks, select_on_host.DIGITS[4])
         assert [by_digit[r] for r in ranks] == wanted
     for devices in (1, 8):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(jax, "device_count", lambda devices=devices: devices)
-            found = jax.jit(lambda p, r: counting.largest([p], r))(
-                jnp.asarray(patterns), counting.words(ranks[2])
+            found = jax.jit(lambda p, r: select_on_device.largest([p], r))(
+                jnp.asarray(patterns), select_on_device.words(ranks[2])
             )
         assert int(found) == wanted[2][0]
 
 
 def test_ranks_are_exact_integers_of_the_density():
-    assert cuts.ranks_of(np.float32([0.7, 0.3, 0.01, 0, 1]), 10).tolist() == [
+    assert thresholds.ranks_of(np.float32([0.7, 0.3, 0.01, 0, 1]), 10).tolist() == [
         7, 3, 1, 0, 11,
     ]  # fmt: skip
-    assert cuts.ranks_between(np.array([0.6]), np.array([0.7]), 10).tolist() == [
+    assert thresholds.ranks_between(np.array([0.6]), np.array([0.7]), 10).tolist() == [
         [10],
         [5],
     ]
@@ -354,8 +360,8 @@ def test_ranks_in_rows_are_those_of_a_stable_sort():
     for shape in ((), (5,), (3, 7), (2, 5, 3), (4, 1), (0, 3), (3, 0)):
         base, tuned = generator.integers(0, 4, (2, *shape)).astype(np.float32)
         base, tuned = np.reshape(base, shape), np.reshape(tuned, shape)
-        found = selection.row_ranks(base, tuned)
-        under_jit = jax.jit(sparse_random.row_ranks)(jnp.asarray(tuned - base))
+        found = select_on_host.row_ranks(base, tuned)
+        under_jit = jax.jit(at_random.row_ranks)(jnp.asarray(tuned - base))
         np.testing.assert_array_equal(found, under_jit)
         sizes = np.abs(tuned - base)
         if shape == (2, 5, 3):
@@ -364,24 +370,26 @@ def test_ranks_in_rows_are_those_of_a_stable_sort():
 
 
 def test_uniform_numbers_are_uniform_and_independent():
-    words = noise.stream(np.uint32([1, 2]), "blocks/attn/q", 0)
-    drawn = noise.uniform(words, (400, 500), xp=np)
-    on_device = noise.uniform(jnp.asarray(words), (400, 500), xp=jnp)
+    words = random_bits.stream(np.uint32([1, 2]), "blocks/attn/q", 0)
+    drawn = random_bits.uniform(words, (400, 500), xp=np)
+    on_device = random_bits.uniform(jnp.asarray(words), (400, 500), xp=jnp)
     np.testing.assert_array_equal(drawn, on_device)
-    piece = noise.uniform(words, (300,), start=700, xp=np)
+    piece = random_bits.uniform(words, (300,), start=700, xp=np)
     np.testing.assert_array_equal(piece, drawn.ravel()[700:1000])
-    far = noise.uniform(words, (6,), start=2**32 - 3, xp=np)
-    np.testing.assert_array_equal(far[3:], noise.uniform(words, (3,), 2**32, xp=np))
+    far = random_bits.uniform(words, (6,), start=2**32 - 3, xp=np)
+    np.testing.assert_array_equal(
+        far[3:], random_bits.uniform(words, (3,), 2**32, xp=np)
+    )
     assert not np.isin(far[3:], drawn.ravel()[:3]).any()
     counts = np.bincount((drawn.ravel() * 64).astype(int), minlength=64)
     expected = drawn.size / 64
     assert ((counts - expected) ** 2 / expected).sum() < 120  # chi2(63): 1 in 10^5
     streams = [
-        noise.stream(np.uint32([1, 3]), "blocks/attn/q", 0),
-        noise.stream(np.uint32([1, 2]), "blocks/attn/q", 1),
-        noise.stream(np.uint32([1, 2]), "blocks/attn/k", 0),
+        random_bits.stream(np.uint32([1, 3]), "blocks/attn/q", 0),
+        random_bits.stream(np.uint32([1, 2]), "blocks/attn/q", 1),
+        random_bits.stream(np.uint32([1, 2]), "blocks/attn/k", 0),
     ]
-    others = [noise.uniform(stream, drawn.shape, xp=np) for stream in streams]
+    others = [random_bits.uniform(stream, drawn.shape, xp=np) for stream in streams]
     others += [np.roll(drawn, shift) for shift in (1, 2, 256, 500, 4096)]
     for other in others:
         correlation = np.corrcoef(drawn.ravel(), other.ravel())[0, 1]
@@ -654,7 +662,7 @@ def test_leaves_that_are_counted_by_slices_merge_as_ever(method, monkeypatch):
         return [bits(function(*trees, 0.4)) for trees in ((base, finetuned), placed)]
 
     expected = merged()
-    monkeypatch.setattr(counting, "LIMIT", 20)
+    monkeypatch.setattr(select_on_device, "LIMIT", 20)
     assert max(leaf.size for leaf in jax.tree.leaves(base)) > 20
     assert merged() == expected
     jax.clear_caches()
@@ -662,25 +670,30 @@ def test_leaves_that_are_counted_by_slices_merge_as_ever(method, monkeypatch):
 
 def test_counts_and_indices_beyond_one_word_are_exact():
     counts = np.uint32([2**32 - 1] * 70)
-    high, low = counting._total(jnp.asarray(counts))
+    high, low = select_on_device._total(jnp.asarray(counts))
     assert int(high) * 2**16 + int(low) == 70 * (2**32 - 1)
-    assert counting.words(np.float32(3 * 2**33 + 2**12)).tolist() == [3 * 2**17, 2**12]
-    assert cuts.ranks_of(np.array([0.5]), 2**35).tolist() == [2**34]
-    traced = jax.jit(lambda d: counting.words(cuts.ranks_of(d, 2**35)))
+    assert select_on_device.words(np.float32(3 * 2**33 + 2**12)).tolist() == [
+        3 * 2**17,
+        2**12,
+    ]
+    assert thresholds.ranks_of(np.array([0.5]), 2**35).tolist() == [2**34]
+    traced = jax.jit(lambda d: select_on_device.words(thresholds.ranks_of(d, 2**35)))
     found = traced(jnp.array([0.5, 0, 1])).tolist()
     assert found[:2] == [[2**18, 0], [0, 0]]
     assert found[2][0] >= 2**19
     words, shape = np.uint32([7, 9]), (80, 8192, 28672)  # drawn only where it is read
-    read = jax.jit(lambda: noise.uniform(words, shape, xp=jnp)[::79, 8191, -5:])()
+    read = jax.jit(lambda: random_bits.uniform(words, shape, xp=jnp)[::79, 8191, -5:])()
     starts = [(i * 8192 + 8191) * 28672 + 28667 for i in (0, 79)]
-    expected = [noise.uniform(words, (5,), start, xp=np) for start in starts]
+    expected = [random_bits.uniform(words, (5,), start, xp=np) for start in starts]
     np.testing.assert_array_equal(read, expected)
-    where = jax.jit(lambda: noise.uniform(words, shape, xp=jnp)[18:20, 2340:2342, ::7])
+    where = jax.jit(
+        lambda: random_bits.uniform(words, shape, xp=jnp)[18:20, 2340:2342, ::7]
+    )
     near = where()  # around 2^32
     for i in range(2):
         for j in range(2):
             start = ((18 + i) * 8192 + 2340 + j) * 28672
-            row = noise.uniform(words, (28672,), start, xp=np)
+            row = random_bits.uniform(words, (28672,), start, xp=np)
             np.testing.assert_array_equal(near[i, j], row[::7])
 
 

@@ -14,7 +14,7 @@ from jaxlab import cli, models, plan
 from jaxlab.core import config as config_lib
 from jaxlab.core import errors
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.merge.files import methods
+from jaxlab.merge.files.recipe import methods
 from jaxlab.plan import merging, topology
 from jaxlab.plan import shape as shapes
 from jaxlab.systems import planned, trust

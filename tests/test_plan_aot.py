@@ -20,7 +20,7 @@ from jaxlab import cli, plan
 from jaxlab.core import config as config_lib
 from jaxlab.core import errors, factored_logits
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.merge import counting
+from jaxlab.merge.sparse import select_on_device
 from jaxlab.plan import comparison, compiled, environment, flops, hlo, merging, traced
 from jaxlab.plan import topology as topologies
 from jaxlab.systems import planned, planned_merge, planned_step
@@ -226,7 +226,7 @@ def test_every_merge_that_is_planned_is_traced_and_keeps_the_shardings(method):
 
 
 def test_a_merge_that_refuses_a_leaf_ends_in_a_line(monkeypatch):
-    monkeypatch.setattr(counting, "LIMIT", 1000)
+    monkeypatch.setattr(select_on_device, "LIMIT", 1000)
     described = config("scale.py:llama_70b")
     sizes, where = {"fsdp": 8}, plan.parse("v5e:2x4")
     merge = merging.estimate("ties", 2, planned.shape(described), where, sizes)

@@ -10,7 +10,9 @@ import sys
 import time
 
 from jaxlab.core import errors
-from jaxlab.merge.files import outputs, recipe, stream
+from jaxlab.merge.files import stream
+from jaxlab.merge.files.recipe import recipe
+from jaxlab.merge.files.write import outputs
 
 _BLOCKS = r"^blocks/"  # leaves of our decoder that stack the layers
 

@@ -17,8 +17,8 @@ from jaxlab import merge, models
 from jaxlab.commands import devices
 from jaxlab.core import types
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
-from jaxlab.merge.files import orbax_folder, outputs
-from jaxlab.merge.files import recipe as recipe_lib
+from jaxlab.merge.files.recipe import recipe as recipe_lib
+from jaxlab.merge.files.write import orbax_folder, outputs
 from jaxlab.models.hf import names
 from jaxlab.systems import loading, olmo
 

@@ -14,12 +14,12 @@ import importlib
 
 _NAMES = {
     "by_path": ("gradient", "weights_by_path"),
-    "geometry": ("karcher", "model_stock", "multislerp", "nuslerp", "slerp"),
     "linear": ("apply_task_vectors", "average", "interpolate", "task_vector"),
     "low_rank": ("LowRank", "extract_low_rank", "low_rank_product", "merge_adapters"),
     "soups": ("greedy_ingredients", "greedy_soup", "uniform_soup"),
-    "sparse": ("breadcrumbs", "sce", "ties"),
-    "sparse_random": ("dare", "della"),
+    "sparse.at_random": ("dare", "della"),
+    "sparse.by_size": ("breadcrumbs", "sce", "ties"),
+    "spheres.merges": ("karcher", "model_stock", "multislerp", "nuslerp", "slerp"),
     "stacked": ("average_stacked", "stack"),
     "files.stream": ("merge_files",),
 }

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab.core import tree, types
-from jaxlab.merge import checks
+from jaxlab.merge.trees import checks
 
 
 class LowRank(NamedTuple):

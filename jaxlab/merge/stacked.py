@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from jaxlab.core import tree, types
-from jaxlab.merge import checks, leafwise, linear
+from jaxlab.merge import linear
+from jaxlab.merge.trees import checks, leafwise
 
 
 def stack(trees: Sequence[types.Params]) -> types.Params:

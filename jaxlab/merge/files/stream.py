@@ -31,16 +31,11 @@ from typing import Any
 import numpy as np
 
 from jaxlab.core import errors
-from jaxlab.merge.files import (
-    alike,
-    digests,
-    outputs,
-    parts,
-    passes,
-    provenance,
-    sources,
-)
-from jaxlab.merge.files import recipe as recipe_lib
+from jaxlab.merge.files.passes import parts, run
+from jaxlab.merge.files.read import compatible, digests
+from jaxlab.merge.files.read import source as source_lib
+from jaxlab.merge.files.recipe import recipe as recipe_lib
+from jaxlab.merge.files.write import outputs, provenance
 
 # (merged tensors, folder to fill)
 Writer = Callable[[Mapping[str, np.ndarray], pathlib.Path], None]
@@ -68,7 +63,7 @@ def merge_files(
     digest: str | None = "crc32",
     seed: int = 0,
     layer_axis: str | None = None,
-    progress: passes.Progress | None = None,
+    progress: run.Progress | None = None,
     **parameters: Any,
 ) -> dict[str, Any]:
     """Merges checkpoints on disk into a new one.
@@ -78,7 +73,7 @@ def merge_files(
             directories (their newest checkpoint); or other Orbax checkpoints. All of
             one kind and of the same tensors, in files of any layout.
         out: a folder that does not exist or is empty.
-        method: `jaxlab.merge.files.methods.METHODS`, named as mergekit names them.
+        method: `jaxlab.merge.files.recipe.methods.METHODS`, named as mergekit names them.
         base: of methods that merge differences from it; one of the inputs or not.
         dtype: of the floating tensors of the result; None for that of the inputs, which
             must then be the same in all.
@@ -99,7 +94,7 @@ def merge_files(
             or those of the functions over trees (weights, lam). One value, or for a
             parameter that each model has a sequence of one each. Models without a
             weight weigh 1. A value may be a list over the layers or conditions as
-            `jaxlab.merge.files.recipe` describes.
+            `jaxlab.merge.files.recipe.recipe` describes.
 
     Returns:
         What `merge.json` holds.
@@ -129,7 +124,7 @@ def merge_recipe(
     out: str | os.PathLike,
     *,
     chunk_bytes: int = 4 << 20,
-    progress: passes.Progress | None = None,
+    progress: run.Progress | None = None,
     writer: Writer | None = None,
     **options: Any,
 ) -> dict[str, Any]:
@@ -150,8 +145,8 @@ def merge_recipe(
             f"{options['digest']}; leave that out"
         )
     outputs.refuse_existing(out)
-    inputs = alike.open_all(recipe.models)
-    alike.check(inputs, is_cast=recipe.dtype is not None)
+    inputs = compatible.open_all(recipe.models)
+    compatible.check(inputs, is_cast=recipe.dtype is not None)
     kind = inputs[0].kind
     options["format"] = options["format"] or ("hf" if kind == "folder" else "orbax")
     if kind != "folder" and options["format"] == "hf" and writer is None:
@@ -161,11 +156,11 @@ def merge_recipe(
         )
     provenance.check_sizes(recipe)
     found_parts = parts.parts(recipe, inputs, options["layer_axis"])
-    passes.check(recipe.method, found_parts, chunk_bytes)
+    run.check(recipe.method, found_parts, chunk_bytes)
     notes = [
         *recipe.notes,
         *recipe_lib.unused_conditions(recipe, list(inputs[0].tensors)),
-        *alike.tokenizer_notes(inputs),
+        *compatible.tokenizer_notes(inputs),
     ]
     dtypes = _dtypes(inputs[0], recipe)
     specs = {
@@ -173,13 +168,15 @@ def merge_recipe(
     }
     if writer is None and options["format"] == "orbax":
         empty = [name for name, (shape, _) in specs.items() if 0 in shape]
-        alike.refuse([f"{name} is empty, which Orbax does not save" for name in empty])
+        compatible.refuse(
+            [f"{name} is empty, which Orbax does not save" for name in empty]
+        )
         writer = _orbax_writer(inputs)
     described = (recipe, inputs, options, dtypes, notes)
     ledger = digests.Ledger(options["digest"])
     blank = provenance.metadata(provenance.report(*described))
     with (
-        sources.Reader(inputs, ledger) as reader,
+        source_lib.Reader(inputs, ledger) as reader,
         outputs.Output(
             out,
             specs,
@@ -188,8 +185,8 @@ def merge_recipe(
             is_rewritten=writer is not None,
         ) as output,
     ):
-        job = passes.Job(recipe, reader, output, dtypes, chunk_bytes)
-        passes.run(job, found_parts, _total_bytes(inputs), progress)
+        job = run.Job(recipe, reader, output, dtypes, chunk_bytes)
+        run.run(job, found_parts, _total_bytes(inputs), progress)
         reader.check_fingerprints()
         found = provenance.digests_of(ledger, inputs, chunk_bytes)
         expected = {file: digest for file, (_, digest) in recipe.expected.items()}
@@ -206,7 +203,7 @@ def merge_recipe(
 
 
 def _orbax_writer(inputs) -> Writer:
-    from jaxlab.merge.files import orbax_folder  # imports jax
+    from jaxlab.merge.files.write import orbax_folder  # imports jax
 
     if inputs[0].kind == "checkpoint":
         return functools.partial(orbax_folder.write_checkpoint, inputs[0].tree)
@@ -234,9 +231,11 @@ def _check_options(options, chunk_bytes) -> None:
 
 def _dtypes(first, recipe) -> dict[str, np.dtype]:
     """The result's dtypes: the recipe's for floating tensors, or the inputs' own."""
-    wanted = None if recipe.dtype is None else sources.dtype_of(recipe.dtype)
+    wanted = None if recipe.dtype is None else source_lib.dtype_of(recipe.dtype)
     return {
-        name: wanted if wanted and alike.is_floating(stored.dtype) else stored.dtype
+        name: wanted
+        if wanted and compatible.is_floating(stored.dtype)
+        else stored.dtype
         for name, stored in first.tensors.items()
     }
 

@@ -3,9 +3,9 @@
     theta = base + lam * sum_k w_k s(theta_k - base)   [/ sum_k w_k]
 
 `s` keeps the largest elements (`ties`), or these without the very largest
-(`breadcrumbs`); `jaxlab.merge.deltas` has the sum and the election of signs. Chosen at
-random: `jaxlab.merge.sparse_random`. What holds for every merge (rounding once,
-placement, tied and integer leaves) is in `jaxlab.merge.leafwise`.
+(`breadcrumbs`); `jaxlab.merge.sparse.sums` has the sum and the election of signs. Chosen at
+random: `jaxlab.merge.sparse.at_random`. What holds for every merge (rounding once,
+placement, tied and integer leaves) is in `jaxlab.merge.trees.leafwise`.
 
 Yadav et al. 2023, *TIES-Merging*, arXiv:2306.01708. Davari and Belilovsky 2023, *Model
 Breadcrumbs*, arXiv:2312.06795. Wan et al. 2024, *FuseChat* (SCE), arXiv:2408.07990.
@@ -28,7 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab.core import types
-from jaxlab.merge import by_path, checks, counting, cuts, deltas, leafwise
+from jaxlab.merge import by_path
+from jaxlab.merge.sparse import select_on_device, sums, thresholds
+from jaxlab.merge.trees import checks, leafwise
 
 TIES = ("keep", "lowest_index")
 
@@ -63,7 +65,7 @@ def ties(
             first. It costs as much again where selection is by counting, and on the
             host one pass more over leaves that have such equals.
         select: "auto", "host" or "bisect"; the result is the same.
-            See `jaxlab.merge.cuts`.
+            See `jaxlab.merge.sparse.thresholds`.
         rescale: "l1" scales what is kept of each leaf to the L1 norm of the whole, as
             mergekit's `rescale`; None, its default and the paper, does not.
         normalize: divide by the weights of the models that agree, element by element.
@@ -79,16 +81,16 @@ def ties(
     >>> ties(base, [math], density=0.5)
     {'w': Array([ 4.,  0., -3.,  0.], dtype=float32)}
     """
-    wrong = unknown("scope", scope, cuts.SCOPES) + unknown("ties", ties, TIES)
+    wrong = unknown("scope", scope, thresholds.SCOPES) + unknown("ties", ties, TIES)
     trees, weights, lam, (density,) = checked(
         base, finetuned, weights, lam, {"density": (density, 0.0, 1.0)},
         wrong + _choices(select, rescale), varies=scope == "leaf",
         exact=ties == "lowest_index",
     )  # fmt: skip
     exact = ties == "lowest_index"
-    found, stops = cuts.of_sizes(
+    found, stops = thresholds.of_sizes(
         trees,
-        lambda leaf, size: cuts.ranks_of(of_leaf(density, leaf), size)[None],
+        lambda leaf, size: thresholds.ranks_of(of_leaf(density, leaf), size)[None],
         scope=scope,
         select=select,
         exact=exact,
@@ -140,9 +142,9 @@ def breadcrumbs(
         {"density": (density, 0.0, 1.0), "gamma": (gamma, 0.0, 1.0)},
         _choices(select, rescale),
     )  # fmt: skip
-    found, _ = cuts.of_sizes(
+    found, _ = thresholds.of_sizes(
         trees,
-        lambda leaf, size: cuts.ranks_between(
+        lambda leaf, size: thresholds.ranks_between(
             of_leaf(density, leaf), of_leaf(gamma, leaf), size
         ),
         select=select,
@@ -181,7 +183,7 @@ def sce(
     """
     trees, _, _, (share,) = checked(
         base, finetuned, None, 1.0, {"select_topk": (select_topk, 0.0, 1.0)},
-        unknown("select", select, cuts.SELECT), varies=False,
+        unknown("select", select, thresholds.SELECT), varies=False,
     )  # fmt: skip
     share = share[0]
     known = not checks.is_traced(share)
@@ -190,7 +192,7 @@ def sce(
     elif known and share <= 0:
         found = np.uint32(0xFFFFFFFF)
     else:
-        found = cuts.of_variances(trees, share, select=select)
+        found = thresholds.of_variances(trees, share, select=select)
     return leafwise.apply(_selected, trees, found, jnp.asarray(share), donate=donate)
 
 
@@ -252,11 +254,11 @@ def unknown(name: str, value: Any, known: Sequence[Any]) -> list[str]:
 
 def _too_large(name, shape, exact):
     size = int(np.prod(shape, dtype=object))
-    if size <= counting.LIMIT:
+    if size <= select_on_device.LIMIT:
         return []
     if exact:
         return [f"{name} has {size} elements: ties='lowest_index' takes less than 2^32"]
-    if shape[0] > 2**16 or size // shape[0] > counting.LIMIT:
+    if shape[0] > 2**16 or size // shape[0] > select_on_device.LIMIT:
         return [
             f"{name} has {size} elements: reshape it to at most 2^16 slices of less "
             "than 2^32 along its first axis"
@@ -277,7 +279,7 @@ def _outside(value, name, least, most, varies):
 
 
 def _choices(select, rescale):
-    return unknown("select", select, cuts.SELECT) + unknown(
+    return unknown("select", select, thresholds.SELECT) + unknown(
         "rescale", rescale, (None, "l1")
     )
 
@@ -292,14 +294,12 @@ def _trimmed(leaves, weights, lam, found, stop=None, *, consensus, normalize, re
     for k, model in enumerate(finetuned):
         delta = model - base
         upper = found[1, k] if len(found) > 1 else None
-        kept = deltas.within(
-            delta, found[0, k], upper, None if stop is None else stop[k]
-        )
-        thin = deltas.keep(delta, kept)
+        kept = sums.within(delta, found[0, k], upper, None if stop is None else stop[k])
+        thin = sums.keep(delta, kept)
         if rescale:
-            thin = thin * deltas.factor(deltas.size(delta), deltas.size(thin))
+            thin = thin * sums.factor(sums.size(delta), sums.size(thin))
         thinned.append(thin)
-    return deltas.combine(
+    return sums.combine(
         base, thinned, weights, lam, consensus=consensus, normalize=normalize
     )
 
@@ -307,16 +307,16 @@ def _trimmed(leaves, weights, lam, found, stop=None, *, consensus, normalize, re
 def _selected(leaves, cut, share):
     # Each time anew from the models, else compilers keep all their differences.
     leaves, cut = jax.lax.optimization_barrier((leaves, cut))
-    energies = jnp.stack([deltas.energy(d) for d in _varying(leaves, cut, share)])
-    shares = deltas.shares(energies, float(leaves[0].size))
+    energies = jnp.stack([sums.energy(d) for d in _varying(leaves, cut, share)])
+    shares = sums.shares(energies, float(leaves[0].size))
     leaves, shares = jax.lax.optimization_barrier((leaves, shares))
-    return deltas.combine_by_shares(leaves[0], _varying(leaves, cut, share), shares)
+    return sums.combine_by_shares(leaves[0], _varying(leaves, cut, share), shares)
 
 
 def _varying(leaves, cut, share):
     """Differences from the base, where they vary enough."""
     base, *finetuned = leaves
     differences = [model - base for model in finetuned]
-    patterns = counting.bits(deltas.variance(differences))
+    patterns = select_on_device.bits(sums.variance(differences))
     kept = (share >= 1) | ((patterns >= cut) & (share > 0))
-    return [deltas.keep(delta, kept) for delta in differences]
+    return [sums.keep(delta, kept) for delta in differences]

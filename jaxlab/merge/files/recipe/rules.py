@@ -1,6 +1,6 @@
 """Checks a recipe's mapping and lists all that is wrong with it, each with its line.
 
-`jaxlab.merge.files.recipe` says what a recipe is.
+`jaxlab.merge.files.recipe.recipe` says what a recipe is.
 """
 
 import re
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxlab.core import errors
-from jaxlab.merge.files import methods
+from jaxlab.merge.files.recipe import methods
 
 KEYS = (
     "merge_method", "models", "base_model", "parameters", "dtype", "out_dtype",

@@ -18,10 +18,10 @@ import re
 from typing import Any
 
 from jaxlab.core import checkpoint, checkpoint_files, errors, tree
-from jaxlab.merge.files import sources
+from jaxlab.merge.files.read import source
 
 
-def open_source(path: pathlib.Path, config: dict[str, Any]) -> sources.Source:
+def open_source(path: pathlib.Path, config: dict[str, Any]) -> source.Source:
     """A run directory (its newest finished checkpoint), or one checkpoint.
 
     Raises:
@@ -45,12 +45,12 @@ def open_source(path: pathlib.Path, config: dict[str, Any]) -> sources.Source:
         raise errors.UserError(
             f"checkpoint {path} cannot be read: {checkpoint_files.first_line(error)}"
         ) from None
-    return sources.Source(
+    return source.Source(
         str(path), "checkpoint", tensors, _files(path), {}, tree=structure
     )
 
 
-def _open_run(folder, config) -> sources.Source:
+def _open_run(folder, config) -> source.Source:
     steps = checkpoint.steps(folder / "checkpoints")
     if not steps:
         raise errors.UserError(f"{folder} has no finished checkpoint")
@@ -68,7 +68,7 @@ def _open_run(folder, config) -> sources.Source:
         if name.startswith("params/")
     }
     axes = description.get("axes") or {}
-    return sources.Source(
+    return source.Source(
         str(folder), "run", tensors, _files(path), config, fingerprints, axes, steps[0]
     )
 
@@ -102,11 +102,11 @@ class _Values:
             node = ts.ocdbt.dump(base, root["root"]["location"]).result()
             self._entries = {e["key"].decode(): e for e in node["entries"]}
 
-    def stored(self, name, leaf) -> sources.Stored:
-        shape, dtype = tuple(leaf.shape), sources.dtype_of(leaf.dtype)
+    def stored(self, name, leaf) -> source.Stored:
+        shape, dtype = tuple(leaf.shape), source.dtype_of(leaf.dtype)
         rows = self._rows(name, shape)
         if rows is None:
-            return sources.Stored(dtype, shape, fetch=self._fetcher(name, shape))
+            return source.Stored(dtype, shape, fetch=self._fetcher(name, shape))
         row_bytes = math.prod(shape[1:]) * dtype.itemsize
         extents = []
         for number in range(-(-(shape[0] if shape else 1) // rows)):
@@ -114,18 +114,16 @@ class _Values:
             entry = self._entries.get(f"{name}/c/{place}" if shape else f"{name}/c")
             count = min(rows, (shape[0] if shape else 1) - number * rows)
             if entry is None:  # all zeros are not written by every writer
-                return sources.Stored(dtype, shape, fetch=self._fetcher(name, shape))
+                return source.Stored(dtype, shape, fetch=self._fetcher(name, shape))
             if "inline_value" in entry:
                 if len(extents) or count != (shape[0] if shape else 1):
-                    return sources.Stored(
-                        dtype, shape, fetch=self._fetcher(name, shape)
-                    )
+                    return source.Stored(dtype, shape, fetch=self._fetcher(name, shape))
                 value = entry["inline_value"][: count * row_bytes]
-                return sources.Stored(dtype, shape, inline=bytes(value))
+                return source.Stored(dtype, shape, inline=bytes(value))
             found = re.fullmatch(r"value:(.*):(\d+):\d+", entry["indirect_value"])
             file = os.path.join(self._folder, found[1].replace(":", ""))
-            extents.append(sources.Extent(file, int(found[2]), count * row_bytes))
-        return sources.Stored(dtype, shape, tuple(extents))
+            extents.append(source.Extent(file, int(found[2]), count * row_bytes))
+        return source.Stored(dtype, shape, tuple(extents))
 
     def _rows(self, name, shape) -> int | None:
         """Rows of a stored chunk, if values lie there plainly one after the other."""

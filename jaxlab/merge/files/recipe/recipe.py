@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from jaxlab.core import errors
-from jaxlab.merge.files import methods, recipe_rules
+from jaxlab.merge.files.recipe import methods, rules
 
 FORMAT = "jaxlab merge 1"  # of merge.json
 
@@ -155,7 +155,7 @@ def read(path: str | os.PathLike, *, dtype: str | None = None) -> Recipe:
     Raises:
         UserError: one line, with the file, the line, and what is supported.
     """
-    from jaxlab.merge.files import yaml_places
+    from jaxlab.merge.files.recipe import yaml_lines
 
     with open(path, encoding="utf-8") as file:
         text = file.read()
@@ -168,7 +168,7 @@ def read(path: str | os.PathLike, *, dtype: str | None = None) -> Recipe:
             raise errors.UserError(f"{path} is not the merge.json of a merge")
         recipe = _repeated(raw, str(path))
     else:
-        raw, lines = yaml_places.load(text, str(path))
+        raw, lines = yaml_lines.load(text, str(path))
         recipe = parse(raw, str(path), lines)
     return dataclasses.replace(recipe, dtype=dtype) if dtype else recipe
 
@@ -201,7 +201,7 @@ def parse(
     Raises:
         UserError: all that is wrong, each with its line.
     """
-    return Recipe(**recipe_rules.Parser(file, lines or {}).fields(raw))
+    return Recipe(**rules.Parser(file, lines or {}).fields(raw))
 
 
 def resolve(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxlab.core import errors
-from jaxlab.merge.files import sources
+from jaxlab.merge.files.read import source as source_lib
 
 # Keys of config.json that change nothing a merged model computes.
 _FREE = (
@@ -25,7 +25,7 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 _SHOWN = 40
 
 
-def open_all(paths: Sequence[str]) -> list[sources.Source]:
+def open_all(paths: Sequence[str]) -> list[source_lib.Source]:
     """Opens the inputs.
 
     Raises:
@@ -34,7 +34,7 @@ def open_all(paths: Sequence[str]) -> list[sources.Source]:
     found, lines = [], []
     for path in paths:
         try:
-            found.append(sources.open_source(path))
+            found.append(source_lib.open_source(path))
         except errors.UserError as error:
             lines.append(str(error))
     if len(lines) == 1:
@@ -43,7 +43,7 @@ def open_all(paths: Sequence[str]) -> list[sources.Source]:
     return found
 
 
-def check(inputs: Sequence[sources.Source], *, is_cast: bool) -> None:
+def check(inputs: Sequence[source_lib.Source], *, is_cast: bool) -> None:
     """Refuses inputs that differ in tensors, shapes, dtypes, kind or architecture.
 
     Args:
@@ -86,7 +86,7 @@ def refuse(lines: Sequence[str]) -> None:
         raise errors.ArgumentError(f"these models cannot be merged, {count}: {shown}")
 
 
-def tokenizer_notes(inputs: Sequence[sources.Source]) -> list[str]:
+def tokenizer_notes(inputs: Sequence[source_lib.Source]) -> list[str]:
     """Says which inputs have other tokenizer files than the first."""
     first, notes = inputs[0], []
     for other in inputs[1:]:

@@ -2,9 +2,9 @@
 
 What a method must know of a whole tensor, it adds up over blocks in passes of their
 own: how often each digit of the magnitudes occurs, which finds the cuts exactly in two
-rounds (`jaxlab.merge.selection`); L1 norms, for those that rescale; energies, for SCE.
+rounds (`jaxlab.merge.sparse.select_on_host`); L1 norms, for those that rescale; energies, for SCE.
 The last pass thins and sums, block by block, with the formulas of the functions over
-trees (`jaxlab.merge.deltas`) and the same random numbers (`jaxlab.merge.noise`).
+trees (`jaxlab.merge.sparse.sums`) and the same random numbers (`jaxlab.merge.sparse.random_bits`).
 
 Deviation: float64 tensors are computed in float32, as JAX does by default.
 """
@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.merge import cuts, deltas, noise, selection, sparse_random
-from jaxlab.merge.files import host, passes, sphere_pass
-from jaxlab.merge.files import parts as parts_lib
+from jaxlab.merge.files.passes import blocks, run, spheres
+from jaxlab.merge.files.passes import parts as parts_lib
+from jaxlab.merge.sparse import at_random, random_bits, select_on_host, sums, thresholds
 
 _ABOVE = 0xFFFFFFFF  # a pattern above all magnitudes
 _CONSENSUS = ("ties", "dare_ties", "breadcrumbs_ties", "della")
@@ -46,7 +46,7 @@ Keep = Callable[[Block], np.ndarray]
 Blocks = Callable[[], Iterator[Block]]
 
 
-def merge(job: passes.Job, part: parts_lib.Part, space: host.Workspace) -> None:
+def merge(job: run.Job, part: parts_lib.Part, space: blocks.Workspace) -> None:
     """Merges one part."""
     if not part.size:
         return
@@ -58,7 +58,7 @@ def merge(job: passes.Job, part: parts_lib.Part, space: host.Workspace) -> None:
             np.asarray(_energies(block.differences, keep(block)), np.float64)
             for block in survey()
         )
-        shares = deltas.shares(jnp.asarray(energies, jnp.float32), part.size)
+        shares = sums.shares(jnp.asarray(energies, jnp.float32), part.size)
         finish = functools.partial(_by_shares, shares=shares)
     else:
         keep = _KEEPERS[method](job, part, survey)
@@ -84,10 +84,10 @@ def merge(job: passes.Job, part: parts_lib.Part, space: host.Workspace) -> None:
             job.write(part, block.start + at, piece, space)
 
 
-def block_size(job: passes.Job, part: parts_lib.Part) -> int:
+def block_size(job: run.Job, part: parts_lib.Part) -> int:
     """Numbers of a block: with everything that is made of them, some four chunks."""
-    row = max(passes.whole_row(job.recipe.method, part), 1)
-    return min(passes.rows_held(part, row, job.chunk_bytes) * row, part.size)
+    row = max(run.whole_row(job.recipe.method, part), 1)
+    return min(run.rows_held(part, row, job.chunk_bytes) * row, part.size)
 
 
 def _blocks(job, part, space, survey) -> Iterator[Block]:
@@ -99,7 +99,7 @@ def _blocks(job, part, space, survey) -> Iterator[Block]:
         differences = np.zeros((len(members), size), np.float32)
         origin, count = np.zeros(size, np.float32), min(size, part.size - start)
         rows, into = differences[:, :count], origin[:count]
-        sphere_pass.load(job, part, members, base, start, rows, space, into, survey)
+        spheres.load(job, part, members, base, start, rows, space, into, survey)
         yield Block(start, count, origin, differences)
 
 
@@ -107,10 +107,10 @@ def _by_size(job, part, survey: Blocks) -> Keep:
     """The largest, or these without the very largest."""
     densities = np.float64([own["density"] for own in part.each])
     if job.recipe.method == "ties":
-        ranks = cuts.ranks_of(densities, part.size)[None]
+        ranks = thresholds.ranks_of(densities, part.size)[None]
     else:
         gammas = np.float64([own["gamma"] for own in part.each])
-        ranks = cuts.ranks_between(densities, gammas, part.size)
+        ranks = thresholds.ranks_between(densities, gammas, part.size)
     found = _cuts(ranks, part.size, lambda: map(_patterns, survey()))
 
     def keep(block):
@@ -128,7 +128,9 @@ def _at_random(job, part, survey: Blocks) -> Keep:
     def keep(block):
         return np.stack(
             [
-                noise.uniform(own, block.base.shape, part.start + block.start, xp=np)
+                random_bits.uniform(
+                    own, block.base.shape, part.start + block.start, xp=np
+                )
                 < np.float32(part.each[k]["density"])
                 for k, own in enumerate(words)
             ]
@@ -149,7 +151,9 @@ def _by_rank(job, part, survey: Blocks) -> Keep:
             shares = np.float32(own["density"]), np.float32(own["epsilon"])
             chances = np.asarray(_chances(rows, *shares)).reshape(-1)
             first = part.start + block.start
-            kept[k] = noise.uniform(words[k], (len(chances),), first, xp=np) < chances
+            kept[k] = (
+                random_bits.uniform(words[k], (len(chances),), first, xp=np) < chances
+            )
         return kept
 
     return keep
@@ -162,7 +166,7 @@ def _by_variance(part, survey: Blocks) -> Keep:
         return lambda block: np.full(block.differences.shape, share >= 1)
 
     def spread(block):
-        return selection.bits(None, np.asarray(_variance(block.differences)))
+        return select_on_host.bits(None, np.asarray(_variance(block.differences)))
 
     def patterns():
         return (spread(block)[None, : block.count] for block in survey())
@@ -184,13 +188,15 @@ def _cuts(ranks, size, patterns) -> np.ndarray:
     wanted = [(r, k) for r, k in np.ndindex(ranks.shape) if 0 < ranks[r, k] <= size]
     known: dict = dict.fromkeys(wanted)
     left = {place: int(ranks[place]) for place in wanted}
-    for shift in selection.DIGITS[4] if wanted else ():
+    for shift in select_on_host.DIGITS[4] if wanted else ():
         counts = dict.fromkeys(wanted, 0)
         for block in patterns():
             for r, k in wanted:
-                counts[r, k] += selection.digit_counts(block[k], known[r, k], shift)
+                counts[r, k] += select_on_host.digit_counts(
+                    block[k], known[r, k], shift
+                )
         for place in wanted:
-            digit, left[place] = selection.find(counts[place], left[place])
+            digit, left[place] = select_on_host.find(counts[place], left[place])
             high = known[place]
             known[place] = digit if high is None else high << 16 | digit
     for place in wanted:
@@ -200,12 +206,12 @@ def _cuts(ranks, size, patterns) -> np.ndarray:
 
 def _patterns(block: Block, whole: bool = False) -> np.ndarray:
     rows = block.differences if whole else block.differences[:, : block.count]
-    return selection.bits(None, rows)
+    return select_on_host.bits(None, rows)
 
 
 def _streams(job, part) -> list[np.ndarray]:
     key = np.array([job.recipe.seed >> 32, job.recipe.seed & 0xFFFFFFFF], np.uint32)
-    return [noise.stream(key, part.name, k) for k in range(len(part.each))]
+    return [random_bits.stream(key, part.name, k) for k in range(len(part.each))]
 
 
 def _factors(survey: Blocks, keep: Keep) -> np.ndarray:
@@ -214,44 +220,44 @@ def _factors(survey: Blocks, keep: Keep) -> np.ndarray:
     for block in survey():
         whole, kept = _sizes(block.differences, keep(block))
         before, after = before + np.float64(whole), after + np.float64(kept)
-    return np.asarray(deltas.factor(jnp.float32(before), jnp.float32(after)))
+    return np.asarray(sums.factor(jnp.float32(before), jnp.float32(after)))
 
 
-_chances = jax.jit(sparse_random.probabilities)
+_chances = jax.jit(at_random.probabilities)
 
 
 @jax.jit
 def _sizes(differences, kept):
-    size = jax.vmap(deltas.size)
-    return size(differences), size(deltas.keep(differences, kept))
+    size = jax.vmap(sums.size)
+    return size(differences), size(sums.keep(differences, kept))
 
 
 @jax.jit
 def _energies(differences, kept):
-    return jax.vmap(deltas.energy)(deltas.keep(differences, kept))
+    return jax.vmap(sums.energy)(sums.keep(differences, kept))
 
 
 @jax.jit
 def _variance(differences):
-    return deltas.variance(list(differences))
+    return sums.variance(list(differences))
 
 
 @functools.partial(jax.jit, static_argnames=("consensus", "normalize"))
 def _summed(base, differences, kept, factors, weights, lam, consensus, normalize):
-    thinned = deltas.keep(differences, kept)
+    thinned = sums.keep(differences, kept)
     thinned = [factors[k] * delta for k, delta in enumerate(thinned)]
-    return deltas.combine(
+    return sums.combine(
         base, thinned, weights, lam, consensus=consensus, normalize=normalize
     )
 
 
 @jax.jit
 def _by_shares(base, differences, kept, shares):
-    thinned = list(deltas.keep(differences, kept))
-    return deltas.combine_by_shares(base, thinned, shares)
+    thinned = list(sums.keep(differences, kept))
+    return sums.combine_by_shares(base, thinned, shares)
 
 
-_KEEPERS: dict[str, Callable[[passes.Job, parts_lib.Part, Blocks], Keep]] = {
+_KEEPERS: dict[str, Callable[[run.Job, parts_lib.Part, Blocks], Keep]] = {
     "ties": _by_size,
     "breadcrumbs": _by_size,
     "breadcrumbs_ties": _by_size,

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from jaxlab.core import errors
-from jaxlab.merge.files import alike, sources
-from jaxlab.merge.files import recipe as recipe_lib
+from jaxlab.merge.files.read import compatible
+from jaxlab.merge.files.read import source as source_lib
+from jaxlab.merge.files.recipe import recipe as recipe_lib
 
 _LAYER = re.compile(r"(?:^|[./])(?:layers|layer|blocks|block|h)[./](\d+)[./]")
 
@@ -49,7 +50,7 @@ class Part:
 
 def parts(
     recipe: recipe_lib.Recipe,
-    inputs: Sequence[sources.Source],
+    inputs: Sequence[source_lib.Source],
     layer_axis: str | None,
 ) -> list[Part]:
     """All parts of a merge, in the order of the first model's files.
@@ -64,7 +65,7 @@ def parts(
     for name, stored in tensors.items():
         dtypes = tuple(source.tensors[name].dtype for source in inputs)
         shape, size = stored.shape, math.prod(stored.shape)
-        if not alike.is_floating(stored.dtype):
+        if not compatible.is_floating(stored.dtype):
             found.append(Part(name, 0, shape, dtypes, True))
             continue
         if layer_axis and shape and re.search(layer_axis, name):
@@ -84,7 +85,7 @@ def parts(
             part = Part(name, start, inner, dtypes, False, shared, each)
             lines += wrong_values(recipe.method, part)
             found.append(part)
-    alike.refuse(sorted(set(lines)))
+    compatible.refuse(sorted(set(lines)))
     return found
 
 

@@ -2,9 +2,9 @@
 
 Which way a cut is found does not change it, to the bit:
 
-- on the host (`jaxlab.merge.selection`), for concrete arrays of one CPU device, also
+- on the host (`jaxlab.merge.sparse.select_on_host`), for concrete arrays of one CPU device, also
   while somebody else's `jit` over the weights is traced;
-- by counting (`jaxlab.merge.counting`), under `jit`, on accelerators, sharded.
+- by counting (`jaxlab.merge.sparse.select_on_device`), under `jit`, on accelerators, sharded.
 
 Tied leaves (one array object at two paths) are one vector, counted once.
 """
@@ -17,7 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.merge import by_path, checks, counting, deltas, selection
+from jaxlab.merge import by_path
+from jaxlab.merge.sparse import select_on_device, select_on_host, sums
+from jaxlab.merge.trees import checks
 
 SELECT = ("auto", "host", "bisect")
 SCOPES = ("leaf", "global")
@@ -145,7 +147,7 @@ def decimal(value: Any) -> float:
 
 def _floored(share, size):
     kept = jnp.floor(share * np.float32(size))
-    return kept.astype(jnp.uint32) if size < counting.LIMIT else kept
+    return kept.astype(jnp.uint32) if size < select_on_device.LIMIT else kept
 
 
 def _rank(density, size):
@@ -166,7 +168,7 @@ def _cut_groups(groups, wanted, select, exact):
             "is not traced; use select='auto'"
         )
     counted = [i for i, host in enumerate(on_host) if not host]
-    words = [counting.words(wanted[i]) for i in counted]
+    words = [select_on_device.words(wanted[i]) for i in counted]
     by_counting = _count([groups[i] for i in counted], words, exact) if counted else []
     results = dict(zip(counted, by_counting, strict=True))
     for i in range(len(groups)):
@@ -180,11 +182,11 @@ def _cut_on_host(group, ranks, exact):
     rows, stops = [], []
     for k in range(ranks.shape[1]):
         parts = [(column[0], column[1 + k]) for column in arrays]
-        found = selection.cuts(parts, ranks[:, k].tolist())
+        found = select_on_host.cuts(parts, ranks[:, k].tolist())
         rows.append([cut for cut, _ in found])
         if exact:
-            stops.append(selection.stop_after(parts, *found[0]))
-    size = max(selection.wide(column[0].dtype).itemsize for column in arrays)
+            stops.append(select_on_host.stop_after(parts, *found[0]))
+    size = max(select_on_host.wide(column[0].dtype).itemsize for column in arrays)
     cut = np.array(rows, f"u{size}").T
     by_leaf = [np.array(row, np.uint32) for row in zip(*stops, strict=True)]
     return cut, by_leaf or [None] * len(group)
@@ -197,8 +199,8 @@ def _count(groups, words, exact):
         rows = []
         for k in range(ranks.shape[1]):
             parts = [_patterns(column[0], column[1 + k]) for column in group]
-            cut = jax.vmap(counting.largest, (None, 0))(parts, ranks[:, k])
-            stops = counting.stops(parts, cut[0], ranks[0, k]) if exact else []
+            cut = jax.vmap(select_on_device.largest, (None, 0))(parts, ranks[:, k])
+            stops = select_on_device.stops(parts, cut[0], ranks[0, k]) if exact else []
             rows.append((cut, stops))
             # One model after another: the patterns of one are alive at a time.
             group, rows = jax.lax.optimization_barrier((group, rows))
@@ -210,7 +212,7 @@ def _count(groups, words, exact):
 def _patterns(base, finetuned):
     base, finetuned = jnp.asarray(base), jnp.asarray(finetuned)
     wide = checks.widened(base)
-    return counting.bits(finetuned.astype(wide) - base.astype(wide))
+    return select_on_device.bits(finetuned.astype(wide) - base.astype(wide))
 
 
 def _variance_cut(column, share, select):
@@ -218,9 +220,9 @@ def _variance_cut(column, share, select):
         # These arrays are constants inside somebody's jit, too.
         with jax.ensure_compile_time_eval():
             spread = np.asarray(_spread(column))
-        nonzero = np.count_nonzero(selection.bits(None, spread))
+        nonzero = np.count_nonzero(select_on_host.bits(None, spread))
         rank = int(np.float32(nonzero) * np.float32(share))
-        ((cut, _),) = selection.cuts([(None, spread)], [rank])
+        ((cut, _),) = select_on_host.cuts([(None, spread)], [rank])
         return np.array(cut, f"u{spread.dtype.itemsize}")
     if select == "host":
         raise ValueError("select='host' needs concrete arrays of one CPU device")
@@ -231,15 +233,15 @@ def _variance_cut(column, share, select):
 def _spread(column):
     base, *finetuned = (jnp.asarray(leaf) for leaf in column)
     wide = checks.widened(base)
-    return deltas.variance([x.astype(wide) - base.astype(wide) for x in finetuned])
+    return sums.variance([x.astype(wide) - base.astype(wide) for x in finetuned])
 
 
 @jax.jit
 def _counted_variance(column, share):
-    patterns = counting.bits(_spread(column))
-    high, low = counting.total(patterns > 0).astype(jnp.float32)
+    patterns = select_on_device.bits(_spread(column))
+    high, low = select_on_device.total(patterns > 0).astype(jnp.float32)
     kept = jnp.floor((high * 2**16 + low) * jnp.asarray(share, jnp.float32))
-    return counting.largest([patterns], counting.words(kept))
+    return select_on_device.largest([patterns], select_on_device.words(kept))
 
 
 def is_host(column: Sequence[Any]) -> bool:

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from jaxlab.core import errors
-from jaxlab.merge.files import alike, host, outputs, sources
-from jaxlab.merge.files import parts as parts_lib
-from jaxlab.merge.files import recipe as recipe_lib
+from jaxlab.merge.files.passes import blocks
+from jaxlab.merge.files.passes import parts as parts_lib
+from jaxlab.merge.files.read import compatible, source
+from jaxlab.merge.files.recipe import recipe as recipe_lib
+from jaxlab.merge.files.write import outputs
 
-Task = Callable[[host.Workspace], None]
+Task = Callable[[blocks.Workspace], None]
 Progress = Callable[[int, int], None]
 
 THREADS = 2  # reading, summing and writing keep about two cores busy
@@ -33,7 +35,7 @@ class Job:
     """
 
     recipe: recipe_lib.Recipe
-    reader: sources.Reader
+    reader: source.Reader
     output: outputs.Output
     dtypes: Mapping[str, np.dtype]
     chunk_bytes: int
@@ -41,7 +43,7 @@ class Job:
     def write(self, part, start, wide, space) -> None:
         """Rounds a block of a part and writes it."""
         dtype = self.dtypes[part.name]
-        values = host.narrow(wide, dtype, space, part.name)
+        values = blocks.narrow(wide, dtype, space, part.name)
         self.output.write(part.name, part.start + start, values)
 
 
@@ -83,7 +85,7 @@ def rows_held(part: parts_lib.Part, row: int, chunk_bytes: int) -> int:
 
 def _row_bytes(part) -> int:
     """For one number: of all models, and of what is made of them on the way."""
-    return host.wide_dtype(part.dtypes).itemsize * (len(part.dtypes) + 6)
+    return blocks.wide_dtype(part.dtypes).itemsize * (len(part.dtypes) + 6)
 
 
 def run(
@@ -92,11 +94,11 @@ def run(
     """Makes all parts; stops all threads at the first error."""
     tasks = iter(_tasks(job, parts))
     lock, stop, done = threading.Lock(), threading.Event(), 0
-    block = min(host.BLOCK_BYTES, job.chunk_bytes)  # THREADS * BUFFERS of them
+    block = min(blocks.BLOCK_BYTES, job.chunk_bytes)  # THREADS * BUFFERS of them
 
     def work():
         nonlocal done
-        space = host.Workspace(block)
+        space = blocks.Workspace(block)
         with np.errstate(invalid="ignore", over="ignore"):
             while not stop.is_set():
                 with lock:
@@ -148,16 +150,16 @@ def _tasks(job, parts) -> Iterator[tuple[Task, int]]:
 
 def _whole(job, part) -> Task:
     if job.recipe.method in ON_SPHERES:
-        from jaxlab.merge.files import sphere_pass  # imports jax
+        from jaxlab.merge.files.passes import spheres  # imports jax
 
-        return functools.partial(sphere_pass.merge, job, part)
-    from jaxlab.merge.files import sparse_pass
+        return functools.partial(spheres.merge, job, part)
+    from jaxlab.merge.files.passes import sparse
 
-    return functools.partial(sparse_pass.merge, job, part)
+    return functools.partial(sparse.merge, job, part)
 
 
 def _chunks(job, part) -> Iterable[tuple[int, int]]:
-    step = max(job.chunk_bytes // host.wide_dtype(part.dtypes).itemsize, 1)
+    step = max(job.chunk_bytes // blocks.wide_dtype(part.dtypes).itemsize, 1)
     for start in range(0, part.size, step):
         yield start, min(step, part.size - start)
 
@@ -165,20 +167,20 @@ def _chunks(job, part) -> Iterable[tuple[int, int]]:
 def combine(
     job: Job,
     part: parts_lib.Part,
-    combination: host.Combination,
+    combination: blocks.Combination,
     start: int,
     count: int,
-    space: host.Workspace,
+    space: blocks.Workspace,
 ) -> None:
     """Merges the numbers [start, start + count) of a part linearly, block by block."""
-    step = space.block_bytes // host.wide_dtype(part.dtypes).itemsize
+    step = space.block_bytes // blocks.wide_dtype(part.dtypes).itemsize
     for at in range(start, start + count, step):
         size = min(step, start + count - at)
 
         def read(k, out, at=at):
             job.reader.read(k, part.name, part.start + at, out)
 
-        wide = host.combine(read, part.dtypes, combination, size, space)
+        wide = blocks.combine(read, part.dtypes, combination, size, space)
         job.write(part, at, wide, space)
 
 
@@ -193,7 +195,7 @@ def _copy(job, part, start, count, space):
         for k in range(1, len(part.dtypes)):
             job.reader.read(k, part.name, at, other)
             if not np.array_equal(first, other):
-                alike.refuse(
+                compatible.refuse(
                     [
                         f"{part.name} holds integers, which must be equal in all "
                         f"models, and {job.recipe.models[k]} differs from "
@@ -203,18 +205,18 @@ def _copy(job, part, start, count, space):
         job.output.write(part.name, at, first)
 
 
-def _combination(recipe, part) -> host.Combination:
+def _combination(recipe, part) -> blocks.Combination:
     """The coefficients of a method that needs no look at the numbers."""
     if recipe.method == "interpolate":
         t = part.shared["t"]
-        return host.mean([1 - t, t])
+        return blocks.mean([1 - t, t])
     weights = part.weights
     if recipe.method == "linear":
         if part.shared["normalize"]:
-            return host.mean(weights)
-        return host.Combination(tuple(weights))
+            return blocks.mean(weights)
+        return blocks.Combination(tuple(weights))
     total = sum(weights) if part.shared["normalize"] else 1.0
     scale = part.shared["lambda"] / (total if abs(total) >= 1e-8 else 1.0)
     scales = [scale * weight for weight in weights]
     before, after = scales[: recipe.base], scales[recipe.base :]
-    return host.Combination((*before, 0.0, *after), recipe.base)
+    return blocks.Combination((*before, 0.0, *after), recipe.base)

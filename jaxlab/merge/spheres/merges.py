@@ -11,7 +11,7 @@ mean cosine between the N differences theta_k - base. Shoemake 1985 (slerp); mer
 (nuslerp, multislerp); Karcher 1977, *Riemannian center of mass*; Jang et al. 2024,
 *Model Stock*, arXiv:2403.19522.
 
-None of them leaves the span of its inputs: the maths is in `jaxlab.merge.spheres`, over
+None of them leaves the span of its inputs: the maths is in `jaxlab.merge.spheres.coefficients`, over
 inner products; here it is applied to trees.
 
 All are leaf by leaf. Where layers are stacked on a leading axis, a leaf is all layers:
@@ -31,7 +31,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab.core import types
-from jaxlab.merge import checks, leafwise, linear, spheres
+from jaxlab.merge import linear
+from jaxlab.merge.spheres import coefficients as coefficients_lib
+from jaxlab.merge.trees import checks, leafwise
 
 
 def slerp(
@@ -195,7 +197,7 @@ def model_stock(
 
 def _slerp(leaves, t):
     a, b = leaves
-    c = spheres.slerp_coefficients(spheres.gram(leaves), t)
+    c = coefficients_lib.slerp_coefficients(coefficients_lib.gram(leaves), t)
     point = linear.weighted_sum(leaves, c)
     chord = (c[0] == 1 - t) & (c[1] == t)
     exact = jnp.where(t == 1, b, jnp.where(chord & (a == b), a, point))
@@ -203,32 +205,36 @@ def _slerp(leaves, t):
 
 
 def _nuslerp(leaves, weights, *, along, has_base):
-    return _spanned(leaves, has_base, along, spheres.nuslerp_coefficients, weights)
+    return _spanned(
+        leaves, has_base, along, coefficients_lib.nuslerp_coefficients, weights
+    )
 
 
 def _multislerp(leaves, weights, *, has_base, normalize):
     weights = weights / jnp.sum(weights, axis=0) if normalize else weights
-    return _spanned(leaves, has_base, "leaf", spheres.multislerp_coefficients, weights)
+    return _spanned(
+        leaves, has_base, "leaf", coefficients_lib.multislerp_coefficients, weights
+    )
 
 
 def _karcher(leaves, weights, *, max_iter, tol):
     weights = weights / jnp.sum(weights, axis=0)
     options = {"max_iter": max_iter, "tol": tol}
-    formula = functools.partial(spheres.karcher_coefficients, **options)
+    formula = functools.partial(coefficients_lib.karcher_coefficients, **options)
     return _spanned(leaves, False, "leaf", formula, weights)
 
 
 def _stock(leaves, *, filter_wise):
     along = "row" if filter_wise else "leaf"
-    return _spanned(leaves, True, along, spheres.stock_coefficients)
+    return _spanned(leaves, True, along, coefficients_lib.stock_coefficients)
 
 
 def _spanned(leaves, has_base, along, formula, *coefficients):
     """The combination of leaves, or of their differences from the first."""
     if not has_base:
-        weights = formula(spheres.gram(leaves, along), *coefficients)
+        weights = formula(coefficients_lib.gram(leaves, along), *coefficients)
         return linear.weighted_sum(leaves, weights)
-    weights = formula(spheres.gram(_differences(leaves), along), *coefficients)
+    weights = formula(coefficients_lib.gram(_differences(leaves), along), *coefficients)
     # Subtracted again, else compilers keep all differences until there are weights.
     leaves, weights = jax.lax.optimization_barrier((leaves, weights))
     return leaves[0] + linear.weighted_sum(_differences(leaves), weights)

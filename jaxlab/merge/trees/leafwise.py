@@ -31,7 +31,8 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxlab.core import tree
-from jaxlab.merge import by_path, checks
+from jaxlab.merge import by_path
+from jaxlab.merge.trees import checks
 
 ByLeaf = by_path.ByLeaf  # a coefficient that differs between leaves
 

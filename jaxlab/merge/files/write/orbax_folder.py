@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxlab.core import checkpoint, checkpoint_files, tree
-from jaxlab.merge.files import sources
+from jaxlab.merge.files.read import source as source_lib
 
 STEP = 0  # no update was made
 
@@ -56,7 +56,7 @@ def write_checkpoint(
     place.rmdir()
 
 
-def run_config(source: sources.Source) -> dict[str, Any]:
+def run_config(source: source_lib.Source) -> dict[str, Any]:
     """The config of a run for another folder: its data stay where they are."""
     config = dict(source.config)
     data = config.get("data")

@@ -3,7 +3,7 @@
     theta = base + lam * sum_k w_k s(theta_k - base)   [/ sum_k w_k]
 
 `s` drops elements with one probability (`dare`) or with one that falls with their size
-(`della`), and scales the rest up. `jaxlab.merge.sparse` keeps elements by size.
+(`della`), and scales the rest up. `jaxlab.merge.sparse.by_size` keeps elements by size.
 
 Yu et al. 2023, *Language Models are Super Mario* (DARE), arXiv:2311.03099. Deep et al.
 2024, *DELLA-Merging*, arXiv:2406.11617. Two readings of the rescaling:
@@ -12,7 +12,7 @@ Yu et al. 2023, *Language Models are Super Mario* (DARE), arXiv:2311.03099. Deep
     "expectation"  an element is divided by its probability of being kept (the papers),
                    so that its expectation is what it was
 
-The masks come from `jaxlab.merge.noise`: they depend on the key, the leaf's path (of
+The masks come from `jaxlab.merge.sparse.random_bits`: they depend on the key, the leaf's path (of
 tied leaves the first) and the model's place among the finetuned ones, and on nothing
 else: not on sharding, nor on the other leaves. Or they are given. mergekit's own masks
 cannot be repeated: it draws from torch's global generator.
@@ -29,17 +29,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab.core import tree, types
-from jaxlab.merge import (
-    by_path,
-    checks,
-    counting,
-    cuts,
-    deltas,
-    leafwise,
-    noise,
-    selection,
-    sparse,
+from jaxlab.merge import by_path
+from jaxlab.merge.sparse import (
+    by_size,
+    random_bits,
+    select_on_device,
+    select_on_host,
+    sums,
+    thresholds,
 )
+from jaxlab.merge.trees import checks, leafwise
 
 RESCALE = (None, "l1", "expectation")
 
@@ -161,7 +160,7 @@ def row_ranks(delta: jax.Array) -> jax.Array:
     axis = min(1, delta.ndim - 1)
     if not delta.ndim:
         return jnp.zeros((), delta.dtype)
-    order = jnp.argsort(counting.bits(delta), axis=axis, stable=True)
+    order = jnp.argsort(select_on_device.bits(delta), axis=axis, stable=True)
     return jnp.argsort(order, axis=axis).astype(delta.dtype)
 
 
@@ -180,7 +179,7 @@ def chances(ranks: jax.Array, density: jax.Array, epsilon: jax.Array) -> jax.Arr
 
 def _drop(base, finetuned, weights, lam, shares, key, masks, rescale, donate, options):
     """What `dare` and `della` share: checks, masks or streams, the run."""
-    wrong = sparse.unknown("rescale", rescale, RESCALE)
+    wrong = by_size.unknown("rescale", rescale, RESCALE)
     if (key is None) == (masks is None):
         wrong.append(
             "random masks need a key: key=jax.random.key(seed), or masks=[...]"
@@ -190,7 +189,7 @@ def _drop(base, finetuned, weights, lam, shares, key, masks, rescale, donate, op
     if masks is not None:
         masks = list(masks)
         wrong += _wrong_masks(base, masks, len(finetuned))
-    trees, weights, lam, found = sparse.checked(
+    trees, weights, lam, found = by_size.checked(
         base, finetuned, weights, lam, shares, wrong
     )
     if len(found) > 1:
@@ -227,21 +226,21 @@ def _dropped(
         if extra == "masks":
             kept = more[k] != 0
         else:
-            kept = noise.uniform(streams[k], delta.shape, xp=jnp) < chance
+            kept = random_bits.uniform(streams[k], delta.shape, xp=jnp) < chance
         if extra != "masks":  # one mask, and its sort, after another
             leaves, kept = jax.lax.optimization_barrier((leaves, kept))
-        thin = deltas.keep(leaves[1 + k] - leaves[0], kept)
+        thin = sums.keep(leaves[1 + k] - leaves[0], kept)
         if rescale == "l1":
-            thin = thin * deltas.factor(deltas.size(delta), deltas.size(thin))
+            thin = thin * sums.factor(sums.size(delta), sums.size(thin))
         elif rescale == "expectation":
             thin = thin / jnp.where(chance > 0, chance, 1)
         thinned.append(thin)
-    return deltas.combine(leaves[0], thinned, weights, lam, **options)
+    return sums.combine(leaves[0], thinned, weights, lam, **options)
 
 
 def _all_on_host(trees) -> bool:
     columns = zip(*map(jax.tree.leaves, trees), strict=True)
-    return all(cuts.is_host(c) for c in columns if checks.is_inexact(c[0]))
+    return all(thresholds.is_host(c) for c in columns if checks.is_inexact(c[0]))
 
 
 def _host_ranks(trees):
@@ -251,8 +250,8 @@ def _host_ranks(trees):
     for column in columns:
         name = tuple(map(id, column))
         if name not in found and checks.is_inexact(column[0]):
-            base, *tuned = map(cuts.to_numpy, column)
-            found[name] = [selection.row_ranks(base, model) for model in tuned]
+            base, *tuned = map(thresholds.to_numpy, column)
+            found[name] = [select_on_host.row_ranks(base, model) for model in tuned]
     rows = [found.get(tuple(map(id, c)), c[1:]) for c in columns]
     structure = jax.tree.structure(trees[0])
     return [jax.tree.unflatten(structure, column) for column in zip(*rows, strict=True)]
@@ -276,7 +275,7 @@ def _streams(words, trees):
     found = {}
     for name, column in zip(tree.flatten(trees[0]), columns, strict=True):
         if checks.is_inexact(column[0]) and tuple(map(id, column)) not in found:
-            each = [noise.stream(words, name, k) for k in range(len(trees) - 1)]
+            each = [random_bits.stream(words, name, k) for k in range(len(trees) - 1)]
             module = jnp if checks.is_traced(each) else np
             found[tuple(map(id, column))] = module.stack(each)
     return by_path.ByLeaf([found.get(tuple(map(id, column))) for column in columns])
@@ -306,7 +305,7 @@ def _wrong_range(density, epsilon):
     by_leaf = [x for x in (density, epsilon) if isinstance(x, by_path.ByLeaf)]
     lines = {}
     for leaf in range(len(by_leaf[0].values) if by_leaf else 1):
-        pair = [sparse.of_leaf(x, leaf) for x in (density, epsilon)]
+        pair = [by_size.of_leaf(x, leaf) for x in (density, epsilon)]
         if checks.is_traced(pair):
             continue
         for d, e in zip(*map(np.asarray, pair), strict=True):

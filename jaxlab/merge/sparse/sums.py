@@ -8,7 +8,7 @@ arXiv:2306.01708, section 3) every element has an elected sign, that of
 divisor too. A divisor of 0 counts as 1.
 
 All functions here are elementwise, so they serve a leaf, a shard or a chunk of it.
-What needs the whole leaf comes in as numbers: cuts (`jaxlab.merge.cuts`), factors and
+What needs the whole leaf comes in as numbers: cuts (`jaxlab.merge.sparse.thresholds`), factors and
 shares (sums of `size` and `energy` of the chunks add up to those of the leaf).
 
 An element that is NaN in any model is NaN in the result, whatever `s` says.
@@ -19,7 +19,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxlab.merge import counting, leafwise, noise
+from jaxlab.merge.sparse import random_bits, select_on_device
+from jaxlab.merge.trees import leafwise
 
 
 def combine(
@@ -101,12 +102,12 @@ def within(
     Returns:
         bool[...].
     """
-    patterns = counting.bits(delta)
+    patterns = select_on_device.bits(delta)
     inside = patterns >= lower
     if upper is not None:
         inside &= patterns <= upper
     if stop is not None:
-        index = noise.indices(delta.shape, jnp) + jnp.uint32(start)
+        index = random_bits.indices(delta.shape, jnp) + jnp.uint32(start)
         inside &= (patterns != lower) | (index < stop)
     return inside
 

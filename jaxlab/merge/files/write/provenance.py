@@ -10,15 +10,16 @@ import numpy as np
 
 import jaxlab
 from jaxlab.core import errors
-from jaxlab.merge.files import digests, sources
-from jaxlab.merge.files import recipe as recipe_lib
+from jaxlab.merge.files.read import digests
+from jaxlab.merge.files.read import source as source_lib
+from jaxlab.merge.files.recipe import recipe as recipe_lib
 
 _LENGTH = {"crc32": 8, "sha256": 64}
 
 
 def report(
     recipe: recipe_lib.Recipe,
-    inputs: Sequence[sources.Source],
+    inputs: Sequence[source_lib.Source],
     options: Mapping[str, Any],
     dtypes: Mapping[str, np.dtype],
     notes: Sequence[str],
@@ -67,7 +68,7 @@ def metadata(found: Mapping[str, Any]) -> dict[str, str]:
 
 
 def digests_of(
-    ledger: digests.Ledger, inputs: Sequence[sources.Source], buffer_bytes: int
+    ledger: digests.Ledger, inputs: Sequence[source_lib.Source], buffer_bytes: int
 ) -> dict[str, str]:
     """Digest by file; what the merge did not read is read now."""
     if ledger.kind is None:

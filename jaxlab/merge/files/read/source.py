@@ -2,7 +2,7 @@
 
 A source says where the bytes of each tensor are, so that any range of any tensor is one
 `preadv` into a buffer that is used again. Where Orbax keeps them is found by
-`jaxlab.merge.files.orbax_tree`.
+`jaxlab.merge.files.read.orbax_tree`.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxlab.core import errors, safetensors
-from jaxlab.merge.files import digests
+from jaxlab.merge.files.read import digests
 
 _CHECKPOINT = "_CHECKPOINT_METADATA"
 _BUFFERS = re.compile(r"rotary_emb\.inv_freq$")  # follow from the config; not merged
@@ -193,7 +193,7 @@ def open_source(path: str | os.PathLike) -> Source:
                 "checkpoint or a Hugging Face folder"
             )
         if (path / "checkpoints").is_dir() or (path / _CHECKPOINT).exists():
-            from jaxlab.merge.files import orbax_tree  # imports jax
+            from jaxlab.merge.files.read import orbax_tree  # imports jax
 
             return orbax_tree.open_source(path, _config(path))
         return _open_files(path, _files(path), _config(path))

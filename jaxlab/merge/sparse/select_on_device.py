@@ -15,7 +15,7 @@ Totals may pass 2^32, hence the counts in two words of which the lower has 16 bi
 leaf of more elements (the stacked layers of 70B parameters) is counted along its first
 axis, slice by slice.
 
-Conventions: see `jaxlab.merge.selection`, with which every result agrees to the bit.
+Conventions: see `jaxlab.merge.sparse.select_on_host`, with which every result agrees to the bit.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.merge import noise
+from jaxlab.merge.sparse import random_bits
 
 LIMIT = 2**32 - 1  # elements that one word counts
 
@@ -98,7 +98,9 @@ def stops(parts: Sequence[jax.Array], cut: jax.Array, rank: jax.Array) -> list:
         count = total(equal)
         share = jnp.where(_reaches(left, count), count, left)
         backwards = jnp.where(
-            equal, jnp.uint32(LIMIT) - noise.indices(part.shape, jnp), jnp.uint32(0)
+            equal,
+            jnp.uint32(LIMIT) - random_bits.indices(part.shape, jnp),
+            jnp.uint32(0),
         )
         last = jnp.uint32(LIMIT) - largest([backwards], share)
         results.append(jnp.where((share == 0).all(), jnp.uint32(0), last + 1))

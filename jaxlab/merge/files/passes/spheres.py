@@ -1,7 +1,7 @@
 """Streams the merges along spheres: inner products first, then one combination.
 
 Each is `sum_k c_k theta_k` with coefficients that follow from the inner products of the
-models (`jaxlab.merge.spheres`), so a tensor is read twice: for its Gram matrix, added
+models (`jaxlab.merge.spheres.coefficients`), so a tensor is read twice: for its Gram matrix, added
 up block by block (float32 within 16 thousand numbers, float64 beyond), and for the sum.
 Where every row has its own coefficients, whole rows are held and one pass is enough;
 where every column has, the Gram matrices of all columns are.
@@ -14,16 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.merge import spheres
-from jaxlab.merge.files import host, passes
-from jaxlab.merge.files import parts as parts_lib
+from jaxlab.merge.files.passes import blocks as blocks_lib
+from jaxlab.merge.files.passes import parts as parts_lib
+from jaxlab.merge.files.passes import run
+from jaxlab.merge.spheres import coefficients as coefficients_lib
 
 _FORMULAS = {
-    "slerp": spheres.slerp_coefficients,
-    "nuslerp": spheres.nuslerp_coefficients,
-    "multislerp": spheres.multislerp_coefficients,
-    "karcher": spheres.karcher_coefficients,
-    "model_stock": spheres.stock_coefficients,
+    "slerp": coefficients_lib.slerp_coefficients,
+    "nuslerp": coefficients_lib.nuslerp_coefficients,
+    "multislerp": coefficients_lib.multislerp_coefficients,
+    "karcher": coefficients_lib.karcher_coefficients,
+    "model_stock": coefficients_lib.stock_coefficients,
 }
 _DOT = 1 << 14  # numbers whose products are added in float32
 
@@ -37,22 +38,22 @@ def along(recipe_method: str, part: parts_lib.Part) -> str:
     return "row" if is_row else "leaf"
 
 
-def merge(job: passes.Job, part: parts_lib.Part, space: host.Workspace) -> None:
+def merge(job: run.Job, part: parts_lib.Part, space: blocks_lib.Workspace) -> None:
     """Merges one part."""
     if not part.size:
         return
     kind = along(job.recipe.method, part)
     if kind == "leaf":
         found = _combination(job, part, space)
-        passes.combine(job, part, found, 0, part.size, space)
+        run.combine(job, part, found, 0, part.size, space)
     else:
         _slices(job, part, kind, space)
 
 
-def _combination(job, part, space) -> host.Combination:
+def _combination(job, part, space) -> blocks_lib.Combination:
     base, members, is_delta = _members(job.recipe, part)
     count = len(members)
-    wide = host.wide_dtype(part.dtypes)
+    wide = blocks_lib.wide_dtype(part.dtypes)
     step = max(job.chunk_bytes // (wide.itemsize * count), 1)
     vectors = np.empty((count, min(step, part.size)), wide)
     gram = np.zeros((count, count))
@@ -74,17 +75,17 @@ def _combination(job, part, space) -> host.Combination:
     for k, value in zip(members, found, strict=True):
         full[k] = float(value)
     if is_mean:
-        return host.mean(full)
-    return host.Combination(tuple(full), base if is_delta else None)
+        return blocks_lib.mean(full)
+    return blocks_lib.Combination(tuple(full), base if is_delta else None)
 
 
 def _slices(job, part, kind, space) -> None:
     """Rows (of the last axis) or columns (of the first) with their own coefficients."""
     base, members, is_delta = _members(job.recipe, part)
-    wide = host.wide_dtype(part.dtypes)
+    wide = blocks_lib.wide_dtype(part.dtypes)
     row = part.shape[-1] if kind == "row" else math.prod(part.shape[1:])
     rows = part.size // row
-    step = passes.rows_held(part, row, job.chunk_bytes)
+    step = run.rows_held(part, row, job.chunk_bytes)
     vectors = np.empty((len(members), step * row), wide)
     origin = np.zeros(step * row, wide)
     gram = np.zeros((len(members), len(members), row if kind == "column" else step))
@@ -120,13 +121,13 @@ def _slices(job, part, kind, space) -> None:
 
 
 def load(
-    job: passes.Job,
+    job: run.Job,
     part: parts_lib.Part,
     members: list[int],
     base: int | None,
     start: int,
     out: np.ndarray,
-    space: host.Workspace,
+    space: blocks_lib.Workspace,
     origin: np.ndarray | None = None,
     survey: bool = True,
 ) -> None:

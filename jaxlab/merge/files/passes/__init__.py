@@ -1,0 +1,1 @@
+"""The work on chunks: linear, sparse and spherical merges in threads."""

@@ -1,0 +1,1 @@
+"""Checkpoints as merges read them: tensors by byte, and whether they go together."""

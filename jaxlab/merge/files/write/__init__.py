@@ -1,0 +1,1 @@
+"""What a merge writes: a whole folder, and where it came from."""

@@ -1,0 +1,1 @@
+"""Merges along spheres: slerp, Karcher means, model stock."""

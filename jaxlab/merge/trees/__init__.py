@@ -1,0 +1,1 @@
+"""How an operation on numbers becomes one on trees, and what keeps trees apart."""
