@@ -5,7 +5,7 @@
 
 SIB200 is a folder of LANG.SPLIT.tsv as SIB-200's, or of SPLIT.LANG.tsv as PAWS-X's (for
 which set `data.train_language` to en); RUN is a decoder that was pre-trained on text of
-all languages: the text for it comes from `systems/languages.py:pretraining_text`, and
+all languages: the text for it comes from `systems/tram/classification.py:pretraining_text`, and
 a start for it, without which small models transfer little, from
 `systems/latent_semantics.py`. A run's rows have accuracy and loss of every language.
 
@@ -20,14 +20,14 @@ Every variant is a row of the tables of Sherborne et al. 2023 (arXiv:2310.03646)
 
 import ml_collections
 
-from jaxlab.systems import defaults
+from jaxlab.systems import sections
 
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
-    names = {**defaults.TRUST_ROWS, "tiny": defaults.TRUST_ROWS["tram_theta"]}
+    names = {**sections.TRUST_ROWS, "tiny": sections.TRUST_ROWS["tram_theta"]}
     if variant not in names:
         raise ValueError(f"variant {variant!r}; use one of {', '.join(names)}")
-    config = defaults.classification()
+    config = sections.classification()
     # Chosen here: between four and five epochs of SIB-200's 701 examples.
     config.steps = 100
     # The paper fine-tunes with betas (0.9, 0.99), warm-up for a fifth, then decays.

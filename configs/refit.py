@@ -33,7 +33,7 @@ is a cross-encoder for 10 steps: its init_from may be any small BERT.
 
 import ml_collections
 
-from jaxlab.systems import defaults
+from jaxlab.systems import sections
 
 _VARIANTS = ("cross_encoder", "bi_encoder", "tiny")
 
@@ -55,7 +55,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
 def _training() -> ml_collections.ConfigDict:
     """The cross-encoder's config, which the others start from."""
     # Numbers without a source were chosen here, for half an hour on two cores.
-    config = defaults.pretraining()
+    config = sections.pretraining()
     for name in ("z_loss", "loss_denominator", "eval_batches", "trust"):
         del config[name]
     config.system = "encoders.rerank"

@@ -26,14 +26,14 @@ them with several seeds and compares.
 
 import ml_collections
 
-from jaxlab.systems import defaults
+from jaxlab.systems import sections
 
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
-    names = {**defaults.TRUST_ROWS, "tiny": defaults.TRUST_ROWS["tram_theta"]}
+    names = {**sections.TRUST_ROWS, "tiny": sections.TRUST_ROWS["tram_theta"]}
     if variant not in names:
         raise ValueError(f"variant {variant!r}; use one of {', '.join(names)}")
-    config = defaults.pretraining()
+    config = sections.pretraining()
     config.steps = 200
     # Chosen here: the model of `jaxlab ablate pool --size small`, whose runs start it.
     config.model.update(

@@ -12,7 +12,7 @@ The loop reads only the metrics of the step before, so the device never waits fo
 """
 
 import contextlib
-import importlib.util
+import importlib
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -135,7 +135,7 @@ def main(argv: Sequence[str]) -> int:
     """`--config=FILE[:VARIANT] [--config.KEY=VALUE ...] --workdir=DIR` -> fit.
 
     The config names its system, e.g. "olmo.pretrain" is
-    `jaxlab.systems.olmo.pretrain(config, workdir, mesh)`; one that keeps files of its
+    `jaxlab.systems.olmo.pretraining.pretrain(config, workdir, mesh)`; one that keeps files of its
     own refuses a bucket itself.
     """
     config, workdir = config_lib.parse(argv)
@@ -154,14 +154,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _system(name: str) -> Callable[..., types.Experiment]:
-    module, _, function = name.partition(".")
-    if importlib.util.find_spec(f"jaxlab.systems.{module}"):
-        system = importlib.import_module(f"jaxlab.systems.{module}")
-        if function and hasattr(system, function):
-            return getattr(system, function)
-    raise types.UserError(
-        f"config.system {name!r} is no function of jaxlab.systems; e.g. olmo.pretrain"
-    )
+    systems = importlib.import_module("jaxlab.systems")
+    if name not in systems.SYSTEMS:
+        raise types.UserError(
+            f"config.system {name!r} is unknown; use one of {', '.join(systems.SYSTEMS)}"
+        )
+    module, function = systems.SYSTEMS[name]
+    return getattr(importlib.import_module(f"jaxlab.systems.{module}"), function)
 
 
 def _check_finite(params: types.Params) -> None:

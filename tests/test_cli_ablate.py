@@ -9,8 +9,9 @@ import shutil
 import pytest
 
 from jaxlab import ablation, cli, train
+from jaxlab.ablation import methods
 from jaxlab.commands import grammar_ablate
-from jaxlab.systems import choices, recipes
+from jaxlab.systems.data_ablation import recipe
 
 WORDS = {
     "law": "the licensee shall retain this notice and any person may distribute it",
@@ -18,14 +19,14 @@ WORDS = {
     "cook": "stir the butter into warm flour then add salt and simmer gently",
     "sea": "the captain sailed his ship over the cold waves to a far harbour",
 }
-TINY = recipes.Size(32, 1, 2, 64, 330, 32, 8, 6, 1e-2, 1, 3, 5e-3, 2, 0)
+TINY = recipe.Size(32, 1, 2, 64, 330, 32, 8, 6, 1e-2, 1, 3, 5e-3, 2, 0)
 MADE = ("--size=quick", "--unit-steps=3")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(recipes.SIZES, "quick", TINY)
+        patch.setitem(recipe.SIZES, "quick", TINY)
         yield
 
 
@@ -134,8 +135,8 @@ def last_perplexity(run_dir, target):
 
 
 def test_the_grammar_names_the_methods_and_sizes_that_there_are():
-    assert [m.replace("-", " ") for m in grammar_ablate.METHODS] == [*choices.METHODS]
-    assert list(recipes.SIZES) == [*grammar_ablate.SIZES]
+    assert [m.replace("-", " ") for m in grammar_ablate.METHODS] == [*methods.METHODS]
+    assert list(recipe.SIZES) == [*grammar_ablate.SIZES]
 
 
 @pytest.mark.parametrize(
@@ -498,7 +499,7 @@ def test_every_method_chooses_and_json_agrees(said, pool, tmp_path):
     )  # fmt: skip
     found = json.loads(out.read_text())
     assert found["targets"] == {"law": 3.0, "code": 1.0}
-    assert set(found["found"]) == set(choices.METHODS)
+    assert set(found["found"]) == set(methods.METHODS)
     for method, row in found["found"].items():
         [printed] = [
             each for each in shown.splitlines() if each.startswith(method + "  ")

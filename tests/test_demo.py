@@ -11,7 +11,8 @@ import pytest
 from jaxlab.core import types
 from jaxlab.models import hf
 from jaxlab.stats import correlation
-from jaxlab.systems import data_ablation, demo, experts
+from jaxlab.systems.data_ablation import demo, experts
+from jaxlab.systems.data_ablation import study as study_lib
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +34,7 @@ def text(tmp_path_factory):
     return folder
 
 
-def tiny_study(workdir: pathlib.Path, data: str | None = None) -> data_ablation.Study:
+def tiny_study(workdir: pathlib.Path, data: str | None = None) -> study_lib.Study:
     study = demo.quick_study(workdir, data)
     base = study.recipe.base
     base.steps, base.eval_batches = 6, 1
@@ -41,7 +42,7 @@ def tiny_study(workdir: pathlib.Path, data: str | None = None) -> data_ablation.
     base.data.update({"vocab_size": 320, "length": 32, "held_out_fraction": 0.25})
     base.optim.warmup_steps = 1
     recipe = experts.Recipe(base, unit_steps=4, unit_rate=5e-3)
-    return data_ablation.Study(recipe, trained=3)
+    return study_lib.Study(recipe, trained=3)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +164,7 @@ def test_one_domain_is_refused(text, tmp_path):
         (tmp_path / "text" / "only" / file.name).write_bytes(file.read_bytes())
     study = tiny_study(tmp_path / "run", str(tmp_path / "text"))
     with pytest.raises(types.UserError, match="two subfolders"):
-        data_ablation.run(study, tmp_path / "run")
+        study_lib.run(study, tmp_path / "run")
 
 
 def test_an_empty_domain_is_named(text, tmp_path):
@@ -175,18 +176,18 @@ def test_an_empty_domain_is_named(text, tmp_path):
 
 
 def test_many_domains_are_ranked_up_to_the_size_that_can_be_had():
-    pool = data_ablation.ablation.ModelPool.create(
+    pool = study_lib.ablation.ModelPool.create(
         {
             letter: {"w": np.ones(1, np.float32)}
             for letter in string.ascii_lowercase[:20]
         }
     )
-    sizes = {len(mixture) for mixture in data_ablation.affordable_mixtures(pool)}
+    sizes = {len(mixture) for mixture in study_lib.affordable_mixtures(pool)}
     assert sizes == {1, 2}  # 20 + 190 of them; 1,140 of three are too many
 
 
 def test_chosen_mixtures_take_turns_by_size_and_repeat_none():
-    chosen = data_ablation.choose("abcde", 10, seed=3)
+    chosen = study_lib.choose("abcde", 10, seed=3)
     names = [experts.name_of(mixture) for mixture in chosen]
     assert len(set(names)) == 10
     assert {len(mixture) for mixture in chosen} == {2, 3, 4, 5}

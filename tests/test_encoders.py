@@ -23,7 +23,8 @@ from jaxlab.data.examples import ranked_lists
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.models import BertConfig, BertEncoder, BertScorer, hf
 from jaxlab.retrieval import encode
-from jaxlab.systems import encoder_files, encoders, mining
+from jaxlab.systems import encoder_files
+from jaxlab.systems.refit import mining, training
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 WORDS = [f"w{i}" for i in range(24)]
@@ -511,7 +512,7 @@ def test_a_reranker_learns_to_put_the_relevant_document_first(toy, encoder, tmp_
     config = config_of(toy, encoder, steps=40)
     config.data.update({"batch_size": 8, "candidates": 4})
     config.optim.learning_rate = 3e-3
-    rows = run(config, encoders.rerank, tmp_path)
+    rows = run(config, training.rerank, tmp_path)
     losses = [row["loss"] for row in rows if "loss" in row]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     found = rows[-1]
@@ -525,7 +526,7 @@ def test_a_reranker_learns_to_put_the_relevant_document_first(toy, encoder, tmp_
 def test_a_run_of_a_reranker_is_opened_and_exported_with_the_same_scores(
     toy, encoder, tmp_path
 ):
-    run(config_of(toy, encoder, steps=2), encoders.rerank, tmp_path / "run")
+    run(config_of(toy, encoder, steps=2), training.rerank, tmp_path / "run")
     opened = encoder_files.load_scorer(tmp_path / "run")
     encoder_files.save(tmp_path / "hf", tmp_path / "run")
     again = encoder_files.load_scorer(tmp_path / "hf")
@@ -552,14 +553,14 @@ def test_a_bi_encoder_learns_from_the_batch_on_any_mesh(toy, encoder, tmp_path):
     config.optim.update({"learning_rate": 3e-3, "warmup_steps": 2})
     config.contrastive.chunks = 2
     mesh = mesh_lib.make_mesh({"data": 4, "fsdp": 2})
-    rows = run(config, encoders.embed, tmp_path, mesh)
+    rows = run(config, training.embed, tmp_path, mesh)
     losses = [row["loss"] for row in rows if "loss" in row]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     opened = encoder_files.load_encoder(tmp_path)
     assert opened.config.normalize
     config.micro_batches = 2
     with pytest.raises(types.UserError, match="would leave out negatives: use 1"):
-        encoders.embed(config, tmp_path, mesh)
+        training.embed(config, tmp_path, mesh)
 
 
 @pytest.mark.parametrize(
@@ -577,7 +578,7 @@ def test_configs_that_cannot_work_are_refused(toy, encoder, tmp_path, changes, m
     config = config_of(toy, encoder, **changes)
     mesh = mesh_lib.make_mesh({"data": 1}, devices=jax.devices()[:1])
     with pytest.raises(types.UserError, match=message), mesh_lib.use(mesh):
-        encoders.rerank(config, tmp_path, mesh)
+        training.rerank(config, tmp_path, mesh)
 
 
 def test_an_index_is_made_once(toy, encoder, tmp_path, monkeypatch):

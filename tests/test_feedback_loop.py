@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jaxlab import cli, retrieval
 from jaxlab.core import types
 from jaxlab.retrieval import feedback_loop, formats, metrics, rerank
-from jaxlab.systems import dense, refit, refit_report
+from jaxlab.systems.refit import comparison, corpus_index, report
 
 MODELS = pathlib.Path(__file__).parent / "values" / "bert"
 relative = functools.partial(
@@ -222,21 +222,19 @@ def test_a_comparison_writes_runs_measures_and_a_page(tmp_path):
         name: {str(row): 1 for row in rows}
         for name, rows in zip(names, best, strict=True)
     }
-    queries = refit.Queries(names, [""] * len(names), vectors, qrels)
-    chosen = refit.Settings(
+    queries = comparison.Queries(names, [""] * len(names), vectors, qrels)
+    chosen = comparison.Settings(
         k=20, depth=20, learning_rate=0.05, updates=(0, 10), feedback=(5, 20)
     )
     kept = rerank.Remembered(reranker)
-    outcomes = refit.compare(index, queries, kept, chosen, tmp_path)
-    assert list(outcomes) == list(refit.ROWS)
+    outcomes = comparison.compare(index, queries, kept, chosen, tmp_path)
+    assert list(outcomes) == list(comparison.ROWS)
     recall = {n: x.evaluation.means["recall@20"] for n, x in outcomes.items()}
     assert recall["refit"] > recall["rerank_2k"] > recall["rerank"]
-    curves = refit.curves(index, queries, kept, chosen)
+    curves = comparison.curves(index, queries, kept, chosen)
     assert curves.by_updates[0] == recall["bi-encoder"]
     corpus = formats.Corpus([str(i) for i in range(300)], [""] * 300, ["<b>"] * 300)
-    refit_report.write(
-        tmp_path, "A & B", outcomes, queries, corpus, chosen, curves, 1.0
-    )
+    report.write(tmp_path, "A & B", outcomes, queries, corpus, chosen, curves, 1.0)
     for name, outcome in outcomes.items():
         run = formats.read_run(tmp_path / "runs" / f"{name}.trec")
         again = metrics.evaluate(qrels, run, chosen.metrics)
@@ -256,7 +254,9 @@ def test_a_comparison_writes_runs_measures_and_a_page(tmp_path):
     assert "query won" in page
     assert "<b>" not in page
     with pytest.raises(types.UserError, match="no row best"):
-        refit.compare(index, queries, kept, refit.Settings(rows=("best",)), tmp_path)
+        comparison.compare(
+            index, queries, kept, comparison.Settings(rows=("best",)), tmp_path
+        )
 
 
 # ---- the command ----
@@ -316,8 +316,8 @@ def test_a_corpus_is_indexed_searched_refitted_and_evaluated(corpus, capsys):
     again = corpus / "prior"
     assert command("refit", again, *given, *reranker, "--k", "3", "--prior", "50") == 0
     found = [formats.read_run(x / "runs" / "rerank_2k.trec")["a"] for x in (out, again)]
-    opened = dense.open_index(index)
-    asked = dense.vectors(opened.encoder, ["the sea"]).vectors[0]
+    opened = corpus_index.open_index(index)
+    asked = corpus_index.vectors(opened.encoder, ["the sea"]).vectors[0]
     for row, each in enumerate(opened.corpus.ids):
         added = found[1][each] - found[0][each]
         assert added == pytest.approx(
@@ -347,7 +347,7 @@ def test_an_index_made_twice_is_the_same_bytes_and_grows(corpus):
     )
     grown = ("--corpus", corpus / "more.jsonl", "--encoder", corpus / "bert")
     assert command("index", folders[0], *grown, "--append") == 0
-    opened = dense.open_index(folders[0])
+    opened = corpus_index.open_index(folders[0])
     assert len(opened.index) == 7
     assert opened.corpus.passages()[1] == "猫は魚を食べる"  # the first text stays
     assert command("index", folders[0], *grown, "--append") == 2

@@ -7,14 +7,9 @@ import numpy as np
 import pytest
 
 from jaxlab import ablation
-from jaxlab.systems import (
-    data_ablation,
-    defaults,
-    experts,
-    findings,
-    report_page,
-    summary,
-)
+from jaxlab.systems import sections
+from jaxlab.systems.data_ablation import experts, report, results, summary
+from jaxlab.systems.data_ablation import study as study_lib
 
 UNITS = ("law.1", "law.2", "code", "cook", "news")
 TARGETS = ("law", "code", "elsewhere")
@@ -31,9 +26,9 @@ def losses(rows):
 @pytest.fixture
 def outcome(tmp_path):
     """Ten pairs, predicted exactly by the ensemble and in reverse by merging."""
-    base = defaults.pretraining()
+    base = sections.pretraining()
     base.data.update({"length": 8, "batch_size": 2})
-    study = data_ablation.Study(
+    study = study_lib.Study(
         experts.Recipe(base, unit_steps=5, unit_rate=0.1),
         trained=10,
         budget="member",
@@ -54,7 +49,7 @@ def outcome(tmp_path):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "metrics.jsonl").write_text(text)
         units = len(mixture)
-        models.append(data_ablation.Trained(mixture, folder, units, why))
+        models.append(study_lib.Trained(mixture, folder, units, why))
     (tmp_path / "runs" / "seed").mkdir()
     (tmp_path / "runs" / "seed" / "metrics.jsonl").write_text(
         '{"step": 1, "loss": 4.0, "seconds": 1.0}\n'
@@ -68,7 +63,7 @@ def outcome(tmp_path):
         "seed": losses(np.full(15, 4.0)),
     }
     found = ablation.Found(pairs[3], 2.7, {"law": 2.7}, 15, (2.7,))
-    return data_ablation.Outcome(
+    return study_lib.Outcome(
         study=study,
         units={unit: unit.split(".")[0] for unit in UNITS},
         seed=dict.fromkeys(TARGETS, 55.0),
@@ -82,14 +77,14 @@ def outcome(tmp_path):
 
 
 def test_correlations_are_of_the_checked_mixtures_alone(outcome):
-    found = findings.correlations(outcome)["code"]
+    found = results.correlations(outcome)["code"]
     assert found["n"] == 10
     assert found["spearman"] == pytest.approx(-1)
     assert found["ensemble_spearman"] == pytest.approx(1)
 
 
 def test_agreement_tells_in_from_out_of_domain(outcome):
-    found = findings.agreement(outcome, "ensemble")
+    found = results.agreement(outcome, "ensemble")
     rows = {(row.domain, row.size): row for row in found["units"]}
     assert rows["all", None].pairs == 20  # of two targets
     # law: every pair but code+cook, code+news, cook+news; code: four pairs of ten
@@ -103,7 +98,7 @@ def test_regret_is_above_the_best_model_of_that_budget(outcome):
     # An expert of one unit is better than every pair of two, and no rival of theirs.
     nats = outcome.actual["law"].nats
     nats[0] = nats[5] / 2
-    (choice,) = findings.choices(outcome)
+    (choice,) = results.choices(outcome)
     assert choice.mixture == outcome.mixtures[5 + 3]
     assert choice.trained == pytest.approx(2.3)
     assert choice.regret == pytest.approx(0.3)
@@ -112,8 +107,7 @@ def test_regret_is_above_the_best_model_of_that_budget(outcome):
 def test_names_of_choices_in_whole_percents_are_of_one_mixture_each():
     shares = np.random.default_rng(0).dirichlet([0.5, 0.5, 2.0], 500)
     whole = [
-        data_ablation.whole_percents(dict(zip("abc", row, strict=True)))
-        for row in shares
+        study_lib.whole_percents(dict(zip("abc", row, strict=True))) for row in shares
     ]
     names = {experts.name_of(mixture) for mixture in whole}
     assert len(names) == len({tuple(sorted(mixture.items())) for mixture in whole})
@@ -123,13 +117,13 @@ def test_names_of_choices_in_whole_percents_are_of_one_mixture_each():
 
 
 def test_noise_is_between_repeats_and_between_mixtures(outcome):
-    within, between = findings.noise(outcome)["law"]
+    within, between = results.noise(outcome)["law"]
     assert within == pytest.approx(np.std([0, 0.02], ddof=1))
     assert between == pytest.approx(np.std([2.01, 2.11], ddof=1))
 
 
 def test_costs_count_units_and_the_seconds_of_experts(outcome):
-    every, merged, ensemble = findings.costs(outcome)
+    every, merged, ensemble = results.costs(outcome)
     assert (every.units, merged.units, ensemble.units) == (5 + 20, 5, 5)
     assert merged.train_seconds == pytest.approx(5 * 2 * 0.5)
     assert every.train_seconds == pytest.approx(25 * 1.0)
@@ -137,16 +131,16 @@ def test_costs_count_units_and_the_seconds_of_experts(outcome):
 
 
 def test_the_worst_misses_are_reversed_ranks(outcome):
-    target, _, predicted, trained, count = findings.misses(outcome, "merged")[0]
+    target, _, predicted, trained, count = results.misses(outcome, "merged")[0]
     assert target in TARGETS
     assert {predicted, trained} == {1, count} == {1, 10}
-    assert all(row[2] == row[3] for row in findings.misses(outcome, "ensemble"))
+    assert all(row[2] == row[3] for row in results.misses(outcome, "ensemble"))
 
 
 def test_the_page_has_every_section_and_only_finite_json(outcome, tmp_path):
     numbers = summary.summarise(outcome, {"total": 1.0})
     json.dumps(numbers, allow_nan=False)
-    report_page.write(tmp_path / "report.html", outcome, numbers, {}, tmp_path)
+    report.write(tmp_path / "report.html", outcome, numbers, {}, tmp_path)
     page = (tmp_path / "report.html").read_text()
     for title in (
         "Did merging predict training?", "At fixed size, in and out of domain",

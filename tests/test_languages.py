@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlab import objectives, train
+from jaxlab import load, objectives, train
 from jaxlab.core import checkpoint, types
 from jaxlab.core import config as config_lib
 from jaxlab.core import mesh as mesh_lib
@@ -16,14 +16,10 @@ from jaxlab.core import state as state_lib
 from jaxlab.core import step as step_lib
 from jaxlab.data.examples import labelled
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
-from jaxlab.systems import (
-    languages,
-    latent_semantics,
-    loading,
-    olmo,
-    trust,
-)
+from jaxlab.systems import latent_semantics, trust_regions
+from jaxlab.systems.olmo import pretraining
 from jaxlab.systems.parallel_text import Texts, pretraining_text
+from jaxlab.systems.tram import classification
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 WORDS = {  # a toy world: two languages, two topics
@@ -88,7 +84,7 @@ def decoder_run(toy, tmp_path_factory):
     run = folder / "run"
     mesh = mesh_lib.make_mesh({"data": 1}, devices=jax.devices()[:1])
     with mesh_lib.use(mesh):
-        train.fit(olmo.pretrain(config, run, mesh), run, mesh=mesh)
+        train.fit(pretraining.pretrain(config, run, mesh), run, mesh=mesh)
     return run
 
 
@@ -111,7 +107,7 @@ def config_of(decoder_run, toy, variant="adam", **changes):
 
 def experiment_of(config, mesh, workdir=None):
     with mesh_lib.use(mesh):
-        return languages.classify(config, workdir or pathlib.Path("unused"), mesh)
+        return classification.classify(config, workdir or pathlib.Path("unused"), mesh)
 
 
 # ------------------------------------------------------------------ reading
@@ -221,7 +217,7 @@ def test_evaluation_holds_every_example_once():
 
 
 def test_long_texts_are_cut_and_counted(decoder_run):
-    tokenizer = tokenizer_lib.load(loading.tokenizer_path(decoder_run))
+    tokenizer = tokenizer_lib.load(load.tokenizer_path(decoder_run))
     whole = tokenizer.encode("goal ball team")
     examples = labelled.Labelled(
         ("goal ball team", "goal"), np.array([1, 0], np.int32), ("1", "2")
@@ -240,11 +236,11 @@ def test_long_texts_are_cut_and_counted(decoder_run):
 def test_the_rows_that_fill_up_a_batch_change_no_accuracy(decoder_run, toy, mesh):
     experiment = experiment_of(config_of(decoder_run, toy), mesh)
     tests = labelled.read(toy)[0]["bb"]["test"]
-    tokenizer = tokenizer_lib.load(loading.tokenizer_path(decoder_run))
+    tokenizer = tokenizer_lib.load(load.tokenizer_path(decoder_run))
     rows = labelled.encode(tokenizer, tests, 16)
     apply, params = experiment.model.apply, experiment.init_from
     found = [
-        languages.evaluate(apply, params, labelled.eval_batches(rows, size))
+        classification.evaluate(apply, params, labelled.eval_batches(rows, size))
         for size in (1, 4, 11)
     ]
     logits = np.asarray(apply({"params": params}, rows.tokens, rows.mask))
@@ -267,7 +263,7 @@ def test_the_trunk_is_that_of_the_run_it_starts_from(decoder_run, toy, mesh):
     assert params["classify"]["kernel"].shape == (32, 2)
     saved = experiment.config
     assert saved["labels"] == ["politics", "sports"]
-    tokenizer = tokenizer_lib.load(loading.tokenizer_path(decoder_run))
+    tokenizer = tokenizer_lib.load(load.tokenizer_path(decoder_run))
     sets, _ = labelled.read(toy)
     used = {"train": sets["aa"]["train"], "aa": sets["aa"]["test"]}
     used["bb"] = sets["bb"]["test"]
@@ -310,7 +306,7 @@ def steps_and_losses(file):
     "method",
     [
         m if m == "plain" else pytest.param(m, marks=pytest.mark.slow)
-        for m in trust.METHODS
+        for m in trust_regions.METHODS
     ],
 )
 def test_every_trust_region_trains_the_classifier(decoder_run, toy, mesh, method):
@@ -379,7 +375,7 @@ def test_a_classifier_does_not_start_a_classifier(decoder_run, toy, tmp_path, me
 
 
 def test_every_variant_of_the_config_is_that_of_tram():
-    for variant in ("sgd", "tiny", *trust.METHODS[1:]):
+    for variant in ("sgd", "tiny", *trust_regions.METHODS[1:]):
         ours, theirs = (
             config_lib.load(f"{CONFIGS / name}.py:{variant}")
             for name in ("languages", "tram")
@@ -518,7 +514,7 @@ def test_translations_lie_side_by_side_before_the_first_step(tmp_path, mesh):
     with mesh_lib.use(mesh):
         latent_semantics.write_start(config, start, mesh)
         config.init_from = str(start)
-        experiment = olmo.pretrain(config, tmp_path / "run", mesh)
+        experiment = pretraining.pretrain(config, tmp_path / "run", mesh)
     tokenizer = tokenizer_lib.load(tmp_path / "data" / "tokenizer")
 
     def vector(text):

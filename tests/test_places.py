@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxlab import cli, train
+from jaxlab import cli, load, train
 from jaxlab.core import checkpoint, checkpoint_files, paths, report, tree, types
-from jaxlab.systems import loading
 from tests import object_store, tiny_run
 
 # What orbax leaves behind in its event loop when a read fails.
@@ -260,8 +259,8 @@ def test_a_run_in_a_bucket_moves_from_machine_to_machine(
 
     # A third opens it, starts from it, and exports it; it has none of the text.
     _machine(monkeypatch, tmp_path / "third")
-    opened = loading.open_model(run)
-    own = loading.tokenizer_path(run)
+    opened = load.open_model(run)
+    own = load.tokenizer_path(run)
     assert own.is_relative_to(tmp_path / "third")
     assert opened.tokenizer.decode(opened.tokenizer.encode("law 3")) == "law 3"
     assert _train(text, tmp_path / "next", f"--config.init_from={run}") == 0
@@ -269,7 +268,7 @@ def test_a_run_in_a_bucket_moves_from_machine_to_machine(
     assert cli.run(["checkpoint", "export", run, str(out), "--dtype=bfloat16"]) == 0
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
     rounded = jax.tree.map(lambda x: x.astype("bfloat16"), opened.params)
-    again = jax.tree.map(lambda x: x.astype("bfloat16"), loading.open_model(out).params)
+    again = jax.tree.map(lambda x: x.astype("bfloat16"), load.open_model(out).params)
     assert tree.fingerprint(again) == tree.fingerprint(rounded)
     for number in range(20, 30):
         (text / "law" / f"{number}.txt").write_text("more law\n" * 40)

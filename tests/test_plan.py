@@ -17,7 +17,8 @@ from jaxlab.core import mesh as mesh_lib
 from jaxlab.merge.files.recipe import methods
 from jaxlab.plan import merging, topology
 from jaxlab.plan import shape as shapes
-from jaxlab.systems import planned, trust
+from jaxlab.systems import trust_regions
+from jaxlab.systems.planning import shapes as shapes_lib
 from tests import plan_rows
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -32,7 +33,7 @@ def config(name="olmo.py:7b", *flags):
 
 
 def shape_7b(**changes):
-    return dataclasses.replace(planned.shape(config()), **changes)
+    return dataclasses.replace(shapes_lib.shape(config()), **changes)
 
 
 # ---- against measurements
@@ -47,7 +48,7 @@ def test_memory_is_within_12_percent_of_the_compilers(row):
 
 @pytest.mark.parametrize("row", plan_rows.TRUE_PEAKS, ids=lambda row: row.name)
 def test_the_true_step_fits_where_the_compiler_says_so_and_within_12_percent(row):
-    shape = planned.shape(config(row.config, f"--config.data.batch_size={row.rows}"))
+    shape = shapes_lib.shape(config(row.config, f"--config.data.batch_size={row.rows}"))
     found = plan.estimate(shape, plan.parse(row.topology, row.slices), row.mesh)
     assert found.fits == (row.peak is not None)
     if row.peak is not None:
@@ -243,11 +244,11 @@ def test_a_mistake_is_one_line_that_names_the_fix(flags, message, capsys):
 
 
 def test_a_config_becomes_the_model_that_training_would_build():
-    shape = planned.shape(config("olmo.py:olmo2_7b"))
+    shape = shapes_lib.shape(config("olmo.py:olmo2_7b"))
     assert shape.params == 7_298_617_344
     assert (shape.rows, shape.length, shape.remat) == (1024, 4096, "full")
-    assert planned.shape(config("olmo.py:1b")).params == 1_176_764_416
-    assert planned.shape(config("olmo.py:tiny")).vocab == 1024
+    assert shapes_lib.shape(config("olmo.py:1b")).params == 1_176_764_416
+    assert shapes_lib.shape(config("olmo.py:tiny")).vocab == 1024
     defaults = models.TransformerConfig(vocab=1, embed=2, layers=1, heads=1, mlp=1)
     assert shape.loss_block_bytes == defaults.loss_block_bytes
 
@@ -263,17 +264,17 @@ def test_llamas_are_as_large_as_published_and_fit_where_they_say(
     variant, params, where
 ):
     described = config(f"scale.py:{variant}")
-    shape = planned.shape(described)
+    shape = shapes_lib.shape(described)
     assert shape.params == params
     assert plan.estimate(shape, plan.parse(where), described.mesh.to_dict()).fits_surely
 
 
 def test_a_trust_region_adds_its_passes_and_copies():
-    assert set(planned.PASSES) == set(trust.METHODS)
+    assert set(shapes_lib.PASSES) == set(trust_regions.METHODS)
     where, mesh = plan.parse("v5e:16x16"), {"data": 8, "fsdp": 32}
-    plain = plan.estimate(planned.shape(config()), where, mesh)
+    plain = plan.estimate(shapes_lib.shape(config()), where, mesh)
     found = plan.estimate(
-        planned.shape(config("olmo.py:7b", "--config.trust.method=tram_theta")),
+        shapes_lib.shape(config("olmo.py:7b", "--config.trust.method=tram_theta")),
         where,
         mesh,
     )
@@ -289,15 +290,17 @@ def test_a_trust_region_adds_its_passes_and_copies():
         "--config.trust.method=tram_theta",
         "--config.trust.anchor_dtype=bfloat16",
     )
-    assert planned.shape(half).passes.copies == 0.5
+    assert shapes_lib.shape(half).passes.copies == 0.5
 
 
 def test_tuning_and_preferences_are_planned_with_their_rows_and_passes():
-    tuned = planned.shape(config("tulu.py:sft_7b"))
+    tuned = shapes_lib.shape(config("tulu.py:sft_7b"))
     assert (tuned.rows, tuned.length, tuned.params) == (128, 8192, 6_738_415_616)
-    before = planned.shape(config("tulu.py:dpo_7b"))
+    before = shapes_lib.shape(config("tulu.py:dpo_7b"))
     assert (before.rows, before.passes) == (64, plan.Shape.passes)  # 32 pairs
-    step = planned.shape(config("tulu.py:dpo_7b", "--config.preference.reference=step"))
+    step = shapes_lib.shape(
+        config("tulu.py:dpo_7b", "--config.preference.reference=step")
+    )
     assert (step.passes.forward, step.passes.copies) == (1, 1)
     # Both answers of a pair are on one device: 32 pairs are for 32 shards, not for 64.
     where = plan.parse("v5p:4x4x4")
@@ -306,14 +309,14 @@ def test_tuning_and_preferences_are_planned_with_their_rows_and_passes():
     assert plan.estimate(before, where, {"data": 2, "fsdp": 16, "tensor": 2}).fits
     assert plan.best(before, plan.parse("v5e:4x8"))[0].mesh["tensor"] == 1
     with pytest.raises(errors.UserError, match=r"set --config.model.embed"):
-        planned.shape(config("tulu.py:tiny"))
+        shapes_lib.shape(config("tulu.py:tiny"))
 
 
 def test_other_systems_and_open_sizes_are_refused():
     with pytest.raises(errors.UserError, match=r"languages.classify.*not planned"):
-        planned.shape(config("languages.py:adam"))
+        shapes_lib.shape(config("languages.py:adam"))
     with pytest.raises(errors.UserError, match=r"set --config.model.vocab"):
-        planned.shape(config("olmo.py:tiny", "--config.data.tokenizer=x.json"))
+        shapes_lib.shape(config("olmo.py:tiny", "--config.data.tokenizer=x.json"))
 
 
 # ---- search
@@ -335,9 +338,9 @@ def test_the_search_finds_the_smallest_fsdp_that_fits_the_7b():
 
 def test_what_a_search_chose_is_what_is_compiled():
     described = config("olmo.py:7b", "--config.micro_batches=2")
-    found = plan.best(planned.shape(described), plan.parse("v5e:8x16"))[0]
-    again = planned.changed(described, found)
-    assert planned.shape(again) == found.shape
+    found = plan.best(shapes_lib.shape(described), plan.parse("v5e:8x16"))[0]
+    again = shapes_lib.changed(described, found)
+    assert shapes_lib.shape(again) == found.shape
     assert again.mesh.to_dict().items() <= found.mesh.items()
     assert described.micro_batches == 2
 
@@ -356,7 +359,7 @@ def test_what_does_not_fit_says_what_would():
 
 
 def test_nothing_is_found_where_nothing_fits():
-    shape = planned.shape(config("scale.py:llama_405b"))
+    shape = shapes_lib.shape(config("scale.py:llama_405b"))
     assert plan.best(shape, plan.parse("v5e:4x4")) == []
 
 

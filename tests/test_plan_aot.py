@@ -23,7 +23,7 @@ from jaxlab.core import mesh as mesh_lib
 from jaxlab.merge.sparse import select_on_device
 from jaxlab.plan import comparison, compiled, environment, flops, hlo, merging, traced
 from jaxlab.plan import topology as topologies
-from jaxlab.systems import planned, planned_merge, planned_step
+from jaxlab.systems.planning import merges, shapes, steps
 
 ROOT = pathlib.Path(__file__).parents[1]
 GIB = 2**30
@@ -194,8 +194,8 @@ def test_a_divergence_gathers_each_kernel_once_however_many_blocks(blocks):
 def test_the_true_step_has_the_flops_of_the_formula(name, flags):
     described = config(name, *flags, "--config.data.batch_size=64")
     mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 4})
-    program, _ = planned_step.trace(described, mesh)
-    shape = planned.shape(described)
+    program, _ = steps.trace(described, mesh)
+    shape = shapes.shape(described)
     found = traced.matmul_flops(program.jaxpr, flops.block_share(shape))
     more = flops.overheads(shape, dict(mesh.shape))
     expected = flops.count(shape).hardware + sum(more.values())
@@ -205,10 +205,10 @@ def test_the_true_step_has_the_flops_of_the_formula(name, flags):
 def test_the_state_of_the_true_step_has_the_arithmetics_bytes():
     described = config("olmo.py:7b", "--config.data.batch_size=64")
     mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 4})
-    _, (state, _, _) = planned_step.trace(described, mesh)
+    _, (state, _, _) = steps.trace(described, mesh)
     held = sum(map(compiled.held_bytes, jax.tree.leaves(state)))
     where = plan.parse("v5e:2x4")
-    found = plan.estimate(planned.shape(described), where, {"data": 2, "fsdp": 4})
+    found = plan.estimate(shapes.shape(described), where, {"data": 2, "fsdp": 4})
     assert held == pytest.approx(found.memory.state, rel=1e-6)
 
 
@@ -217,8 +217,8 @@ def test_every_merge_that_is_planned_is_traced_and_keeps_the_shardings(method):
     described = config("olmo.py:7b", "--config.model.layers=2")
     sizes = {"data": 2, "fsdp": 2, "tensor": 2}
     mesh, where = mesh_lib.make_mesh(sizes), plan.parse("v5e:2x4")
-    merge = merging.estimate(method, 2, planned.shape(described), where, sizes)
-    program, (base, models) = planned_merge.trace(described, merge, mesh)
+    merge = merging.estimate(method, 2, shapes.shape(described), where, sizes)
+    program, (base, models) = merges.trace(described, merge, mesh)
     held = sum(map(compiled.held_bytes, jax.tree.leaves((base, models))))
     assert held == pytest.approx(merge.trees * merge.tree_bytes)
     wanted = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(models[0])]
@@ -229,9 +229,9 @@ def test_a_merge_that_refuses_a_leaf_ends_in_a_line(monkeypatch):
     monkeypatch.setattr(select_on_device, "LIMIT", 1000)
     described = config("scale.py:llama_70b")
     sizes, where = {"fsdp": 8}, plan.parse("v5e:2x4")
-    merge = merging.estimate("ties", 2, planned.shape(described), where, sizes)
+    merge = merging.estimate("ties", 2, shapes.shape(described), where, sizes)
     with pytest.raises(errors.UserError, match=r"--merge ties: .* reshape it"):
-        planned_merge.trace(described, merge, mesh_lib.make_mesh(sizes))
+        merges.trace(described, merge, mesh_lib.make_mesh(sizes))
 
 
 # ---- what the compiler answers
@@ -259,7 +259,7 @@ def test_without_the_compiler_the_fix_is_named(monkeypatch, capsys):
 
 
 def test_a_comparison_says_why_bytes_differ():
-    shape = planned.shape(config("olmo.py:7b"))
+    shape = shapes.shape(config("olmo.py:7b"))
     where = plan.parse("v5e:16x16")
     found = plan.estimate(shape, where, {"data": 16, "fsdp": 16})
     late = hlo.Collective("all-gather", "fsdp", 16, "bf16", False, 14, 60e9)
@@ -324,8 +324,8 @@ def test_a_step_of_four_layers_reduces_by_reduce_scatter(libtpu):
     )
     where = plan.parse("v5e:4x4")
     sizes = topologies.mesh(where, {"data": 4, "fsdp": 4})
-    found = planned_step.compile_config(described, where, sizes)
-    expected = plan.estimate(planned.shape(described), where, sizes)
+    found = steps.compile_config(described, where, sizes)
+    expected = plan.estimate(shapes.shape(described), where, sizes)
     assert found.fits
     assert found.argument_bytes == pytest.approx(expected.memory.state, rel=1e-3)
     assert found.peak_bytes < expected.memory.total
@@ -352,8 +352,8 @@ def two_layers(mesh, *changes):
     described = config("olmo.py:7b", *(f"--config.{change}" for change in changes))
     where = plan.parse("v5e:4x4")
     sizes = topologies.mesh(where, mesh)
-    found = planned_step.compile_config(described, where, sizes)
-    return found, plan.estimate(planned.shape(described), where, sizes)
+    found = steps.compile_config(described, where, sizes)
+    return found, plan.estimate(shapes.shape(described), where, sizes)
 
 
 @pytest.mark.slow
@@ -389,8 +389,8 @@ def test_a_merge_of_shards_holds_its_trees_and_moves_sums_and_counts(method, lib
     described = config("olmo.py:7b", "--config.model.layers=4")
     where, sizes = plan.parse("v5e:2x4"), {"fsdp": 4, "tensor": 2}
     count = 2 if method == "slerp" else 3
-    merge = merging.estimate(method, count, planned.shape(described), where, sizes)
-    found = planned_merge.compile_merge(described, merge)
+    merge = merging.estimate(method, count, shapes.shape(described), where, sizes)
+    found = merges.compile_merge(described, merge)
     assert found.fits
     assert found.peak_bytes == pytest.approx(merge.memory, rel=0.12)
     moved = sum(one.moved for one in found.collectives)

@@ -14,13 +14,15 @@ from jaxlab import models, objectives, optim
 from jaxlab.commands import grammar
 from jaxlab.core import mesh, state, types
 from jaxlab.evals import perplexity
-from jaxlab.systems import defaults, tram, tram_domains, tram_report, trust
+from jaxlab.systems import sections, trust_regions
+from jaxlab.systems.tram import domains, report
+from jaxlab.systems.tram import study as study_lib
 from tests import tiny_run
 
 
 @pytest.fixture(scope="module")
 def protocol():
-    config = defaults.pretraining()
+    config = sections.pretraining()
     config.steps = 4
     config.optim.update({"learning_rate": 1e-2, "schedule": "constant"})
     model = models.Decoder(tiny_run.CONFIG)
@@ -41,8 +43,8 @@ def protocol():
             evals={"own": evaluate(10**6), "far": evaluate(10**7)},
             config=config.to_dict(),
         )
-        return trust.with_trust(
-            base, predictor, trust.TrustConfig(**config.trust.to_dict())
+        return trust_regions.with_trust(
+            base, predictor, trust_regions.TrustConfig(**config.trust.to_dict())
         )
 
     experiment = system(config, None, None)
@@ -50,7 +52,7 @@ def protocol():
     with mesh.use(at):
         target, _ = state.abstract(experiment, at)
         start = state.initial(experiment, target).params
-    return tram.Protocol(
+    return study_lib.Protocol(
         config=config, system=system, predictor=predictor, metric="perplexity",
         higher_is_better=False, tuned_on="own", source="own", targets=("far",),
         surface=[tiny_run.batches(0)], probes={"far": [tiny_run.batches(10**7)]},
@@ -71,12 +73,14 @@ def done(protocol, tmp_path_factory):
     # One folder for all processes of the tests: who comes second finds finished runs.
     workdir = tmp_path_factory.getbasetemp().parent / "tram_study"
     workdir.mkdir(exist_ok=True)
-    study = tram.Study(rows=("adam", "tram_theta"), seeds=2, rates=(1.0,))
+    study = study_lib.Study(rows=("adam", "tram_theta"), seeds=2, rates=(1.0,))
     seen = []
     with (workdir / "lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        patch.setattr(tram, "RADIUS_SCALES", (1.0, 10.0))
-        runs = tram.run(study, protocol, workdir, done=lambda *news: seen.append(news))
+        patch.setattr(study_lib, "RADIUS_SCALES", (1.0, 10.0))
+        runs = study_lib.run(
+            study, protocol, workdir, done=lambda *news: seen.append(news)
+        )
     return workdir, study, runs, seen
 
 
@@ -112,23 +116,25 @@ def test_the_rate_is_tuned_at_the_papers_strength_and_then_the_strength(
     def train(protocol, setting, seed, folder, is_tuning):
         tried.append((setting.rate, setting.strength, is_tuning))
         score = abs(setting.rate - 2.0) + abs(setting.strength - 0.3)
-        return tram.Run(setting, seed, {"own": {"perplexity": score}}, 1.0)
+        return study_lib.Run(setting, seed, {"own": {"perplexity": score}}, 1.0)
 
-    monkeypatch.setattr(tram, "_train", train)
+    monkeypatch.setattr(study_lib, "_train", train)
     seen = []
-    study = tram.Study(rows=("asam", "adam"), seeds=2)
-    runs = tram.run(study, protocol, tmp_path, done=lambda *news: seen.append(news))
+    study = study_lib.Study(rows=("asam", "adam"), seeds=2)
+    runs = study_lib.run(
+        study, protocol, tmp_path, done=lambda *news: seen.append(news)
+    )
     rates = [(0.5, 1.0), (1.0, 1.0), (2.0, 1.0)]
     chosen = [setting[:2] for setting in tried if setting[2]]
     assert chosen == [*rates, (2.0, 0.3), (2.0, 3.0), *rates]
-    assert runs["asam"][0].setting == tram.Setting("asam", 2.0, 0.3)
-    assert runs["adam"][0].setting == tram.Setting("adam", 2.0, 1.0)
+    assert runs["asam"][0].setting == study_lib.Setting("asam", 2.0, 0.3)
+    assert runs["adam"][0].setting == study_lib.Setting("adam", 2.0, 1.0)
     assert seen[-1][1:] == (12, 12)
 
 
 def test_seeds_are_matched_between_optimizers(protocol):
     configs = [
-        tram.configured(protocol.config, tram.Setting(row, 0.5, 3.0), seed=4)
+        study_lib.configured(protocol.config, study_lib.Setting(row, 0.5, 3.0), seed=4)
         for row in ("adam", "tram_x", "sam")
     ]
     assert {config.data.seed for config in configs} == {1004}
@@ -143,16 +149,16 @@ def test_a_finished_run_is_not_repeated_and_weights_are_not_kept(
     done, protocol, monkeypatch
 ):
     workdir, study, runs, _ = done
-    monkeypatch.setattr(tram, "RADIUS_SCALES", (1.0, 10.0))
+    monkeypatch.setattr(study_lib, "RADIUS_SCALES", (1.0, 10.0))
     assert not list(workdir.glob("runs/**/checkpoints"))
     again = dataclasses.replace(protocol, system=None)  # would fail if it were called
-    assert tram.run(study, again, workdir) == runs
+    assert study_lib.run(study, again, workdir) == runs
 
 
 @pytest.mark.slow
 def test_the_report_has_the_numbers_of_the_runs(done, protocol):
     workdir, _, runs, _ = done
-    table = tram_report.write(workdir, runs, protocol, "Which is best?", 1.0)
+    table = report.write(workdir, runs, protocol, "Which is best?", 1.0)
     numbers = json.loads((workdir / "report.json").read_text())
     page = (workdir / "report.html").read_text()
     assert "Which is best?" in page
@@ -174,18 +180,16 @@ def test_the_report_has_the_numbers_of_the_runs(done, protocol):
 
 def test_mistakes_end_in_one_line(protocol, tmp_path):
     with pytest.raises(types.UserError, match="no optimizer tramm; use sgd, adam"):
-        tram.run(tram.Study(rows=("tramm",)), protocol, tmp_path)
+        study_lib.run(study_lib.Study(rows=("tramm",)), protocol, tmp_path)
     with pytest.raises(types.UserError, match="1 seeds compare nothing"):
-        tram.run(tram.Study(seeds=1), protocol, tmp_path)
-    code = pathlib.Path(tram.__file__).parent
+        study_lib.run(study_lib.Study(seeds=1), protocol, tmp_path)
+    code = pathlib.Path(study_lib.__file__).parent
     for name, files in (("a", "tram*.py"), ("b", "r*.py")):
         (tmp_path / "text" / name).mkdir(parents=True)
         for file in code.glob(files):
             shutil.copy(file, tmp_path / "text" / name / f"{file.stem}.txt")
     with pytest.raises(types.UserError, match=r"no domain law in .*; there are a, b$"):
-        tram_domains.protocol(
-            str(tmp_path / "text"), "law", tmp_path / "w", size="quick"
-        )
+        domains.protocol(str(tmp_path / "text"), "law", tmp_path / "w", size="quick")
 
 
 def test_the_command_line_knows_both_protocols():

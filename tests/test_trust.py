@@ -13,7 +13,7 @@ import pytest
 
 from jaxlab import models, objectives, optim, train
 from jaxlab.core import checkpoint, factored_logits, mesh, state, step, types
-from jaxlab.systems import trust
+from jaxlab.systems import trust_regions
 from tests import test_tram, tiny_run
 
 # One method of each kind is tried always, the others with the oracles.
@@ -37,17 +37,17 @@ def one_device():
 
 def experiment(method, *, model=MODEL, **changes):
     settings = {k: changes.pop(k) for k in list(changes) if k in _FIELDS}
-    config = trust.TrustConfig(method, **settings)
+    config = trust_regions.TrustConfig(method, **settings)
     base = tiny_run.experiment(model_config=model, **changes)
     predictor = objectives.language_model(base.model.apply)
     precise = None
     if config.second_pass:
         wide = dataclasses.replace(model, dtype=config.second_pass)
         precise = objectives.language_model(models.Decoder(wide).apply)
-    return trust.with_trust(base, predictor, config, precise=precise)
+    return trust_regions.with_trust(base, predictor, config, precise=precise)
 
 
-_FIELDS = {field.name for field in dataclasses.fields(trust.TrustConfig)}
+_FIELDS = {field.name for field in dataclasses.fields(trust_regions.TrustConfig)}
 
 
 def steps_of(run, count=3, at=None):
@@ -90,7 +90,7 @@ def plain():
     return steps_of(experiment("plain"))
 
 
-@pytest.mark.parametrize("method", with_slow(trust.METHODS))
+@pytest.mark.parametrize("method", with_slow(trust_regions.METHODS))
 def test_every_method_steps_and_says_what_it_did(method, plain):
     params, rows = steps_of(experiment(method))
     assert all(np.isfinite(row["loss"]) and not row["skipped"] for row in rows)
@@ -197,12 +197,12 @@ def test_r4f_is_evaluated_with_the_head_it_is_trained_with():
     assert np.linalg.norm(head, 2) == pytest.approx(1, rel=0.02)
     assert seen[0]["embed"] is params["embed"]
     with pytest.raises(types.UserError, match="untie"):
-        trust.evaluated({"embed": 1}, trust.TrustConfig("r4f"))
+        trust_regions.evaluated({"embed": 1}, trust_regions.TrustConfig("r4f"))
 
 
 def test_an_unknown_method_is_refused():
     with pytest.raises(types.UserError, match="tram_theta"):
-        trust.TrustConfig("tram")
+        trust_regions.TrustConfig("tram")
 
 
 # ---- penalties against the shared values
@@ -282,8 +282,8 @@ def test_the_config_of_every_row_of_the_tables_builds(tmp_path):
     file = pathlib.Path(__file__).parents[1] / "configs" / "tram.py"
     for name in names.split():
         config = config_lib.load(f"{file}:{name}")
-        settings = trust.TrustConfig(**config.trust.to_dict())
-        assert settings.method in trust.METHODS
+        settings = trust_regions.TrustConfig(**config.trust.to_dict())
+        assert settings.method in trust_regions.METHODS
         optim.build(optim.OptimConfig(**config.optim.to_dict()), config.steps)
 
 

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab import cli, train
+from jaxlab import cli, load, train
 from jaxlab.core import checkpoint, tree, types
 from jaxlab.core import config as config_lib
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.systems import loading, olmo, planned, tulu
+from jaxlab.systems.olmo import pretraining
+from jaxlab.systems.planning import shapes
+from jaxlab.systems.tulu import tuning
 from tests.tiny_run import hosts, losses
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -65,7 +67,7 @@ def start(talk, tmp_path_factory):
     )  # fmt: skip
     run, mesh = folder / "run", one_device()
     with mesh_lib.use(mesh):
-        train.fit(olmo.pretrain(config, run, mesh), run, mesh=mesh)
+        train.fit(pretraining.pretrain(config, run, mesh), run, mesh=mesh)
     return run
 
 
@@ -81,7 +83,7 @@ def config_of(variant, start, talk, **changes):
 
 def run(config, workdir, mesh=None, **settings):
     mesh = one_device() if mesh is None else mesh
-    system = getattr(tulu, config.system.split(".")[1])
+    system = getattr(tuning, config.system.split(".")[1])
     with mesh_lib.use(mesh):
         experiment = system(config, workdir, mesh)
         train.fit(experiment, workdir, mesh=mesh, **settings)
@@ -134,11 +136,11 @@ def test_tuning_lowers_the_loss_of_held_out_answers(tuned):
 
 
 def test_a_tuned_run_opens_with_its_own_tokenizer(tuned, start):
-    opened, before = loading.open_model(tuned), loading.open_model(start)
+    opened, before = load.open_model(tuned), load.open_model(start)
     assert opened.tokenizer.fingerprint == before.tokenizer.fingerprint
     logits = opened.decoder.apply({"params": opened.params}, jnp.ones((1, 8), int))
     assert logits.shape == (1, 8, before.decoder.config.vocab)
-    assert loading.held_out(tuned) == {}
+    assert load.held_out(tuned) == {}
 
 
 def test_a_tuned_model_answers_in_chat(tuned, capsys):
@@ -165,11 +167,11 @@ def test_a_tuned_model_is_merged_with_its_start(
     asked = ["merge", str(tmp_path / "recipe.yaml"), f"--out={out}"]
     assert cli.run([*asked, f"--format={out_format}"]) == 0
     base, one, two = map(checkpoint.load_params, (start, tuned, preferred))
-    merged = loading.open_model(out)
+    merged = load.open_model(out)
     for path, leaf in tree.flatten(merged.params).items():
         a, b, c = (tree.flatten(x)[path] for x in (base, one, two))
         np.testing.assert_allclose(leaf, a + (b - a) / 2 + (c - a) / 2, atol=1e-6)
-    whole = loading.open_model(tuned).tokenizer.fingerprint
+    whole = load.open_model(tuned).tokenizer.fingerprint
     assert merged.tokenizer.fingerprint == whole
 
 
@@ -277,7 +279,7 @@ def test_a_packed_row_has_the_loss_of_its_conversations(start, talk, tmp_path):
         config = config_of("tiny", start, talk, **more, **{"data.length": 128})
         mesh = one_device()
         with mesh_lib.use(mesh):
-            experiment = tulu.sft(config, tmp_path / str(packed), mesh)
+            experiment = tuning.sft(config, tmp_path / str(packed), mesh)
         batches = experiment.batches
         assert batches.count <= 24 if packed else batches.count == 48
         batch = batches.filled(np.arange(batches.count))
@@ -332,7 +334,7 @@ def test_the_published_sizes_are_checked_against_the_start(start, talk, tmp_path
 @pytest.mark.parametrize("variant", ["tulu1_7b", "sft_7b", "sft_13b", "dpo_70b"])
 def test_the_published_variants_are_llamas(variant):
     config = config_lib.load(f"{CONFIGS / 'tulu.py'}:{variant}")
-    made = olmo.transformer_config(config.model, None)
+    made = pretraining.transformer_config(config.model, None)
     sizes = {"7b": 6_738_415_616, "13b": 13_015_864_320, "70b": 68_976_648_192}
-    assert planned.shape(config).params == sizes[variant.split("_")[1]]
+    assert shapes.shape(config).params == sizes[variant.split("_")[1]]
     assert made.norm == "rmsnorm"

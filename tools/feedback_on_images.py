@@ -21,9 +21,9 @@ from sklearn import datasets, decomposition, linear_model
 
 from jaxlab import retrieval
 from jaxlab.commands import output
-from jaxlab.core import process
+from jaxlab.core import process, progress
 from jaxlab.retrieval import formats, rerank
-from jaxlab.systems import clock, refit, refit_report
+from jaxlab.systems.refit import comparison, report
 
 
 def main() -> None:
@@ -31,10 +31,10 @@ def main() -> None:
     parser.add_argument("workdir", metavar="WORKDIR")
     parser.add_argument("--components", type=int, default=12)
     parser.add_argument("--k", type=int, default=20, help="documents of feedback")
-    parser.add_argument("--rate", type=float, default=refit.Settings.learning_rate)
+    parser.add_argument("--rate", type=float, default=comparison.Settings.learning_rate)
     arguments = parser.parse_args()
     process.start()
-    workdir, watch = pathlib.Path(arguments.workdir), clock.Clock()
+    workdir, watch = pathlib.Path(arguments.workdir), progress.Clock()
     images, digits = datasets.load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(images))
     fitted, asked, searched = np.split(order, [len(order) // 4, len(order) // 2])
@@ -57,19 +57,19 @@ def main() -> None:
         for name, i in zip(names, asked, strict=True)
     }
     shown = [f"a {digits[i]}" for i in asked]
-    queries = refit.Queries(names, shown, vectors[asked], qrels)
+    queries = comparison.Queries(names, shown, vectors[asked], qrels)
     texts = [f"a {digits[i]}" for i in searched]
-    settings = refit.Settings(k=arguments.k, learning_rate=arguments.rate)
+    settings = comparison.Settings(k=arguments.k, learning_rate=arguments.rate)
     reranker = rerank.Remembered(same_digit)
-    outcomes = refit.compare(index, queries, reranker, settings, workdir)
-    curves = refit.curves(index, queries, reranker, settings)
+    outcomes = comparison.compare(index, queries, reranker, settings, workdir)
+    curves = comparison.curves(index, queries, reranker, settings)
     corpus = formats.Corpus(documents, [""] * len(texts), texts)
-    refit_report.write(
+    report.write(
         workdir, "Feedback from a reranker: digits", outcomes, queries, corpus,
         settings, curves, watch.elapsed(),
     )  # fmt: skip
-    differences = refit.differences(outcomes, settings)
-    output.table(*refit_report.cells(outcomes, differences, settings))
+    differences = comparison.differences(outcomes, settings)
+    output.table(*report.cells(outcomes, differences, settings))
     print(f"report: {workdir / 'report.html'}")
 
 

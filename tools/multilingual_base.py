@@ -23,7 +23,8 @@ import pathlib
 
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import process
-from jaxlab.systems import defaults, experts, latent_semantics, parallel_text
+from jaxlab.systems import latent_semantics, parallel_text, sections
+from jaxlab.systems.data_ablation import experts
 
 
 def main() -> None:
@@ -61,7 +62,7 @@ def files(text: str) -> dict[str, list[str]]:
 
 def pretraining(out: pathlib.Path, options: argparse.Namespace):
     """The config of BASE/run."""
-    config = defaults.pretraining()
+    config = sections.pretraining()
     config.steps, config.eval_batches = options.steps, 4
     config.init_from = str(out / "start")
     config.model.update(

@@ -7,7 +7,7 @@ Of scikit-learn's 1,797 scanned digits (8 x 8 pixels; UCI, Alpaydin and Kaynak 1
 every ninth is a query, the others are documents, and what shows the same digit is
 relevant. The retriever sees a picture as 2 x 2 averages, 16 numbers of zero mean and
 unit length. The reranker compares all 64 pixels of both, at the best of nine shifts by
-a pixel. Nothing is trained. All rows of `jaxlab.systems.refit`; the page is
+a pixel. Nothing is trained. All rows of `jaxlab.systems.refit.comparison`; the page is
 OUT/report.html.
 """
 
@@ -19,8 +19,9 @@ from sklearn import datasets
 
 from jaxlab import retrieval
 from jaxlab.core import mesh as mesh_lib
+from jaxlab.core import progress
 from jaxlab.retrieval import formats, rerank
-from jaxlab.systems import clock, refit, refit_report
+from jaxlab.systems.refit import comparison, report
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=20)
     parser.add_argument("--rate", type=float, default=0.02)
     args = parser.parse_args()
-    watch = clock.Clock()
+    watch = progress.Clock()
     args.out.mkdir(parents=True, exist_ok=True)
     images, digits = datasets.load_digits(return_X_y=True)
     asked = np.arange(len(images)) % 9 == 0
@@ -43,21 +44,23 @@ def main() -> None:
         query: dict.fromkeys(ids[~asked & (digits == digit)], 1)
         for query, digit in zip(ids[asked], digits[asked], strict=True)
     }
-    queries = refit.Queries(ids[asked], shown[asked], averages(images[asked]), qrels)
-    settings = refit.Settings(
+    queries = comparison.Queries(
+        ids[asked], shown[asked], averages(images[asked]), qrels
+    )
+    settings = comparison.Settings(
         k=args.k, learning_rate=args.rate, feedback=(5, 10, args.k)
     )
     with mesh_lib.use(mesh_lib.make_mesh({"data": -1})):
         index = retrieval.Index(averages(images[~asked]), corpus.ids)
         reranker = rerank.Remembered(best_shift(images[asked], images[~asked]))
-        outcomes = refit.compare(index, queries, reranker, settings, args.out)
-        curves = refit.curves(index, queries, reranker, settings)
+        outcomes = comparison.compare(index, queries, reranker, settings, args.out)
+        curves = comparison.curves(index, queries, reranker, settings)
     title = "Feedback from a reranker of pictures"
-    refit_report.write(
+    report.write(
         args.out, title, outcomes, queries, corpus, settings, curves, watch.elapsed()
     )
-    differences = refit.differences(outcomes, settings)
-    head, body = refit_report.cells(outcomes, differences, settings)
+    differences = comparison.differences(outcomes, settings)
+    head, body = report.cells(outcomes, differences, settings)
     for row in (head, ["---"] * len(head), *body):
         print(f"| {' | '.join(row)} |")
     print("recall by documents of feedback", curves.by_feedback)

@@ -19,8 +19,10 @@ import numpy as np
 
 from jaxlab import retrieval
 from jaxlab.core import mesh as mesh_lib
+from jaxlab.core import progress
 from jaxlab.retrieval import rerank
-from jaxlab.systems import clock, dense, encoder_files, mining, refit
+from jaxlab.systems import encoder_files
+from jaxlab.systems.refit import comparison, corpus_index, mining
 
 
 def main() -> None:
@@ -35,7 +37,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=40, help="of each set, at most")
     parser.add_argument("--k", type=int, default=50)
     args = parser.parse_args()
-    watch = clock.Clock()
+    watch = progress.Clock()
     with mesh_lib.use(mesh_lib.make_mesh({"data": -1})):
         sets = _held_out(args, watch)
         print(f"nDCG@10 of reranking {args.k}, by the weight of the retriever")
@@ -55,7 +57,7 @@ def _held_out(args, watch):
         json.loads((args.run / "config.json").read_text())
     )
     path = config.mine.encoder or config.init_from
-    encoder, opened = encoder_files.load_encoder(path), dense.open_encoder(path)
+    encoder, opened = encoder_files.load_encoder(path), corpus_index.open_encoder(path)
     folder = pathlib.Path(config.mine.index or args.run / "index")
     sets = {}
     for number, entry in enumerate(config.data.sets):
@@ -67,15 +69,19 @@ def _held_out(args, watch):
         )  # fmt: skip
         asked = one.held_out[: args.queries]
         texts = [one.queries[x] for x in asked]
-        found = dense.vectors(opened, texts, watch.meter("queries"))
-        queries = refit.Queries(
+        found = corpus_index.vectors(opened, texts, watch.meter("queries"))
+        queries = comparison.Queries(
             asked, texts, found.vectors, {x: one.qrels[x] for x in asked}
         )
         args.out.mkdir(parents=True, exist_ok=True)
         scores = rerank.Remembered(
-            dense.reranker(args.run, texts, one.passages, length=config.data.length),
+            corpus_index.reranker(
+                args.run, texts, one.passages, length=config.data.length
+            ),
             args.out / f"{one.name}.bin",
-            made_from=dense.identity(dense.model_sha256(str(args.run)), texts),
+            made_from=corpus_index.identity(
+                corpus_index.model_sha256(str(args.run)), texts
+            ),
             progress=watch.meter("pairs reranked"),
         )
         sets[one.name] = retrieval.Index.open(folder / one.name), queries, scores
@@ -90,11 +96,11 @@ def _table(args, sets, values, settings, row, measure="ndcg@10"):
         prior, rate = settings(value)
         found = []
         for name, (index, queries, scores) in sets.items():
-            outcome = refit.compare(
+            outcome = comparison.compare(
                 index,
                 queries,
                 rerank.Remembered(_with_prior(scores, prior, index, queries.vectors)),
-                refit.Settings((row,), args.k, depth=20, learning_rate=rate),
+                comparison.Settings((row,), args.k, depth=20, learning_rate=rate),
                 args.out / f"{name}_{prior:g}_{rate:g}",
             )[row]
             found.append(outcome.evaluation.means[measure])

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxlab import ablation
+from jaxlab import ablation, load
 from jaxlab.commands import devices, texts
 from jaxlab.core import types
 from jaxlab.data.batches import loader
 from jaxlab.data.corpus import token_files
-from jaxlab.systems import experts, loading, pools, predictions
+from jaxlab.systems.data_ablation import experts, pools, predictions
 
 _ROWS, _MOST_BATCHES = 8, 32  # where there is no pool to say
 
@@ -88,14 +88,14 @@ def _models(
     if len(paths) < len(named):
         raise types.UserError("an expert's name is given twice; name each differently")
     seed = [args.seed_model] if args.seed_model else []
-    opened = loading.open_alike([*paths.values(), *seed], mesh=mesh)
+    opened = load.open_alike([*paths.values(), *seed], mesh=mesh)
     pool = ablation.ModelPool.create(
         {name: model.params for name, model in zip(paths, opened, strict=False)},
         seed=opened[-1].params if seed else None,
     )
     known: dict[str, token_files.TokenFile] = {}
     for expert, path in paths.items():
-        for name, file in loading.held_out(path).items():
+        for name, file in load.held_out(path).items():
             other = known.setdefault(name, file)
             if other.info.get("sha256") != file.info.get("sha256"):
                 known[f"{expert}:{name}"] = file  # another text of the same name

@@ -6,8 +6,9 @@ import pathlib
 from jaxlab import ablation
 from jaxlab.commands import output
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import process, report, types
-from jaxlab.systems import clock, pools, recipes
+from jaxlab.core import process, progress, report, types
+from jaxlab.systems.data_ablation import pools
+from jaxlab.systems.data_ablation import recipe as recipe_lib
 
 # Options that say how a pool is made: not for one that is there.
 _MAKING = (
@@ -20,7 +21,7 @@ _OF_SEED = ("size", "vocab_size", "seed_domains")
 
 def run(args: argparse.Namespace) -> None:
     """Makes the pool or adds to it, and prints what it holds."""
-    pool, watch = pathlib.Path(args.pool), clock.Clock()
+    pool, watch = pathlib.Path(args.pool), progress.Clock()
     if args.add:
         _refuse(args, _MAKING, "--add")
         if len(dict(args.add)) < len(args.add):
@@ -49,16 +50,16 @@ def run(args: argparse.Namespace) -> None:
     print(f"{pool}: {len(contents.units)} experts, took {took}")
 
 
-def _make(args: argparse.Namespace, pool: pathlib.Path, watch: clock.Clock) -> None:
+def _make(args: argparse.Namespace, pool: pathlib.Path, watch: progress.Clock) -> None:
     parts = 1 if args.parts is None else args.parts
     options = {
         "unit_steps": args.unit_steps, "unit_rate": args.unit_rate, "parts": parts,
     }  # fmt: skip
     if args.seed_model:
         _refuse(args, _OF_SEED, "--seed-model")
-        recipe = recipes.of_run(args.seed_model, args.data, pool, **options)
+        recipe = recipe_lib.of_run(args.seed_model, args.data, pool, **options)
     else:
-        recipe = recipes.of_size(
+        recipe = recipe_lib.of_size(
             args.size or "small",
             args.data,
             pool,
@@ -80,7 +81,7 @@ def _make(args: argparse.Namespace, pool: pathlib.Path, watch: clock.Clock) -> N
     )
     total = 0 if recipe.seed_model else recipe.base.steps
     total += len(units or corpus.train) * recipe.unit_steps
-    plan = clock.Stages(total, watch.progress)
+    plan = progress.Stages(total, watch.progress)
     pools.make(recipe, pool, mesh, units=units, finished=plan.finished)
 
 

@@ -9,13 +9,13 @@ import numpy as np
 
 from jaxlab import ablation
 from jaxlab.commands import ablate_opened, output
-from jaxlab.core import report
-from jaxlab.systems import clock, experts, predictions, summary
+from jaxlab.core import progress, report
+from jaxlab.systems.data_ablation import experts, predictions, summary
 
 
 def run(args: argparse.Namespace) -> None:
     """Prints the ranking of every target, with what it has to beat."""
-    watch, results = clock.Clock(), {}
+    watch, results = progress.Clock(), {}
     with ablate_opened.opening(args, args.target) as opened:
         pool = opened.subject.pool
         mixtures = pool.mixtures(args.max_size, weighting=args.weighting)
@@ -70,7 +70,7 @@ def _ranked(
     }
 
 
-def _meter(watch: clock.Clock, target: str, what: str) -> Any:
+def _meter(watch: progress.Clock, target: str, what: str) -> Any:
     return watch.meter(f"{target}: batches of {what}")
 
 

@@ -5,9 +5,12 @@ import json
 import pathlib
 
 from jaxlab import ablation
-from jaxlab.core import process, report, types
+from jaxlab.core import process, progress, report, types
 from jaxlab.data.corpus import prepared
-from jaxlab.systems import clock, data_ablation, recipes, report_page, summary
+from jaxlab.systems.data_ablation import recipe as recipe_lib
+from jaxlab.systems.data_ablation import report as report_lib
+from jaxlab.systems.data_ablation import study as study_lib
+from jaxlab.systems.data_ablation import summary
 
 _CHECKED = "checked.json"  # what the last report trained, for one that trains nothing
 
@@ -15,25 +18,25 @@ _CHECKED = "checked.json"  # what the last report trained, for one that trains n
 def run(args: argparse.Namespace) -> None:
     """Writes POOL/report.html and POOL/report.json."""
     process.start()
-    pool, watch = pathlib.Path(args.pool), clock.Clock()
-    recipe = recipes.read(pool)
+    pool, watch = pathlib.Path(args.pool), progress.Clock()
+    recipe = recipe_lib.read(pool)
     recipe.base.mesh.update(args.mesh or {})
     options, to_check = _options(args, pool)
-    study = data_ablation.Study(recipe, candidates=args.candidates, **options)
+    study = study_lib.Study(recipe, candidates=args.candidates, **options)
     names = [unit.name for unit in ablation.pool_folder.members(pool)]
     corpus = prepared.open_folder(pool / "data")
-    data_ablation.check(study, names, corpus)
+    study_lib.check(study, names, corpus)
     if to_check is None:
-        to_check = data_ablation.choose(names, study.trained, study.seed, study.largest)
+        to_check = study_lib.choose(names, study.trained, study.seed, study.largest)
     targets = len(corpus.held_out)
-    total = data_ablation.judging_steps(study, len(names), to_check, targets)
-    plan = clock.Stages(total, watch.progress)
-    outcome = data_ablation.judge(study, pool, plan, to_check=to_check, say=watch.say)
+    total = study_lib.judging_steps(study, len(names), to_check, targets)
+    plan = progress.Stages(total, watch.progress)
+    outcome = study_lib.judge(study, pool, plan, to_check=to_check, say=watch.say)
     if args.trained:
         report.write_json(pool / _CHECKED, {"options": options, "mixtures": to_check})
     found = summary.summarise(outcome, {**outcome.seconds, "total": watch.elapsed()})
     report.write_json(pool / "report.json", found)
-    report_page.write(pool / "report.html", outcome, found, {}, pool)
+    report_lib.write(pool / "report.html", outcome, found, {}, pool)
     for line in summary.headlines(outcome):
         watch.say(line)
     watch.say(f"report: {pool / 'report.html'}")

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from jaxlab import ablation
+from jaxlab.ablation import methods as methods_lib
 from jaxlab.commands import ablate_opened, output
-from jaxlab.core import report, types
-from jaxlab.systems import choices, clock, experts, predictions
+from jaxlab.core import progress, report, types
+from jaxlab.systems.data_ablation import experts, predictions
 
 _OF_ENSEMBLE = ("enumerate ensemble", "convex")
 
@@ -22,10 +23,10 @@ def run(args: argparse.Namespace) -> None:
         raise types.UserError("a target is given twice; give each once")
     if args.pareto and len(weights) < 2:
         raise types.UserError("--pareto needs two or more targets")
-    methods = list(choices.METHODS)
+    methods = list(methods_lib.METHODS)
     if args.method != "all":
         methods = [args.method.replace("-", " ")]
-    watch = clock.Clock()
+    watch = progress.Clock()
     with ablate_opened.opening(args, list(weights)) as opened:
         subject, evaluation = opened.subject, opened.evaluation
         weights = _weights_of(weights, list(evaluation))
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
                     watch.meter(f"{target}: batches of merges"),
                 ).loss
         found = {
-            method: choices.by_method(
+            method: methods_lib.by_method(
                 method,
                 subject.pool,
                 evaluation,

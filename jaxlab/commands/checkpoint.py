@@ -4,9 +4,9 @@ import argparse
 import json
 import time
 
+from jaxlab import load
 from jaxlab.commands import convert, output
 from jaxlab.core import checkpoint, checkpoint_files, paths, report, types
-from jaxlab.systems import loading
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,9 +66,9 @@ def _verify_one(step: int, path) -> int:
 def _export(args: argparse.Namespace) -> int:
     if paths.is_remote(args.out):
         raise types.UserError(f"{args.out} is no local folder; export, then copy it")
-    if not loading.is_run(args.run):
+    if not load.is_run(args.run):
         raise types.UserError(f"{args.run} is a Hugging Face folder already")
-    if "encoder" in loading.run_config(args.run):
+    if "encoder" in load.run_config(args.run):
         raise types.UserError(f"{args.run} is an encoder; only decoders are exported")
     convert.run(
         argparse.Namespace(

@@ -2,17 +2,17 @@
 
 import argparse
 
+from jaxlab import load
 from jaxlab.commands import devices, output
 from jaxlab.core import tree
-from jaxlab.systems import loading
 
 
 def run(args: argparse.Namespace) -> None:
     """Writes the model with its tokenizer."""
     out = output.new_folder(args.out)
     with devices.using(args.mesh) as mesh:
-        model = loading.open_model(
+        model = load.open_model(
             args.model, step=args.step, tokenizer=args.tokenizer, mesh=mesh
         )
-        loading.save(out, model, model.params, args.model, dtype=args.dtype)
+        load.save(out, model, model.params, args.model, dtype=args.dtype)
     print(f"{out}: {tree.count(model.params):,} parameters, {args.dtype}")

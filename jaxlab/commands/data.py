@@ -4,6 +4,7 @@ import argparse
 import pathlib
 import time
 
+from jaxlab import load
 from jaxlab.commands import output
 from jaxlab.core import types
 from jaxlab.data.batches import inspect
@@ -11,7 +12,7 @@ from jaxlab.data.corpus import prepared
 from jaxlab.data.shards import beam
 from jaxlab.data.shards import run as run_lib
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
-from jaxlab.systems import loading, olmo
+from jaxlab.systems.olmo import pretraining
 
 
 def run(args: argparse.Namespace) -> None:
@@ -82,16 +83,16 @@ def _verify(args: argparse.Namespace) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    if not loading.is_run(args.workdir):
+    if not load.is_run(args.workdir):
         raise types.UserError(f"{args.workdir} is no run directory; it read no data")
-    config = loading.run_config(args.workdir)
+    config = load.run_config(args.workdir)
     if "files" not in config.data:
         raise types.UserError(
             f"{args.workdir} is a run of {config.system}; only those of olmo.pretrain "
             "are inspected"
         )
-    corpus = olmo.open_corpus(config.data, pathlib.Path(args.workdir))
-    batches = olmo.batches_of(config.data, corpus.train)
+    corpus = pretraining.open_corpus(config.data, pathlib.Path(args.workdir))
+    batches = pretraining.batches_of(config.data, corpus.train)
     recorded = config.to_dict().get("data_order")
     if recorded is not None and recorded != batches.fingerprint:
         raise types.UserError(

@@ -1,8 +1,8 @@
-"""`jaxlab demo`: the data ablation of `systems/demo.py`."""
+"""`jaxlab demo`: the data ablation of `systems/data_ablation/demo.py`."""
 
 import argparse
 
-from jaxlab.systems import demo
+from jaxlab.systems.data_ablation import demo
 
 
 def run(args: argparse.Namespace) -> None:

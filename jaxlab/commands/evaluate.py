@@ -3,23 +3,23 @@
 import argparse
 import tempfile
 
+from jaxlab import load
 from jaxlab.commands import devices, output, texts
 from jaxlab.core import report, types
 from jaxlab.data.batches import loader
 from jaxlab.evals import perplexity
-from jaxlab.systems import loading
 
 
 def run(args: argparse.Namespace) -> None:
     """Prints a table; writes the same as JSON where asked to."""
     with devices.using(args.mesh) as mesh, tempfile.TemporaryDirectory() as folder:
-        model = loading.open_model(
+        model = load.open_model(
             args.model, step=args.step, tokenizer=args.tokenizer, mesh=mesh
         )
         if args.data:
             files = texts.open_text(args.data, model.tokenizer, folder)
         else:
-            files = loading.held_out(args.model)
+            files = load.held_out(args.model)
         if not files:
             raise types.UserError(f"{args.model} has no held-out text; give --data")
         length = args.length or model.decoder.config.length

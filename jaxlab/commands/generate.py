@@ -5,11 +5,10 @@ import pathlib
 
 import jax
 
-from jaxlab import generate
+from jaxlab import generate, load
 from jaxlab.commands import devices
 from jaxlab.core import types
 from jaxlab.data.examples import chat
-from jaxlab.systems import loading
 
 
 def run(args: argparse.Namespace) -> None:
@@ -20,7 +19,7 @@ def run(args: argparse.Namespace) -> None:
     if args.n < 1 or args.batch_size < 1:
         raise types.UserError("-n and --batch-size must be 1 or more")
     with devices.using(args.mesh) as mesh:
-        model = loading.open_model(
+        model = load.open_model(
             args.model, step=args.step, tokenizer=args.tokenizer, mesh=mesh
         )
         tokenizer = model.tokenizer
@@ -50,7 +49,7 @@ def _text(model, tokenizer, prompt) -> list[int]:
 
 def _chat(model, tokenizer, prompt) -> list[int]:
     """What a user asks, as `jaxlab train` wrote it where the model is its run."""
-    said = loading.run_config(model).data if loading.is_run(model) else {}
+    said = load.run_config(model).data if load.is_run(model) else {}
     style = said.get("style", "open_instruct")
     begin = chat.begin_id(tokenizer, said.get("begin", "bos"))
     asked = [chat.Message("user", prompt)]

@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from jaxlab import merge, models
+from jaxlab import load, merge, models
 from jaxlab.commands import devices
 from jaxlab.core import types
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.merge.files.recipe import recipe as recipe_lib
 from jaxlab.merge.files.write import orbax_folder, outputs
 from jaxlab.models.hf import names
-from jaxlab.systems import loading, olmo
+from jaxlab.systems.olmo import pretraining
 
 
 def average(plan: recipe_lib.Recipe, args: argparse.Namespace) -> None:
@@ -33,14 +33,14 @@ def average(plan: recipe_lib.Recipe, args: argparse.Namespace) -> None:
             "Hugging Face folder; `jaxlab convert` makes them alike"
         )
     with devices.using(args.mesh) as mesh:
-        opened = loading.open_alike(plan.models, mesh=mesh)
+        opened = load.open_alike(plan.models, mesh=mesh)
         try:
             merged = merge.average([model.params for model in opened], weights)
         except ValueError as error:  # such as weights that sum to 0
             raise types.UserError(str(error)) from None
         dtype = plan.dtype or "float32"
         out = pathlib.Path(args.out)
-        loading.save(out, opened[0], merged, plan.models[0], dtype=dtype)
+        load.save(out, opened[0], merged, plan.models[0], dtype=dtype)
     print(f"{out}: the average of {len(opened)} models, {dtype}")
 
 
@@ -49,21 +49,21 @@ def writer(
 ) -> Callable[[Mapping[str, np.ndarray], pathlib.Path], None]:
     """Fills a folder with a merge of runs as a Hugging Face folder, or the reverse."""
     source = pathlib.Path(plan.tokenizer or plan.models[0])
-    if loading.is_run(source):
+    if load.is_run(source):
         return lambda tensors, folder: _to_folder(source, tensors, folder)
     return lambda tensors, folder: _to_run(source, tensors, folder, pathlib.Path(out))
 
 
 def _to_folder(source, tensors, folder) -> None:
     """Leaves of runs, mapped, as a Hugging Face folder."""
-    found = tokenizer_lib.load(loading.tokenizer_path(source))
-    section = loading.run_config(source).model
+    found = tokenizer_lib.load(load.tokenizer_path(source))
+    section = load.run_config(source).model
     section.vocab = tensors["embed/embedding"].shape[0]
-    decoder = models.Decoder(olmo.transformer_config(section, found))
+    decoder = models.Decoder(pretraining.transformer_config(section, found))
     params = orbax_folder.nested(tensors)
-    opened = loading.Opened(decoder, params, found)
+    opened = load.Opened(decoder, params, found)
     dtype = str(tensors["embed/embedding"].dtype)
-    loading.save(folder / "model", opened, params, source, dtype=dtype)
+    load.save(folder / "model", opened, params, source, dtype=dtype)
     for file in (folder / "model").iterdir():
         file.rename(folder / file.name)
     (folder / "model").rmdir()

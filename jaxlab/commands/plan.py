@@ -13,7 +13,7 @@ from jaxlab.commands import plan_compiled, plan_merge, plan_tables
 from jaxlab.core import config as config_lib
 from jaxlab.core import errors
 from jaxlab.plan import environment
-from jaxlab.systems import planned
+from jaxlab.systems.planning import shapes
 
 _FINALISTS = 3  # of a search, that are compiled until one fits
 
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
         environment.prepare(topology.chip.platform)  # before anything imports jax
     flags = [f"--config={args.config}", *args.flags, "--workdir=."]
     config, _ = config_lib.parse(flags)
-    shape = planned.shape(config)
+    shape = shapes.shape(config)
     sizes = args.mesh or {**config.mesh.to_dict(), "slice": topology.slices}
     if args.merge:
         return plan_merge.run(args, config, shape, topology, sizes)
@@ -52,11 +52,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _compiled(config: ml_collections.ConfigDict, plans: list[planning.Plan]) -> tuple:
     """The first plan that the compiler says fits, or the last, and what it says."""
-    from jaxlab.systems import planned_step  # imports jax
+    from jaxlab.systems.planning import steps  # imports jax
 
     for plan in plans:
-        compiled = planned_step.compile_config(
-            planned.changed(config, plan), plan.topology, plan.mesh
+        compiled = steps.compile_config(
+            shapes.changed(config, plan), plan.topology, plan.mesh
         )
         if compiled.fits:
             break

@@ -34,9 +34,9 @@ def run(
     plan = merging.estimate(args.merge, args.models, shape, topology, sizes)
     compiled = None
     if args.aot:
-        from jaxlab.systems import planned_merge  # imports jax
+        from jaxlab.systems.planning import merges  # imports jax
 
-        compiled = planned_merge.compile_merge(config, plan)
+        compiled = merges.compile_merge(config, plan)
     _show(args.config, plan, compiled)
     if args.json:
         text = json.dumps(_numbers(plan, compiled), indent=1) + "\n"

@@ -95,9 +95,9 @@ def draw(
     path: pathlib.Path, plan: planning.Plan, compiled_bytes: float | None = None
 ) -> None:
     """Bars of memory, by category and as compiled, and of time, as a picture."""
-    from jaxlab.systems import html_page
+    from jaxlab.reports import page
 
-    pyplot = html_page.pyplot()
+    pyplot = page.pyplot()
     figure, (memory, time) = pyplot.subplots(2, 1, figsize=(9, 4))
     left = 0.0
     for name, size in plan.memory._asdict().items():

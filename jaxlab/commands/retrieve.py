@@ -6,9 +6,10 @@ import pathlib
 import numpy as np
 
 from jaxlab.commands import devices, output
-from jaxlab.core import process, types
+from jaxlab.core import process, progress, types
 from jaxlab.retrieval import formats, metrics, rerank
-from jaxlab.systems import clock, dense, encoder_files, refit, refit_report
+from jaxlab.systems import encoder_files
+from jaxlab.systems.refit import comparison, corpus_index, report
 
 
 def run(args: argparse.Namespace) -> None:
@@ -22,9 +23,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _index(args, mesh) -> None:
-    watch = clock.Clock()
-    encoder = dense.open_encoder(args.encoder, length=args.length, mesh=mesh)
-    index, truncated = dense.build(
+    watch = progress.Clock()
+    encoder = corpus_index.open_encoder(args.encoder, length=args.length, mesh=mesh)
+    index, truncated = corpus_index.build(
         args.index, args.corpus, encoder, dtype=args.dtype, append=args.append,
         progress=watch.meter("documents"),
     )  # fmt: skip
@@ -35,9 +36,11 @@ def _index(args, mesh) -> None:
 
 
 def _search(args, mesh) -> None:
-    watch, queries = clock.Clock(), _queries(args)
+    watch, queries = progress.Clock(), _queries(args)
     opened = _opened(args, mesh)
-    found = dense.vectors(opened.encoder, list(queries.values()), watch.meter("texts"))
+    found = corpus_index.vectors(
+        opened.encoder, list(queries.values()), watch.meter("texts")
+    )
     scores, ids = opened.index.search(found.vectors, args.k)
     if args.run:
         formats.write_run(args.run, metrics.as_run([*queries], scores, ids))
@@ -51,8 +54,8 @@ def _search(args, mesh) -> None:
 
 
 def _refit(args, mesh) -> None:
-    watch, workdir = clock.Clock(), pathlib.Path(args.workdir)
-    settings = refit.Settings(
+    watch, workdir = progress.Clock(), pathlib.Path(args.workdir)
+    settings = comparison.Settings(
         args.rows, args.k, args.depth, args.rate, args.updates, args.max_drift
     )
     texts, qrels = _asked(args)
@@ -60,22 +63,24 @@ def _refit(args, mesh) -> None:
     index, corpus = opened.index, opened.corpus
     asked = list(texts.values())
     workdir.mkdir(parents=True, exist_ok=True)
-    vectors = dense.vectors(opened.encoder, asked, watch.meter("queries")).vectors
+    vectors = corpus_index.vectors(
+        opened.encoder, asked, watch.meter("queries")
+    ).vectors
     reranker = _reranker(args, asked, vectors, opened, mesh, watch)
-    queries = refit.Queries([*texts], asked, vectors, qrels)
-    outcomes = refit.compare(
+    queries = comparison.Queries([*texts], asked, vectors, qrels)
+    outcomes = comparison.compare(
         index, queries, reranker, settings, workdir, done=watch.progress
     )
     curves = None
     if qrels is not None:
         watch.say("recall by updates and by documents of feedback")
-        curves = refit.curves(index, queries, reranker, settings)
+        curves = comparison.curves(index, queries, reranker, settings)
     title = f"Feedback from a reranker: {pathlib.Path(args.index).name}"
-    refit_report.write(
+    report.write(
         workdir, title, outcomes, queries, corpus, settings, curves, watch.elapsed()
     )
-    differences = {} if qrels is None else refit.differences(outcomes, settings)
-    output.table(*refit_report.cells(outcomes, differences, settings))
+    differences = {} if qrels is None else comparison.differences(outcomes, settings)
+    output.table(*report.cells(outcomes, differences, settings))
     print(f"report: {workdir / 'report.html'}")
 
 
@@ -100,7 +105,7 @@ def _reranker(args, asked, vectors, opened, mesh, watch) -> rerank.Remembered:
     if prior is None:
         prior = encoder_files.prior(args.reranker)
     passages = opened.corpus.passages()
-    score = dense.reranker(
+    score = corpus_index.reranker(
         args.reranker,
         asked,
         passages,
@@ -109,11 +114,14 @@ def _reranker(args, asked, vectors, opened, mesh, watch) -> rerank.Remembered:
         retriever=(opened.index, vectors),
         mesh=mesh,
     )
-    models = [dense.model_sha256(args.reranker), opened.index.made_from["encoder"]]
+    models = [
+        corpus_index.model_sha256(args.reranker),
+        opened.index.made_from["encoder"],
+    ]
     return rerank.Remembered(
         score,
         pathlib.Path(args.workdir) / "scores.bin",
-        made_from=dense.identity(models, prior, args.length, asked, passages),
+        made_from=corpus_index.identity(models, prior, args.length, asked, passages),
         progress=watch.meter("pairs reranked"),
     )
 
@@ -127,8 +135,8 @@ def _evaluate(args) -> None:
         name: metrics.evaluate(qrels, formats.read_run(path), args.metrics)
         for name, path in zip(names, args.runs, strict=True)
     }
-    output.table(*refit_report.evaluation_cells(evaluations))
-    for name, metric, interval in refit_report.against_first(evaluations):
+    output.table(*report.evaluation_cells(evaluations))
+    for name, metric, interval in report.against_first(evaluations):
         print(f"{name} less {names[0]}, {metric}: {interval}")
     if args.out:
         folder = pathlib.Path(args.out)
@@ -145,7 +153,7 @@ def _queries(args) -> dict[str, str]:
     return queries
 
 
-def _opened(args, mesh) -> dense.Opened:
-    return dense.open_index(
+def _opened(args, mesh) -> corpus_index.Opened:
+    return corpus_index.open_index(
         args.index, encoder=args.encoder, corpora=args.corpus, mesh=mesh
     )

@@ -7,7 +7,7 @@ Parameters are f32, as a run keeps them; data shards hold copies. What a method 
 beside (task vectors, masks, counts) is computed leaf by leaf and model by model, and
 again rather than kept, so that working is 0; DELLA's is the sort of the largest leaf.
 How often a method reads its trees, and what it moves between chips, the compiler says
-(`systems/planned_merge.py`).
+(`systems/planning/merges.py`).
 """
 
 import dataclasses

@@ -25,7 +25,7 @@ from flax import linen as nn
 
 from jaxlab import models
 from jaxlab.core import types
-from jaxlab.systems import olmo
+from jaxlab.systems.olmo import pretraining
 
 _BLOCK_DOCUMENTS = 1024
 _OVERSAMPLED = 20
@@ -62,12 +62,12 @@ def write_start(
     if not config.model.tied:
         raise types.UserError("set model.tied: the head has to be the embedding")
     out = pathlib.Path(out)
-    corpus = olmo.open_corpus(config.data, out)
+    corpus = pretraining.open_corpus(config.data, out)
     if domain not in corpus.train:
         raise types.UserError(
             f"no domain {domain!r}; the domains are {', '.join(corpus.train)}"
         )
-    model_config = olmo.transformer_config(config.model, corpus.tokenizer, mesh)
+    model_config = pretraining.transformer_config(config.model, corpus.tokenizer, mesh)
     model = models.Decoder(model_config)
 
     @jax.jit

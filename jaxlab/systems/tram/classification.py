@@ -29,11 +29,11 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
-from jaxlab import models, objectives, optim
+from jaxlab import load, models, objectives, optim
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import types
 from jaxlab.data.examples import labelled
-from jaxlab.systems import loading, trust
+from jaxlab.systems import trust_regions
 
 _TRUNK = ("embed", "blocks", "final_norm")
 
@@ -160,7 +160,7 @@ def _scorer(apply):
 
 def _with_trust(experiment, config) -> types.Experiment:
     """The experiment with the trust region of its config, if it has one."""
-    region = trust.TrustConfig(**config.trust.to_dict())
+    region = trust_regions.TrustConfig(**config.trust.to_dict())
     if region.method == "plain":
         return experiment
     model, precise = experiment.model, None
@@ -168,23 +168,21 @@ def _with_trust(experiment, config) -> types.Experiment:
         wide = dataclasses.replace(model.config, dtype=region.second_pass)
         precise = objectives.classifier(models.Classifier(wide, model.classes).apply)
     predictor = objectives.classifier(model.apply)
-    return trust.with_trust(experiment, predictor, region, precise=precise)
+    return trust_regions.with_trust(experiment, predictor, region, precise=precise)
 
 
-def _open_decoder(path, mesh) -> loading.Opened:
+def _open_decoder(path, mesh) -> load.Opened:
     if not path:
         raise types.UserError(
             "set --config.init_from to a model that has seen all languages: a run of "
             "jaxlab train, or a Hugging Face folder, of a decoder"
         )
-    if loading.is_run(path) and not {"rope", "layers"} <= {
-        *loading.run_config(path).model
-    }:
+    if load.is_run(path) and not {"rope", "layers"} <= {*load.run_config(path).model}:
         raise types.UserError(
             f"init_from {path} is no run of a decoder; give the run that it started "
             "from"
         )
-    return loading.open_model(path, mesh=mesh)
+    return load.open_model(path, mesh=mesh)
 
 
 def _length(config, opened) -> int:

@@ -4,7 +4,7 @@
     mixtures ranked for each target -> a few trained for real -> how well was it
     predicted? -> generated text, report.html, report.json, Hugging Face folders
 
-A study of `systems/data_ablation.py` at a size that two CPU cores train in minutes.
+A study of `systems/data_ablation/study.py` at a size that two CPU cores train in minutes.
 `--data DIR` runs the same on a folder of text with a subfolder a domain.
 """
 
@@ -13,17 +13,12 @@ import pathlib
 import jax
 
 from jaxlab import generate, models
-from jaxlab.core import process, report
+from jaxlab.core import process, progress, report
 from jaxlab.data.corpus import prepared
-from jaxlab.systems import (
-    clock,
-    data_ablation,
-    experts,
-    pools,
-    recipes,
-    report_page,
-    summary,
-)
+from jaxlab.systems.data_ablation import experts, pools, summary
+from jaxlab.systems.data_ablation import recipe as recipe_lib
+from jaxlab.systems.data_ablation import report as report_lib
+from jaxlab.systems.data_ablation import study as study_lib
 
 _PROMPTS = ("The ", "def ", "Returns ")
 
@@ -33,7 +28,7 @@ def main(
     quick: bool = False,
     data: str | None = None,
     workdir: str | pathlib.Path = "runs/demo",
-) -> data_ablation.Outcome:
+) -> study_lib.Outcome:
     """Runs or continues the demo.
 
     Args:
@@ -48,7 +43,7 @@ def main(
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     process.start()
-    watch = clock.Clock()
+    watch = progress.Clock()
     existing = workdir / "report.html"
     if existing.exists():
         watch.say(f"{workdir} holds a demo: finished parts are kept, {existing} anew")
@@ -61,7 +56,7 @@ def main(
     for name, file in corpus.train.items():
         watch.say(f"  {name:<20} {file.size:>9,} training tokens")
     watch.seconds["corpus and tokenizer"] = watch.elapsed()
-    outcome = data_ablation.run(study, workdir, say=watch.say, done=watch.progress)
+    outcome = study_lib.run(study, workdir, say=watch.say, done=watch.progress)
     watch.say("generating a sample, exporting, writing the report")
     pool = experts.open_pool(workdir)
     pages = {
@@ -71,23 +66,23 @@ def main(
     watch.seconds |= outcome.seconds
     page = summary.summarise(outcome, {**watch.seconds, "total": watch.elapsed()})
     report.write_json(workdir / "report.json", page)
-    report_page.write(workdir / "report.html", outcome, page, pages, workdir)
+    report_lib.write(workdir / "report.html", outcome, page, pages, workdir)
     for line in summary.headlines(outcome):
         watch.say(line)
     watch.say(f"report: {workdir / 'report.html'} ({report.duration(watch.elapsed())})")
     return outcome
 
 
-def full_study(workdir: pathlib.Path, data: str | None = None) -> data_ablation.Study:
+def full_study(workdir: pathlib.Path, data: str | None = None) -> study_lib.Study:
     """About 1.3 M matmul parameters, 0.8 M seed tokens, 82 k tokens a unit."""
-    recipe = recipes.of_size("small", data or prepared.EMBEDDED, workdir)
-    return data_ablation.Study(recipe, trained=10)
+    recipe = recipe_lib.of_size("small", data or prepared.EMBEDDED, workdir)
+    return study_lib.Study(recipe, trained=10)
 
 
-def quick_study(workdir: pathlib.Path, data: str | None = None) -> data_ablation.Study:
+def quick_study(workdir: pathlib.Path, data: str | None = None) -> study_lib.Study:
     """The same in miniature: the numbers mean little, the path is the same."""
-    recipe = recipes.of_size("quick", data or prepared.EMBEDDED, workdir)
-    return data_ablation.Study(recipe, trained=5)
+    recipe = recipe_lib.of_size("quick", data or prepared.EMBEDDED, workdir)
+    return study_lib.Study(recipe, trained=5)
 
 
 def _samples(study, pool, corpus) -> list[tuple[str, str]]:

@@ -8,13 +8,13 @@ the loss of one model trained on the union.
     and ensembles of their predictions -> ranking by target -> searches -> mixtures, and
     what the searches chose, trained for real: was it predicted?
 
-What it found is computed from an `Outcome` by `systems/findings.py`.
+What it found is computed from an `Outcome` by `systems/data_ablation/results.py`.
 
 Deviations: with `budget="mixture"` a mixture trained for real gets the tokens of one
 unit, not of one unit a member: compute is then equal, and to first order training on a
 mixture moves the seed model by the mean of what its members move it, which is the
 average that predicts it. `budget="member"` is the paper's. The branch point is stated
-in `systems/experts.py`.
+in `systems/data_ablation/experts.py`.
 """
 
 import dataclasses
@@ -28,10 +28,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxlab import ablation
+from jaxlab.ablation import methods
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import types
+from jaxlab.core import progress, types
 from jaxlab.data.corpus import prepared
-from jaxlab.systems import choices, clock, experts, pools
+from jaxlab.systems.data_ablation import experts, pools
 
 Mixture = Mapping[str, float]
 
@@ -138,7 +139,7 @@ def run(
 
     Args:
         study: what to do.
-        workdir: the pool; see `systems/pools.py`.
+        workdir: the pool; see `systems/data_ablation/pools.py`.
         say: gets a line of text now and then.
         done: called with (stage, share of all the training and scoring done).
     """
@@ -149,7 +150,7 @@ def run(
     to_check = choose(units, study.trained, study.seed, study.largest)
     total = recipe.base.steps + len(units) * recipe.unit_steps
     total += judging_steps(study, len(units), to_check, len(corpus.held_out))
-    plan = clock.Stages(total, done)
+    plan = progress.Stages(total, done)
     mesh = mesh_lib.make_mesh(recipe.base.mesh.to_dict())
     pools.make(recipe, workdir, mesh, units=study.units, finished=plan.finished)
     return judge(study, workdir, plan, say=say)
@@ -158,7 +159,7 @@ def run(
 def judge(
     study: Study,
     workdir: pathlib.Path,
-    plan: clock.Stages,
+    plan: progress.Stages,
     *,
     to_check: Sequence[Mixture] | None = None,
     say: Callable[[str], None] = print,
@@ -200,7 +201,7 @@ def judge(
             known = (mixtures, {target: predicted[target]["merged"].loss})
             within = ablation.Limits(max_size=study.search_size)
             sides = {target: batches}, {target: logps}
-            by_method = choices.by_every_method(
+            by_method = methods.by_every_method(
                 pool, *sides, losses_fn, within, known=known
             )
             found[target] = {

@@ -1,6 +1,6 @@
 """Rerankers and retrieval encoders, trained from published weights or from each other.
 
-    retrieval sets with judged queries -> mined negatives       systems/mining.py
+    retrieval sets with judged queries -> mined negatives       systems/refit/mining.py
     rerank   a cross-encoder, by lists of candidates            objectives.listwise
     embed    a bi-encoder, by in-batch and mined negatives      objectives.contrastive
 
@@ -28,7 +28,8 @@ from jaxlab.core import paths, types
 from jaxlab.data.examples import ranked_lists, text_rows
 from jaxlab.models.bert import encoder as encoder_lib
 from jaxlab.retrieval import encode, metrics
-from jaxlab.systems import encoder_files, mining
+from jaxlab.systems import encoder_files
+from jaxlab.systems.refit import mining
 
 OBJECTIVES = {"listwise": objectives.listwise, "pointwise": objectives.pointwise}
 _METRICS = ("ndcg@10", "mrr@10")

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from jaxlab.core import report
-from jaxlab.systems import experts, findings, html_page
-from jaxlab.systems.data_ablation import Outcome
+from jaxlab.reports import page
+from jaxlab.systems.data_ablation import experts, results
+from jaxlab.systems.data_ablation.study import Outcome
 
 _PROXY_NAMES = {
     "merged": "merged weights",
@@ -40,17 +41,17 @@ def write(
         "<h2>Ranking by target</h2>",
         *(_ranking(outcome, target) for target in outcome.ranking),
         "<h2>What each expert gained and lost</h2>",
-        html_page.image(_heatmap(outcome)),
+        page.image(_heatmap(outcome)),
         "<h2>What it cost</h2>",
         _costs(outcome),
         "<h2>Training loss</h2>",
-        html_page.image(_curves(outcome, workdir)),
+        page.image(_curves(outcome, workdir)),
         *_samples(pages),
         *_files(pages, workdir),
         "<h2>Time and versions</h2>",
         _seconds(summary),
     ]
-    html_page.write(path, "Which data mixture would train best?", parts)
+    page.write(path, "Which data mixture would train best?", parts)
 
 
 def _introduction(outcome) -> str:
@@ -74,7 +75,7 @@ def _introduction(outcome) -> str:
 def _correlations(outcome) -> list[str]:
     if not outcome.checked:
         return []
-    found = findings.correlations(outcome)
+    found = results.correlations(outcome)
     kinds = ("spearman", "pearson")
     rows = [
         [target, str(c["n"])]
@@ -85,9 +86,9 @@ def _correlations(outcome) -> list[str]:
     head += ["ensemble: Spearman", "Pearson", "mean of members: Spearman", "Pearson"]
     return [
         "<h2>Did merging predict training?</h2>",
-        html_page.table(head, rows),
-        html_page.image(_scatter(outcome)),
-        html_page.note(
+        page.table(head, rows),
+        page.image(_scatter(outcome)),
+        page.note(
             "Each point is a mixture of two or more members that was also trained; "
             "single ones are left out, since their prediction is the trained model. "
             "The hollow points are the trivial prediction, the mean of the members' "
@@ -108,7 +109,7 @@ def _agreement(summary) -> list[str]:
     rows = []
     found = summary["agreement"]
     for group, what in (("units", "text of the units"), ("others", "other text")):
-        columns = [found[proxy][group] for proxy in findings.PROXIES]
+        columns = [found[proxy][group] for proxy in results.PROXIES]
         for cells in zip(*columns, strict=True):
             size = {None: "any", "within": "within sizes"}
             first = cells[0]
@@ -120,13 +121,13 @@ def _agreement(summary) -> list[str]:
             )
     if not rows:
         return []
-    names = [_PROXY_NAMES[proxy] for proxy in findings.PROXIES]
+    names = [_PROXY_NAMES[proxy] for proxy in results.PROXIES]
     head = ["targets", "members", "pairs", *(f"Pearson, {n}" for n in names)]
     head += [f"Kendall, {name}" for name in names]
     return [
         "<h3>At fixed size, in and out of domain</h3>",
-        html_page.table(head, rows),
-        html_page.note(
+        page.table(head, rows),
+        page.note(
             "The mean of the targets' correlations of losses, with the 95 % interval "
             "over the choice of mixtures. Within sizes: after subtracting the mean of "
             "each size."
@@ -135,7 +136,7 @@ def _agreement(summary) -> list[str]:
 
 
 def _choices(outcome) -> list[str]:
-    found = findings.choices(outcome)
+    found = results.choices(outcome)
     if not found:
         return []
     rows = [
@@ -152,8 +153,8 @@ def _choices(outcome) -> list[str]:
     head = ["target and search", "choice", "evaluations", "predicted perplexity"]
     return [
         "<h2>What each search chose, and what that costs</h2>",
-        html_page.table([*head, "trained perplexity", "regret, nats"], rows),
-        html_page.note(
+        page.table([*head, "trained perplexity", "regret, nats"], rows),
+        page.note(
             f"At most {outcome.study.search_size} members; every choice is trained on "
             f"{outcome.study.choice_units} units of data. Regret: the loss of that "
             "model, less that of the best model trained on as much."
@@ -164,23 +165,21 @@ def _choices(outcome) -> list[str]:
 def _misses(outcome) -> list[str]:
     rows = [
         [f"{target}: {name}", str(predicted), str(trained), str(count)]
-        for target, name, predicted, trained, count in findings.misses(
-            outcome, "merged"
-        )
+        for target, name, predicted, trained, count in results.misses(outcome, "merged")
         if predicted != trained
     ]
     if not rows:
         return []
     return [
         "<h3>Where merging failed most</h3>",
-        html_page.table(
+        page.table(
             ["target: mixture", "rank predicted", "rank trained", "of that size"], rows
         ),
     ]
 
 
 def _noise(outcome) -> list[str]:
-    found = findings.noise(outcome)
+    found = results.noise(outcome)
     if not found:
         return []
     rows = [
@@ -188,7 +187,7 @@ def _noise(outcome) -> list[str]:
         for target, (within, between) in found.items()
     ]
     head = ["target", "between data orders, nats", "between mixtures, nats", "ratio"]
-    return ["<h3>How noisy training is</h3>", html_page.table(head, rows)]
+    return ["<h3>How noisy training is</h3>", page.table(head, rows)]
 
 
 def _costs(outcome) -> str:
@@ -197,17 +196,17 @@ def _costs(outcome) -> str:
             way.name, f"{way.units:,}", report.duration(way.train_seconds),
             report.duration(way.score_seconds),
         ]
-        for way in findings.costs(outcome)
+        for way in results.costs(outcome)
     ]  # fmt: skip
     head = [f"losses of {len(outcome.mixtures):,} mixtures by", "units trained"]
-    return html_page.table([*head, "training", "scoring"], rows)
+    return page.table([*head, "training", "scoring"], rows)
 
 
 def _ranking(outcome, target: str, shown: int = 8) -> str:
-    trained = findings.trained_perplexity(outcome)[target]
+    trained = results.trained_perplexity(outcome)[target]
     others = [
-        findings.predicted_perplexity(outcome, proxy)[target]
-        for proxy in findings.PROXIES[1:]
+        results.predicted_perplexity(outcome, proxy)[target]
+        for proxy in results.PROXIES[1:]
     ]
     rows = []
     for place, row in enumerate(outcome.ranking[target], start=1):
@@ -227,9 +226,9 @@ def _ranking(outcome, target: str, shown: int = 8) -> str:
             )
     head = ["mixture", "predicted perplexity", "interval", "best", "ensemble"]
     return (
-        f"<h3>{html_page.safe(target)} <span class=note>seed model "
+        f"<h3>{page.safe(target)} <span class=note>seed model "
         f"{outcome.seed[target]:.2f}</span></h3>"
-        + html_page.table([*head, "mean of members", "trained"], rows)
+        + page.table([*head, "mean of members", "trained"], rows)
     )
 
 
@@ -238,13 +237,13 @@ def _seconds(summary) -> str:
         [stage, f"{seconds:.1f} s"] for stage, seconds in summary["seconds"].items()
     ]
     rows += [[name, version] for name, version in summary["versions"].items()]
-    return html_page.table(["stage or package", ""], rows)
+    return page.table(["stage or package", ""], rows)
 
 
 def _samples(pages) -> list[str]:
     if not pages.get("samples"):
         return []
-    safe = html_page.safe
+    safe = page.safe
     return [
         "<h2>A sample of the average of all experts</h2>",
         *(f"<pre><b>{safe(p)}</b>{safe(text)}</pre>" for p, text in pages["samples"]),
@@ -253,7 +252,7 @@ def _samples(pages) -> list[str]:
 
 def _files(pages, workdir) -> list[str]:
     exports = [
-        f"<li><code>{html_page.safe(folder.relative_to(workdir))}</code> (Hugging Face "
+        f"<li><code>{page.safe(folder.relative_to(workdir))}</code> (Hugging Face "
         "folder)</li>"
         for folder in pages.get("exports", ())
     ]
@@ -267,10 +266,10 @@ def _files(pages, workdir) -> list[str]:
 
 
 def _scatter(outcome):
-    plot = html_page.pyplot()
-    actual = findings.trained_losses(outcome)
-    merged = findings.losses(outcome, "merged")
-    trivial = findings.losses(outcome, "mean_of_individual")
+    plot = page.pyplot()
+    actual = results.trained_losses(outcome)
+    merged = results.losses(outcome, "merged")
+    trivial = results.losses(outcome, "mean_of_individual")
     columns = min(len(actual), 5)
     rows = -(-len(actual) // columns)
     figure, axes = plot.subplots(
@@ -294,8 +293,8 @@ def _scatter(outcome):
 
 
 def _heatmap(outcome):
-    plot = html_page.pyplot()
-    single = findings.predicted_perplexity(outcome, "merged")
+    plot = page.pyplot()
+    single = results.predicted_perplexity(outcome, "merged")
     change = np.array(
         [
             [100 * (single[t][unit] / outcome.seed[t] - 1) for t in single]
@@ -318,7 +317,7 @@ def _heatmap(outcome):
 
 
 def _curves(outcome, workdir: pathlib.Path):
-    plot = html_page.pyplot()
+    plot = page.pyplot()
     figure, axis = plot.subplots(figsize=(8, 3.2))
     start = 0
     members = [model.path for model in outcome.models if model.why == "expert"]

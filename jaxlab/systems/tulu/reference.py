@@ -17,16 +17,15 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from jaxlab import objectives
+from jaxlab import load, objectives
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import paths, report, types
 from jaxlab.data.examples import conversation_rows
-from jaxlab.systems import loading
 
 
 def give(
     parts: Sequence[conversation_rows.PairRows],
-    opened: loading.Opened,
+    opened: load.Opened,
     workdir: str | pathlib.Path,
     start: str,
 ) -> None:
@@ -60,7 +59,7 @@ def give(
         part.reference = np.array(logps, np.float32)
 
 
-def _computed(part: conversation_rows.PairRows, opened: loading.Opened) -> np.ndarray:
+def _computed(part: conversation_rows.PairRows, opened: load.Opened) -> np.ndarray:
     """f32[N, 2]."""
     score, found, started = _scorer(opened.decoder.apply), [], time.monotonic()
     batches, shown = -(-part.count // part.rows), started

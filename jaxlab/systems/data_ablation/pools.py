@@ -1,8 +1,8 @@
 """Pools of experts: made, resumed, added to, opened.
 
-    POOL/recipe.json    how its models are trained      (`systems/recipes.py`)
+    POOL/recipe.json    how its models are trained      (`systems/data_ablation/recipe.py`)
     POOL/data           token files and held-out files of every partition
-    POOL/runs           the seed model, the experts     (`systems/experts.py`)
+    POOL/runs           the seed model, the experts     (`systems/data_ablation/experts.py`)
     POOL/pool.json      the units that are finished     (`ablation/pool_folder.py`)
 
 Nothing else is needed: the text may be gone. Every step can be killed and is finished
@@ -28,7 +28,9 @@ from jaxlab.core import checkpoint, report, types
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data.corpus import domains, prepared, token_files
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
-from jaxlab.systems import experts, olmo, recipes
+from jaxlab.systems.data_ablation import experts
+from jaxlab.systems.data_ablation import recipe as recipe_lib
+from jaxlab.systems.olmo import pretraining
 
 _SUFFIXES = (".csv.gz", ".bytes", ".json", ".npy")  # of a token file; it counts by .npy
 
@@ -76,7 +78,7 @@ def make(
                 f"{recipe.base.data.source} has no partition {name}; there are "
                 f"{', '.join(corpus.train)}"
             )
-    recipes.record(pool, recipe, units)
+    recipe_lib.record(pool, recipe, units)
     if not (pool / "pool.json").exists():
         experts.train_seed(recipe, pool, mesh)
     finished("seed model", recipe.base.steps)
@@ -97,7 +99,7 @@ def open_corpus(
         UserError: a pool of other settings; unreadable text; token files without a
             held-out set or, for a seed model of the user's, of another tokenizer.
     """
-    if recipes.check(pool, recipe, units):
+    if recipe_lib.check(pool, recipe, units):
         return prepared.open_folder(pool / "data")
     source = recipe.base.data.source
     sources = source.split(",")
@@ -108,7 +110,7 @@ def open_corpus(
         )
     if token_folders:
         return _taken_corpus(recipe, pool)
-    return olmo.open_corpus(recipe.base.data, pool)
+    return pretraining.open_corpus(recipe.base.data, pool)
 
 
 def add(
@@ -130,7 +132,7 @@ def add(
         raise types.UserError(
             f"{name!r} is no name of a partition; use letters, - and _"
         )
-    recipe = recipes.read(pool)
+    recipe = recipe_lib.read(pool)
     ablation.pool_folder.read(pool)  # its seed model is trained
     if mesh_shape:
         recipe.base.mesh.update(mesh_shape)
@@ -143,7 +145,9 @@ def add(
         else:
             _encode(recipe, source, corpus.tokenizer, place, name)
         file = token_files.TokenFile.open(place / name)
-        olmo.batches_of(recipe.base.data, {name: file})  # raises where it is too small
+        pretraining.batches_of(
+            recipe.base.data, {name: file}
+        )  # raises where it is too small
         _settle(place, pool)
     finally:
         shutil.rmtree(place, ignore_errors=True)
@@ -166,7 +170,7 @@ def open_pool(pool: pathlib.Path, mesh: jax.sharding.Mesh | None = None) -> Open
     """
     load = functools.partial(checkpoint.load_params, mesh=mesh)
     return Opened(
-        recipes.read(pool),
+        recipe_lib.read(pool),
         prepared.open_folder(pool / "data"),
         ablation.pool_folder.read(pool),
         ablation.pool_folder.open(pool, load),

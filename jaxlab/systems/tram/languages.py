@@ -1,8 +1,8 @@
 """Zero-shot cross-lingual transfer: fine-tune in one language, be asked in the others.
 
-Protocol (b) of TRAM's comparison (`systems/tram.py`), after section 5.1 of Sherborne et
+Protocol (b) of TRAM's comparison (`systems/tram/study.py`), after section 5.1 of Sherborne et
 al. 2023 (arXiv:2310.03646): XLM-R on English XNLI, accuracy in 14 other languages. The
-model and the sets are those of `systems/languages.py`. Settings are chosen on the dev
+model and the sets are those of `systems/tram/classification.py`. Settings are chosen on the dev
 split of the language that is trained on.
 """
 
@@ -16,7 +16,8 @@ import ml_collections
 from jaxlab import objectives
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import types
-from jaxlab.systems import defaults, languages, tram
+from jaxlab.systems import sections
+from jaxlab.systems.tram import classification, study
 
 _TUNED_ON = "dev"
 _PROBED_TARGETS = 4
@@ -32,7 +33,7 @@ def protocol(
     steps: int | None = None,
     rate: float | None = None,
     length: int | None = None,
-) -> tram.Protocol:
+) -> study.Protocol:
     """The task.
 
     Args:
@@ -47,7 +48,7 @@ def protocol(
     Raises:
         UserError: as `languages.classify`.
     """
-    config = defaults.classification()
+    config = sections.classification()
     config.update({"init_from": model, "steps": steps or 100})
     config.data.source = data
     config.data.train_language = source or config.data.train_language
@@ -67,8 +68,8 @@ def protocol(
             f"no {', '.join(missing)} to be asked in; there are {', '.join(there)}"
         )
     targets = tuple(targets) or tuple(there)
-    batches = languages.evaluation_batches(config, mesh)
-    return tram.Protocol(
+    batches = classification.evaluation_batches(config, mesh)
+    return study.Protocol(
         config=config,
         system=_with_dev,
         predictor=objectives.classifier(experiment.model.apply),
@@ -87,8 +88,8 @@ def _with_dev(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh
 ) -> types.Experiment:
     """The experiment, which is also evaluated on the dev split of its own language."""
-    experiment = languages.classify(config, workdir, mesh)
+    experiment = classification.classify(config, workdir, mesh)
     dev = ml_collections.ConfigDict(config.to_dict())
     dev.data.update({"eval_split": "dev", "languages": (dev.data.train_language,)})
-    (evaluate,) = languages.classify(dev, workdir, mesh).evals.values()
+    (evaluate,) = classification.classify(dev, workdir, mesh).evals.values()
     return dataclasses.replace(experiment, evals={**experiment.evals, "dev": evaluate})

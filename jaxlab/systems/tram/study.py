@@ -37,9 +37,9 @@ from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import report, types
 from jaxlab.evals import sharpness as sharpness_lib
 from jaxlab.stats import cka
-from jaxlab.systems import defaults, trust
+from jaxlab.systems import sections, trust_regions
 
-ROWS = tuple(name for name in defaults.TRUST_ROWS if name not in ("sgd", "r4f"))
+ROWS = tuple(name for name in sections.TRUST_ROWS if name not in ("sgd", "r4f"))
 RATES = (0.5, 1.0, 2.0)  # of the config's
 STRENGTHS = (0.3, 1.0, 3.0)  # of the paper's value
 RADIUS_SCALES = (1.0, 3.0, 10.0)
@@ -227,9 +227,9 @@ def run(
 
 def check(study: Study) -> None:
     """Refuses rows that there are not, and a comparison without seeds."""
-    if unknown := [row for row in study.rows if row not in defaults.TRUST_ROWS]:
+    if unknown := [row for row in study.rows if row not in sections.TRUST_ROWS]:
         raise types.UserError(
-            f"no optimizer {', '.join(unknown)}; use {', '.join(defaults.TRUST_ROWS)}"
+            f"no optimizer {', '.join(unknown)}; use {', '.join(sections.TRUST_ROWS)}"
         )
     if study.seeds < 2:
         raise types.UserError(f"{study.seeds} seeds compare nothing; use 6 or more")
@@ -240,7 +240,7 @@ def configured(
 ) -> ml_collections.ConfigDict:
     """The config of one run."""
     config = ml_collections.ConfigDict(config.to_dict(), allow_dotted_keys=True)
-    row = dict(defaults.TRUST_ROWS[setting.row])
+    row = dict(sections.TRUST_ROWS[setting.row])
     if setting.row in _STRENGTH_OF:
         key = _STRENGTH_OF[setting.row]
         row[key] = row.get(key, 1.0) * setting.strength
@@ -269,8 +269,8 @@ def _train(protocol, setting, seed, folder, is_tuning) -> Run:
         raise KeyboardInterrupt
     found = _read(folder, setting, seed)
     if not is_tuning:
-        params = trust.evaluated(
-            result.state.params, trust.TrustConfig(**config.trust.to_dict())
+        params = trust_regions.evaluated(
+            result.state.params, trust_regions.TrustConfig(**config.trust.to_dict())
         )
         found = found._replace(**_measured(protocol, params))
     content = {k: None if v != v else v for k, v in found._asdict().items()}  # no NaN

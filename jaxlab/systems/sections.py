@@ -28,7 +28,7 @@ TRUST_ROWS = {
 
 
 def pretraining() -> ml_collections.ConfigDict:
-    """The config of `systems/olmo.py:pretrain`; sizes and rates are 0: set them."""
+    """The config of `systems/olmo/pretraining.py:pretrain`; sizes and rates are 0: set them."""
     config = ml_collections.ConfigDict()
     config.system = "olmo.pretrain"
     config.seed = 0
@@ -115,7 +115,7 @@ def pretraining() -> ml_collections.ConfigDict:
     )
     config.trust = ml_collections.ConfigDict(
         {
-            "method": "plain",  # see systems/trust.py
+            "method": "plain",  # see systems/trust_regions.py
             "rho": 0.5,
             "gamma": 0.1,
             "eta": 0.0,
@@ -148,7 +148,7 @@ def pretraining() -> ml_collections.ConfigDict:
 
 
 def classification() -> ml_collections.ConfigDict:
-    """The config of `systems/languages.py:classify`; set the rate and the steps.
+    """The config of `systems/tram/classification.py:classify`; set the rate and the steps.
 
     Sizes and tokenizer are those of `init_from`.
     """
@@ -188,7 +188,7 @@ def classification() -> ml_collections.ConfigDict:
 
 
 def instruction() -> ml_collections.ConfigDict:
-    """The config of `systems/tulu.py:sft`; set the rate.
+    """The config of `systems/tulu/tuning.py:sft`; set the rate.
 
     Its values are those of TULU 2 (arXiv:2311.10702), where it says them. `model` holds
     the sizes that a plan needs; a run has those of `init_from`, and compares.
@@ -225,7 +225,7 @@ def instruction() -> ml_collections.ConfigDict:
 
 
 def preferences() -> ml_collections.ConfigDict:
-    """The config of `systems/tulu.py:dpo`; set the rate. A batch is of pairs."""
+    """The config of `systems/tulu/tuning.py:dpo`; set the rate. A batch is of pairs."""
     config = instruction()
     for name in ("trust", "z_loss"):
         del config[name]

@@ -7,8 +7,8 @@ import numpy as np
 
 from jaxlab import ablation
 from jaxlab.core import report
-from jaxlab.systems import experts, findings
-from jaxlab.systems.data_ablation import Outcome
+from jaxlab.systems.data_ablation import experts, results
+from jaxlab.systems.data_ablation.study import Outcome
 
 
 def ranking_rows(
@@ -42,23 +42,22 @@ def ranking_rows(
 
 def summarise(outcome: Outcome, seconds: Mapping[str, float]) -> dict[str, Any]:
     """report.json: what was predicted, what was found, versions, seconds."""
-    trained = findings.trained_perplexity(outcome)
-    means = findings.predicted_perplexity(outcome, "mean_of_individual")
-    ensemble = findings.predicted_perplexity(outcome, "ensemble")
+    trained = results.trained_perplexity(outcome)
+    means = results.predicted_perplexity(outcome, "mean_of_individual")
+    ensemble = results.predicted_perplexity(outcome, "ensemble")
     ranking = {
         target: ranking_rows(rows, ensemble[target], means[target], trained[target])
         for target, rows in outcome.ranking.items()
     }
     return {
         "ranking": ranking,
-        "correlation": plain(findings.correlations(outcome)),
+        "correlation": plain(results.correlations(outcome)),
         "agreement": {
-            proxy: plain(findings.agreement(outcome, proxy))
-            for proxy in findings.PROXIES
+            proxy: plain(results.agreement(outcome, proxy)) for proxy in results.PROXIES
         },
-        "choices": plain(findings.choices(outcome)),
-        "noise": plain(findings.noise(outcome)),
-        "cost": plain(findings.costs(outcome)),
+        "choices": plain(results.choices(outcome)),
+        "noise": plain(results.noise(outcome)),
+        "cost": plain(results.costs(outcome)),
         "seed_perplexity": outcome.seed,
         "versions": report.versions(),
         "seconds": dict(seconds),
@@ -67,7 +66,7 @@ def summarise(outcome: Outcome, seconds: Mapping[str, float]) -> dict[str, Any]:
 
 def headlines(outcome: Outcome) -> list[str]:
     """What a researcher wants to know, a line a target."""
-    agreement = findings.correlations(outcome)
+    agreement = results.correlations(outcome)
     lines = ["best predicted mixture of two or more domains, by target:"]
     for target in outcome.ranking:
         mixed = (row for row in outcome.ranking[target] if len(row.mixture) > 1)

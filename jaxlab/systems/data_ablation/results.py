@@ -13,8 +13,8 @@ import numpy as np
 
 from jaxlab import ablation
 from jaxlab.stats import correlation
-from jaxlab.systems import experts
-from jaxlab.systems.data_ablation import Outcome
+from jaxlab.systems.data_ablation import experts
+from jaxlab.systems.data_ablation.study import Outcome
 
 PROXIES = ("merged", "ensemble", "mean_of_individual")
 

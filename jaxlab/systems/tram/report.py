@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlab.core import report
+from jaxlab.reports import page as page_lib
 from jaxlab.stats import paired
-from jaxlab.systems import html_page, tram
+from jaxlab.systems.tram import study
 
 REFERENCES = ("adam", "asam")  # that every row is compared with
 
@@ -32,7 +33,7 @@ class Row(NamedTuple):
     """
 
     row: str
-    setting: tram.Setting
+    setting: study.Setting
     source: tuple[float, float]
     zero_shot: tuple[float, float]
     against: dict[str, paired.PairedDifference]
@@ -42,7 +43,9 @@ class Row(NamedTuple):
     seconds: float
 
 
-def rows(runs: Mapping[str, Sequence[tram.Run]], protocol: tram.Protocol) -> list[Row]:
+def rows(
+    runs: Mapping[str, Sequence[study.Run]], protocol: study.Protocol
+) -> list[Row]:
     """The table, best zero-shot number first."""
     zero_shot = {
         row: _metric(some, protocol, protocol.targets) for row, some in runs.items()
@@ -72,7 +75,7 @@ def rows(runs: Mapping[str, Sequence[tram.Run]], protocol: tram.Protocol) -> lis
     return sorted(result, key=lambda row: sign * row.zero_shot[0])
 
 
-def verdicts(table: Sequence[Row], protocol: tram.Protocol) -> list[str]:
+def verdicts(table: Sequence[Row], protocol: study.Protocol) -> list[str]:
     """What holds of the paper's claim, in words; differences that are none are said."""
     sign = 1 if protocol.higher_is_better else -1
     lines = []
@@ -94,8 +97,8 @@ def verdicts(table: Sequence[Row], protocol: tram.Protocol) -> list[str]:
 
 def write(
     workdir: pathlib.Path,
-    runs: Mapping[str, Sequence[tram.Run]],
-    protocol: tram.Protocol,
+    runs: Mapping[str, Sequence[study.Run]],
+    protocol: study.Protocol,
     title: str,
     seconds: float,
 ) -> list[Row]:
@@ -116,24 +119,24 @@ def write(
     report.write_json(workdir / "report.json", numbers)
     seeds = len(next(iter(runs.values())))
     page = [
-        html_page.note(
+        page_lib.note(
             f"{seeds} seeds each at the setting that was best on {protocol.tuned_on}; "
             f"{protocol.metric} on {len(protocol.targets)} targets that nothing was "
             "trained or chosen on. Intervals are 95 %."
         ),
-        html_page.table(*cells(table, protocol)),
-        html_page.image(_bars(table, protocol)),
+        page_lib.table(*cells(table, protocol)),
+        page_lib.image(_bars(table, protocol)),
         "<h2>Does the paper's claim hold here?</h2>",
-        *(html_page.note(line) for line in lines),
+        *(page_lib.note(line) for line in lines),
         "<h2>By target</h2>",
-        html_page.table(*_by_target(runs, table, protocol)),
-        html_page.image(_scatter(table, protocol)),
+        page_lib.table(*_by_target(runs, table, protocol)),
+        page_lib.image(_scatter(table, protocol)),
     ]
-    html_page.write(workdir / "report.html", title, page)
+    page_lib.write(workdir / "report.html", title, page)
     return table
 
 
-def cells(table: Sequence[Row], protocol: tram.Protocol) -> tuple[list, list]:
+def cells(table: Sequence[Row], protocol: study.Protocol) -> tuple[list, list]:
     """Head and rows of the table as text."""
     references = [name for name in REFERENCES if any(r.row == name for r in table)]
     head = [
@@ -170,7 +173,7 @@ def _by_target(runs, table, protocol):
 
 
 def _bars(table, protocol):
-    pyplot = html_page.pyplot()
+    pyplot = page_lib.pyplot()
     figure, axes = pyplot.subplots(figsize=(8, 0.4 * len(table) + 1))
     names = [row.row for row in table][::-1]
     means, errors = zip(*[row.zero_shot for row in table][::-1], strict=True)
@@ -181,7 +184,7 @@ def _bars(table, protocol):
 
 
 def _scatter(table, protocol):
-    pyplot = html_page.pyplot()
+    pyplot = page_lib.pyplot()
     figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.5), sharey=True)
     for axes, name in zip(panels, ("sharpness", "drift"), strict=True):
         for row in table:

@@ -14,7 +14,7 @@ from jaxlab import merge
 from jaxlab.core import errors, state
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.plan import compiled, merging
-from jaxlab.systems import planned_step
+from jaxlab.systems.planning import steps
 
 _DENSITY = 0.5  # what is kept changes no shape
 
@@ -76,9 +76,7 @@ def trace(
     """
     platform = plan.topology.chip.platform
     with mesh_lib.use(mesh):
-        target, _ = state.abstract(
-            planned_step.experiment(config, mesh, platform), mesh
-        )
+        target, _ = state.abstract(steps.experiment(config, mesh, platform), mesh)
         params = target.params
         base = params if plan.trees > plan.models else None
         arguments = (base, [params] * plan.models)

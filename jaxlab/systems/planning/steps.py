@@ -1,6 +1,6 @@
 """The true step of a config, compiled for chips that are not here: `jaxlab plan --aot`.
 
-The experiment is the one that training builds (`systems/olmo.py`, `systems/tulu.py`),
+The experiment is the one that training builds (`systems/olmo/pretraining.py`, `systems/tulu/tuning.py`),
 trust region and all, without its data: batches are shapes. The model runs as it would
 there, so "auto" attention is the TPU's kernel. Without cuDNN, GPUs have XLA's.
 """
@@ -14,12 +14,14 @@ from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import state, step, types
 from jaxlab.plan import compiled, flops
 from jaxlab.plan import topology as topologies
-from jaxlab.systems import olmo, planned, tulu
+from jaxlab.systems.olmo import pretraining
+from jaxlab.systems.planning import shapes
+from jaxlab.systems.tulu import tuning
 
 _EXPERIMENTS = {
-    "olmo.pretrain": olmo.experiment,
-    "tulu.sft": tulu.sft_experiment,
-    "tulu.dpo": tulu.dpo_experiment,
+    "olmo.pretrain": pretraining.experiment,
+    "tulu.sft": tuning.sft_experiment,
+    "tulu.dpo": tuning.dpo_experiment,
 }
 
 
@@ -46,7 +48,7 @@ def compile_config(
             arguments,
             topology,
             sizes,
-            kernel_share=flops.block_share(planned.shape(config)),
+            kernel_share=flops.block_share(shapes.shape(config)),
         )
 
 
@@ -76,12 +78,12 @@ def experiment(
     Raises:
         UserError: the model refuses its settings.
     """
-    vocab = planned.shape(config).vocab
+    vocab = shapes.shape(config).vocab
     model = ml_collections.ConfigDict({**config.model.to_dict(), "vocab": vocab})
     if platform == "cuda" and model.attention in ("auto", "cudnn"):
         model.attention = "xla"
     try:
-        built = olmo.transformer_config(model, None, mesh).resolved(platform)
+        built = pretraining.transformer_config(model, None, mesh).resolved(platform)
         return _EXPERIMENTS[config.system](config, models.Decoder(built), batches=None)
     except ValueError as error:
         raise types.UserError(f"this config does not work: {error}") from error

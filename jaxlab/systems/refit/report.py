@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from jaxlab.core import report
+from jaxlab.reports import page as page_lib
 from jaxlab.retrieval import feedback_loop, formats, metrics
-from jaxlab.systems import html_page, refit
+from jaxlab.systems.refit import comparison
 
 _SHOWN = 5  # queries won, and lost
 
@@ -20,11 +21,11 @@ _SHOWN = 5  # queries won, and lost
 def write(
     workdir: pathlib.Path,
     title: str,
-    outcomes: Mapping[str, refit.Outcome],
-    queries: refit.Queries,
+    outcomes: Mapping[str, comparison.Outcome],
+    queries: comparison.Queries,
     corpus: formats.Corpus,
-    settings: refit.Settings,
-    curves: refit.Curves | None,
+    settings: comparison.Settings,
+    curves: comparison.Curves | None,
     seconds: float,
 ) -> None:
     """Writes WORKDIR/report.html and report.json.
@@ -39,7 +40,7 @@ def write(
         seconds: that it all took.
     """
     judged = queries.qrels is not None
-    differences = refit.differences(outcomes, settings) if judged else {}
+    differences = comparison.differences(outcomes, settings) if judged else {}
     numbers: dict[str, Any] = {
         "title": title,
         "queries": len(queries.ids),
@@ -50,34 +51,34 @@ def write(
         "versions": report.versions(),
     }
     page = [
-        html_page.note(
+        page_lib.note(
             f"{len(queries.ids)} queries, {len(corpus.ids)} documents; the reranker "
             f"reads {settings.k} documents a round, {settings.num_updates} updates, "
             f"rankings to {settings.depth}. * : the interval does not hold 0."
         ),
-        html_page.table(*cells(outcomes, differences, settings)),
+        page_lib.table(*cells(outcomes, differences, settings)),
     ]
     if curves is not None:
         numbers["curves"] = {
             "recall_by_updates": curves.by_updates,
             "recall_by_feedback": curves.by_feedback,
         }
-        page += ["<h2>Recall</h2>", html_page.image(_curves(curves, settings))]
-    page += ["<h2>Latency</h2>", html_page.image(_latency(outcomes, len(queries.ids)))]
+        page += ["<h2>Recall</h2>", page_lib.image(_curves(curves, settings))]
+    page += ["<h2>Latency</h2>", page_lib.image(_latency(outcomes, len(queries.ids)))]
     if judged and {"refit", "rerank"} <= outcomes.keys():
         page += _examples(outcomes, queries, corpus, settings)
     report.write_json(workdir / "report.json", numbers)
-    html_page.write(workdir / "report.html", title, page)
+    page_lib.write(workdir / "report.html", title, page)
 
 
 def cells(
-    outcomes: Mapping[str, refit.Outcome],
+    outcomes: Mapping[str, comparison.Outcome],
     differences: Mapping[str, Any],
-    settings: refit.Settings,
+    settings: comparison.Settings,
 ) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table as text."""
     judged = any(x.evaluation is not None for x in outcomes.values())
-    references = [name for name in refit.REFERENCES if name in outcomes and judged]
+    references = [name for name in comparison.REFERENCES if name in outcomes and judged]
     recall, ndcg = settings.metrics[:2]
     head = [
         "row", *(settings.metrics if judged else ()),
@@ -133,7 +134,7 @@ def _difference(found) -> str:
 
 
 def _curves(curves, settings):
-    figure, (left, right) = html_page.pyplot().subplots(1, 2, figsize=(9, 3.4))
+    figure, (left, right) = page_lib.pyplot().subplots(1, 2, figsize=(9, 3.4))
     updates = [*curves.by_updates]
     left.plot(updates, [*curves.by_updates.values()], "o-")
     left.set_xscale("symlog", linthresh=1)
@@ -151,7 +152,7 @@ def _curves(curves, settings):
 
 
 def _latency(outcomes, count):
-    figure, axes = html_page.pyplot().subplots(figsize=(8, 0.4 * len(outcomes) + 1))
+    figure, axes = page_lib.pyplot().subplots(figsize=(8, 0.4 * len(outcomes) + 1))
     names, left = [*outcomes][::-1], np.zeros(len(outcomes))
     for stage in feedback_loop.STAGES:
         values = [1000 * outcomes[x].answer.seconds[stage] / count for x in names]
@@ -173,7 +174,7 @@ def _examples(outcomes, queries, corpus, settings) -> list[str]:
     won, lost = int(np.sum(change > 0)), int(np.sum(change < 0))
     parts = [
         "<h2>Queries won and lost</h2>",
-        html_page.note(
+        page_lib.note(
             f"{recall}, refit against rerank: {won} queries are better, {lost} worse, "
             f"{len(change) - won - lost} equal."
         ),
@@ -196,7 +197,7 @@ def _examples(outcomes, queries, corpus, settings) -> list[str]:
                 [text, f"{change[number]:+.2f}", _shown(moved, documents, corpus)]
             )
         if rows:
-            parts.append(html_page.table([f"query {word}", "recall", "document"], rows))
+            parts.append(page_lib.table([f"query {word}", "recall", "document"], rows))
     return parts
 
 
@@ -228,6 +229,6 @@ def against_first(
     found = []
     for name, evaluation in others:
         for metric in evaluation.values:
-            interval = refit.difference(evaluation, base, metric)
+            interval = comparison.difference(evaluation, base, metric)
             found.append((name, metric, _difference(interval)))
     return found

@@ -28,7 +28,7 @@ from jaxlab.data.corpus import prepared, token_files
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.evals import perplexity
 from jaxlab.models import rope as rope_lib
-from jaxlab.systems import trust
+from jaxlab.systems import trust_regions
 
 
 def pretrain(
@@ -77,13 +77,13 @@ def experiment(
         model.apply, z_loss=config.z_loss, loss_denominator=config.loss_denominator
     )
     found = of_decoder(config, model, objective, **data)
-    region = trust.TrustConfig(**plain(config.trust))
+    region = trust_regions.TrustConfig(**plain(config.trust))
     if region.method != "plain" and config.loss_denominator != "labels":
         raise types.UserError(
             f"trust.method {region.method} divides by labels; set "
             "loss_denominator to labels"
         )
-    return trust.of_decoder(found, region, z_loss=config.z_loss)
+    return trust_regions.of_decoder(found, region, z_loss=config.z_loss)
 
 
 def of_decoder(

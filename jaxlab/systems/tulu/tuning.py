@@ -20,12 +20,14 @@ from typing import Any
 import jax
 import ml_collections
 
-from jaxlab import models, objectives
+from jaxlab import load, models, objectives
 from jaxlab.core import checkpoint, paths, types
 from jaxlab.data.examples import chat, conversation_rows, conversations
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.evals import perplexity, preferences
-from jaxlab.systems import loading, olmo, reference, trust
+from jaxlab.systems import trust_regions
+from jaxlab.systems.olmo import pretraining
+from jaxlab.systems.tulu import reference
 
 # Settings of `model` that say how it is computed; the others are those of init_from.
 _FREE = ("dtype", "attention", "remat", "scan")
@@ -78,9 +80,9 @@ def sft_experiment(
 ) -> types.Experiment:
     """What a config of `sft` trains; `data`: the fields that need data or a start."""
     objective = objectives.next_token(model.apply, z_loss=config.z_loss)
-    found = olmo.of_decoder(config, model, objective, **data)
-    region = trust.TrustConfig(**config.trust.to_dict())
-    return trust.of_decoder(found, region, z_loss=config.z_loss)
+    found = pretraining.of_decoder(config, model, objective, **data)
+    region = trust_regions.TrustConfig(**config.trust.to_dict())
+    return trust_regions.of_decoder(found, region, z_loss=config.z_loss)
 
 
 def dpo(
@@ -107,7 +109,7 @@ def dpo(
     if not objectives.asks_reference(config.preference.loss):
         asks = "never"
     if asks == "step":
-        frozen = opened.params or loading.open_model(config.init_from, mesh=mesh).params
+        frozen = opened.params or load.open_model(config.init_from, mesh=mesh).params
     elif asks == "before":
         reference.give(parts, opened, workdir, config.init_from)
     if len(parts) > 1:
@@ -139,7 +141,7 @@ def dpo_experiment(
 ) -> types.Experiment:
     """What a config of `dpo` trains; `data`: the fields that need data or a start."""
     objective = _preference(config, model)
-    return olmo.of_decoder(config, model, objective, **data)
+    return pretraining.of_decoder(config, model, objective, **data)
 
 
 def _preference(config, model) -> types.Objective:
@@ -151,7 +153,7 @@ def _preference(config, model) -> types.Objective:
 # ------------------------------------------------------------------ the start
 
 
-def _start(config, workdir, mesh) -> tuple[loading.Opened, ml_collections.ConfigDict]:
+def _start(config, workdir, mesh) -> tuple[load.Opened, ml_collections.ConfigDict]:
     """The model to tune, and the config with its sizes; a run that resumes has them."""
     if not config.data.source:
         raise types.UserError(
@@ -163,14 +165,14 @@ def _start(config, workdir, mesh) -> tuple[loading.Opened, ml_collections.Config
             "Hugging Face folder"
         )
     if checkpoint.steps(paths.path(workdir) / "checkpoints"):
-        tokenizer = tokenizer_lib.load(loading.tokenizer_path(workdir))
-        section = loading.run_config(workdir).model
-        made, params = olmo.transformer_config(section, tokenizer), None
+        tokenizer = tokenizer_lib.load(load.tokenizer_path(workdir))
+        section = load.run_config(workdir).model
+        made, params = pretraining.transformer_config(section, tokenizer), None
     else:
         own = config.data.tokenizer or None
-        opened = loading.open_model(config.init_from, tokenizer=own, mesh=mesh)
+        opened = load.open_model(config.init_from, tokenizer=own, mesh=mesh)
         made, params, tokenizer = opened.decoder.config, opened.params, opened.tokenizer
-        olmo.keep_tokenizer(tokenizer, workdir)
+        pretraining.keep_tokenizer(tokenizer, workdir)
     _check_sizes(config, made)
     if config.data.length > made.length:
         _log.warning(
@@ -181,8 +183,8 @@ def _start(config, workdir, mesh) -> tuple[loading.Opened, ml_collections.Config
     length = max(config.data.length, made.length)
     made = dataclasses.replace(made, length=length, **settings)
     found = ml_collections.ConfigDict(config.to_dict())
-    found.model = ml_collections.ConfigDict(olmo.section(made))
-    return loading.Opened(models.Decoder(made), params, tokenizer), found
+    found.model = ml_collections.ConfigDict(pretraining.section(made))
+    return load.Opened(models.Decoder(made), params, tokenizer), found
 
 
 def _check_sizes(config, made: models.TransformerConfig) -> None:
@@ -190,7 +192,7 @@ def _check_sizes(config, made: models.TransformerConfig) -> None:
     if not config.model.embed:
         return
     values = {**config.model.to_dict(), "vocab": made.vocab}
-    stated = olmo.transformer_config(ml_collections.ConfigDict(values), None)
+    stated = pretraining.transformer_config(ml_collections.ConfigDict(values), None)
     names = [name for name in config.model if name not in (*_FREE, *_DRAWN)]
     lines = [
         f"{name} {getattr(stated, name)} and {getattr(made, name)}"

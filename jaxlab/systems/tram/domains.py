@@ -1,6 +1,6 @@
 """Cross-domain language modelling: fine-tune on one domain, perplexity on the others.
 
-Protocol (a) of TRAM's comparison (`systems/tram.py`), after section 5.2 of Sherborne et
+Protocol (a) of TRAM's comparison (`systems/tram/study.py`), after section 5.2 of Sherborne et
 al. 2023 (arXiv:2310.03646): GPT-2 on one domain of M2D2, zero-shot perplexity on all.
 
     WORKDIR/model    pre-trained on some domains, or a run of the user's
@@ -16,7 +16,10 @@ import numpy as np
 from jaxlab import objectives
 from jaxlab.core import checkpoint, types
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.systems import experts, olmo, recipes, tram
+from jaxlab.systems.data_ablation import experts
+from jaxlab.systems.data_ablation import recipe as recipe_lib
+from jaxlab.systems.olmo import pretraining
+from jaxlab.systems.tram import study
 
 _PROBED_TARGETS = 4
 # Times the rate of an ablation's experts, which is constant from the first step. Adam's
@@ -36,7 +39,7 @@ def protocol(
     targets: Sequence[str] = (),
     steps: int | None = None,
     rate: float | None = None,
-) -> tram.Protocol:
+) -> study.Protocol:
     """The task, with its start model trained if need be.
 
     Args:
@@ -55,13 +58,13 @@ def protocol(
     """
     options = {"unit_steps": steps, "unit_rate": rate}
     if model:
-        recipe = recipes.of_run(model, data, workdir, **options)
+        recipe = recipe_lib.of_run(model, data, workdir, **options)
     else:
-        recipe = recipes.of_size(size, data, workdir, **options)
+        recipe = recipe_lib.of_size(size, data, workdir, **options)
     if rate is None:
         recipe = dataclasses.replace(recipe, unit_rate=_RATE * recipe.unit_rate)
     base = recipe.base
-    corpus = olmo.open_corpus(base.data, workdir)
+    corpus = pretraining.open_corpus(base.data, workdir)
     targets = tuple(targets) or tuple(n for n in corpus.held_out if n != source)
     others = tuple(name for name in corpus.train if name != source)
     pretrained_on = tuple(pretrained_on) or others
@@ -82,11 +85,11 @@ def protocol(
     config = _fine_tuning(recipe, start, source)
     decoder = experts.decoder(base, corpus)
     held_out = experts.held_out_batches(config, corpus)
-    batches = olmo.batches_of(config.data, corpus.train)
+    batches = pretraining.batches_of(config.data, corpus.train)
     probed = {name: held_out[name][:1] for name in targets[:_PROBED_TARGETS]}
-    return tram.Protocol(
+    return study.Protocol(
         config=config,
-        system=olmo.pretrain,
+        system=pretraining.pretrain,
         predictor=objectives.language_model(decoder.apply),
         metric="perplexity",
         higher_is_better=False,

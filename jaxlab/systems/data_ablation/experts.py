@@ -34,7 +34,7 @@ from jaxlab.core import mesh as mesh_lib
 from jaxlab.data.batches import loader
 from jaxlab.data.corpus import prepared
 from jaxlab.evals import perplexity
-from jaxlab.systems import olmo
+from jaxlab.systems.olmo import pretraining
 
 Mixture = Mapping[str, float]
 
@@ -185,7 +185,7 @@ def fit(
     if _is_finished(config, workdir):
         return
     with mesh_lib.use(mesh):
-        experiment = olmo.pretrain(config, workdir, mesh)
+        experiment = pretraining.pretrain(config, workdir, mesh)
     run = {key: value or None for key, value in config.run.items()}
     if not train.fit(experiment, workdir, mesh=mesh, name=name, **run).finished:
         raise KeyboardInterrupt
@@ -218,7 +218,9 @@ def decoder(
     config: ml_collections.ConfigDict, corpus: prepared.Prepared
 ) -> models.Decoder:
     """The model that all runs of a pool share."""
-    return models.Decoder(olmo.transformer_config(config.model, corpus.tokenizer))
+    return models.Decoder(
+        pretraining.transformer_config(config.model, corpus.tokenizer)
+    )
 
 
 def held_out_batches(

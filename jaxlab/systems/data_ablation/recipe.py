@@ -13,8 +13,10 @@ from typing import Any
 
 import ml_collections
 
+from jaxlab import load
 from jaxlab.core import report, types
-from jaxlab.systems import defaults, experts, loading
+from jaxlab.systems import sections
+from jaxlab.systems.data_ablation import experts
 
 _FILE = "recipe.json"
 _VERSION = 1
@@ -77,7 +79,7 @@ def of_size(
         seed_domains: what the seed model is trained on; () is all.
     """
     chosen = SIZES[size]
-    base = defaults.pretraining()
+    base = sections.pretraining()
     base.steps, base.eval_batches = chosen.steps, chosen.eval_batches
     base.model.update({"dtype": "float32", "tied": True})
     for name in ("embed", "layers", "heads", "mlp"):
@@ -120,19 +122,19 @@ def of_run(
     Raises:
         UserError: no run directory, or one that was not trained but merged.
     """
-    if not loading.is_run(run) or "optim" not in loading.run_config(run):
+    if not load.is_run(run) or "optim" not in load.run_config(run):
         raise types.UserError(
             f"{run} does not say how it was trained; give a run of `jaxlab train`, "
             "which may start from it (--config.init_from)"
         )
-    opened = loading.open_model(run)
-    base = defaults.pretraining()
-    saved = _tuples(loading.run_config(run).to_dict())
+    opened = load.open_model(run)
+    base = sections.pretraining()
+    saved = _tuples(load.run_config(run).to_dict())
     data = saved["data"] | {"files": (), "weights": {}}
     saved = {name: saved[name] for name in base if name in saved}
     base.update(saved | {"data": data, "init_from": ""})
     base.model.vocab = opened.decoder.config.vocab  # as it was rounded up then
-    base.data.tokenizer = str(loading.tokenizer_path(run))
+    base.data.tokenizer = str(load.tokenizer_path(run))
     base.data.max_bytes_per_domain = 0
     return _recipe(
         base,

@@ -20,7 +20,8 @@ from jaxlab import models, retrieval
 from jaxlab.core import types
 from jaxlab.data.examples import ranked_lists
 from jaxlab.retrieval import encode, formats
-from jaxlab.systems import dense, encoder_files
+from jaxlab.systems import encoder_files
+from jaxlab.systems.refit import corpus_index
 
 _FIELDS = ("folder", "name", "split")
 
@@ -151,9 +152,9 @@ def judged(
 def _index(folder, ids, passages, path, encoder, length) -> retrieval.Index:
     """The finished index of just these texts, or one that is made now."""
     made_from = {
-        "encoder": dense.model_sha256(str(path)),
+        "encoder": corpus_index.model_sha256(str(path)),
         "length": length,
-        "corpus": dense.identity(passages),
+        "corpus": corpus_index.identity(passages),
     }
     try:
         index = retrieval.Index.open(folder)

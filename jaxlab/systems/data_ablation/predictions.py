@@ -16,7 +16,7 @@ import numpy as np
 from jaxlab import ablation, models
 from jaxlab.core import types
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
-from jaxlab.systems import experts
+from jaxlab.systems.data_ablation import experts
 
 Progress = Callable[[int, int | None], None]
 

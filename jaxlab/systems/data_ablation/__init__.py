@@ -1,0 +1,1 @@
+"""Data ablation by merging modularly trained models."""

@@ -1,0 +1,1 @@
+"""OLMo: open pre-training."""

@@ -1,0 +1,1 @@
+"""Configs as `jaxlab plan` sees them: shapes, compiled steps, compiled merges."""

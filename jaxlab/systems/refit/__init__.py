@@ -1,0 +1,1 @@
+"""ReFIT: a retriever that learns from its reranker while it answers."""

@@ -1,0 +1,1 @@
+"""TRAM: which optimizer leaves a model better where it was not trained."""

@@ -1,0 +1,1 @@
+"""TÜLU: instruction tuning and preference optimisation."""
