@@ -5,9 +5,10 @@
 
 SIB200 is a folder of LANG.SPLIT.tsv as SIB-200's, or of SPLIT.LANG.tsv as PAWS-X's (for
 which set `data.train_language` to en); RUN is a decoder that was pre-trained on text of
-all languages: the text for it comes from `systems/tram/classification.py:pretraining_text`, and
-a start for it, without which small models transfer little, from
-`systems/latent_semantics.py`. A run's rows have accuracy and loss of every language.
+all languages: the text for it comes from
+`systems/tram/classification.py:pretraining_text`, and a start for it, without which
+small models transfer little, from `systems/latent_semantics.py`. A run's rows have
+accuracy and loss of every language.
 
 `tools/multilingual_base.py` makes such a run in minutes. From one, of SIB-200's test
 texts (the most frequent topic makes up 25 %): English 61 %, German, Spanish and Chinese

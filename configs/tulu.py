@@ -6,10 +6,10 @@
         --config.init_from=runs/sft --config.data.source=ultrafeedback.jsonl
 
 LLAMA2_7B is a Hugging Face folder, or a run of `jaxlab train`; data is as published
-(`data/examples/conversations.py` reads messages, ShareGPT's, Alpaca's, prompts with completions
-or with chosen and rejected answers). `jaxlab plan` takes the sizes below; a run
-compares them with its start, and `--config.model.embed=0` takes those of any start. A
-run is a run directory like others: evaluate it, generate, merge, export it.
+(`data/examples/conversations.py` reads messages, ShareGPT's, Alpaca's, prompts with
+completions or with chosen and rejected answers). `jaxlab plan` takes the sizes below; a
+run compares them with its start, and `--config.model.embed=0` takes those of any start.
+A run is a run directory like others: evaluate it, generate, merge, export it.
 
     variant            from                                   batch, length, epochs
     tiny, tiny_dpo     chosen here: seconds on a laptop       8 (4 pairs), 256, 1

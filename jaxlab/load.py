@@ -16,11 +16,11 @@ import jax
 import ml_collections
 
 from jaxlab import models
-from jaxlab.core import checkpoint, types
+from jaxlab.core import checkpoint, runs, types
 from jaxlab.core import paths as paths_lib
 from jaxlab.data.corpus import prepared, token_files
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
-from jaxlab.systems.olmo import pretraining
+from jaxlab.models import sections as sections_lib
 
 # Fields of TransformerConfig that change no number that a trained model computes, but
 # in rounding; models that differ in them can be merged.
@@ -69,7 +69,7 @@ def open_model(
         section = run_config(path).model
         # As it was made: `vocab` 0 was rounded up for the mesh of then.
         section.vocab = params["embed"]["embedding"].shape[0]
-        config = pretraining.transformer_config(section, found)
+        config = sections_lib.transformer_config(section, found)
         return Opened(models.Decoder(config), params, found)
     if step is not None:
         raise types.UserError(f"{path} is a Hugging Face folder, it has no --step")
@@ -78,7 +78,7 @@ def open_model(
     if not isinstance(models.hf.read_config(path), models.TransformerConfig):
         raise types.UserError(f"{path} is an encoder; this needs a language model")
     found = tokenizer_lib.load(tokenizer or own)
-    tokenizer_lib.check_vocab(found, models.hf.read_config(path).vocab)
+    sections_lib.check_vocab(found, models.hf.read_config(path).vocab)
     config, params = models.hf.load(path, mesh=mesh)
     return Opened(models.Decoder(config), params, found)
 
@@ -185,7 +185,7 @@ def tokenizer_path(path: str | pathlib.Path) -> pathlib.Path:
         return pathlib.Path(data.get("folder") or f"{path}/data") / "tokenizer"
     if data.files:
         return pathlib.Path(data.tokenizer)
-    return pretraining.data_folder(data, path) / "tokenizer"
+    return runs.data_folder(data, path) / "tokenizer"
 
 
 def held_out(path: str | pathlib.Path) -> dict[str, token_files.TokenFile]:
@@ -197,7 +197,7 @@ def held_out(path: str | pathlib.Path) -> dict[str, token_files.TokenFile]:
     data = run_config(path).data if is_run(path) else {"files": True}
     if "files" not in data or data["files"]:
         return {}
-    folder = pretraining.data_folder(data, path)
+    folder = runs.data_folder(data, path)
     if paths_lib.is_remote(path) and not folder.is_dir():
         raise types.UserError(f"the text of {path} was not prepared here; give --data")
     return dict(prepared.open_folder(folder).held_out)

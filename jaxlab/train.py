@@ -135,8 +135,8 @@ def main(argv: Sequence[str]) -> int:
     """`--config=FILE[:VARIANT] [--config.KEY=VALUE ...] --workdir=DIR` -> fit.
 
     The config names its system, e.g. "olmo.pretrain" is
-    `jaxlab.systems.olmo.pretraining.pretrain(config, workdir, mesh)`; one that keeps files of its
-    own refuses a bucket itself.
+    `jaxlab.systems.olmo.pretraining.pretrain(config, workdir, mesh)`; one that keeps
+    files of its own refuses a bucket itself.
     """
     config, workdir = config_lib.parse(argv)
     process.start()
@@ -157,7 +157,8 @@ def _system(name: str) -> Callable[..., types.Experiment]:
     systems = importlib.import_module("jaxlab.systems")
     if name not in systems.SYSTEMS:
         raise types.UserError(
-            f"config.system {name!r} is unknown; use one of {', '.join(systems.SYSTEMS)}"
+            f"config.system {name!r} is unknown; use one of "
+            f"{', '.join(systems.SYSTEMS)}"
         )
     module, function = systems.SYSTEMS[name]
     return getattr(importlib.import_module(f"jaxlab.systems.{module}"), function)

@@ -30,8 +30,9 @@ def save(path, value):
 
 def unit(name, value, **changes):
     record = pool_folder.Unit(
-        name, f"runs/{name}", pool_folder.fingerprint(value), pool_folder.fingerprint(params(0)),
-        tokens_trained=1000, partition_tokens=400, steps=10, data_sha256="d" * 64,
+        name, f"runs/{name}", pool_folder.fingerprint(value),
+        pool_folder.fingerprint(params(0)), tokens_trained=1000, partition_tokens=400,
+        steps=10, data_sha256="d" * 64,
     )  # fmt: skip
     return dataclasses.replace(record, **changes)
 

@@ -218,7 +218,7 @@ def test_mistakes_in_flags_of_train_are_one_line(line, flags, message):
         ("model.heads=0", "this config does not work: heads is 0; it must be >= 1"),
         ("model.norm=batch", "this config does not work: norm 'batch'; use one of"),
         ("loss_denominator=x", "loss_denominator 'x'; use labels or olmo"),
-        ("system=olmo.pretrian", "config.system 'olmo.pretrian' is no function"),
+        ("system=olmo.pretrian", "config.system 'olmo.pretrian' is unknown"),
         ("data.weights.web=1", "data.weights names web; the domains are code, law"),
         ("micro_batches=3", "micro_batches 3 does not divide a batch of 8 rows"),
         ("init_from=nowhere", "no folder nowhere to start from"),

@@ -10,6 +10,7 @@ import pytest
 
 from jaxlab.core import types
 from jaxlab.data.tokenizers import tokenizer
+from jaxlab.models import sections
 
 TEXTS = [
     "def f(x):\n    return {'a': x[0:10]}  # comment\n\n\nclass C:\n\tpass\n",
@@ -199,8 +200,8 @@ def test_unusable_tokenizers_are_refused(tmp_path, trained):
     with pytest.raises(types.UserError, match="no end-of-text token"):
         tokenizer.load(tmp_path / "c.json")
     with pytest.raises(types.UserError, match="set vocab_size to at least 305"):
-        tokenizer.check_vocab(trained, 300)
-    tokenizer.check_vocab(trained, 305)
+        sections.check_vocab(trained, 300)
+    sections.check_vocab(trained, 305)
 
 
 @pytest.mark.oracle

@@ -16,6 +16,7 @@ from jaxlab import cli, load, train
 from jaxlab.core import checkpoint, tree, types
 from jaxlab.core import config as config_lib
 from jaxlab.core import mesh as mesh_lib
+from jaxlab.models import sections as sections_lib
 from jaxlab.systems.olmo import pretraining
 from jaxlab.systems.planning import shapes
 from jaxlab.systems.tulu import tuning
@@ -334,7 +335,7 @@ def test_the_published_sizes_are_checked_against_the_start(start, talk, tmp_path
 @pytest.mark.parametrize("variant", ["tulu1_7b", "sft_7b", "sft_13b", "dpo_70b"])
 def test_the_published_variants_are_llamas(variant):
     config = config_lib.load(f"{CONFIGS / 'tulu.py'}:{variant}")
-    made = pretraining.transformer_config(config.model, None)
+    made = sections_lib.transformer_config(config.model, None)
     sizes = {"7b": 6_738_415_616, "13b": 13_015_864_320, "70b": 68_976_648_192}
     assert shapes.shape(config).params == sizes[variant.split("_")[1]]
     assert made.norm == "rmsnorm"

@@ -5,9 +5,9 @@
     python tools/bench_optim.py --methods asam tram_theta --rounds 15
 
 One decoder in f32 on random tokens; AdamW with clipping; every method of
-`systems/trust_regions.py` is the very step of `jaxlab train`, its guards and metrics included.
-Rounds run one step of each method, starting elsewhere every time, so that a noisy
-neighbour hits each; a ratio to Adam is the median of the rounds' ratios, with its
+`systems/trust_regions.py` is the very step of `jaxlab train`, its guards and metrics
+included. Rounds run one step of each method, starting elsewhere every time, so that a
+noisy neighbour hits each; a ratio to Adam is the median of the rounds' ratios, with its
 range. Wall seconds are what a user waits; CPU seconds (of all threads) depend less on
 neighbours, and "least" (the least CPU seconds by Adam's least) depends least on them.
 

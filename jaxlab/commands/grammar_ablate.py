@@ -4,7 +4,7 @@ import argparse
 
 from jaxlab.commands import arguments
 
-# Of `ablation/methods.py` and `systems/data_ablation/recipe.py`, which take jax to import.
+# Of `ablation/methods.py` and `data_ablation/recipe.py`, which take jax to import.
 METHODS = (
     "best-single", "enumerate", "greedy", "gradient", "enumerate-ensemble", "convex",
 )  # fmt: skip

@@ -19,8 +19,8 @@ from jaxlab.core import types
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.merge.files.recipe import recipe as recipe_lib
 from jaxlab.merge.files.write import orbax_folder, outputs
+from jaxlab.models import sections as sections_lib
 from jaxlab.models.hf import names
-from jaxlab.systems.olmo import pretraining
 
 
 def average(plan: recipe_lib.Recipe, args: argparse.Namespace) -> None:
@@ -59,7 +59,7 @@ def _to_folder(source, tensors, folder) -> None:
     found = tokenizer_lib.load(load.tokenizer_path(source))
     section = load.run_config(source).model
     section.vocab = tensors["embed/embedding"].shape[0]
-    decoder = models.Decoder(pretraining.transformer_config(section, found))
+    decoder = models.Decoder(sections_lib.transformer_config(section, found))
     params = orbax_folder.nested(tensors)
     opened = load.Opened(decoder, params, found)
     dtype = str(tensors["embed/embedding"].dtype)

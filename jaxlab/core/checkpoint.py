@@ -1,8 +1,8 @@
 """Checkpoints: saved in the background, verified when read, never half-trusted.
 
 Orbax v1 writes `DIR/<step>/`. A corrupt checkpoint is found when it is read (see
-`core/checkpoint_files.py`), and the newest good one before it is used and named. Mesh and dtype
-may differ between saving and loading.
+`core/checkpoint_files.py`), and the newest good one before it is used and named. Mesh
+and dtype may differ between saving and loading.
 """
 
 import contextlib

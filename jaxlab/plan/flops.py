@@ -103,7 +103,7 @@ def overheads(shape: shapes.Shape, mesh: Mapping[str, int]) -> dict[str, float]:
 
 
 def loss_blocks(shape: shapes.Shape, mesh: Mapping[str, int]) -> int:
-    """Into how many blocks `core/factored_logits.py` cuts the logits of a microbatch."""
+    """How many blocks `core/factored_logits.py` cuts a microbatch's logits into."""
     rows = shapes.device_share(shape, mesh) / mesh["tensor"]
     return math.ceil(4 * rows * shape.length * shape.vocab / shape.loss_block_bytes)
 

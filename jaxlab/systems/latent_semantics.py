@@ -25,6 +25,7 @@ from flax import linen as nn
 
 from jaxlab import models
 from jaxlab.core import types
+from jaxlab.models import sections as sections_lib
 from jaxlab.systems.olmo import pretraining
 
 _BLOCK_DOCUMENTS = 1024
@@ -67,7 +68,7 @@ def write_start(
         raise types.UserError(
             f"no domain {domain!r}; the domains are {', '.join(corpus.train)}"
         )
-    model_config = pretraining.transformer_config(config.model, corpus.tokenizer, mesh)
+    model_config = sections_lib.transformer_config(config.model, corpus.tokenizer, mesh)
     model = models.Decoder(model_config)
 
     @jax.jit

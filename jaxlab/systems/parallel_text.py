@@ -1,8 +1,9 @@
 """Text of many languages, and of their translations, for pre-training.
 
 What a model that "has seen all languages" has seen, before it is fine-tuned in one
-(`systems/tram/classification.py`): each language alone, and texts beside their translations.
-Conneau and Lample 2019 (arXiv:1901.07291); Vulic and Moens 2016 (arXiv:1509.07308).
+(`systems/tram/classification.py`): each language alone, and texts beside their
+translations. Conneau and Lample 2019 (arXiv:1901.07291); Vulic and Moens 2016
+(arXiv:1509.07308).
 """
 
 import itertools

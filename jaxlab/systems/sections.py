@@ -28,7 +28,7 @@ TRUST_ROWS = {
 
 
 def pretraining() -> ml_collections.ConfigDict:
-    """The config of `systems/olmo/pretraining.py:pretrain`; sizes and rates are 0: set them."""
+    """The config of `olmo/pretraining.py:pretrain`; sizes and rates are 0: set them."""
     config = ml_collections.ConfigDict()
     config.system = "olmo.pretrain"
     config.seed = 0
@@ -148,7 +148,7 @@ def pretraining() -> ml_collections.ConfigDict:
 
 
 def classification() -> ml_collections.ConfigDict:
-    """The config of `systems/tram/classification.py:classify`; set the rate and the steps.
+    """The config of `tram/classification.py:classify`; set the rate and the steps.
 
     Sizes and tokenizer are those of `init_from`.
     """

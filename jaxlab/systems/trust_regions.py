@@ -4,8 +4,8 @@ Every row of the tables of TRAM (Sherborne et al. 2023, arXiv:2310.03646) is one
 `TrustConfig`, and changes an Experiment without touching its model, data or loop:
 
     plain                      the optimizer as it is (SGD, Adam)
-    sam  asam  fsam            a climb of constant radius          optim/sharpness_aware.py
-    tram_theta  tram_theta0    a climb as far as answers moved     optim/trust_region.py
+    sam  asam  fsam            a climb of constant radius       optim/sharpness_aware.py
+    tram_theta  tram_theta0    a climb as far as answers moved  optim/trust_region.py
     tram_ema  tram_x           ... from an average, ... under noise
     tram_fisher                Fisher-SAM at noisy input
     trpo  mesa                 a penalty towards an anchor         objectives.py

@@ -1,5 +1,5 @@
 """Tokenizers: byte-level BPE and SentencePiece behind one interface."""
 
-from jaxlab.data.tokenizers.tokenizer import Tokenizer, check_vocab, load
+from jaxlab.data.tokenizers.tokenizer import Tokenizer, load
 
-__all__ = ["Tokenizer", "check_vocab", "load"]
+__all__ = ["Tokenizer", "load"]

@@ -104,15 +104,6 @@ def load(path: str | pathlib.Path) -> Tokenizer:
         ) from None
 
 
-def check_vocab(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Raises UserError where the tokenizer has ids that the model has no row for."""
-    if tokenizer.vocab_size > vocab_size:
-        raise types.UserError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary "
-            f"{vocab_size}; set vocab_size to at least {tokenizer.vocab_size}"
-        )
-
-
 # ------------------------------------------------------------------ byte-level BPE
 
 

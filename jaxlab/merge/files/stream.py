@@ -73,7 +73,7 @@ def merge_files(
             directories (their newest checkpoint); or other Orbax checkpoints. All of
             one kind and of the same tensors, in files of any layout.
         out: a folder that does not exist or is empty.
-        method: `jaxlab.merge.files.recipe.methods.METHODS`, named as mergekit names them.
+        method: one of `merge.files.recipe.methods.METHODS`, mergekit's names.
         base: of methods that merge differences from it; one of the inputs or not.
         dtype: of the floating tensors of the result; None for that of the inputs, which
             must then be the same in all.

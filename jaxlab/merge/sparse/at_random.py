@@ -12,10 +12,10 @@ Yu et al. 2023, *Language Models are Super Mario* (DARE), arXiv:2311.03099. Deep
     "expectation"  an element is divided by its probability of being kept (the papers),
                    so that its expectation is what it was
 
-The masks come from `jaxlab.merge.sparse.random_bits`: they depend on the key, the leaf's path (of
-tied leaves the first) and the model's place among the finetuned ones, and on nothing
-else: not on sharding, nor on the other leaves. Or they are given. mergekit's own masks
-cannot be repeated: it draws from torch's global generator.
+The masks come from `jaxlab.merge.sparse.random_bits`: they depend on the key, the
+leaf's path (of tied leaves the first) and the model's place among the finetuned ones,
+and on nothing else: not on sharding, nor on the other leaves. Or they are given.
+mergekit's own masks cannot be repeated: it draws from torch's global generator.
 
 Deviation: NaN in any model is NaN in the result; rescaled by L1, a leaf with a NaN is
 NaN wherever that model's mask keeps it.

@@ -8,8 +8,9 @@ arXiv:2306.01708, section 3) every element has an elected sign, that of
 divisor too. A divisor of 0 counts as 1.
 
 All functions here are elementwise, so they serve a leaf, a shard or a chunk of it.
-What needs the whole leaf comes in as numbers: cuts (`jaxlab.merge.sparse.thresholds`), factors and
-shares (sums of `size` and `energy` of the chunks add up to those of the leaf).
+What needs the whole leaf comes in as numbers: cuts (`jaxlab.merge.sparse.thresholds`),
+factors and shares (sums of `size` and `energy` of the chunks add up to those of the
+leaf).
 
 An element that is NaN in any model is NaN in the result, whatever `s` says.
 """

@@ -11,8 +11,8 @@ mean cosine between the N differences theta_k - base. Shoemake 1985 (slerp); mer
 (nuslerp, multislerp); Karcher 1977, *Riemannian center of mass*; Jang et al. 2024,
 *Model Stock*, arXiv:2403.19522.
 
-None of them leaves the span of its inputs: the maths is in `jaxlab.merge.spheres.coefficients`, over
-inner products; here it is applied to trees.
+None of them leaves the span of its inputs: the maths is in
+`jaxlab.merge.spheres.coefficients`, over inner products; here it is applied to trees.
 
 All are leaf by leaf. Where layers are stacked on a leading axis, a leaf is all layers:
 `jax.vmap` the merge over that axis, or unstack (`core.tree.unstack_layers`), to merge

@@ -1,7 +1,7 @@
 """The parts of a BERT: embeddings, norm, attention, MLP, and the stack of blocks.
 
-Letters and parameter tree: `models/bert/encoder.py`. Between parts activations are flat, [T, D]
-with T = B L; only attention unfolds them.
+Letters and parameter tree: `models/bert/encoder.py`. Between parts activations are
+flat, [T, D] with T = B L; only attention unfolds them.
 """
 
 import jax

@@ -4,8 +4,8 @@
     mixtures ranked for each target -> a few trained for real -> how well was it
     predicted? -> generated text, report.html, report.json, Hugging Face folders
 
-A study of `systems/data_ablation/study.py` at a size that two CPU cores train in minutes.
-`--data DIR` runs the same on a folder of text with a subfolder a domain.
+A study of `systems/data_ablation/study.py` at a size that two CPU cores train in
+minutes. `--data DIR` runs the same on a folder of text with a subfolder a domain.
 """
 
 import pathlib

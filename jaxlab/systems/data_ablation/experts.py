@@ -4,7 +4,7 @@
     POOL/runs/seed        the seed model
     POOL/runs/expert-X    the seed model, continued on partition X for one base unit
     POOL/runs/mixture-Y   the same on a mixture, to see what was predicted
-    POOL/pool.json        what was trained on what, with hashes (`ablation/pool_folder.py`)
+    POOL/pool.json        what was trained on what, with hashes (`pool_folder.py`)
 
 Na et al. 2024 (arXiv:2410.15661), sections 2 and 3.
 
@@ -34,6 +34,7 @@ from jaxlab.core import mesh as mesh_lib
 from jaxlab.data.batches import loader
 from jaxlab.data.corpus import prepared
 from jaxlab.evals import perplexity
+from jaxlab.models import sections as sections_lib
 from jaxlab.systems.olmo import pretraining
 
 Mixture = Mapping[str, float]
@@ -219,7 +220,7 @@ def decoder(
 ) -> models.Decoder:
     """The model that all runs of a pool share."""
     return models.Decoder(
-        pretraining.transformer_config(config.model, corpus.tokenizer)
+        sections_lib.transformer_config(config.model, corpus.tokenizer)
     )
 
 

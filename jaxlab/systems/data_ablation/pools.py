@@ -1,8 +1,8 @@
 """Pools of experts: made, resumed, added to, opened.
 
-    POOL/recipe.json    how its models are trained      (`systems/data_ablation/recipe.py`)
+    POOL/recipe.json    how its models are trained      (`recipe.py`)
     POOL/data           token files and held-out files of every partition
-    POOL/runs           the seed model, the experts     (`systems/data_ablation/experts.py`)
+    POOL/runs           the seed model, the experts     (`experts.py`)
     POOL/pool.json      the units that are finished     (`ablation/pool_folder.py`)
 
 Nothing else is needed: the text may be gone. Every step can be killed and is finished

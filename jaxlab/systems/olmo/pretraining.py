@@ -8,9 +8,7 @@ Deviations: the reported loss is the true mean over labels (OLMo divides by B T;
 `loss_denominator="olmo"` for its number); instances with long repeats are not masked.
 """
 
-import dataclasses
 import functools
-import hashlib
 import pathlib
 import tempfile
 from collections.abc import Mapping
@@ -21,13 +19,12 @@ import ml_collections
 import numpy as np
 
 from jaxlab import models, objectives, optim
-from jaxlab.core import checkpoint, paths, process, types
-from jaxlab.core import mesh as mesh_lib
+from jaxlab.core import checkpoint, paths, process, runs, types
 from jaxlab.data.batches import loader, mixture
 from jaxlab.data.corpus import prepared, token_files
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.evals import perplexity
-from jaxlab.models import rope as rope_lib
+from jaxlab.models import sections as sections_lib
 from jaxlab.systems import trust_regions
 
 
@@ -39,7 +36,7 @@ def pretrain(
         corpus = open_corpus(config.data, workdir)
         if paths.is_remote(workdir):
             keep_tokenizer(corpus.tokenizer, workdir)
-    model_config = transformer_config(config.model, corpus.tokenizer, mesh)
+    model_config = sections_lib.transformer_config(config.model, corpus.tokenizer, mesh)
     if config.data.length > model_config.length:
         raise types.UserError(
             f"data.length {config.data.length} is longer than model.length "
@@ -139,7 +136,7 @@ def open_corpus(
         )
     return prepared.prepare(
         data.source,
-        data_folder(data, workdir),
+        runs.data_folder(data, workdir),
         tokenizer=data.tokenizer,
         vocab_size=data.vocab_size,
         held_out_fraction=data.held_out_fraction,
@@ -147,27 +144,6 @@ def open_corpus(
         seed=data.split_seed,
         parts=data.parts,
     )
-
-
-def data_folder(
-    data: ml_collections.ConfigDict, workdir: str | pathlib.Path
-) -> pathlib.Path:
-    """Where a run's prepared data is.
-
-    Token files are memory-mapped, so those of a run in a bucket are in the user's cache
-    folder. They are prepared again on every machine, and anew where the text changed.
-    """
-    if data.folder:
-        return pathlib.Path(data.folder)
-    if not paths.is_remote(workdir):
-        return pathlib.Path(workdir) / "data"
-    text = []
-    for source in data.source.split(","):
-        files = [pathlib.Path(source), *pathlib.Path(source).rglob("*")]
-        stats = [(str(file), file.stat()) for file in files if file.is_file()]
-        text += sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
-    key = hashlib.sha256(repr((str(paths.path(workdir)), text)).encode())
-    return paths.cache("data", key.hexdigest()[:16])
 
 
 def keep_tokenizer(
@@ -211,44 +187,6 @@ def batches_of(
         layout=data.layout,
         document_mask=data.document_mask,
     )
-
-
-def transformer_config(
-    model: ml_collections.ConfigDict,
-    tokenizer: tokenizer_lib.Tokenizer | None,
-    mesh: jax.sharding.Mesh | None = None,
-) -> models.TransformerConfig:
-    """The model of a config; `vocab` 0 means the tokenizer's, padded to 128 rows.
-
-    Without a tokenizer, which only planning does, the config has a `vocab`.
-
-    Raises:
-        UserError: the tokenizer has more tokens than the model has rows.
-    """
-    values = plain(model)
-    for name in ("rope", "window_rope"):  # the second only of a run that was converted
-        if values.get(name):
-            values[name] = rope_lib.Rope(**values[name])
-    for name in ("kv_heads", "clip_qkv", "window"):
-        values[name] = values[name] or None  # a config has no None to override
-    if tokenizer is None:
-        return models.TransformerConfig(**values)
-    if not values["vocab"]:
-        values["vocab"] = mesh_lib.padded_vocab(tokenizer.vocab_size, mesh, 128)
-    tokenizer_lib.check_vocab(tokenizer, values["vocab"])
-    values |= {
-        "eos_id": tokenizer.eos_id,
-        "pad_id": tokenizer.pad_id,
-        "bos_id": tokenizer.bos_id,
-    }
-    return models.TransformerConfig(**values)
-
-
-def section(config: models.TransformerConfig) -> dict:
-    """The `model` section that `transformer_config` makes it of, without token ids."""
-    ids = ("eos_id", "pad_id", "bos_id")
-    values = dataclasses.asdict(config)
-    return {name: value for name, value in values.items() if name not in ids}
 
 
 def perplexity_evals(

@@ -1,8 +1,8 @@
 """A config as `jaxlab plan` sees it: the shape of its step, without jax or data.
 
 Pre-training and instruction tuning of a decoder, plain or with a trust region
-(`systems/trust_regions.py`), which adds passes and copies of the parameters, and preference
-optimisation, whose batches are of pairs, two rows each.
+(`systems/trust_regions.py`), which adds passes and copies of the parameters, and
+preference optimisation, whose batches are of pairs, two rows each.
 """
 
 import ml_collections

@@ -1,8 +1,9 @@
 """The true step of a config, compiled for chips that are not here: `jaxlab plan --aot`.
 
-The experiment is the one that training builds (`systems/olmo/pretraining.py`, `systems/tulu/tuning.py`),
-trust region and all, without its data: batches are shapes. The model runs as it would
-there, so "auto" attention is the TPU's kernel. Without cuDNN, GPUs have XLA's.
+The experiment is the one that training builds (`systems/olmo/pretraining.py`,
+`systems/tulu/tuning.py`), trust region and all, without its data: batches are shapes.
+The model runs as it would there, so "auto" attention is the TPU's kernel. Without
+cuDNN, GPUs have XLA's.
 """
 
 import jax
@@ -12,6 +13,7 @@ import ml_collections
 from jaxlab import models
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import state, step, types
+from jaxlab.models import sections as sections_lib
 from jaxlab.plan import compiled, flops
 from jaxlab.plan import topology as topologies
 from jaxlab.systems.olmo import pretraining
@@ -83,7 +85,7 @@ def experiment(
     if platform == "cuda" and model.attention in ("auto", "cudnn"):
         model.attention = "xla"
     try:
-        built = pretraining.transformer_config(model, None, mesh).resolved(platform)
+        built = sections_lib.transformer_config(model, None, mesh).resolved(platform)
         return _EXPERIMENTS[config.system](config, models.Decoder(built), batches=None)
     except ValueError as error:
         raise types.UserError(f"this config does not work: {error}") from error

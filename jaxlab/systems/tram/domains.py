@@ -1,7 +1,8 @@
 """Cross-domain language modelling: fine-tune on one domain, perplexity on the others.
 
-Protocol (a) of TRAM's comparison (`systems/tram/study.py`), after section 5.2 of Sherborne et
-al. 2023 (arXiv:2310.03646): GPT-2 on one domain of M2D2, zero-shot perplexity on all.
+Protocol (a) of TRAM's comparison (`systems/tram/study.py`), after section 5.2 of
+Sherborne et al. 2023 (arXiv:2310.03646): GPT-2 on one domain of M2D2, zero-shot
+perplexity on all.
 
     WORKDIR/model    pre-trained on some domains, or a run of the user's
     WORKDIR/data     token files of every domain, held-out files of every domain

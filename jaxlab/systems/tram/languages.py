@@ -1,9 +1,9 @@
 """Zero-shot cross-lingual transfer: fine-tune in one language, be asked in the others.
 
-Protocol (b) of TRAM's comparison (`systems/tram/study.py`), after section 5.1 of Sherborne et
-al. 2023 (arXiv:2310.03646): XLM-R on English XNLI, accuracy in 14 other languages. The
-model and the sets are those of `systems/tram/classification.py`. Settings are chosen on the dev
-split of the language that is trained on.
+Protocol (b) of TRAM's comparison (`systems/tram/study.py`), after section 5.1 of
+Sherborne et al. 2023 (arXiv:2310.03646): XLM-R on English XNLI, accuracy in 14 other
+languages. The model and the sets are those of `systems/tram/classification.py`.
+Settings are chosen on the dev split of the language that is trained on.
 """
 
 import dataclasses

@@ -25,6 +25,7 @@ from jaxlab.core import checkpoint, paths, types
 from jaxlab.data.examples import chat, conversation_rows, conversations
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.evals import perplexity, preferences
+from jaxlab.models import sections as sections_lib
 from jaxlab.systems import trust_regions
 from jaxlab.systems.olmo import pretraining
 from jaxlab.systems.tulu import reference
@@ -167,7 +168,7 @@ def _start(config, workdir, mesh) -> tuple[load.Opened, ml_collections.ConfigDic
     if checkpoint.steps(paths.path(workdir) / "checkpoints"):
         tokenizer = tokenizer_lib.load(load.tokenizer_path(workdir))
         section = load.run_config(workdir).model
-        made, params = pretraining.transformer_config(section, tokenizer), None
+        made, params = sections_lib.transformer_config(section, tokenizer), None
     else:
         own = config.data.tokenizer or None
         opened = load.open_model(config.init_from, tokenizer=own, mesh=mesh)
@@ -183,7 +184,7 @@ def _start(config, workdir, mesh) -> tuple[load.Opened, ml_collections.ConfigDic
     length = max(config.data.length, made.length)
     made = dataclasses.replace(made, length=length, **settings)
     found = ml_collections.ConfigDict(config.to_dict())
-    found.model = ml_collections.ConfigDict(pretraining.section(made))
+    found.model = ml_collections.ConfigDict(sections_lib.section(made))
     return load.Opened(models.Decoder(made), params, tokenizer), found
 
 
@@ -192,7 +193,7 @@ def _check_sizes(config, made: models.TransformerConfig) -> None:
     if not config.model.embed:
         return
     values = {**config.model.to_dict(), "vocab": made.vocab}
-    stated = pretraining.transformer_config(ml_collections.ConfigDict(values), None)
+    stated = sections_lib.transformer_config(ml_collections.ConfigDict(values), None)
     names = [name for name in config.model if name not in (*_FREE, *_DRAWN)]
     lines = [
         f"{name} {getattr(stated, name)} and {getattr(made, name)}"
