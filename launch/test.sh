@@ -4,7 +4,7 @@
 #     bash launch/test.sh                          all that is quick and needs no peer
 #     bash launch/test.sh --oracles                also what is slow, and against live
 #                                                torch, transformers, mergekit
-#     bash launch/test.sh tests/test_merge.py -x   any pytest arguments
+#     bash launch/test.sh tests/merge/test_linear.py -x   any pytest arguments
 #
 # JAXLAB_TEST_DATA names a folder of real data; tests that need it are skipped without
 # it, and what was skipped is listed at the end. JAXLAB_TEST_WORKERS is the number of

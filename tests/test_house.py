@@ -22,13 +22,17 @@ README = (ROOT / "README.md").read_text("utf-8")
 # systems may call it; `train.main` finds its system by name, when it runs.
 RANKS = (
     ("core",),
-    ("models", "data", "optim", "objectives", "stats", "merge", "train"),
-    ("generate",),
-    ("evals", "retrieval", "routing", "ablation", "annotation", "libraries", "plan"),
+    (
+        "models", "data", "optim", "objectives", "stats", "merge", "sandbox",
+        "similarity", "plan", "reports", "train",
+    ),
+    ("load", "generate", "remote"),
+    ("ablation", "retrieval", "routing", "annotation", "libraries", "serving"),
+    ("evals",),
     ("systems",),
     ("commands",),
     ("cli",),
-)
+)  # fmt: skip
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 PEERS = {"torch", "transformers", "tensorflow", "grain", "scipy"}
 MAY_PRINT = ("cli.py", "commands/", "core/report.py")

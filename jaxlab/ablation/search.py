@@ -16,7 +16,7 @@ From about ten the gradient needs an eighth of its passes, and it reaches unequa
 weights. Greedy is the cheapest of all, at subsets only, and without a promise. The
 ensemble costs a pass an expert, once, for any number of targets' weights, limits and
 searches afterwards; it is its own proxy, and not what the merge would say. Printed by
-`pytest -s tests/test_ablation_toy.py` (two busy CPU cores; a target that is half domain
+`pytest -s tests/ablation/test_toy.py` (two busy CPU cores; a target that is half domain
 a and half b; first calls, which compile, not counted):
 
     experts                6: passes  seconds   loss        10: passes  seconds    loss

@@ -16,8 +16,8 @@
 
 N parameters, P those of layers, f fsdp, t tensor, d data, b rows a device holds.
 No number here is fitted, but which terms there are was chosen looking at the programs
-of many layers in tests/plan_rows.py: XLA:TPU needs 0.9 to 1.1 times as much for these
-data and fsdp meshes. `jaxlab plan --aot` asks it.
+of many layers in tests/support/plan_rows.py: XLA:TPU needs 0.9 to 1.1 times as much for
+these data and fsdp meshes. `jaxlab plan --aot` asks it.
 """
 
 import math

@@ -89,7 +89,7 @@ _SPARSE_CORE = {
     "xla_tpu_enable_reduce_scatter_offload_tracing": "true",
 }
 # Measured MFU / bound of MaxText's tables is 0.715 on average, and 0.526 on v6e; 15 %
-# about these holds 12 of the 13 rows (tests/plan_rows.py).
+# about these holds 12 of the 13 rows (tests/support/plan_rows.py).
 _USUAL, _TRILLIUM = (0.595, 0.70, 0.805), (0.45, 0.53, 0.61)
 # Gathers of the next layer's weights start before this layer's matmuls: XLA:GPU only
 # schedules so when told.

@@ -1,0 +1,567 @@
+"""Hugging Face folders in and out, against values that transformers computed."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from jaxlab.core import mesh as mesh_lib
+from jaxlab.core import safetensors, tree, types
+from jaxlab.models import Decoder, TransformerConfig, empty_cache, hf
+from jaxlab.models import rope as rope_lib
+from jaxlab.models.hf import config as config_lib
+
+VALUES = pathlib.Path(__file__).parents[1] / "values" / "models"
+FAMILIES = sorted(folder.name for folder in VALUES.iterdir())
+TOLERANCE = 1e-4  # every single mistake that was tried moves a logit by more
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits(config, params, tokens, segment_ids=None, positions=None):
+    return Decoder(config).apply({"params": params}, tokens, segment_ids, positions)
+
+
+@functools.cache
+def loaded(family):
+    return hf.load(VALUES / family)
+
+
+@functools.cache
+def expected(family):
+    with np.load(VALUES / family / "expected.npz") as values:
+        return dict(values)
+
+
+def distance(a, b, mask=None):
+    difference = np.abs(np.asarray(a) - np.asarray(b))
+    return difference.max() if mask is None else difference[mask.astype(bool)].max()
+
+
+def copy(family, folder):
+    """A copy of a reference checkpoint that a test may damage."""
+    shutil.copytree(VALUES / family, folder)
+    return folder
+
+
+def edit(folder, **changes):
+    """Changes keys of config.json; `...` removes one."""
+    file = folder / "config.json"
+    raw = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({k: v for k, v in raw.items() if v is not ...}))
+
+
+def rewrite(folder, change):
+    """Applies `change` to the dict of tensors and writes it back."""
+    tensors = {k: np.array(v) for k, v in safetensors.read_folder(folder).items()}
+    change(tensors)
+    specs = {name: (value.shape, value.dtype) for name, value in tensors.items()}
+    safetensors.write(folder / "model.safetensors", specs, tensors.__getitem__)
+
+
+# ---- parity with transformers ----
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_those_of_transformers_on_rows_of_different_lengths(family):
+    config, params = loaded(family)
+    values = expected(family)
+    ours = logits(config, params, values["tokens"])
+    assert distance(ours, values["logits"], values["mask"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_left_padding_and_packed_documents_are_those_of_transformers(family):
+    config, params = loaded(family)
+    values = expected(family)
+    real = values["mask"].sum(axis=1)[1]
+    padding = 10 - real
+    segments = np.array([[0] * 4 + [1] * 6, [7] * padding + [8] * real])
+    positions = np.array([[*range(4), *range(6)], [*range(10)]])
+    tokens = np.stack([values["tokens"][0], np.roll(values["tokens"][1], padding)])
+    packed, left = logits(config, params, tokens, segments, positions)
+    assert distance(packed, values["packed"]) < TOLERANCE
+    assert distance(left[padding:], values["left"][padding:]) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("family", "mistake"),
+    [
+        ("olmo1", {"norm_epsilon": 1e-3}),
+        ("olmo1_clip_tied", {"clip_qkv": None}),
+        ("olmo2_gqa", {"norm_epsilon": 1e-3}),
+        ("llama2_gqa", {"rope": rope_lib.Rope(theta=1e6)}),
+        ("olmo3_window_yarn", {"window": 4}),
+        ("olmo3_window_yarn", {"full_layers": (2,)}),
+        ("olmo3_window_yarn", {"rope": rope_lib.Rope(theta=500.0)}),
+        ("olmo3_window_yarn", {"window_rope": loaded("olmo3_window_yarn")[0].rope}),
+        ("llama31_tied", {"rope": rope_lib.Rope(theta=500.0)}),
+    ],
+)
+def test_the_reference_values_would_show_a_wrong_option(family, mistake):
+    config, params = loaded(family)
+    config = dataclasses.replace(config, **mistake)
+    values = expected(family)
+    ours = logits(config, params, values["tokens"])
+    assert distance(ours, values["logits"], values["mask"]) > 10 * TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["olmo1", "olmo2_gqa", "llama2_gqa"])
+def test_logits_loss_and_greedy_decoding_follow_larger_checkpoints(family, test_data):
+    folder = test_data.parent / "vectors" / "olmo_tulu" / family
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    config, params = hf.load(folder)
+    with np.load(folder / "expected.npz") as file:
+        values = dict(file)
+    tokens, mask = values["input_ids"], values["attention_mask"]
+    ours = logits(config, params, tokens)
+    assert distance(ours, values["logits"], mask) < TOLERANCE
+
+    labels = values["labels"][:, 1:]
+    logps = jax.nn.log_softmax(ours[:, :-1])
+    picked = np.take_along_axis(logps, np.maximum(labels, 0)[..., None], -1)[..., 0]
+    loss = -(picked * (labels >= 0)).sum() / (labels >= 0).sum()
+    assert abs(loss - values["loss"]) < 1e-5
+
+    lengths = values["packed_doc_lens"]
+    segments = np.repeat(np.arange(len(lengths)), lengths)[None]
+    positions = np.concatenate([np.arange(n) for n in lengths])[None]
+    packed = logits(config, params, tokens[:1], segments, positions)
+    assert distance(packed[0], values["packed_logits_row0"]) < TOLERANCE
+
+    legacy = json.loads((folder / "config_legacy.json").read_text())
+    assert config_lib.from_json(legacy) == config
+    assert greedy(config, params, values["greedy"][:, :9], 10) == list(
+        values["greedy"][0]
+    )
+
+
+def greedy(config, params, prompt, new):
+    step = jax.jit(
+        functools.partial(Decoder(config).apply, method=Decoder.extend),
+    )
+    cache = empty_cache(config, 1, prompt.shape[1] + new)
+    tokens, ids = jnp.asarray(prompt), list(prompt[0])
+    for _ in range(new):
+        valid = jnp.ones(tokens.shape, bool)
+        scores, cache = step({"params": params}, tokens, cache, valid)
+        tokens = scores.argmax(axis=-1)[:, None].astype(jnp.int32)
+        ids.append(int(tokens[0, 0]))
+    return ids
+
+
+# ---- loading ----
+
+
+def test_parameters_are_plain_float32_jax_arrays_by_default():
+    _, params = loaded("olmo2_gqa")
+    assert type(params) is dict
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+    assert params["blocks"]["attn"]["k"]["kernel"].shape == (2, 24, 12)
+
+
+def test_a_matrix_is_the_transposed_tensor_of_its_layer():
+    _, params = loaded("llama2_gqa")
+    raw = safetensors.read_folder(VALUES / "llama2_gqa")
+    gate = raw["model.layers.1.mlp.gate_proj.weight"].astype(np.float32)
+    np.testing.assert_array_equal(params["blocks"]["mlp"]["gate"]["kernel"][1], gate.T)
+
+
+def test_a_mesh_shards_the_parameters_without_changing_them():
+    _, params = loaded("olmo2_gqa")
+    mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    _, sharded = hf.load(VALUES / "olmo2_gqa", mesh=mesh)
+    kernel = sharded["blocks"]["mlp"]["up"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 12, 14)
+    jax.tree.map(np.testing.assert_array_equal, params, sharded)
+
+
+def test_both_layouts_of_rotary_positions_read_the_same():
+    raw = json.loads((VALUES / "llama31_tied" / "config.json").read_text())
+    new = config_lib.from_json(raw)
+    scaling = raw.pop("rope_parameters")
+    theta = scaling.pop("rope_theta")
+    old = raw | {"rope_theta": theta, "rope_scaling": scaling}
+    assert config_lib.from_json(old) == new
+    scaling["type"] = scaling.pop("rope_type")
+    assert config_lib.from_json(old) == new
+    assert new.rope.scaling == "llama3"
+    assert new.rope.original_length == 32
+
+
+def test_legacy_olmo3_scales_only_its_full_layers():
+    raw = json.loads((VALUES / "olmo3_window_yarn" / "config.json").read_text())
+    new = config_lib.from_json(raw)
+    ropes = raw.pop("rope_parameters")
+    full = ropes["full_attention"]
+    raw |= {"rope_theta": full.pop("rope_theta"), "rope_scaling": full}
+    assert config_lib.from_json(raw) == new
+    assert new.rope.scaling == "yarn"
+    assert new.window_rope == rope_lib.Rope(theta=500.0)
+    assert new.full_layers == (1,)
+
+
+def test_absent_keys_have_the_values_of_transformers():
+    sizes = {
+        "vocab_size": 48, "hidden_size": 24, "intermediate_size": 40,
+        "num_hidden_layers": 8, "num_attention_heads": 4,
+    }  # fmt: skip
+    llama = config_lib.from_json(sizes | {"model_type": "llama"})
+    assert (llama.norm_epsilon, llama.rope.theta, llama.eos_id) == (1e-6, 1e4, 2)
+    assert (llama.kv_heads, llama.tied, llama.length) == (4, False, 2048)
+    olmo3 = config_lib.from_json(sizes | {"architectures": ["Olmo3ForCausalLM"]})
+    assert (olmo3.window, olmo3.full_layers) == (4096, (3, 7))
+    assert (olmo3.rope.theta, olmo3.window_rope.theta) == (5e5, 5e5)
+
+
+def test_of_several_end_tokens_the_first_is_kept_and_the_rest_are_reported(caplog):
+    raw = json.loads((VALUES / "olmo1" / "config.json").read_text())
+    assert config_lib.from_json(raw | {"eos_token_id": [5, 7]}).eos_id == 5
+    assert "[5, 7]" in caplog.text
+
+
+def test_a_tied_checkpoint_may_store_its_head_when_it_is_the_embedding(tmp_path):
+    folder = copy("llama31_tied", tmp_path / "m")
+    embedding = "model.embed_tokens.weight"
+    rewrite(folder, lambda t: t.update({"lm_head.weight": t[embedding]}))
+    rewrite(folder, lambda t: t.update({"rotary_emb.inv_freq": t[embedding][0]}))
+    _, params = hf.load(folder)
+    assert tree.differences([params, loaded("llama31_tied")[1]]) == []
+    rewrite(folder, lambda t: t.update({"lm_head.weight": t[embedding] * 2}))
+    with pytest.raises(types.UserError, match=r"lm_head.weight differs"):
+        hf.load(folder)
+
+
+def test_weights_that_are_not_finite_are_loaded(tmp_path):
+    folder = copy("olmo1", tmp_path / "m")
+    rewrite(folder, lambda t: t["lm_head.weight"].fill(np.nan))
+    assert np.isnan(hf.load(folder)[1]["lm_head"]["kernel"]).all()
+
+
+# ---- errors ----
+
+
+def drop(name):
+    return lambda tensors: tensors.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel; supported are Olmo"),
+        ({"hidden_size": ...}, "lacks hidden_size"),
+        ({"attention_bias": True}, "attention_bias True is not supported"),
+        ({"mlp_bias": True}, "mlp_bias True is not supported"),
+        ({"attention_dropout": 0.1}, "attention_dropout 0.1 is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"num_key_value_heads": 3}, "4 heads do not share 3 kv_heads"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic'"),
+        ({"rope_scaling": {"type": "linear"}}, "linear rope lacks factor"),
+        ({"rope_scaling": {"type": "default", "mscale": 1.0}}, "rope with mscale"),
+        ({"vocab_size": 41}, r"embed_tokens.weight is \[40, 24\], not \[41, 24\]"),
+        ({"num_hidden_layers": 3}, "lacks 9 tensors .* and 3 more"),
+        ({"num_hidden_layers": 1}, "has 9 tensors that config.json does not call"),
+        ({"head_dim": 8}, r"k_proj.weight is \[12, 24\], not \[16, 24\]"),
+        ({"tie_word_embeddings": True}, "lm_head.weight differs"),
+    ],
+)
+def test_a_config_that_cannot_be_followed_is_one_clear_error(
+    tmp_path, changes, message
+):
+    folder = copy("llama2_gqa", tmp_path / "m")
+    edit(folder, **changes)
+    with pytest.raises(types.UserError, match=message) as error:
+        hf.load(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer_types": ["full_attention"]}, "1 layer_types for 3"),
+        ({"layer_types": ["linear_attention"] * 3}, "layer_types has linear_attention"),
+        (
+            {"rope_parameters": {"sliding_attention": {"rope_type": "su"}}},
+            "rope type 'su'",
+        ),
+    ],
+)
+def test_layer_types_that_cannot_be_followed_are_refused(tmp_path, changes, message):
+    folder = copy("olmo3_window_yarn", tmp_path / "m")
+    edit(folder, **changes)
+    with pytest.raises(types.UserError, match=message):
+        hf.load(folder)
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(types.UserError, match=r"has no config.json"):
+        hf.load(tmp_path / "nowhere")
+    folder = copy("olmo1", tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(types.UserError, match=r"neither model.safetensors nor"):
+        hf.load(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(types.UserError, match="is not JSON"):
+        hf.load(folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(types.UserError, match="is not a JSON object"):
+        hf.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data[:-100], "cut short"),
+        (lambda data: data + b"0", "cut short"),
+        (lambda data: data[:100], "not a whole safetensors file"),
+        (lambda data: b"", "not a whole safetensors file"),
+        (lambda data: data[:8] + b"x" + data[9:], "header cannot be read"),
+        (lambda data: data.replace(b'"BF16"', b'"F8_Z"', 1), "stored as F8_Z"),
+        (lambda data: data.replace(b'"BF16"', b'"F32" ', 1), "does not fill"),
+    ],
+)
+def test_a_damaged_file_is_refused(tmp_path, change, message):
+    folder = copy("olmo1", tmp_path / "m")
+    file = folder / "model.safetensors"
+    file.write_bytes(change(file.read_bytes()))
+    with pytest.raises(types.UserError, match=message):
+        hf.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop("model.layers.1.mlp.up_proj.weight"), "lacks 1 tensors"),
+        (lambda t: t.update({"score.weight": t["lm_head.weight"]}), "score.weight"),
+        (
+            lambda t: t.update({"lm_head.weight": np.ones((40, 24), np.int8)}),
+            "lm_head.weight are integers",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(tmp_path, change, message):
+    folder = copy("olmo1", tmp_path / "m")
+    rewrite(folder, change)
+    with pytest.raises(types.UserError, match=message):
+        hf.load(folder)
+
+
+def test_a_missing_shard_and_a_broken_index_are_refused(tmp_path):
+    config, params = loaded("olmo1")
+    hf.save(tmp_path / "m", config, params, shard_bytes=20_000)
+    shards = sorted((tmp_path / "m").glob("model-*.safetensors"))
+    shards[1].unlink()
+    message = f"lacks 1 of {len(shards)} shards: model-00002"
+    with pytest.raises(types.UserError, match=message):
+        hf.load(tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(types.UserError, match="has no weight_map"):
+        hf.load(tmp_path / "m")
+
+
+# ---- saving ----
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_saving_and_loading_gives_the_same_bits_and_config(family, tmp_path):
+    config, params = loaded(family)
+    hf.save(tmp_path / "m", config, params)
+    again, back = hf.load(tmp_path / "m")
+    assert again == config
+    jax.tree.map(np.testing.assert_array_equal, params, back)
+    # The reference weights are bf16: their bytes must come back as they were.
+    hf.save(tmp_path / "b", config, params, dtype="bfloat16")
+    old, new = (safetensors.read_folder(f) for f in (VALUES / family, tmp_path / "b"))
+    assert old.keys() == new.keys()
+    assert all(old[name].tobytes() == new[name].tobytes() for name in old)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", None])
+def test_every_dtype_survives_a_round_trip_bit_by_bit(dtype, tmp_path):
+    config, params = loaded("olmo2_gqa")
+    stored = jnp.dtype(dtype or "bfloat16")
+    params = jax.tree.map(lambda x: (x * 1.001).astype(stored), params)
+    hf.save(tmp_path / "m", config, params, dtype=dtype, shard_bytes=9_000)
+    assert len(list((tmp_path / "m").glob("model-*.safetensors"))) > 1
+    _, back = hf.load(tmp_path / "m", dtype=stored)
+    jax.tree.map(np.testing.assert_array_equal, params, back)
+    assert tree.differences([params, back]) == []
+    raw = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert raw["torch_dtype"] == raw["dtype"] == stored.name
+
+
+def test_shards_hold_at_most_the_bytes_asked_for(tmp_path):
+    config, params = loaded("olmo1")
+    hf.save(tmp_path / "m", config, params, shard_bytes=20_000)
+    index = json.loads((tmp_path / "m" / safetensors.INDEX).read_text())
+    tensors = safetensors.read_folder(tmp_path / "m")
+    assert index["metadata"]["total_size"] == sum(x.nbytes for x in tensors.values())
+    assert index["weight_map"].keys() == tensors.keys()
+    for file in set(index["weight_map"].values()):
+        shard = safetensors.read(tmp_path / "m" / file)
+        assert sum(x.nbytes for x in shard.values()) <= 20_000
+
+
+def test_sharded_parameters_are_saved_as_if_they_were_whole(tmp_path):
+    config, params = loaded("llama2_gqa")
+    mesh = mesh_lib.make_mesh({"fsdp": 4, "tensor": 2})
+    _, sharded = hf.load(VALUES / "llama2_gqa", mesh=mesh)
+    hf.save(tmp_path / "one", config, params)
+    hf.save(tmp_path / "many", config, sharded)
+    for name in ("config.json", "model.safetensors"):
+        one, many = (tmp_path / f / name for f in ("one", "many"))
+        assert one.read_bytes() == many.read_bytes()
+
+
+def test_overwriting_replaces_the_checkpoint_and_keeps_other_files(tmp_path):
+    config, params = loaded("olmo1")
+    folder = tmp_path / "m"
+    hf.save(folder, config, params, shard_bytes=20_000)
+    (folder / "README.md").write_text("mine")
+    with pytest.raises(types.UserError, match="use overwrite=True"):
+        hf.save(folder, config, params)
+    doubled = jax.tree.map(lambda x: 2 * x, params)
+    hf.save(folder, config, doubled, overwrite=True)
+    assert (folder / "README.md").read_text() == "mine"
+    assert not list(folder.glob("model-*")), "shards of the old checkpoint are gone"
+    jax.tree.map(np.testing.assert_array_equal, hf.load(folder)[1], doubled)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_folder_that_is_no_checkpoint_is_never_overwritten(tmp_path):
+    config, params = loaded("olmo1")
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(types.UserError, match="is not a Hugging Face checkpoint"):
+        hf.save(tmp_path, config, params, overwrite=True)
+
+
+def test_a_save_that_fails_leaves_nothing_behind(tmp_path):
+    config, params = loaded("olmo1")
+    huge = jax.tree.map(lambda x: x * 1e6, params)
+    with pytest.raises(types.UserError, match="beyond float16's 65504"):
+        hf.save(tmp_path / "m", config, huge, dtype="float16")
+    assert not list(tmp_path.iterdir())
+
+
+def test_tokenizer_files_travel_along(tmp_path):
+    config, params = loaded("olmo1")
+    with pytest.raises(types.UserError, match="has no tokenizer files"):
+        hf.save(tmp_path / "m", config, params, tokenizer_folder=tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "weights.bin").write_text("no")
+    hf.save(tmp_path / "m", config, params, tokenizer_folder=tmp_path)
+    names = sorted(file.name for file in (tmp_path / "m").iterdir())
+    assert names == [
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"norm_position": "post"},
+        {"norm_epsilon": 1e-6},
+        {"norm": "rmsnorm", "clip_qkv": 8.0},
+        {"window": 4},
+        {"is_causal": False},
+    ],
+)
+def test_a_config_that_no_family_has_is_refused(changes, tmp_path):
+    config = dataclasses.replace(loaded("olmo1")[0], **changes)
+    with pytest.raises(types.UserError, match="no Hugging Face family"):
+        hf.save(tmp_path / "m", config, {})
+
+
+def test_parameters_of_another_model_are_refused(tmp_path):
+    config, params = loaded("olmo1")
+    rest = {k: v for k, v in params.items() if k != "lm_head"}
+    with pytest.raises(types.UserError, match="tree 1 lacks lm_head/kernel"):
+        hf.save(tmp_path / "m", config, rest)
+    with pytest.raises(types.UserError, match="dtype int8"):
+        hf.save(tmp_path / "m", config, params, dtype="int8")
+    odd = TransformerConfig(vocab=40, embed=26, layers=1, heads=4, head_dim=6, mlp=8)
+    with pytest.raises(types.UserError, match="not a multiple of its 4 heads"):
+        hf.save(tmp_path / "m", odd, {})
+
+
+# ---- the live peer ----
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("family", FAMILIES)
+def test_live_transformers_reads_and_writes_the_same_model(family, tmp_path):
+    sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tools"))
+    import make_reference_values as reference
+    import torch
+    import transformers
+
+    theirs = reference.random_model(family, seed=11)
+    tokens = np.random.default_rng(1).integers(3, 40, (2, 24)).astype(np.int32)
+
+    def torch_logits(model):
+        with torch.no_grad():
+            return model(input_ids=torch.tensor(tokens).long()).logits.float().numpy()
+
+    want = torch_logits(theirs)
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="12KB")
+    assert (tmp_path / "theirs" / safetensors.INDEX).is_file()
+    config, params = hf.load(tmp_path / "theirs")
+    assert distance(logits(config, params, tokens), want) < TOLERANCE
+
+    for dtype in hf.DTYPES:
+        # The weights are exact in bf16, and float16 has more bits: nothing is lost.
+        folder = tmp_path / dtype
+        hf.save(folder, config, params, dtype=dtype, shard_bytes=12_000)
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", attn_implementation="eager", output_loading_info=True
+        )
+        assert not any(report.values()), report
+        assert str(model.dtype) == f"torch.{dtype}"
+        assert distance(torch_logits(model.float()), want) < TOLERANCE
+        assert model.config.rope_parameters == theirs.config.rope_parameters
+        assert model.config.eos_token_id == theirs.config.eos_token_id
+
+
+@pytest.mark.oracle
+def test_live_transformers_reads_scalings_and_head_sizes_of_ours(tmp_path):
+    import torch
+    import transformers
+
+    tokens = np.random.default_rng(1).integers(0, 40, (1, 40)).astype(np.int32)
+    sizes = {"vocab": 40, "embed": 16, "layers": 2, "heads": 4, "mlp": 24}
+    yarn = rope_lib.Rope(
+        theta=300.0, scaling="yarn", factor=4.0, original_length=16, beta_fast=3.0
+    )
+    configs = [
+        TransformerConfig(**sizes, rope=rope_lib.Rope(scaling="linear", factor=3.0)),
+        TransformerConfig(**sizes, rope=yarn, head_dim=12, kv_heads=1),
+        TransformerConfig(
+            **sizes, rope=dataclasses.replace(yarn, truncate=False), length=64
+        ),
+        TransformerConfig(**sizes, norm="layernorm", head_dim=6, tied=True),
+        TransformerConfig(
+            **sizes, norm_position="post", qk_norm=True, head_dim=6, window=5,
+            rope=yarn, window_rope=rope_lib.Rope(theta=90.0),
+        ),
+    ]  # fmt: skip
+    for i, config in enumerate(configs):
+        config = dataclasses.replace(config, initializer_std=0.3)
+        params = Decoder(config).init(jax.random.key(0), tokens)["params"]
+        params = nn.unbox(params)
+        hf.save(tmp_path / str(i), config, params)
+        assert hf.load(tmp_path / str(i))[0] == config
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / str(i))
+        with torch.no_grad():
+            want = model(input_ids=torch.tensor(tokens).long()).logits.numpy()
+        assert distance(logits(config, params, tokens), want) < TOLERANCE, config

@@ -1,0 +1,536 @@
+"""Labelled texts, their batches, and transfer from one language to others."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlab import load, objectives, train
+from jaxlab.core import checkpoint, types
+from jaxlab.core import config as config_lib
+from jaxlab.core import mesh as mesh_lib
+from jaxlab.core import state as state_lib
+from jaxlab.core import step as step_lib
+from jaxlab.data.examples import labelled
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
+from jaxlab.systems import latent_semantics, trust_regions
+from jaxlab.systems.olmo import pretraining
+from jaxlab.systems.parallel_text import Texts, pretraining_text
+from jaxlab.systems.tram import classification
+
+CONFIGS = pathlib.Path(__file__).parents[3] / "configs"
+WORDS = {  # a toy world: two languages, two topics
+    "aa": (("goal ball team", "match score run"), ("vote law state", "party rule tax")),
+    "bb": (("gol bola tim", "laga skor lari"), ("suara hukum negara", "partai pajak")),
+}
+TOPICS = ("sports", "politics")
+
+
+def sib(folder, language, split, rows):
+    folder.mkdir(exist_ok=True)
+    lines = ["index_id\tcategory\ttext", *("\t".join(row) for row in rows)]
+    path = folder / f"{language}.{split}.tsv"
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    return path
+
+
+def toy_rows(language, seed, count):
+    """Sentences of three words; the words of a topic are its own."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        topic = number % 2
+        words = " ".join(WORDS[language][topic]).split()
+        text = " ".join(random.choice(words, 4))
+        rows.append((f"{seed}{number}", TOPICS[topic], text))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A folder of labelled toy texts."""
+    folder = tmp_path_factory.mktemp("toy")
+    sib(folder, "aa", "train", toy_rows("aa", 1, 30))
+    for seed, language in enumerate(WORDS, start=2):
+        sib(folder, language, "test", toy_rows(language, seed, 11))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def decoder_run(toy, tmp_path_factory):
+    """A tiny decoder that was pre-trained on the toy languages for two steps."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    text = folder / "text"
+    for seed, language in enumerate(WORDS, start=5):
+        (text / language).mkdir(parents=True)
+        rows = toy_rows(language, seed, 60)
+        for part in range(6):
+            lines = "\n".join(row[2] for row in rows[part::6])
+            (text / language / f"{part}.txt").write_text(lines, "utf-8")
+    config = config_lib.load(f"{CONFIGS / 'olmo.py'}:tiny")
+    config.steps = 2
+    config.optim.warmup_steps = 0
+    config.eval_batches = 0
+    config.model.update({"embed": 32, "layers": 2, "heads": 2, "mlp": 64, "length": 16})
+    config.data.update(
+        {
+            "source": str(text), "vocab_size": 300, "length": 16, "batch_size": 8,
+            "max_bytes_per_domain": 0, "held_out_fraction": 0.2,
+        }
+    )  # fmt: skip
+    run = folder / "run"
+    mesh = mesh_lib.make_mesh({"data": 1}, devices=jax.devices()[:1])
+    with mesh_lib.use(mesh):
+        train.fit(pretraining.pretrain(config, run, mesh), run, mesh=mesh)
+    return run
+
+
+@pytest.fixture
+def mesh():
+    return mesh_lib.make_mesh({"data": 1}, devices=jax.devices()[:1])
+
+
+def config_of(decoder_run, toy, variant="adam", **changes):
+    config = config_lib.load(f"{CONFIGS / 'languages.py'}:{variant}")
+    config.init_from = str(decoder_run)
+    config.data.update(
+        {"source": str(toy), "train_language": "aa", "length": 16, "batch_size": 8}
+    )
+    config.optim.warmup_steps = 0
+    config.steps = 2
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def experiment_of(config, mesh, workdir=None):
+    with mesh_lib.use(mesh):
+        return classification.classify(config, workdir or pathlib.Path("unused"), mesh)
+
+
+# ------------------------------------------------------------------ reading
+
+
+def test_sib_200_is_read_by_language_split_and_sorted_label(tmp_path):
+    sib(tmp_path, "deu_Latn", "dev", [("7", "travel", '"Er sagt ""ja""."')])
+    sib(tmp_path, "eng_Latn", "dev", [("7", "travel", "He says\u2028yes. It's 5\""),
+                                      ("9", "health", "Two.")])  # fmt: skip
+    sets, names = labelled.read(tmp_path)
+    assert names == ("health", "travel")
+    assert sets["deu_Latn"]["dev"].texts == ('Er sagt "ja".',)
+    english = sets["eng_Latn"]["dev"]
+    assert english.texts == ("He says\u2028yes. It's 5\"", "Two.")
+    assert english.ids == ("7", "9")
+    assert english.labels.dtype == np.int32
+    assert english.labels.tolist() == [1, 0]
+
+
+def test_paws_x_pairs_become_one_text(tmp_path):
+    rows = '"A" b .\tB a .\t1\r\nC d .\tD e .\t0\n'
+    (tmp_path / "dev.de.tsv").write_text(rows, "utf-8", newline="")
+    sets, names = labelled.read(tmp_path)
+    assert names == ("0", "1")
+    read = sets["de"]["dev"]
+    assert read.texts == ('"A" b .\nB a .', "C d .\nD e .")
+    assert read.labels.tolist() == [1, 0]
+    assert read.ids == ("1", "2")
+
+
+HEADER = "index_id\tcategory\ttext\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("eng.dev.tsv", HEADER + "1\tsports\n", "eng.dev.tsv:2 has 2 columns"),
+        ("eng.dev.tsv", HEADER + "1\tsports\ta\n2\t\tb\n", "tsv:3 has no category"),
+        ("eng.dev.tsv", HEADER + "1\tsports\ta\n\n2\tx\tb\n", "tsv:3 has 0 columns"),
+        ("eng.dev.tsv", HEADER + '1\tsports\t"a" b\n', "tsv:2 is not quoted"),
+        ("eng.dev.tsv", HEADER + '1\tsports\t"a\n', "tsv:2 is not quoted"),
+        ("eng.dev.tsv", HEADER + "1\tx\ta\n1\tx\tb\n", "tsv:3 repeats the index_id 1"),
+        ("eng.dev.tsv", HEADER, "holds no example"),
+        ("eng.dev.tsv", "1\tsports\ta\n", "tsv:1 is '1\\\\tsports\\\\ta'; expected"),
+        ("eng.dev.tsv", "", "tsv:1 is ''; expected LANG.SPLIT.tsv"),
+        ("dev.de.tsv", "a\tb\n", "dev.de.tsv:1 has 2 columns; expected sentence1"),
+        ("dev.de.tsv", "a\tb\t1\na\tb\tyes\n", "tsv:2 has the label 'yes'"),
+        ("dev.de.tsv", "a\t \t1\n", "tsv:1 has no sentence2"),
+        ("dev.de.tsv", "", "dev.de.tsv:1 has 1 columns"),
+        ("german.tsv", "a\tb\t1\n", "german.tsv is of an unknown layout; expected"),
+        ("notes.txt", "a", "holds no .tsv; expected"),
+    ],
+)
+def test_what_cannot_be_read_is_named_by_file_and_line(
+    tmp_path, name, content, message
+):
+    (tmp_path / name).write_text(content, "utf-8")
+    with pytest.raises(types.UserError, match=message):
+        labelled.read(tmp_path)
+
+
+def test_bytes_that_are_not_utf_8_are_named_by_line(tmp_path):
+    (tmp_path / "eng.dev.tsv").write_bytes(HEADER.encode() + b"1\tx\t\xff\n")
+    with pytest.raises(types.UserError, match=r"eng.dev.tsv:2 is not UTF-8"):
+        labelled.read(tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(types.UserError, match="no folder"):
+        labelled.read(tmp_path / "nowhere")
+
+
+# ------------------------------------------------------------------ batches
+
+
+def encoded(count, length=4):
+    tokens = np.arange(count * length, dtype=np.int32).reshape(count, length)
+    return labelled.Encoded(tokens, tokens >= 0, np.arange(count, dtype=np.int32), 0)
+
+
+def test_the_order_follows_from_seed_and_step_alone():
+    one, two = (labelled.Batches(encoded(10), 4, seed=3) for _ in range(2))
+    late = one(7)
+    for step in range(3):
+        one(step)
+    for key, value in two(7).items():
+        np.testing.assert_array_equal(value, late[key])
+        np.testing.assert_array_equal(one(7, slice(1, 3))[key], value[1:3])
+    other = labelled.Batches(encoded(10), 4, seed=4)
+    assert (other.order(0, 40) != one.order(0, 40)).any()
+
+
+def test_every_example_comes_once_an_epoch_and_epochs_differ():
+    batches = labelled.Batches(encoded(10), 4, seed=0)
+    drawn = np.concatenate([batches(step)["labels"] for step in range(10)])
+    epochs = drawn.reshape(4, 10)
+    assert (np.sort(epochs) == np.arange(10)).all()
+    assert len({tuple(epoch) for epoch in epochs.tolist()}) == 4
+
+
+def test_evaluation_holds_every_example_once():
+    for count in (1, 4, 5, 8):
+        batches = list(labelled.eval_batches(encoded(count), 4))
+        assert {len(batch["tokens"]) for batch in batches} == {4}
+        seen = np.concatenate([b["labels"][b["real"]] for b in batches])
+        assert seen.tolist() == list(range(count))
+
+
+def test_long_texts_are_cut_and_counted(decoder_run):
+    tokenizer = tokenizer_lib.load(load.tokenizer_path(decoder_run))
+    whole = tokenizer.encode("goal ball team")
+    examples = labelled.Labelled(
+        ("goal ball team", "goal"), np.array([1, 0], np.int32), ("1", "2")
+    )
+    rows = labelled.encode(tokenizer, examples, len(whole) - 1)
+    assert rows.truncated == 1
+    assert rows.tokens[0].tolist() == whole[:-1]
+    assert rows.mask[0].all()
+    size = len(tokenizer.encode("goal"))
+    assert rows.mask[1].sum() == size
+    assert (rows.tokens[1, size:] == tokenizer.pad_id).all()
+    assert labelled.encode(tokenizer, examples, len(whole)).truncated == 0
+
+
+@pytest.mark.slow
+def test_the_rows_that_fill_up_a_batch_change_no_accuracy(decoder_run, toy, mesh):
+    experiment = experiment_of(config_of(decoder_run, toy), mesh)
+    tests = labelled.read(toy)[0]["bb"]["test"]
+    tokenizer = tokenizer_lib.load(load.tokenizer_path(decoder_run))
+    rows = labelled.encode(tokenizer, tests, 16)
+    apply, params = experiment.model.apply, experiment.init_from
+    found = [
+        classification.evaluate(apply, params, labelled.eval_batches(rows, size))
+        for size in (1, 4, 11)
+    ]
+    logits = np.asarray(apply({"params": params}, rows.tokens, rows.mask))
+    right = (logits.argmax(-1) == rows.labels).mean()
+    for each in found:
+        assert each["examples"] == 11
+        assert each["accuracy"] == pytest.approx(right)
+        assert each["loss"] == pytest.approx(found[0]["loss"], rel=1e-5)
+
+
+# ------------------------------------------------------------------ the system
+
+
+def test_the_trunk_is_that_of_the_run_it_starts_from(decoder_run, toy, mesh):
+    experiment = experiment_of(config_of(decoder_run, toy), mesh)
+    params, decoder = experiment.init_from, checkpoint.load_params(decoder_run)
+    assert {*params} == {*decoder} | {"classify"} - {"lm_head"}
+    for name in {*params} - {"classify"}:
+        jax.tree.map(np.testing.assert_array_equal, params[name], decoder[name])
+    assert params["classify"]["kernel"].shape == (32, 2)
+    saved = experiment.config
+    assert saved["labels"] == ["politics", "sports"]
+    tokenizer = tokenizer_lib.load(load.tokenizer_path(decoder_run))
+    sets, _ = labelled.read(toy)
+    used = {"train": sets["aa"]["train"], "aa": sets["aa"]["test"]}
+    used["bb"] = sets["bb"]["test"]
+    assert saved["truncated"] == {
+        name: sum(len(tokenizer.encode(text)) > 16 for text in examples.texts)
+        for name, examples in used.items()
+    }
+    other = experiment_of(config_of(decoder_run, toy, seed=1), mesh).init_from
+    assert (other["classify"]["kernel"] != params["classify"]["kernel"]).any()
+    assert not experiment.model.config.is_causal
+
+
+@pytest.mark.slow
+def test_a_toy_task_is_learnt_and_resumes_bit_for_bit(decoder_run, toy, tmp_path, mesh):
+    changes = {"steps": 20, "optim.learning_rate": 5e-3, "optim.schedule": "constant"}
+    config = config_of(decoder_run, toy, "tram_theta", **changes)
+    experiment = experiment_of(config, mesh)
+    whole = train.fit(experiment, tmp_path / "whole", mesh=mesh, save_every=11)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "20")
+    cut = train.fit(experiment, tmp_path / "cut", mesh=mesh)
+    jax.tree.map(np.testing.assert_array_equal, whole.state.params, cut.state.params)
+    written = [tmp_path / run / "metrics.jsonl" for run in ("whole", "cut")]
+    assert steps_and_losses(written[0]) == steps_and_losses(written[1])
+    assert len(steps_and_losses(written[0])) == 20
+    rows = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    figures = {}
+    for row in rows:
+        figures |= json.loads(row)
+    assert figures["eval/aa/accuracy"] > 0.8
+    assert figures["eval/aa/examples"] == figures["eval/bb/examples"] == 11
+
+
+def steps_and_losses(file):
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        m if m == "plain" else pytest.param(m, marks=pytest.mark.slow)
+        for m in trust_regions.METHODS
+    ],
+)
+def test_every_trust_region_trains_the_classifier(decoder_run, toy, mesh, method):
+    config = config_of(decoder_run, toy, {"plain": "adam"}.get(method, method))
+    assert config.trust.method == method
+    experiment = experiment_of(config, mesh)
+    with mesh_lib.use(mesh):
+        target, _ = state_lib.abstract(experiment, mesh)
+        state = state_lib.initial(experiment, target)
+        take = step_lib.make_step(experiment)
+        for step in range(2):
+            before = np.asarray(state.params["classify"]["kernel"])
+            state, metrics = take(state, experiment.batches(step), None)
+            assert np.isfinite(metrics["loss"])
+            assert not metrics["skipped"]
+    before = experiment.init_from["classify"]["kernel"]
+    assert (before != state.params["classify"]["kernel"]).any()
+
+
+def test_r4f_is_evaluated_with_its_normalised_head(decoder_run, toy, mesh):
+    plain, r4f = (
+        experiment_of(config_of(decoder_run, toy, variant), mesh)
+        for variant in ("adam", "r4f")
+    )
+    params = plain.init_from
+    kernel = objectives.divided_by_norm(params["classify"]["kernel"])
+    divided = {**params, "classify": {"kernel": kernel}}
+    assert r4f.evals["bb"](params) == plain.evals["bb"](divided)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init_from": ""}, "set --config.init_from"),
+        ({"data.source": ""}, "set --config.data.source"),
+        ({"data.train_language": "cc"}, "no cc train; there are aa test, aa train"),
+        ({"data.eval_split": "train"}, "eval_split is data.train_split"),
+        ({"data.eval_split": "dev"}, "no dev split of aa, bb"),
+        ({"data.languages": ("aa", "dd")}, "no test split of dd"),
+        ({"data.length": 17}, "longer than the 16"),
+        ({"trust.method": "tram"}, "use one of"),
+    ],
+)
+def test_configs_that_cannot_work_are_refused(decoder_run, toy, mesh, changes, message):
+    config = config_of(decoder_run, toy)
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(types.UserError, match=message):
+        experiment_of(config, mesh)
+
+
+def test_a_label_that_is_only_tested_is_refused(decoder_run, toy, tmp_path, mesh):
+    sib(tmp_path / "set", "aa", "train", toy_rows("aa", 1, 8))
+    sib(tmp_path / "set", "bb", "test", [("1", "travel", "gol")])
+    config = config_of(decoder_run, tmp_path / "set")
+    config.data.languages = ("bb",)
+    with pytest.raises(types.UserError, match="no aa train example is labelled travel"):
+        experiment_of(config, mesh)
+
+
+def test_a_classifier_does_not_start_a_classifier(decoder_run, toy, tmp_path, mesh):
+    config = config_of(decoder_run, toy)
+    train.fit(experiment_of(config, mesh), tmp_path, mesh=mesh)
+    config.init_from = str(tmp_path)
+    with pytest.raises(types.UserError, match="is no run of a decoder"):
+        experiment_of(config, mesh)
+
+
+def test_every_variant_of_the_config_is_that_of_tram():
+    for variant in ("sgd", "tiny", *trust_regions.METHODS[1:]):
+        ours, theirs = (
+            config_lib.load(f"{CONFIGS / name}.py:{variant}")
+            for name in ("languages", "tram")
+        )
+        assert ours.trust == theirs.trust
+        assert ours.optim.optimizer == theirs.optim.optimizer
+
+
+# ------------------------------------------------------------------ pre-training text
+
+
+def texts_of(file):
+    return [json.loads(line)["text"] for line in file.open(encoding="utf-8")]
+
+
+def test_pre_training_text_has_every_language_and_pairs_but_no_label(tmp_path):
+    folder = tmp_path / "set"
+    sib(folder, "en", "train", [("1", "sports", "a b"), ("2", "health", "c")])
+    de = sib(folder, "de", "train", [("2", "health", "C"), ("3", "sports", "D")])
+    fr = sib(folder, "fr", "dev", [("2", "health", "cc")])
+    (tmp_path / "de.txt").write_text("E e\n\nF\n", "utf-8")
+    (tmp_path / "fr.jsonl").write_text('{"id": "7", "text": "ff"}\n', "utf-8")
+    sources = [
+        Texts({"en": [folder / "en.train.tsv"], "de": [de], "fr": [fr]}, True),
+        Texts({"de": [tmp_path / "de.txt"], "fr": [tmp_path / "fr.jsonl"]}),
+    ]
+    counts = pretraining_text(sources, tmp_path / "out", pivot="en")
+    assert counts == {"en": 2, "de": 4, "fr": 2, "parallel": 4}
+    found = {name: texts_of(tmp_path / "out" / f"{name}.jsonl") for name in counts}
+    assert found == {
+        "en": ["a b", "c"],
+        "de": ["C", "D", "E e", "F"],
+        "fr": ["cc", "ff"],
+        "parallel": ["c\nC", "c\ncc", "C\nc", "cc\nc"],
+    }
+    counts = pretraining_text(sources, tmp_path / "all")
+    assert counts["parallel"] == 6
+
+
+def test_parallel_files_without_ids_go_by_place(tmp_path):
+    for name, text in {"en": "a\nb\n", "de": "A\nB\n"}.items():
+        (tmp_path / f"{name}.txt").write_text(text, "utf-8")
+    files = {name: [tmp_path / f"{name}.txt"] for name in ("en", "de")}
+    pretraining_text([Texts(files, True)], tmp_path / "out")
+    found = texts_of(tmp_path / "out" / "parallel.jsonl")
+    assert found == ["a\nA", "b\nB", "A\na", "B\nb"]
+
+
+def test_interleaving_keeps_the_words_of_both_in_their_order(tmp_path):
+    words = "one two three four five six seven eight"
+    (tmp_path / "en.txt").write_text(words, "utf-8")
+    (tmp_path / "zh.txt").write_text("\u4e00\u4e8c\u4e09\u56db\u4e94", "utf-8")
+    files = {name: [tmp_path / f"{name}.txt"] for name in ("en", "zh")}
+    sources = [Texts(files, True)]
+    made = []
+    for name in ("first", "again"):
+        pretraining_text(sources, tmp_path / name, interleaved=True)
+        made.append(texts_of(tmp_path / name / "parallel.jsonl"))
+    assert made[0] == made[1]
+    for text in made[0]:
+        latin = "".join(c if c.isascii() else " " for c in text)
+        assert latin.split() == words.split()
+        other = "".join(c for c in text if not c.isascii())
+        assert other == "\u4e00\u4e8c\u4e09\u56db\u4e94"
+        assert not text.startswith(words)
+        assert not text.endswith(words)
+
+
+def test_pre_training_text_never_has_a_test_split(tmp_path):
+    test = sib(tmp_path / "set", "en", "test", [("1", "sports", "a")])
+    with pytest.raises(types.UserError, match="is of a test split"):
+        pretraining_text([Texts({"en": [test]})], tmp_path / "out")
+
+
+def test_pre_training_text_refuses_what_has_no_pair_or_is_there(tmp_path):
+    files = {
+        name: [sib(tmp_path / "set", name, "dev", [(str(i), "x", "a")])]
+        for i, name in enumerate(("en", "de"))
+    }
+    with pytest.raises(types.UserError, match="no text has a translation"):
+        pretraining_text([Texts(files, True)], tmp_path / "out", pivot="en")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(types.UserError, match="exists; remove it"):
+        pretraining_text([Texts(files)], tmp_path / "out")
+
+
+# ------------------------------------------------------------------ a start
+
+
+def test_token_vectors_are_those_of_a_whole_svd():
+    random = np.random.default_rng(0)
+    documents = [random.integers(0, 20, 9) for _ in range(30)]
+    counts = np.stack([np.bincount(ids, minlength=20) for ids in documents])
+    idf = np.log(31 / (1 + (counts > 0).sum(0)))
+    rows = np.log1p(counts) * idf
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    _, s, vt = np.linalg.svd(rows)
+    wanted = idf[:, None] * vt[:5].T * np.sqrt(s[:5])
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    found = latent_semantics.token_vectors(documents, 20, 5)
+    # Each dimension has a sign of its own.
+    np.testing.assert_allclose(found @ found.T, wanted @ wanted.T, atol=1e-4)
+
+
+def test_tokens_that_tell_nothing_have_no_vector():
+    documents = [np.array([0, 1, 9]), np.array([2, 3, 9])] * 3
+    found = latent_semantics.token_vectors(documents, 10, 2)
+    assert np.linalg.norm(found, axis=1).round(3).tolist() == [1] * 4 + [0] * 6
+    with pytest.raises(types.UserError, match="do not span 8 dimensions"):
+        latent_semantics.token_vectors(documents, 10, 8)
+
+
+@pytest.mark.slow
+def test_translations_lie_side_by_side_before_the_first_step(tmp_path, mesh):
+    words = [[" ".join(WORDS[name][topic]) for name in WORDS] for topic in (0, 1)]
+    random = np.random.default_rng(0)
+    for side, name in enumerate(WORDS):
+        lines = [
+            " ".join(random.choice(words[topic % 2][side].split(), 6))
+            for topic in range(80)
+        ]
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines), "utf-8")
+    files = {name: [tmp_path / f"{name}.txt"] for name in WORDS}
+    source = tmp_path / "text"
+    pretraining_text([Texts(files, True)], source, interleaved=True)
+    config = config_lib.load(f"{CONFIGS / 'olmo.py'}:tiny")
+    config.steps, config.eval_batches, config.optim.warmup_steps = 1, 0, 0
+    config.model.update({"embed": 8, "layers": 1, "heads": 2, "mlp": 16, "length": 16})
+    config.data.update(
+        {
+            "source": str(source), "folder": str(tmp_path / "data"), "vocab_size": 320,
+            "length": 16, "batch_size": 8, "max_bytes_per_domain": 0,
+        }
+    )  # fmt: skip
+    start = tmp_path / "start"
+    with mesh_lib.use(mesh):
+        latent_semantics.write_start(config, start, mesh)
+        config.init_from = str(start)
+        experiment = pretraining.pretrain(config, tmp_path / "run", mesh)
+    tokenizer = tokenizer_lib.load(tmp_path / "data" / "tokenizer")
+
+    def vector(text):
+        rows = experiment.init_from["embed"]["embedding"]
+        return np.asarray(rows)[tokenizer.encode(text)].mean(axis=0)
+
+    def likeness(a, b):
+        return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+    english, other = (
+        [vector(words[topic][side]) for topic in (0, 1)] for side in (0, 1)
+    )
+    for topic in (0, 1):
+        same = likeness(english[topic], other[topic])
+        assert same > likeness(english[topic], other[1 - topic]) + 0.3
+    assert train.fit(experiment, tmp_path / "run", mesh=mesh).finished
+    config.model.tied = False
+    with pytest.raises(types.UserError, match=r"set model.tied"):
+        latent_semantics.write_start(config, tmp_path / "again", mesh)
