@@ -84,9 +84,9 @@ def _quiet(verbose: bool):
 
 def _user_message(error: Exception) -> str | None:
     """What to tell the user, or None for a defect of ours."""
-    from jaxlab.core import types
+    from jaxlab.core import errors
 
-    if isinstance(error, types.UserError):
+    if isinstance(error, errors.UserError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""

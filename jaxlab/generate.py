@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab import models
-from jaxlab.core import types
+from jaxlab.core import errors, types
 
 _SHORTEST = 16  # padded length of the shortest rows: fewer programs than 1, 2, 4, 8
 
@@ -74,12 +74,14 @@ def generate(
     """
     _check(temperature, top_k, top_p, model.config.vocab)
     if max_new_tokens < 1:
-        raise types.UserError(f"max_new_tokens {max_new_tokens}; use 1 or more")
+        raise errors.UserError(f"max_new_tokens {max_new_tokens}; use 1 or more")
     if not prompts:
         return []
     for number, prompt in enumerate(prompts):
         if not prompt:
-            raise types.UserError(f"prompt {number} is empty; begin it with bos or eos")
+            raise errors.UserError(
+                f"prompt {number} is empty; begin it with bos or eos"
+            )
         _check_length(
             f"prompt {number} of {len(prompt)} tokens and max_new_tokens "
             f"{max_new_tokens}",
@@ -190,18 +192,18 @@ def score(
             length: nothing is cut off silently.
     """
     if len(contexts) != len(continuations):
-        raise types.UserError(
+        raise errors.UserError(
             f"{len(contexts)} contexts for {len(continuations)} continuations; give "
             "one each"
         )
     rows = list(zip(contexts, continuations, strict=True))
     for number, (context, continuation) in enumerate(rows):
         if not context:
-            raise types.UserError(
+            raise errors.UserError(
                 f"context {number} is empty; begin it with bos or eos"
             )
         if not continuation:
-            raise types.UserError(f"continuation {number} is empty; leave it out")
+            raise errors.UserError(f"continuation {number} is empty; leave it out")
         size = len(context) + len(continuation)
         _check_length(f"row {number} of {size} tokens", size, model)
     order = sorted(range(len(rows)), key=lambda n: -len(rows[n][0]) - len(rows[n][1]))
@@ -288,15 +290,15 @@ def _padded_length(length: int, most: int) -> int:
 
 def _check(temperature, top_k, top_p, vocab) -> None:
     if not 0 <= temperature < float("inf"):
-        raise types.UserError(f"temperature {temperature}; use 0 (greedy) or more")
+        raise errors.UserError(f"temperature {temperature}; use 0 (greedy) or more")
     if top_k is not None and not 1 <= top_k <= vocab:
-        raise types.UserError(f"top_k {top_k}; use 1 to {vocab}")
+        raise errors.UserError(f"top_k {top_k}; use 1 to {vocab}")
     if top_p is not None and not 0 < top_p <= 1:
-        raise types.UserError(f"top_p {top_p}; use a number above 0, at most 1")
+        raise errors.UserError(f"top_p {top_p}; use a number above 0, at most 1")
 
 
 def _check_length(what: str, size: int, model: models.Decoder) -> None:
     if size > model.config.length:
-        raise types.UserError(
+        raise errors.UserError(
             f"{what} exceed the model's length of {model.config.length}; shorten them"
         )

@@ -16,7 +16,7 @@ import jax
 import ml_collections
 
 from jaxlab import models
-from jaxlab.core import checkpoint, runs, types
+from jaxlab.core import checkpoint, errors, runs, types
 from jaxlab.core import paths as paths_lib
 from jaxlab.data.corpus import prepared, token_files
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
@@ -61,7 +61,7 @@ def open_model(
     if is_run(path):
         found = tokenizer_lib.load(own)
         if tokenizer and tokenizer_lib.load(tokenizer).fingerprint != found.fingerprint:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{path} was trained with {own}, not with {tokenizer}; leave out "
                 "--tokenizer"
             )
@@ -72,11 +72,11 @@ def open_model(
         config = sections_lib.transformer_config(section, found)
         return Opened(models.Decoder(config), params, found)
     if step is not None:
-        raise types.UserError(f"{path} is a Hugging Face folder, it has no --step")
+        raise errors.UserError(f"{path} is a Hugging Face folder, it has no --step")
     if tokenizer is None and not _has_tokenizer(own):
-        raise types.UserError(f"{path} has no tokenizer; give one with --tokenizer")
+        raise errors.UserError(f"{path} has no tokenizer; give one with --tokenizer")
     if not isinstance(models.hf.read_config(path), models.TransformerConfig):
-        raise types.UserError(f"{path} is an encoder; this needs a language model")
+        raise errors.UserError(f"{path} is an encoder; this needs a language model")
     found = tokenizer_lib.load(tokenizer or own)
     sections_lib.check_vocab(found, models.hf.read_config(path).vocab)
     config, params = models.hf.load(path, mesh=mesh)
@@ -95,7 +95,7 @@ def open_alike(
     first = opened[0]
     for path, other in zip(paths[1:], opened[1:], strict=True):
         if other.tokenizer.fingerprint != first.tokenizer.fingerprint:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{tokenizer_path(paths[0])} and {tokenizer_path(path)} are different "
                 "tokenizers; merge models that share one"
             )
@@ -107,7 +107,7 @@ def open_alike(
             if name not in _FREE and ours[name] != theirs[name]
         ]
         if lines:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{paths[0]} and {path} cannot be merged, they differ: "
                 f"{'; '.join(lines)}"
             )
@@ -151,13 +151,13 @@ def is_run(path: str | pathlib.Path) -> bool:
     raw = _config_json(path)
     if "model_type" in raw:
         if paths_lib.is_remote(path):
-            raise types.UserError(
+            raise errors.UserError(
                 f"{path} is a Hugging Face folder; copy it to a local folder"
             )
         return False
     if isinstance(raw.get("model"), Mapping) and isinstance(raw.get("data"), Mapping):
         return True
-    raise types.UserError(
+    raise errors.UserError(
         f"{path} is neither a run directory nor a Hugging Face folder: its config.json "
         "has neither model and data nor model_type"
     )
@@ -176,7 +176,7 @@ def tokenizer_path(path: str | pathlib.Path) -> pathlib.Path:
     if paths_lib.is_remote(path):
         kept = paths_lib.path(path) / "data" / "tokenizer"
         if not paths_lib.is_folder(kept):
-            raise types.UserError(f"{kept} is missing; restore it from a copy")
+            raise errors.UserError(f"{kept} is missing; restore it from a copy")
         copy = paths_lib.cache("tokenizers", *kept.parts[2:])
         paths_lib.copy_files(kept, copy)
         return copy
@@ -199,7 +199,7 @@ def held_out(path: str | pathlib.Path) -> dict[str, token_files.TokenFile]:
         return {}
     folder = runs.data_folder(data, path)
     if paths_lib.is_remote(path) and not folder.is_dir():
-        raise types.UserError(f"the text of {path} was not prepared here; give --data")
+        raise errors.UserError(f"the text of {path} was not prepared here; give --data")
     return dict(prepared.open_folder(folder).held_out)
 
 
@@ -210,7 +210,7 @@ def _has_tokenizer(folder: pathlib.Path) -> bool:
 
 def _config_json(path: str | pathlib.Path) -> dict:
     if not paths_lib.is_folder(path):
-        raise types.UserError(
+        raise errors.UserError(
             f"model {path} does not exist; give a run directory or a Hugging Face "
             "folder"
         )
@@ -221,9 +221,9 @@ def _config_json(path: str | pathlib.Path) -> dict:
     except ValueError:
         text, raw = "", None
     if text is None:
-        raise types.UserError(
+        raise errors.UserError(
             f"{path} has no config.json; give a run directory or a Hugging Face folder"
         )
     if not isinstance(raw, dict):
-        raise types.UserError(f"{file} is damaged; restore it from a copy")
+        raise errors.UserError(f"{file} is damaged; restore it from a copy")
     return raw

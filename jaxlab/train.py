@@ -20,7 +20,16 @@ from typing import NamedTuple
 
 import jax
 
-from jaxlab.core import checkpoint, paths, process, report, step_rows, tree, types
+from jaxlab.core import (
+    checkpoint,
+    errors,
+    paths,
+    process,
+    report,
+    step_rows,
+    tree,
+    types,
+)
 from jaxlab.core import config as config_lib
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import state as state_lib
@@ -115,12 +124,12 @@ def fit(
                     saver.save(done, state)
                 if last:
                     break
-        except types.UserError:
+        except errors.UserError:
             # Data or numbers failed, not the weights: a bad step leaves them alone.
-            with contextlib.suppress(types.UserError):
+            with contextlib.suppress(errors.UserError):
                 meter.flush()
                 rows.publish()
-            with contextlib.suppress(types.UserError):
+            with contextlib.suppress(errors.UserError):
                 saver.save(int(state.step), state)
             raise
         meter.flush()
@@ -148,7 +157,7 @@ def main(argv: Sequence[str]) -> int:
         with mesh_lib.use(mesh):
             experiment = system(config, workdir, mesh)
     except ValueError as error:  # how models and objectives refuse a setting
-        raise types.UserError(f"this config does not work: {error}") from error
+        raise errors.UserError(f"this config does not work: {error}") from error
     fit(experiment, workdir, mesh=mesh, **config.run.to_dict())
     return 0
 
@@ -156,7 +165,7 @@ def main(argv: Sequence[str]) -> int:
 def _system(name: str) -> Callable[..., types.Experiment]:
     systems = importlib.import_module("jaxlab.systems")
     if name not in systems.SYSTEMS:
-        raise types.UserError(
+        raise errors.UserError(
             f"config.system {name!r} is unknown; use one of "
             f"{', '.join(systems.SYSTEMS)}"
         )
@@ -166,7 +175,7 @@ def _system(name: str) -> Callable[..., types.Experiment]:
 
 def _check_finite(params: types.Params) -> None:
     if bad := tree.non_finite(params):
-        raise types.UserError(
+        raise errors.UserError(
             f"NaN or infinity in {len(bad)} starting weights, first {bad[0]}; start "
             "from another checkpoint"
         )

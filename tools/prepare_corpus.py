@@ -11,7 +11,7 @@ import argparse
 import logging
 import sys
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.corpus import domains
 from jaxlab.data.tokenizers import tokenizer
 
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
             seed=options.seed,
             split=options.split,
         )
-    except types.UserError as error:
+    except errors.UserError as error:
         print(f"prepare_corpus: {error}", file=sys.stderr)
         return 2
     for name, file in files.items():

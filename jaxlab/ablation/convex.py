@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab.ablation import ensemble, limits, search
-from jaxlab.core import mesh, types
+from jaxlab.core import errors, mesh
 
 _PART = 1024  # tokens of a partial sum: sums of sums keep float32 exact to 1e-7
 _MOST_POWER = 1e3
@@ -66,7 +66,7 @@ def convex_search(
     """
     weighted = search.normalized(list(logps), target_weights)
     if wrong := [t for t, each in logps.items() if len(each.logps) != len(names)]:
-        raise types.UserError(f"{', '.join(wrong)}: not of {len(names)} experts")
+        raise errors.UserError(f"{', '.join(wrong)}: not of {len(names)} experts")
     within = within or limits.Limits()
     region = within.region(names)
     data = _Data(logps, weighted, region.allowed | (region.floor > 0))
@@ -127,7 +127,7 @@ class _Data:
         log, share = np.concatenate(logs, axis=1), np.concatenate(shares)
         top = log.max(axis=0)
         if not np.isfinite(top).all():
-            raise types.UserError(
+            raise errors.UserError(
                 f"{int((~np.isfinite(top)).sum())} tokens get no finite probability "
                 "from the allowed experts"
             )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlab.core import types
+from jaxlab.core import errors
 
 # What the host reads of a batch and no model does (`data.held_out.eval_batches`).
 HOST_ONLY = ("document", "text_bytes")
@@ -65,11 +65,11 @@ class Collector:
             UserError: no batch was added, or no token counted.
         """
         if not self._nats:
-            raise types.UserError("no batches to evaluate on")
+            raise errors.UserError("no batches to evaluate on")
         tokens = np.concatenate(self._tokens)
         counted = tokens > 0
         if not counted.any():
-            raise types.UserError(
+            raise errors.UserError(
                 "the batches hold no token that counts (all weights 0)"
             )
         document = np.concatenate(self._documents)[counted]

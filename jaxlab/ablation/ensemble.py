@@ -27,7 +27,7 @@ import numpy as np
 
 from jaxlab.ablation import documents
 from jaxlab.ablation import pool as pools
-from jaxlab.core import mesh, types
+from jaxlab.core import errors, mesh, types
 
 # (params, batch) -> (log p of every label, weight of every label), f32[B, L] each.
 TokenLogpsFn = Callable[[types.Params, types.Batch], tuple[jax.Array, jax.Array]]
@@ -82,11 +82,11 @@ def expert_logps(
         if progress is not None:
             progress(done, count)
     if not parts:
-        raise types.UserError("no batches to evaluate on")
+        raise errors.UserError("no batches to evaluate on")
     columns = zip(*parts, strict=True)
     logps, weights, document = (np.concatenate(c, axis=-1) for c in columns)
     if not weights.size:
-        raise types.UserError("the batches hold no token that counts (all weights 0)")
+        raise errors.UserError("the batches hold no token that counts (all weights 0)")
     order = np.argsort(document, kind="stable")
     _, document = np.unique(document[order], return_inverse=True)
     return TokenLogps(logps[:, order], weights[order], document.astype(np.int32))
@@ -109,7 +109,7 @@ def document_losses(logps: TokenLogps, rows: np.ndarray) -> documents.DocumentLo
     """
     rows = np.asarray(rows, np.float32)
     if rows.ndim != 2 or rows.shape[1] != len(logps.logps):
-        raise types.UserError(
+        raise errors.UserError(
             f"weights of shape {rows.shape} for {len(logps.logps)} experts; log-"
             "probabilities and pool must be of the same experts"
         )

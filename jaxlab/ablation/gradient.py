@@ -29,7 +29,7 @@ import optax
 from jaxlab import merge
 from jaxlab.ablation import documents, limits, proxies, search
 from jaxlab.ablation import pool as pools
-from jaxlab.core import mesh, types
+from jaxlab.core import errors, mesh, types
 
 _BACKWARD = 3  # a forward and a backward pass cost about three forward passes
 
@@ -93,7 +93,9 @@ def gradient_search(
     """
     weighted = search.normalized(list(evaluation), target_weights)
     if steps < 1 or not all(map(len, evaluation.values())):
-        raise types.UserError("a gradient search needs a step, and batches of a target")
+        raise errors.UserError(
+            "a gradient search needs a step, and batches of a target"
+        )
     within = within or limits.Limits()
     region = within.region(pool.names)
     share = np.ones(len(pool.names))
@@ -146,7 +148,7 @@ def _objective(pool, losses_fn, weighted, batches, weights, entropy):
             loss += weighted[target] * found[0]
             slopes = slopes + weighted[target] * found[1]
     if not (np.isfinite(loss) and np.isfinite(slopes).all()):
-        raise types.UserError(
+        raise errors.UserError(
             "the merged model's loss or its gradient is not finite; forbid the expert "
             "that diverged"
         )

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlab.ablation import pool as pools
-from jaxlab.core import types
+from jaxlab.core import errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Limits:
         found = [mixture for mixture in mixtures if self.affords(tuple(mixture))]
         if not found:
             cheapest = min(self.total(tuple(mixture)) for mixture in mixtures)
-            raise types.UserError(
+            raise errors.UserError(
                 f"no mixture costs at most {self.cap:g}; the cheapest allowed one "
                 f"costs {cheapest:g}"
             )
@@ -90,7 +90,7 @@ class Limits:
         floor = np.array([self.least if name in self.must else 0.0 for name in names])
         free = 1 - floor.sum()
         if not (0 <= self.least < 1 and free > 0):
-            raise types.UserError(
+            raise errors.UserError(
                 f"{len(self.must)} required members of weight {self.least:g} leave no "
                 "weight free; use a smaller least"
             )
@@ -103,22 +103,22 @@ class Limits:
         """Raises a UserError for limits that no mixture of these experts can keep."""
         wanted = {*self.must, *self.forbid}
         if unknown := sorted(wanted - set(names)):
-            raise types.UserError(
+            raise errors.UserError(
                 f"no expert {', '.join(unknown)}; the pool has {', '.join(names)}"
             )
         if both := sorted({*self.must} & {*self.forbid}):
-            raise types.UserError(f"{', '.join(both)}: both required and forbidden")
+            raise errors.UserError(f"{', '.join(both)}: both required and forbidden")
         if len({*self.forbid}) == len(names):
-            raise types.UserError("every expert is forbidden; allow one")
+            raise errors.UserError("every expert is forbidden; allow one")
         if self.max_size is not None and self.max_size < max(1, len(self.must)):
-            raise types.UserError(
+            raise errors.UserError(
                 f"max_size {self.max_size} is too small for {len(self.must)} required "
                 "members; raise it"
             )
         if (self.cap is None) != (self.costs is None):
-            raise types.UserError("costs and cap are given together or not at all")
+            raise errors.UserError("costs and cap are given together or not at all")
         if missing := [n for n in names if self.costs and n not in self.costs]:
-            raise types.UserError(f"no cost is given for {', '.join(missing)}")
+            raise errors.UserError(f"no cost is given for {', '.join(missing)}")
 
 
 class Region(NamedTuple):
@@ -142,7 +142,7 @@ class Region(NamedTuple):
         """Itself, experts that a cap excludes left out; UserError if none are left."""
         cheapest = self.costs[self.allowed].min()
         if cheapest > self.cap:
-            raise types.UserError(
+            raise errors.UserError(
                 "no weights keep the cap: even the cheapest allowed member costs "
                 f"{cheapest:g} of {self.cap:g}; raise the cap"
             )
@@ -206,7 +206,7 @@ class Region(NamedTuple):
         affordable = self.costs <= self.cap
         if not affordable[kept].any():  # then the likeliest member that is cheap enough
             if self.floor[kept[-1]] > 0:
-                raise types.UserError(
+                raise errors.UserError(
                     f"no weights of {size} members keep the cap; raise it or max_size"
                 )
             kept[-1] = next(k for k in left if affordable[k])

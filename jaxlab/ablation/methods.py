@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxlab import ablation
-from jaxlab.core import types
+from jaxlab.core import errors, types
 
 METHODS = (
     "best single", "enumerate", "greedy", "gradient", "enumerate ensemble", "convex",
@@ -64,7 +64,7 @@ def by_method(
         "greedy": ablation.greedy_search,
     }
     if method not in searches:
-        raise types.UserError(f"no search {method!r}; use one of {', '.join(METHODS)}")
+        raise errors.UserError(f"no search {method!r}; use one of {', '.join(METHODS)}")
     return searches[method](pool, score, **options)
 
 

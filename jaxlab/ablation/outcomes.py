@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab.ablation import documents
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.stats import correlation, ratios
 
 Losses = documents.DocumentLosses | Sequence[float] | np.ndarray
@@ -145,7 +145,7 @@ def regret(chosen: int, trained: Losses) -> float:
     """
     losses = _losses(trained)
     if not np.isfinite(losses[chosen]):
-        raise types.UserError(f"mixture {chosen} has no trained loss; train it first")
+        raise errors.UserError(f"mixture {chosen} has no trained loss; train it first")
     return float(losses[chosen] - np.nanmin(losses))
 
 
@@ -228,18 +228,18 @@ def _columns(side: Mapping[str, Losses], targets: Sequence[str]) -> np.ndarray:
 def _check_sides(predicted, trained, sizes, in_domain) -> None:
     named = [trained] if in_domain is None else [trained, in_domain]
     if not predicted or any(set(side) != set(predicted) for side in named):
-        raise types.UserError("predicted and trained losses are of different targets")
+        raise errors.UserError("predicted and trained losses are of different targets")
     for target in predicted:
         sides = [predicted[target], trained[target]]
         counts = [len(_losses(side)) for side in sides]
         counts += [] if in_domain is None else [len(in_domain[target])]
         if set(counts) != {len(sizes)}:
-            raise types.UserError(
+            raise errors.UserError(
                 f"target {target}: {counts} mixtures, and {len(sizes)} sizes"
             )
         tokens = [s.tokens for s in sides if isinstance(s, documents.DocumentLosses)]
         if len(tokens) == 2 and not np.array_equal(*tokens):
-            raise types.UserError(
+            raise errors.UserError(
                 f"target {target}: predicted and trained are of other documents"
             )
 

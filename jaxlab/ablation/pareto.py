@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jaxlab.ablation import search
-from jaxlab.core import types
+from jaxlab.core import errors
 
 
 def pareto_front(losses: np.ndarray) -> np.ndarray:
@@ -34,7 +34,7 @@ def pareto_front(losses: np.ndarray) -> np.ndarray:
     """
     losses = np.asarray(losses, np.float64)
     if losses.ndim != 2:
-        raise types.UserError(f"losses [mixtures, targets] needed, not {losses.shape}")
+        raise errors.UserError(f"losses [mixtures, targets] needed, not {losses.shape}")
     valid = ~np.isnan(losses).any(axis=1)
     front = np.zeros(len(losses), bool)
     for k in np.flatnonzero(valid):
@@ -65,7 +65,7 @@ def sweep(
         UserError: no targets, or divisions below 1.
     """
     if not targets or divisions < 1:
-        raise types.UserError("a sweep needs targets, and divisions of 1 or more")
+        raise errors.UserError("a sweep needs targets, and divisions of 1 or more")
     found = [
         find({t: part / divisions for t, part in zip(targets, parts, strict=True)})
         for parts in _compositions(divisions, len(targets))

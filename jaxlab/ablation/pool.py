@@ -34,7 +34,7 @@ import jax
 import numpy as np
 
 from jaxlab import merge
-from jaxlab.core import tree, types
+from jaxlab.core import errors, tree, types
 
 Mixture = Mapping[str, float]  # expert -> weight, of the experts that take part
 Weighting = Literal["macro", "micro", "tokens"]
@@ -99,14 +99,14 @@ class ModelPool:
         [0.75, 0.75]
         """
         if not experts:
-            raise types.UserError("a pool needs at least one expert")
+            raise errors.UserError("a pool needs at least one expert")
         units = dict.fromkeys(experts, 1) if units is None else units
         sources = {name: name for name in experts} | dict(sources or {})
         if unknown := sorted(set(sources) - set(experts)):
-            raise types.UserError(f"sources of no expert: {', '.join(unknown)}")
+            raise errors.UserError(f"sources of no expert: {', '.join(unknown)}")
         if diverged := [n for n, params in experts.items() if tree.non_finite(params)]:
             # 0 times NaN is NaN: it would spoil every average, its own or not.
-            raise types.UserError(
+            raise errors.UserError(
                 f"{', '.join(diverged)}: parameters that are not finite; leave such an "
                 "expert out, or train it again"
             )
@@ -152,13 +152,13 @@ class ModelPool:
         must, forbid = set(must), set(forbid)
         self._check_names(must | forbid)
         if both := sorted(must & forbid):
-            raise types.UserError(f"{', '.join(both)}: both required and forbidden")
+            raise errors.UserError(f"{', '.join(both)}: both required and forbidden")
         free = [name for name in self.names if name not in must | forbid]
         largest = len(self.names) if max_size is None else max_size
         extras = range(0 if must else 1, min(len(free), largest - len(must)) + 1)
         count = sum(math.comb(len(free), extra) for extra in extras)
         if not 0 < count <= _MANY:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{count} mixtures fit; use other max_size, must or forbid"
             )
         place = {name: index for index, name in enumerate(self.names)}
@@ -182,10 +182,10 @@ class ModelPool:
         sizes = dict(zip(self.names, self.units, strict=True))
         if weighting == "tokens":
             if self.tokens is None:
-                raise types.UserError("the pool does not know its partitions' tokens")
+                raise errors.UserError("the pool does not know its partitions' tokens")
             sizes = dict(zip(self.names, self.tokens, strict=True))
         elif weighting not in ("macro", "micro"):
-            raise types.UserError(
+            raise errors.UserError(
                 f"weighting {weighting!r}; use 'macro', 'micro' or 'tokens'"
             )
         shares = {name: float(sizes[name]) for name in names}
@@ -196,7 +196,7 @@ class ModelPool:
                 total[source[name]] += shares[name]
             shares = {name: shares[name] / total[source[name]] for name in names}
         if not shares:
-            raise types.UserError("a mixture needs at least one expert")
+            raise errors.UserError("a mixture needs at least one expert")
         return {name: share / sum(shares.values()) for name, share in shares.items()}
 
     def weights(self, mixtures: Sequence[Mixture]) -> np.ndarray:
@@ -207,14 +207,14 @@ class ModelPool:
                 finite or all 0.
         """
         if not mixtures:
-            raise types.UserError("no mixtures are given")
+            raise errors.UserError("no mixtures are given")
         rows = np.zeros((len(mixtures), len(self.names)))
         for row, mixture in zip(rows, mixtures, strict=True):
             self._check_names(mixture)
             for name, weight in mixture.items():
                 row[self.names.index(name)] = weight
             if not (np.isfinite(row).all() and (row >= 0).all() and row.sum() > 0):
-                raise types.UserError(
+                raise errors.UserError(
                     f"mixture {dict(mixture)}: weights must be finite, not negative "
                     "and not all 0"
                 )
@@ -252,7 +252,7 @@ class ModelPool:
 
     def _check_names(self, names: Iterable[str]) -> None:
         if unknown := sorted(set(names) - set(self.names)):
-            raise types.UserError(
+            raise errors.UserError(
                 f"no expert {', '.join(unknown)}; the pool has {', '.join(self.names)}"
             )
 
@@ -262,13 +262,13 @@ def _counts(
 ) -> tuple[int, ...]:
     """One positive integer an expert, in their order."""
     if set(counts) != set(experts):
-        raise types.UserError(
+        raise errors.UserError(
             f"{what} are given for {', '.join(sorted(counts))} but the experts are "
             f"{', '.join(sorted(experts))}"
         )
     for name, count in counts.items():
         if int(count) != count or count < 1:
-            raise types.UserError(
+            raise errors.UserError(
                 f"expert {name} has {count} {what}; use a positive integer"
             )
     return tuple(int(counts[name]) for name in experts)

@@ -27,7 +27,7 @@ import jax
 
 from jaxlab.ablation import cache
 from jaxlab.ablation import pool as pools
-from jaxlab.core import checkpoint, report, tree, types
+from jaxlab.core import checkpoint, errors, report, tree, types
 
 _FILE = "pool.json"
 _VERSION = 1
@@ -134,7 +134,7 @@ def create(
         wanted = Contents(seed_path, seed_fingerprint, branch, {})
         if (folder / _FILE).exists():
             if dataclasses.replace(read(folder), units={}) != wanted:
-                raise types.UserError(
+                raise errors.UserError(
                     f"{folder} is a pool of another seed or branch; use another folder"
                 )
             return
@@ -153,20 +153,20 @@ def add(folder: pathlib.Path, unit: Unit) -> None:
     with _locked(folder):
         contents = read(folder)
         if contents.units.get(unit.name, unit) != unit:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{folder} has a unit {unit.name} already; name this one differently"
             )
         if unit.seed_fingerprint != contents.seed_fingerprint:
-            raise types.UserError(
+            raise errors.UserError(
                 f"unit {unit.name} was branched from another seed model than the pool's"
             )
         if unit.units < 1 or unit.partition_tokens < 1:
-            raise types.UserError(
+            raise errors.UserError(
                 f"unit {unit.name}: units and partition_tokens must be 1 or more"
             )
         budget = unit.units * contents.branch.unit_tokens
         if abs(unit.tokens_trained - budget) > _TOLERANCE * budget:
-            raise types.UserError(
+            raise errors.UserError(
                 f"unit {unit.name} was trained on {unit.tokens_trained:,} tokens; the "
                 f"pool's budget for {unit.units} units is {budget:,}, within 1 %"
             )
@@ -196,9 +196,9 @@ def read(folder: pathlib.Path) -> Contents:
             {unit.name: unit for unit in units},
         )
     except FileNotFoundError:
-        raise types.UserError(f"{folder} is no pool: it has no {_FILE}") from None
+        raise errors.UserError(f"{folder} is no pool: it has no {_FILE}") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise types.UserError(f"{path} cannot be understood ({error!r})") from None
+        raise errors.UserError(f"{path} cannot be understood ({error!r})") from None
 
 
 def members(folder: pathlib.Path) -> tuple[Unit, ...]:
@@ -225,7 +225,7 @@ def open(
     folder = pathlib.Path(folder)
     contents = read(folder)
     if not contents.units:
-        raise types.UserError(f"{folder} has no units yet; train one and add it")
+        raise errors.UserError(f"{folder} has no units yet; train one and add it")
     recorded = {"the seed": (contents.seed_path, contents.seed_fingerprint)} | {
         f"unit {u.name}": (u.path, u.fingerprint) for u in contents.units.values()
     }
@@ -233,13 +233,13 @@ def open(
     for member, (path, expected) in recorded.items():
         try:
             loaded[member] = load_params(folder / path)
-        except (types.UserError, OSError) as error:
+        except (errors.UserError, OSError) as error:
             wrong.append(f"{member} cannot be loaded ({error})")
             continue
         if fingerprint(loaded[member]) != expected:
             wrong.append(f"{member} in {path} has changed since it was recorded")
     if wrong:
-        raise types.UserError(
+        raise errors.UserError(
             f"{folder}: {'; '.join(wrong)}. Restore them, or train them again"
         )
     seed = loaded.pop("the seed")
@@ -276,7 +276,7 @@ def _locked(folder: pathlib.Path):
     import fcntl  # not on Windows, where the rest of the room works
 
     if not folder.is_dir():
-        raise types.UserError(f"{folder} is no pool: it has no {_FILE}")
+        raise errors.UserError(f"{folder} is no pool: it has no {_FILE}")
     with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released by a process that dies
         yield
@@ -284,5 +284,7 @@ def _locked(folder: pathlib.Path):
 
 def _inside(path: str) -> str:
     if pathlib.PurePath(path).is_absolute() or ".." in pathlib.PurePath(path).parts:
-        raise types.UserError(f"path {path} is not inside the pool; use a relative one")
+        raise errors.UserError(
+            f"path {path} is not inside the pool; use a relative one"
+        )
     return path

@@ -31,7 +31,7 @@ import numpy as np
 from jaxlab import merge
 from jaxlab.ablation import documents, ensemble
 from jaxlab.ablation import pool as pools
-from jaxlab.core import mesh, types
+from jaxlab.core import errors, mesh, types
 
 # (params, batch) -> (total nats, tokens): each f32[], or f32[B] by row.
 TokenLosses = Callable[[types.Params, types.Batch], tuple[jax.Array, jax.Array]]
@@ -76,7 +76,7 @@ def document_losses(
         UserError: no batches, no counted token, an unknown mode, or bad mixtures.
     """
     if mode not in ("map", "vmap"):
-        raise types.UserError(f"mode {mode!r}; use 'map' or 'vmap'")
+        raise errors.UserError(f"mode {mode!r}; use 'map' or 'vmap'")
     rows = pool.weights(mixtures)
     count = len(batches) if isinstance(batches, Sized) else None
     collector = documents.Collector()
@@ -167,7 +167,7 @@ def predictions(
     if logps is not None:
         result["ensemble"] = ensemble.document_losses(logps, rows)
         if not np.array_equal(result["ensemble"].tokens, merged.tokens):
-            raise types.UserError("the cached log-probabilities are of other text")
+            raise errors.UserError("the cached log-probabilities are of other text")
     result["mean_of_individual"] = _mean_of_members(individual, rows)
     best = np.argmin(np.where(rows > 0, individual.loss[None], np.inf), axis=1)
     result["best_single"] = individual._replace(nats=individual.nats[best])
@@ -201,7 +201,7 @@ def model_losses(
             collector.add(batch, np.asarray(nats)[None], tokens)
         found.append(collector.result())
     if not found:
-        raise types.UserError("no models to evaluate")
+        raise errors.UserError("no models to evaluate")
     return found[0]._replace(nats=np.concatenate([losses.nats for losses in found]))
 
 
@@ -287,7 +287,7 @@ class _ByRow(NamedTuple):  # equal functions make equal instances: one compiled 
     def __call__(self, params, batch):
         total, weight = self.losses_fn(params, batch)
         if total.ndim != 1:
-            raise types.UserError(
+            raise errors.UserError(
                 "by_document needs a losses_fn that returns one total and weight a row;"
                 f" it returns shape {total.shape}"
             )

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxlab.ablation import documents, proxies
 from jaxlab.ablation import pool as pools
-from jaxlab.core import types
+from jaxlab.core import errors, types
 from jaxlab.stats import ratios
 
 
@@ -78,7 +78,7 @@ def rank_mixtures(
         UserError: no targets, or as `proxies.document_losses`.
     """
     if not evaluation:
-        raise types.UserError("no evaluation targets are given")
+        raise errors.UserError("no evaluation targets are given")
     ranking = {}
     for target, batches in evaluation.items():
         report = None if progress is None else functools.partial(progress, target)

@@ -33,7 +33,7 @@ import numpy as np
 
 from jaxlab.ablation import ensemble, limits, proxies
 from jaxlab.ablation import pool as pools
-from jaxlab.core import types
+from jaxlab.core import errors, types
 
 # Mixtures -> target -> losses f64[K] in nats a token.
 Score = Callable[[Sequence[pools.Mixture]], Mapping[str, np.ndarray]]
@@ -188,7 +188,7 @@ def greedy_search(
             tuple(trace),
         )
     if best is None:
-        raise types.UserError(
+        raise errors.UserError(
             f"no member can be chosen: required {', '.join(chosen) or 'none'}, cap "
             f"{within.cap}; raise the cap or forbid less"
         )
@@ -204,15 +204,15 @@ def normalized(
         UserError: no target, an unknown one, negative or only zero weights.
     """
     if not targets:
-        raise types.UserError("no evaluation targets are given")
+        raise errors.UserError("no evaluation targets are given")
     weights = dict.fromkeys(targets, 1.0) if weights is None else dict(weights)
     if unknown := sorted(set(weights) - set(targets)):
-        raise types.UserError(
+        raise errors.UserError(
             f"no target {', '.join(unknown)}; there are {', '.join(targets)}"
         )
     values = np.array([weights.get(target, 0.0) for target in targets], float)
     if not (np.isfinite(values).all() and (values >= 0).all() and values.sum() > 0):
-        raise types.UserError(
+        raise errors.UserError(
             f"target weights {weights}: use finite ones, not negative and not all 0"
         )
     return dict(zip(targets, (values / values.sum()).tolist(), strict=True))
@@ -233,5 +233,5 @@ def _scored(score, mixtures, target_weights):
 
 def _least(losses: np.ndarray) -> int:
     if not np.isfinite(losses).any():
-        raise types.UserError("no mixture has a finite loss")
+        raise errors.UserError("no mixture has a finite loss")
     return int(np.nanargmin(losses))

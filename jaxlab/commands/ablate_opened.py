@@ -11,7 +11,7 @@ import jax
 
 from jaxlab import ablation, load
 from jaxlab.commands import devices, texts
-from jaxlab.core import types
+from jaxlab.core import errors, types
 from jaxlab.data.batches import loader
 from jaxlab.data.corpus import token_files
 from jaxlab.systems.data_ablation import experts, pools, predictions
@@ -42,13 +42,13 @@ def opening(args: argparse.Namespace, wanted: list[str]) -> Iterator[Opened]:
     """
     named = getattr(args, "experts", None)
     if bool(args.pool) == bool(named):
-        raise types.UserError("give a POOL, or --experts NAME=MODEL ...")
+        raise errors.UserError("give a POOL, or --experts NAME=MODEL ...")
     if args.pool and getattr(args, "seed_model", None):
-        raise types.UserError("POOL has its seed model; leave out --seed-model")
+        raise errors.UserError("POOL has its seed model; leave out --seed-model")
     for name in ("batch_size", "max_batches", "max_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             flag = name.replace("_", "-")
-            raise types.UserError(f"--{flag} {getattr(args, name)}; use 1 or more")
+            raise errors.UserError(f"--{flag} {getattr(args, name)}; use 1 or more")
     with devices.using(args.mesh) as mesh, tempfile.TemporaryDirectory() as folder:
         opened = _pool(args.pool, mesh) if args.pool else _models(args, named, mesh)
         subject, known, (length, rows, most), origin = opened
@@ -86,7 +86,7 @@ def _models(
     """Runs and Hugging Face folders; what they say is not kept."""
     paths = dict(named)
     if len(paths) < len(named):
-        raise types.UserError("an expert's name is given twice; name each differently")
+        raise errors.UserError("an expert's name is given twice; name each differently")
     seed = [args.seed_model] if args.seed_model else []
     opened = load.open_alike([*paths.values(), *seed], mesh=mesh)
     pool = ablation.ModelPool.create(
@@ -113,7 +113,7 @@ def _targets(
 ) -> dict[str, token_files.TokenFile]:
     """Name -> token file: held-out sets, or text that is encoded into `folder`."""
     if not wanted and not known:
-        raise types.UserError("the experts keep no held-out text; give --target DIR")
+        raise errors.UserError("the experts keep no held-out text; give --target DIR")
     chosen = {} if wanted else dict(known)
     for number, target in enumerate(wanted):
         if target in known:
@@ -123,7 +123,7 @@ def _targets(
             chosen |= texts.open_text(target, tokenizer, place)
         else:
             have = f" ({', '.join(known)})" if known else ""
-            raise types.UserError(
+            raise errors.UserError(
                 f"target {target!r} is neither a held-out set of the experts{have} nor "
                 "a folder or file of text"
             )

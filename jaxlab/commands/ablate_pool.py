@@ -5,8 +5,8 @@ import pathlib
 
 from jaxlab import ablation
 from jaxlab.commands import output
+from jaxlab.core import errors, process, progress, report
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import process, progress, report, types
 from jaxlab.systems.data_ablation import pools
 from jaxlab.systems.data_ablation import recipe as recipe_lib
 
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> None:
     if args.add:
         _refuse(args, _MAKING, "--add")
         if len(dict(args.add)) < len(args.add):
-            raise types.UserError("a partition is named twice; name each differently")
+            raise errors.UserError("a partition is named twice; name each differently")
         process.start()
         for name, source in args.add:
             watch.say(f"adding {name} from {source}")
@@ -68,7 +68,7 @@ def _make(args: argparse.Namespace, pool: pathlib.Path, watch: progress.Clock) -
             **options,
         )
     if args.vocab_size is not None and pools.holds_tokens(args.data):
-        raise types.UserError(f"{args.data} has its tokenizer; leave out --vocab-size")
+        raise errors.UserError(f"{args.data} has its tokenizer; leave out --vocab-size")
     recipe.base.mesh.update(args.mesh or {})
     mesh = mesh_lib.make_mesh(recipe.base.mesh.to_dict())
     units = args.units or ()
@@ -88,4 +88,4 @@ def _make(args: argparse.Namespace, pool: pathlib.Path, watch: progress.Clock) -
 def _refuse(args: argparse.Namespace, names: tuple[str, ...], beside: str) -> None:
     given = [f"--{n.replace('_', '-')}" for n in names if getattr(args, n) is not None]
     if given:
-        raise types.UserError(f"{', '.join(given)} cannot be given with {beside}")
+        raise errors.UserError(f"{', '.join(given)} cannot be given with {beside}")

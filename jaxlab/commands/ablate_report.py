@@ -5,7 +5,7 @@ import json
 import pathlib
 
 from jaxlab import ablation
-from jaxlab.core import process, progress, report, types
+from jaxlab.core import errors, process, progress, report
 from jaxlab.data.corpus import prepared
 from jaxlab.systems.data_ablation import recipe as recipe_lib
 from jaxlab.systems.data_ablation import report as report_lib
@@ -50,7 +50,7 @@ def _options(args: argparse.Namespace, pool: pathlib.Path) -> tuple[dict, list |
         )  # fmt: skip
         return {name: getattr(args, name) for name in names}, None
     if args.searched or args.repeated:
-        raise types.UserError(
+        raise errors.UserError(
             "--searched and --repeated train models; give --trained N"
         )
     if not (pool / _CHECKED).exists():

@@ -10,7 +10,7 @@ import numpy as np
 from jaxlab import ablation
 from jaxlab.ablation import methods as methods_lib
 from jaxlab.commands import ablate_opened, output
-from jaxlab.core import progress, report, types
+from jaxlab.core import errors, progress, report
 from jaxlab.systems.data_ablation import experts, predictions
 
 _OF_ENSEMBLE = ("enumerate ensemble", "convex")
@@ -20,9 +20,9 @@ def run(args: argparse.Namespace) -> None:
     """Prints what each method chose, and the Pareto front if that is asked for."""
     weights = dict(args.target)
     if len(weights) < len(args.target):
-        raise types.UserError("a target is given twice; give each once")
+        raise errors.UserError("a target is given twice; give each once")
     if args.pareto and len(weights) < 2:
-        raise types.UserError("--pareto needs two or more targets")
+        raise errors.UserError("--pareto needs two or more targets")
     methods = list(methods_lib.METHODS)
     if args.method != "all":
         methods = [args.method.replace("-", " ")]
@@ -77,7 +77,7 @@ def _weights_of(wanted: dict[str, float], targets: list[str]) -> dict[str, float
     """The weights by the names that the targets got: a text is called by its domain."""
     if unknown := [name for name in wanted if name not in targets]:
         if len(wanted) != len(targets):
-            raise types.UserError(
+            raise errors.UserError(
                 f"{', '.join(unknown)} holds several targets; give one file or domain"
             )
         return dict(zip(targets, wanted.values(), strict=True))

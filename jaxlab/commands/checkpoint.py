@@ -6,7 +6,7 @@ import time
 
 from jaxlab import load
 from jaxlab.commands import convert, output
-from jaxlab.core import checkpoint, checkpoint_files, paths, report, types
+from jaxlab.core import checkpoint, checkpoint_files, errors, paths, report
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,7 +41,7 @@ def _verify(args: argparse.Namespace) -> int:
     found = {e.step: e.path for e in _entries(args.run) if e.is_finished}
     if not found or (args.step is not None and args.step not in found):
         have = ", ".join(map(str, found)) or "none"
-        raise types.UserError(f"{args.run}: no such checkpoint; finished are {have}")
+        raise errors.UserError(f"{args.run}: no such checkpoint; finished are {have}")
     newest = next(iter(found))
     chosen = [*found] if args.all else [newest if args.step is None else args.step]
     return max([_verify_one(step, found[step]) for step in chosen])
@@ -65,11 +65,11 @@ def _verify_one(step: int, path) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     if paths.is_remote(args.out):
-        raise types.UserError(f"{args.out} is no local folder; export, then copy it")
+        raise errors.UserError(f"{args.out} is no local folder; export, then copy it")
     if not load.is_run(args.run):
-        raise types.UserError(f"{args.run} is a Hugging Face folder already")
+        raise errors.UserError(f"{args.run} is a Hugging Face folder already")
     if "encoder" in load.run_config(args.run):
-        raise types.UserError(f"{args.run} is an encoder; only decoders are exported")
+        raise errors.UserError(f"{args.run} is an encoder; only decoders are exported")
     convert.run(
         argparse.Namespace(
             model=args.run,
@@ -86,7 +86,7 @@ def _export(args: argparse.Namespace) -> int:
 def _entries(run: str) -> list[checkpoint.Entry]:
     entries = checkpoint.entries(checkpoint.folder_of(run))
     if not entries:
-        raise types.UserError(f"{run} has no checkpoint; give a run directory")
+        raise errors.UserError(f"{run} has no checkpoint; give a run directory")
     return entries
 
 

@@ -6,7 +6,7 @@ import time
 
 from jaxlab import load
 from jaxlab.commands import output
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.batches import inspect
 from jaxlab.data.corpus import prepared
 from jaxlab.data.shards import beam
@@ -50,7 +50,7 @@ def _prepare(args: argparse.Namespace) -> None:
 
 def _tokenize(args: argparse.Namespace) -> None:
     if args.workers < 1:
-        raise types.UserError(f"--workers {args.workers} is too few; use 1 or more")
+        raise errors.UserError(f"--workers {args.workers} is too few; use 1 or more")
     engine = run_lib.in_process
     if args.runner:
         engine = beam.engine(args.runner, getattr(args, "runner_options", ()))
@@ -84,10 +84,10 @@ def _verify(args: argparse.Namespace) -> None:
 
 def _inspect(args: argparse.Namespace) -> None:
     if not load.is_run(args.workdir):
-        raise types.UserError(f"{args.workdir} is no run directory; it read no data")
+        raise errors.UserError(f"{args.workdir} is no run directory; it read no data")
     config = load.run_config(args.workdir)
     if "files" not in config.data:
-        raise types.UserError(
+        raise errors.UserError(
             f"{args.workdir} is a run of {config.system}; only those of olmo.pretrain "
             "are inspected"
         )
@@ -95,7 +95,7 @@ def _inspect(args: argparse.Namespace) -> None:
     batches = pretraining.batches_of(config.data, corpus.train)
     recorded = config.to_dict().get("data_order")
     if recorded is not None and recorded != batches.fingerprint:
-        raise types.UserError(
+        raise errors.UserError(
             f"the data is not what {args.workdir} was trained on (other files or "
             "sizes); restore it"
         )

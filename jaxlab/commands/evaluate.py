@@ -5,7 +5,7 @@ import tempfile
 
 from jaxlab import load
 from jaxlab.commands import devices, output, texts
-from jaxlab.core import report, types
+from jaxlab.core import errors, report
 from jaxlab.data.batches import loader
 from jaxlab.evals import perplexity
 
@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> None:
         else:
             files = load.held_out(args.model)
         if not files:
-            raise types.UserError(f"{args.model} has no held-out text; give --data")
+            raise errors.UserError(f"{args.model} has no held-out text; give --data")
         length = args.length or model.decoder.config.length
         rows = devices.rounded(args.batch_size, mesh)
         results = {

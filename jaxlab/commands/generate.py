@@ -7,7 +7,7 @@ import jax
 
 from jaxlab import generate, load
 from jaxlab.commands import devices
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.examples import chat
 
 
@@ -15,9 +15,9 @@ def run(args: argparse.Namespace) -> None:
     """Prints every prompt with its continuation, a line of dashes between them."""
     prompts = [*args.prompt, *_lines(args.prompts)]
     if not prompts:
-        raise types.UserError("give --prompt TEXT or --prompts FILE")
+        raise errors.UserError("give --prompt TEXT or --prompts FILE")
     if args.n < 1 or args.batch_size < 1:
-        raise types.UserError("-n and --batch-size must be 1 or more")
+        raise errors.UserError("-n and --batch-size must be 1 or more")
     with devices.using(args.mesh) as mesh:
         model = load.open_model(
             args.model, step=args.step, tokenizer=args.tokenizer, mesh=mesh
@@ -77,8 +77,8 @@ def _lines(path: str | None) -> list[str]:
     try:
         text = pathlib.Path(path).read_text("utf-8")
     except UnicodeDecodeError:
-        raise types.UserError(f"{path} is not UTF-8; convert it with iconv") from None
+        raise errors.UserError(f"{path} is not UTF-8; convert it with iconv") from None
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
-        raise types.UserError(f"{path} holds no prompt; write one a line")
+        raise errors.UserError(f"{path} holds no prompt; write one a line")
     return lines

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxlab import load, merge, models
 from jaxlab.commands import devices
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.merge.files.recipe import recipe as recipe_lib
 from jaxlab.merge.files.write import orbax_folder, outputs
@@ -28,7 +28,7 @@ def average(plan: recipe_lib.Recipe, args: argparse.Namespace) -> None:
     weights = [own.get("weight", plan.shared.get("weight")) for own in plan.each]
     is_number = all(isinstance(weight, float) for weight in weights)
     if plan.method != "linear" or not is_number or args.format == "orbax":
-        raise types.UserError(
+        raise errors.UserError(
             "run directories and Hugging Face folders together are only averaged, to a "
             "Hugging Face folder; `jaxlab convert` makes them alike"
         )
@@ -37,7 +37,7 @@ def average(plan: recipe_lib.Recipe, args: argparse.Namespace) -> None:
         try:
             merged = merge.average([model.params for model in opened], weights)
         except ValueError as error:  # such as weights that sum to 0
-            raise types.UserError(str(error)) from None
+            raise errors.UserError(str(error)) from None
         dtype = plan.dtype or "float32"
         out = pathlib.Path(args.out)
         load.save(out, opened[0], merged, plan.models[0], dtype=dtype)
@@ -73,14 +73,14 @@ def _to_run(source, tensors, folder, out) -> None:
     """Tensors of a Hugging Face folder, mapped, as a run directory."""
     config = models.hf.read_config(source)
     if not isinstance(config, models.TransformerConfig):
-        raise types.UserError(
+        raise errors.UserError(
             f"{source} is an encoder, which no run has; leave out --format orbax"
         )
     section = dataclasses.asdict(config)
     for name in ("eos_id", "pad_id", "bos_id", "window_rope"):  # the tokenizer's; rope
         del section[name]
     if config.window_rope not in (None, config.rope):
-        raise types.UserError(
+        raise errors.UserError(
             f"{source} has other rotary positions in its sliding layers, which no run "
             "has; leave out --format orbax"
         )

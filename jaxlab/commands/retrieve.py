@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from jaxlab.commands import devices, output
-from jaxlab.core import process, progress, types
+from jaxlab.core import errors, process, progress
 from jaxlab.retrieval import formats, metrics, rerank
 from jaxlab.systems import encoder_files
 from jaxlab.systems.refit import comparison, corpus_index, report
@@ -91,7 +91,7 @@ def _asked(args) -> tuple[dict[str, str], dict | None]:
         qrels = formats.read_qrels(args.qrels, split=args.split)
         texts = {query: text for query, text in texts.items() if query in qrels}
         if not texts:
-            raise types.UserError(f"{args.qrels} judges none of {args.queries}")
+            raise errors.UserError(f"{args.qrels} judges none of {args.queries}")
     if args.limit and args.limit < len(texts):
         drawn = np.random.default_rng(args.seed).permutation(len(texts))[: args.limit]
         names = [*texts]
@@ -149,7 +149,7 @@ def _queries(args) -> dict[str, str]:
     queries = formats.read_queries(args.queries) if args.queries else {}
     queries |= {f"query-{i}": text for i, text in enumerate(getattr(args, "query", []))}
     if not queries:
-        raise types.UserError("no queries; give --queries FILE or --query TEXT")
+        raise errors.UserError("no queries; give --queries FILE or --query TEXT")
     return queries
 
 

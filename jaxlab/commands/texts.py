@@ -2,7 +2,7 @@
 
 import pathlib
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.corpus import domains, prepared, token_files
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
@@ -39,7 +39,7 @@ def open_text(
         check_tokenizer(files, tokenizer, data)
         return files
     if not path.exists():
-        raise types.UserError(
+        raise errors.UserError(
             f"data {data} does not exist; give a folder or file of text, or embedded"
         )
     return domains.prepare(path, tokenizer, folder)
@@ -53,7 +53,7 @@ def check_tokenizer(
     """Refuses token files that another tokenizer made."""
     for file in files.values():
         if file.info.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{where} was encoded with another tokenizer than the model's; give "
                 "the text itself"
             )

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxlab.core import checkpoint_files, paths, types
+from jaxlab.core import checkpoint_files, errors, paths, types
 from jaxlab.core import mesh as mesh_lib
 
 _log = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ def restore(directory: pathlib.Path, abstract: Any) -> tuple[int, Any] | None:
         _set_aside(paths.path(directory), broken)
         return step, state
     if broken:
-        raise types.UserError(
+        raise errors.UserError(
             f"every checkpoint in {directory} is corrupt ({_words(broken)}); restore "
             "one from a copy, or start again with another --workdir"
         )
@@ -220,7 +220,7 @@ def load_params(
     found = steps(folder)
     if not found or (step is not None and step not in found):
         have = f"it has steps {_words(found)}" if found else "it has no checkpoint"
-        raise types.UserError(f"{folder}: no checkpoint to load; {have}")
+        raise errors.UserError(f"{folder}: no checkpoint to load; {have}")
     for candidate in found if step is None else [step]:
         try:
             return _load_params(folder / str(candidate), mesh, dtype)
@@ -228,7 +228,7 @@ def load_params(
             if step is not None:
                 raise
             _log.warning("%s; trying the one before", error)
-    raise types.UserError(f"every checkpoint in {folder} is corrupt ({_words(found)})")
+    raise errors.UserError(f"every checkpoint in {folder} is corrupt ({_words(found)})")
 
 
 def _load_params(path, mesh, dtype):
@@ -274,7 +274,7 @@ def _one_line(message: str):
     try:
         yield
     except Exception as error:
-        raise types.UserError(
+        raise errors.UserError(
             f"{message} ({checkpoint_files.first_line(error)})"
         ) from error
 

@@ -14,14 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlab.core import paths, tree, types
+from jaxlab.core import errors, paths, tree
 
 METADATA = "_CHECKPOINT_METADATA"
 _COMMITTED = "commit_success.txt"  # in a bucket, where nothing can be renamed, the last
 _PART_BYTES = 2**30  # read at a time to verify
 
 
-class CorruptError(types.UserError):
+class CorruptError(errors.UserError):
     """A checkpoint cannot be read back as it was written."""
 
 
@@ -209,7 +209,7 @@ def _check_structure(path, saved, wanted) -> None:
             lines.append(f"{name}: saved {saved[name].shape}, wanted {leaf.shape}")
     if lines:
         shown = "; ".join(sorted(lines)[:8])
-        raise types.UserError(
+        raise errors.UserError(
             f"checkpoint {path} has another structure than this run ({len(lines)} "
             f"differences): {shown}"
         )

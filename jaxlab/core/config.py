@@ -178,6 +178,6 @@ def _reason(error: Exception, file: pathlib.Path) -> str:
 
 
 def _refuse(message: str) -> NoReturn:
-    from jaxlab.core import types  # imports jax
+    from jaxlab.core import errors
 
-    raise types.UserError(message) from None
+    raise errors.UserError(message) from None

@@ -25,7 +25,7 @@ from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxlab.core import tree, types
+from jaxlab.core import errors, tree, types
 
 MESH_AXES = ("slice", "data", "fsdp", "context", "tensor")
 
@@ -74,7 +74,7 @@ def make_mesh(
     devices = list(jax.devices() if devices is None else devices)
     sizes = {"data": -1} if not shape else dict(shape)
     if unknown := sorted(set(sizes) - set(MESH_AXES)):
-        raise types.UserError(
+        raise errors.UserError(
             f"unknown mesh axis {', '.join(unknown)}; use {', '.join(MESH_AXES)}"
         )
     known = math.prod(size for size in sizes.values() if size != -1)
@@ -82,7 +82,7 @@ def make_mesh(
     fits = known > 0 and len(devices) % known == 0 and (free or known == len(devices))
     if len(free) > 1 or not fits or min(sizes.values()) < -1:
         wanted = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
-        raise types.UserError(
+        raise errors.UserError(
             f"mesh {wanted} does not fit {len(devices)} devices; the sizes must "
             f"multiply to {len(devices)}, with at most one -1"
         )
@@ -203,7 +203,7 @@ def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
             shards = math.prod(mesh.shape[axis] for axis in axes)
             if size % shards:
                 used = "*".join(axis for axis in axes if mesh.shape[axis] > 1)
-                raise types.UserError(
+                raise errors.UserError(
                     f"{tree.path_name(path)}: size {size} is not divisible by "
                     f"{shards} shards of mesh axis {used}; change the mesh or the "
                     "model's width"
@@ -257,7 +257,7 @@ def global_batch(batches: types.Batches, step: int, mesh: Mesh) -> types.Batch:
         raise ValueError("batches(step, rows=slice(0, 1)) must return one row")
     rows = batches.rows  # the global batch size: several hosts must agree on it
     if rows % batch_shards(mesh):
-        raise types.UserError(_rows_message(rows, batch_shards(mesh)))
+        raise errors.UserError(_rows_message(rows, batch_shards(mesh)))
     index = sharding.addressable_devices_indices_map((rows,)).values()
     start_row = min(i[0].start or 0 for i in index)
     stop_row = max(rows if i[0].stop is None else i[0].stop for i in index)
@@ -308,7 +308,7 @@ def _check(names: Sequence[str]) -> None:
 def _check_rows(batch: Mapping[str, np.ndarray], shards: int) -> None:
     for name, value in batch.items():
         if value.shape[0] % shards:
-            raise types.UserError(_rows_message(value.shape[0], shards, name))
+            raise errors.UserError(_rows_message(value.shape[0], shards, name))
 
 
 def _rows_message(rows: int, shards: int, name: str = "batch_size") -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from jaxlab.core import host_memory, last_words, paths, types
+from jaxlab.core import errors, host_memory, last_words, paths
 
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -69,7 +69,7 @@ def _join_hosts() -> None:
         jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
-        raise types.UserError(
+        raise errors.UserError(
             f"could not join the other hosts ({reason}); start the same command on "
             "every host, or unset JAXLAB_MULTIHOST"
         ) from error
@@ -79,7 +79,7 @@ def _wait_for(coordinator: str, seconds: int) -> None:
     """Until somebody listens there: jax itself would abort the process in the end."""
     host, _, port = coordinator.rpartition(":")
     if not port.isdigit():
-        raise types.UserError(f"JAXLAB_COORDINATOR is {coordinator!r}; use HOST:PORT")
+        raise errors.UserError(f"JAXLAB_COORDINATOR is {coordinator!r}; use HOST:PORT")
     end = time.monotonic() + seconds
     while True:
         try:
@@ -87,7 +87,7 @@ def _wait_for(coordinator: str, seconds: int) -> None:
             return
         except OSError as error:
             if time.monotonic() > end:
-                raise types.UserError(
+                raise errors.UserError(
                     f"nobody answered at {coordinator} within {seconds} s ({error}); "
                     "start the same command on every host, process 0 first, or unset "
                     "JAXLAB_MULTIHOST"
@@ -98,7 +98,7 @@ def _wait_for(coordinator: str, seconds: int) -> None:
 def _number(name: str, default: int | None = None) -> int:
     text = os.environ.get(name, "" if default is None else str(default))
     if not text.isdigit():
-        raise types.UserError(f"{name} is {text!r}; set it to a whole number")
+        raise errors.UserError(f"{name} is {text!r}; set it to a whole number")
     return int(text)
 
 

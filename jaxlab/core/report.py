@@ -20,7 +20,7 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 
-from jaxlab.core import paths, tree, types
+from jaxlab.core import errors, paths, tree, types
 from jaxlab.core import peak_flops as peak_flops_lib
 
 _log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ class Reporter:
             except OSError as error:
                 with contextlib.suppress(OSError):
                     self._file.close()  # now: later it would fail again, in its way
-                raise types.UserError(
+                raise errors.UserError(
                     f"cannot write {self._file.name} ({error.strerror}); free some "
                     "disk space and start the same command again"
                 ) from None
@@ -210,7 +210,7 @@ def check_config(
     )
     if keys:
         shown = "; ".join(f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in keys)
-        raise types.UserError(
+        raise errors.UserError(
             f"{workdir} holds a run with another config: {shown}. Use another "
             "--workdir, or the old values to resume"
         )

@@ -8,8 +8,8 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
+from jaxlab.core import errors, tree, types
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import tree, types
 
 
 def abstract(
@@ -71,7 +71,7 @@ def _assemble(experiment, params) -> types.TrainState:
 
 def _copied(source: Any, target: Any) -> Any:
     if lines := tree.differences([target, source], dtypes=False):
-        raise types.UserError(
+        raise errors.UserError(
             f"init_from does not fit the model, {len(lines)} differences: "
             + "; ".join(lines[:8])
         )

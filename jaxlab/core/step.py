@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab.core import types
+from jaxlab.core import errors, types
 
 
 def make_step(experiment: types.Experiment, target: types.TrainState | None = None):
@@ -142,7 +142,7 @@ def in_parts(batch: Any, count: int) -> Any:
     """
     rows = min(x.shape[0] for x in jax.tree.leaves(batch))
     if count < 1 or rows % count:
-        raise types.UserError(
+        raise errors.UserError(
             f"micro_batches {count} does not divide a batch of {rows} rows"
         )
     return jax.tree.map(

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from jaxlab.core import peak_flops, report, types
+from jaxlab.core import errors, peak_flops, report, types
 
 
 class Meter:
@@ -54,7 +54,7 @@ class Meter:
         self.rows.train(step, row, tokens, flops)
         self._in_a_row = self._in_a_row + 1 if row["skipped"] else 0
         if self._in_a_row >= max(self.max_skipped, 1):
-            raise types.UserError(
+            raise errors.UserError(
                 f"the loss or gradient was not finite in {self._in_a_row} steps in a "
                 f"row, up to step {step}; the weights are those of step "
                 f"{step - self._in_a_row}. Look at the data with `jaxlab data inspect "

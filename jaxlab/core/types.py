@@ -14,10 +14,6 @@ import jax
 import numpy as np
 import optax
 
-from jaxlab.core import errors
-
-UserError = errors.UserError  # `core.errors` is for those that do without jax
-
 Params = Any  # nested dict of jax.Array, plain and unboxed
 Batch = dict[str, jax.Array]  # leading axis is always `batch`
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab import objectives
-from jaxlab.core import mesh, types
+from jaxlab.core import errors, mesh, types
 
 
 @functools.cache
@@ -76,7 +76,7 @@ def evaluate(
         tokens += np.asarray(row_tokens, np.float64).sum()
         text_bytes += float(batch["text_bytes"].sum()) if "text_bytes" in batch else 0.0
     if not tokens:
-        raise types.UserError("nothing to evaluate: the held-out text has no tokens")
+        raise errors.UserError("nothing to evaluate: the held-out text has no tokens")
     loss = nats / tokens
     result = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": tokens}
     if text_bytes:

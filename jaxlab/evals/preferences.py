@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlab.core import mesh, types
+from jaxlab.core import errors, mesh, types
 
 
 def evaluate(
@@ -30,7 +30,7 @@ def evaluate(
             sums[name] = sums.get(name, 0.0) + float(value)
     pairs = sums.pop("pairs", 0.0)
     if not pairs:
-        raise types.UserError("nothing to evaluate: no pair is held out")
+        raise errors.UserError("nothing to evaluate: no pair is held out")
     return {name: value / pairs for name, value in sums.items()} | {"pairs": pairs}
 
 

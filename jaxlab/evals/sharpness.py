@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.core import tree, types
+from jaxlab.core import errors, tree, types
 
 LossFn = Callable[[types.Params, Any], types.Loss]
 
@@ -89,7 +89,7 @@ def top_eigenvalue(
     """
     params, batches = _checked(params, batches)
     if iterations < 1:
-        raise types.UserError(f"iterations {iterations}; at least 1 is needed")
+        raise errors.UserError(f"iterations {iterations}; at least 1 is needed")
     vector = _random_unit(params, key)
     rounding = 8 * max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(vector))
     basis, diagonal, off_diagonal = [], [], []
@@ -165,11 +165,11 @@ def epsilon_sharpness(
     """
     params, batches = _checked(params, batches)
     if not (0 <= radius < math.inf and 0 <= eta < math.inf):
-        raise types.UserError(
+        raise errors.UserError(
             f"radius {radius}, eta {eta}; both must be finite and not negative"
         )
     if steps < 1:
-        raise types.UserError(f"steps {steps}; at least 1 is needed")
+        raise errors.UserError(f"steps {steps}; at least 1 is needed")
     scale = jax.tree.map(
         lambda x: jnp.abs(x) + eta if adaptive else jnp.ones_like(x), params
     )
@@ -194,12 +194,12 @@ def _checked(params, batches):
         if leaf.dtype not in (jnp.float32, jnp.float64)
     ]
     if narrow or not tree.count(params):
-        raise types.UserError(
+        raise errors.UserError(
             "a loss surface needs float32 or float64 parameters; cast them first: "
             + (", ".join(narrow[:4]) or "there are none")
         )
     if not batches:
-        raise types.UserError("a loss surface needs at least one batch")
+        raise errors.UserError("a loss surface needs at least one batch")
     return params, batches
 
 
@@ -213,7 +213,9 @@ def _summed(function, batches):
 
 def _positive(weight):
     if not float(weight) > 0:
-        raise types.UserError("the batches have nothing that counts: their weight is 0")
+        raise errors.UserError(
+            "the batches have nothing that counts: their weight is 0"
+        )
     return weight
 
 

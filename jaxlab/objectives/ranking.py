@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxlab.core import step, types
+from jaxlab.core import errors, step, types
 
 
 def pointwise(apply: Callable) -> types.Objective:
@@ -95,7 +95,7 @@ def contrastive(
         del key, frozen
         B, each = len(batch["tokens"]), batch["document_tokens"].shape[1]
         if queries != B:
-            raise types.UserError(
+            raise errors.UserError(
                 f"the contrastive loss needs all {queries} queries at once and got {B}:"
                 " use micro_batches 1; chunks save memory instead"
             )

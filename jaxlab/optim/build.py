@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxlab.core import tree, types
+from jaxlab.core import errors, tree, types
 
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
@@ -83,7 +83,7 @@ def build(
     """
     rate = schedule(config, steps)
     if config.optimizer not in OPTIMIZERS:
-        raise types.UserError(
+        raise errors.UserError(
             f"optim.optimizer {config.optimizer!r}; use one of {', '.join(OPTIMIZERS)}"
         )
     direction = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
@@ -100,7 +100,7 @@ def build(
         bound = config.clip_norm
         if config.clip_start_steps:
             if config.clip_norm_start is None:
-                raise types.UserError(
+                raise errors.UserError(
                     "optim.clip_start_steps: set optim.clip_norm_start"
                 )
             bound = _clip_schedule(config)
@@ -124,14 +124,14 @@ def schedule(config: OptimConfig, steps: int) -> Callable[[Any], Any]:
     steps = config.schedule_steps or steps
     after = steps - warmup
     if config.schedule not in SCHEDULES:
-        raise types.UserError(
+        raise errors.UserError(
             f"optim.schedule {config.schedule!r}; use one of {', '.join(SCHEDULES)}"
         )
     if config.cycles < 1:
-        raise types.UserError(f"optim.cycles {config.cycles}; use 1 or more")
+        raise errors.UserError(f"optim.cycles {config.cycles}; use 1 or more")
     length = max(math.ceil(after / config.cycles), 1)
     if warmup > steps or (config.schedule == "wsd" and config.decay_steps > length):
-        raise types.UserError(
+        raise errors.UserError(
             f"optim.warmup_steps {warmup} and decay_steps {config.decay_steps} do not "
             f"fit into {steps} steps, with a decay in each of {config.cycles} cycles"
         )
@@ -251,7 +251,7 @@ def _decay_mask(config):
         try:
             hits = tree.mask(params, config.no_decay)
         except ValueError as error:
-            raise types.UserError(f"optim.no_decay: {error}") from None
+            raise errors.UserError(f"optim.no_decay: {error}") from None
         return jax.tree.map(lambda hit: not hit, hits)
 
     return mask

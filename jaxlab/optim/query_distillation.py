@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab.core import divergences, types
+from jaxlab.core import divergences, errors
 
 LOSSES = ("kl", "ranknet")
 
@@ -241,7 +241,7 @@ def prepare(
     shapes = query.shape, candidates.shape, teacher_scores.shape
     fits = query.ndim == 1 and teacher_scores.ndim == 1 and teacher_scores.size
     if not fits or candidates.shape != teacher_scores.shape + query.shape:
-        raise types.UserError(
+        raise errors.UserError(
             "query, candidates, teacher_scores have shapes {}, {}, {}; use [dim], "
             "[K, dim], [K] with K > 0, and vmap over queries".format(*shapes)
         )
@@ -292,12 +292,12 @@ def check_options(direction: str, loss: str, teacher_temperature: Any) -> None:
     """Raises a UserError for a value that no loss here has."""
     if direction not in divergences.DIRECTIONS:
         known = ", ".join(divergences.DIRECTIONS)
-        raise types.UserError(f"direction {direction!r}; use one of {known}")
+        raise errors.UserError(f"direction {direction!r}; use one of {known}")
     if loss not in LOSSES:
-        raise types.UserError(f"loss {loss!r}; use one of {', '.join(LOSSES)}")
+        raise errors.UserError(f"loss {loss!r}; use one of {', '.join(LOSSES)}")
     number = isinstance(teacher_temperature, int | float)
     if number and not 0 < teacher_temperature < float("inf"):
-        raise types.UserError(
+        raise errors.UserError(
             f"teacher_temperature {teacher_temperature}; use a number above 0"
         )
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.retrieval import index_files
 
 
@@ -44,14 +44,14 @@ class Bm25:
         try:
             import bm25s
         except ImportError:
-            raise types.UserError("BM25 needs bm25s; pip install bm25s") from None
+            raise errors.UserError("BM25 needs bm25s; pip install bm25s") from None
         if ids is not None and len(ids) != len(texts):
-            raise types.UserError(f"{len(ids)} ids for {len(texts)} texts")
+            raise errors.UserError(f"{len(ids)} ids for {len(texts)} texts")
         self.ids = np.arange(len(texts)) if ids is None else index_files.as_ids(ids)
         self._tokenize = bm25s.tokenize
         terms = self._terms(texts)
         if not any(terms):
-            raise types.UserError(f"none of {len(texts)} documents has a term")
+            raise errors.UserError(f"none of {len(texts)} documents has a term")
         self._scorer = bm25s.BM25(k1=k1, b=b, method="lucene")
         self._scorer.index(terms, show_progress=False)
 
@@ -67,7 +67,7 @@ class Bm25:
             order.
         """
         if k < 1:
-            raise types.UserError(f"k {k}; use 1 or more")
+            raise errors.UserError(f"k {k}; use 1 or more")
         k = min(k, len(self.ids))
         scores = np.zeros((len(queries), k), np.float32)
         rows = np.tile(np.arange(k), (len(queries), 1))
@@ -80,7 +80,7 @@ class Bm25:
 
     def _terms(self, texts) -> list[list[str]]:
         if isinstance(texts, str):
-            raise types.UserError("texts is one string; give a list of them")
+            raise errors.UserError("texts is one string; give a list of them")
         if not texts:
             return []
         return self._tokenize(list(texts), return_ids=False, show_progress=False)

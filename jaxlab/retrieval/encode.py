@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxlab.core import errors, types
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import types
 from jaxlab.data.examples import text_rows
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
@@ -57,7 +57,7 @@ def embed_texts(
     options["progress"] = progress
     windows = list(embed_windows(apply, params, tokenizer, texts, **options))
     if not windows:
-        raise types.UserError("no texts to encode; give at least one")
+        raise errors.UserError("no texts to encode; give at least one")
     vectors, truncated = zip(*windows, strict=True)
     return Encoded(np.concatenate(vectors), sum(truncated))
 
@@ -100,8 +100,8 @@ def embed_windows(
     for some in _windows(texts, window):
         try:
             rows = text_rows.encode_texts(tokenizer, some, length)
-        except types.UserError as error:
-            raise types.UserError(f"texts from {done}: {error}") from None
+        except errors.UserError as error:
+            raise errors.UserError(f"texts from {done}: {error}") from None
         note = None if progress is None else functools.partial(_later, progress, done)
         vectors = apply_rows(
             apply, params, rows, batch_tokens=batch_tokens, mesh=mesh, progress=note
@@ -152,7 +152,7 @@ def apply_rows(
 
 def _windows(texts, size):
     if isinstance(texts, str):
-        raise types.UserError("texts is one string; give a list of them")
+        raise errors.UserError("texts is one string; give a list of them")
     some = []
     for text in texts:
         some.append(text)

@@ -21,7 +21,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.optim import query_distillation
 from jaxlab.retrieval import refit
 
@@ -165,11 +165,11 @@ def tour_queries(
     Array([[0.29, 0.71]], dtype=float32)
     """
     if form not in ("hard", "soft"):
-        raise types.UserError(f"form {form!r}; use 'hard' or 'soft'")
+        raise errors.UserError(f"form {form!r}; use 'hard' or 'soft'")
     if not 0 <= turn < turns:
-        raise types.UserError(f"turn {turn} of {turns}; count from 0")
+        raise errors.UserError(f"turn {turn} of {turns}; count from 0")
     if turn and previous is None:
-        raise types.UserError(f"turn {turn}: give the queries before as `previous`")
+        raise errors.UserError(f"turn {turn}: give the queries before as `previous`")
     rates = [learning_rate * (1 - i / turns) for i in (turn, turn - 1)]
     return _tour_turn(
         queries,

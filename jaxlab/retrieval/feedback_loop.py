@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.retrieval import feedback as feedback_lib
 from jaxlab.retrieval import index as index_lib
 from jaxlab.retrieval import refit, rerank
@@ -138,9 +138,9 @@ def feedback(
     ([[0, 1, 2]], [2])
     """
     if merge not in MERGES:
-        raise types.UserError(f"merge {merge!r}; use one of {', '.join(MERGES)}")
+        raise errors.UserError(f"merge {merge!r}; use one of {', '.join(MERGES)}")
     if batch < 1:
-        raise types.UserError(f"batch {batch}; use 1 or more")
+        raise errors.UserError(f"batch {batch}; use 1 or more")
     watch, ask = _Watch(), _Asked(index, reranker, len(queries))
     ranked, moved = [], []
     for start in range(0, len(queries), batch):
@@ -256,12 +256,12 @@ class _Asked:
 
     def _refuse(self, scores, query, row) -> None:
         if scores.shape != query.shape:
-            raise types.UserError(
+            raise errors.UserError(
                 f"the reranker returned shape {scores.shape} for {len(query)} pairs; "
                 "return one score a pair"
             )
         if len(bad := np.flatnonzero(~np.isfinite(scores))):
-            raise types.UserError(
+            raise errors.UserError(
                 f"the reranker gave {scores[bad[0]]} for query {query[bad[0]]} and "
                 f"document {self._index.ids[row[bad[0]]]}; give finite scores"
             )

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.retrieval import metrics
 
 _HEADER = ["query-id", "corpus-id", "score"]
@@ -89,9 +89,9 @@ def read_beir(
     known = {*corpus.ids}
     for query, judgments in qrels.items():
         if query not in queries:
-            raise types.UserError(f"{path} judges query {query!r}, which has no text")
+            raise errors.UserError(f"{path} judges query {query!r}, which has no text")
         if unknown := judgments.keys() - known:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{path} judges document {min(unknown)!r}, which is not in the corpus"
             )
     return Beir(corpus, {q: x for q, x in queries.items() if q in qrels}, qrels)
@@ -107,7 +107,7 @@ def read_corpus(path: str | pathlib.Path) -> Corpus:
     for place, row in _json_rows(pathlib.Path(path)):
         title = row.get("title") or ""
         if not isinstance(title, str):
-            raise types.UserError(f'{place}: "title" is not a string; make it one')
+            raise errors.UserError(f'{place}: "title" is not a string; make it one')
         corpus.ids.append(_identity(row, place))
         corpus.titles.append(title)
         corpus.texts.append(_string(row, "text", place))
@@ -145,7 +145,7 @@ def read_qrels(
         if first and "query-id" in columns:
             header, first = columns, False
             if {*header} - {*_HEADER, "split"} or {*_HEADER} - {*header}:
-                raise types.UserError(
+                raise errors.UserError(
                     f"{place}: columns {', '.join(header)}; use {', '.join(_HEADER)}"
                 )
             continue
@@ -156,11 +156,11 @@ def read_qrels(
         judgments = qrels.setdefault(row["query-id"], {})
         score, document = int(row["score"]), row["corpus-id"]
         if judgments.setdefault(document, score) != score:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{place}: {document!r} was judged {judgments[document]} before"
             )
     if not qrels:
-        raise types.UserError(
+        raise errors.UserError(
             f"{path} holds no judgment{f' of split {split!r}' if split else ''}"
         )
     return qrels
@@ -178,7 +178,7 @@ def write_run(
     for query, scores in run.items():
         for name in (query, tag, *scores):
             if not name or name.split() != [name]:
-                raise types.UserError(
+                raise errors.UserError(
                     f"{name!r} cannot be a column of a run; use names without spaces"
                 )
         for rank, document in enumerate(metrics.ranking(scores, query), start=1):
@@ -197,13 +197,13 @@ def read_run(path: str | pathlib.Path) -> dict[str, dict[str, float]]:
     for place, line in _lines(pathlib.Path(path)):
         columns = line.split()
         if len(columns) != 6:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{place}: {len(columns)} columns; use query Q0 document rank score tag"
             )
         query, _, document, _, score, _ = columns
         scores = run.setdefault(query, {})
         if document in scores:
-            raise types.UserError(f"{place}: {document!r} comes twice for {query!r}")
+            raise errors.UserError(f"{place}: {document!r} comes twice for {query!r}")
         scores[document] = _number(score, place)
     return run
 
@@ -223,11 +223,11 @@ def read_results(path: str | pathlib.Path) -> metrics.Evaluation:
     rows = ((place, line.split("\t")) for place, line in _lines(pathlib.Path(path)))
     place, header = next(rows)
     if header[0] != "query-id" or len(header) < 2:
-        raise types.UserError(f"{place}: no header query-id, metric, ...")
+        raise errors.UserError(f"{place}: no header query-id, metric, ...")
     queries, values = [], []
     for place, row in rows:
         if len(row) != len(header):
-            raise types.UserError(f"{place}: {len(row)} columns, not {len(header)}")
+            raise errors.UserError(f"{place}: {len(row)} columns, not {len(header)}")
         queries.append(row[0])
         values.append([_number(x, place) for x in row[1:]])
     _refuse_repeated(path, queries)
@@ -243,7 +243,7 @@ def _found(folder: pathlib.Path, *names: str) -> pathlib.Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise types.UserError(f"{folder} has no {' or '.join(names)}; add one")
+    raise errors.UserError(f"{folder} has no {' or '.join(names)}; add one")
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[str, str]]:
@@ -258,14 +258,14 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[str, str]]:
                     some = True
                     yield f"{path}:{number}", line.rstrip("\r\n")
     except UnicodeDecodeError:
-        raise types.UserError(
+        raise errors.UserError(
             f"{path}:{number} is not UTF-8; convert the file, e.g. iconv -f latin1 -t "
             "utf-8"
         ) from None
     except (OSError, EOFError, zlib.error) as error:
-        raise types.UserError(f"{path} cannot be read ({error})") from None
+        raise errors.UserError(f"{path} cannot be read ({error})") from None
     if not some:
-        raise types.UserError(f"{path} holds no line; add some")
+        raise errors.UserError(f"{path} holds no line; add some")
 
 
 def _json_rows(path) -> Iterator[tuple[str, dict]]:
@@ -273,12 +273,12 @@ def _json_rows(path) -> Iterator[tuple[str, dict]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{place} is not JSON ({error.msg} at column {error.colno}); write one "
                 "object a line"
             ) from None
         if not isinstance(row, dict):
-            raise types.UserError(f"{place} is not a JSON object; write one a line")
+            raise errors.UserError(f"{place} is not a JSON object; write one a line")
         yield place, row
 
 
@@ -287,13 +287,13 @@ def _identity(row, place) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not (isinstance(value, str) and value):
-        raise types.UserError(f'{place} has no "_id"; give every line its own')
+        raise errors.UserError(f'{place} has no "_id"; give every line its own')
     return value
 
 
 def _string(row, field, place) -> str:
     if not isinstance(row.get(field), str):
-        raise types.UserError(f'{place} has no string "{field}"; add it, or ""')
+        raise errors.UserError(f'{place} has no string "{field}"; add it, or ""')
     return row[field]
 
 
@@ -301,14 +301,14 @@ def _judgment(columns, header, place) -> dict[str, str]:
     names = header or (_HEADER if len(columns) == 3 else ["query-id", "", *_HEADER[1:]])
     if len(columns) != len(names) or not all(columns):
         wanted = header or _HEADER
-        raise types.UserError(
+        raise errors.UserError(
             f"{place}: {len(columns)} columns; use {', '.join(wanted)}"
         )
     row = dict(zip(names, columns, strict=True))
     try:
         int(row["score"])
     except ValueError:
-        raise types.UserError(
+        raise errors.UserError(
             f"{place}: judgment {row['score']!r} is not a whole number"
         ) from None
     return row
@@ -320,7 +320,7 @@ def _number(text, place) -> float:
     except ValueError:
         value = math.nan
     if math.isnan(value):
-        raise types.UserError(f"{place}: {text!r} is not a number")
+        raise errors.UserError(f"{place}: {text!r} is not a number")
     return value
 
 
@@ -328,7 +328,7 @@ def _refuse_repeated(path, ids) -> None:
     if len({*ids}) < len(ids):
         seen: set[str] = set()
         twice = next(x for x in ids if x in seen or seen.add(x))
-        raise types.UserError(f"{path}: id {twice!r} comes twice; make ids unique")
+        raise errors.UserError(f"{path}: id {twice!r} comes twice; make ids unique")
 
 
 def _write(path, lines) -> None:

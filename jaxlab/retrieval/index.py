@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.retrieval import index_files, topk
 
 _LARGEST = float(np.finfo(np.float32).max) / 2  # of a sum, with room for its rounding
@@ -59,7 +59,7 @@ class Index:
         # A copy: the device shares the memory, and the caller may write to his.
         rows = index_files.as_rows(np.array(given), dtype)
         if ids is not None and len(ids) != len(rows):
-            raise types.UserError(f"{len(ids)} ids for {len(rows)} vectors")
+            raise errors.UserError(f"{len(ids)} ids for {len(rows)} vectors")
         checked = None if ids is None else index_files.as_ids(ids)
         self._set(
             index_files.Stored(rows, checked, index_files.largest(rows), {}), mesh
@@ -187,7 +187,7 @@ class Index:
         """`search` with row numbers, i32[Q, k], instead of ids: what `take` takes."""
         queries = self._checked(queries)
         if k < 1:
-            raise types.UserError(f"k {k}; use 1 or more")
+            raise errors.UserError(f"k {k}; use 1 or more")
         blocks = self._blocks
         if blocks is None:
             blocks = topk.placed_blocks(self._vectors, self._mesh)
@@ -200,16 +200,16 @@ class Index:
     def _checked(self, queries):
         given = np.shape(queries)
         if len(given) != 2 or given[1] != self.dim:
-            raise types.UserError(
+            raise errors.UserError(
                 f"queries have shape {list(given)}; use [Q, {self.dim}]"
             )
         try:
             queries = index_files.as_rows(queries, "float32")
-        except types.UserError as error:
-            raise types.UserError(f"queries: {error}") from None
+        except errors.UserError as error:
+            raise errors.UserError(f"queries: {error}") from None
         bound = index_files.largest(queries) * self._largest * self.dim
         if bound > _LARGEST:
-            raise types.UserError(
+            raise errors.UserError(
                 f"inner products may reach {bound:.1e}, too large for float32; divide "
                 "the vectors or the queries by their lengths"
             )

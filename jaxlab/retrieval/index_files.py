@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.core import report, types
+from jaxlab.core import errors, report
 
 DTYPES = ("float32", "bfloat16")
 Batches = Iterable[np.ndarray] | Callable[[int], Iterable[np.ndarray]]
@@ -62,7 +62,7 @@ def build(
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if dtype not in DTYPES:
-        raise types.UserError(f"dtype {dtype!r}; use one of {', '.join(DTYPES)}")
+        raise errors.UserError(f"dtype {dtype!r}; use one of {', '.join(DTYPES)}")
     lines = None if ids is None else _id_lines(as_ids(ids))
     header = {
         "format": _FORMAT,
@@ -97,7 +97,7 @@ def append(
     state, old = _description(folder), read(folder).ids
     if (ids is None) != (old is None):
         fix = "has no ids; give none" if old is None else "has ids; give as many"
-        raise types.UserError(f"{folder} {fix}")
+        raise errors.UserError(f"{folder} {fix}")
     total = lines = None
     if ids is not None:
         as_ids([*old, *ids])
@@ -120,11 +120,11 @@ def read(folder: str | pathlib.Path, *, verify: bool = False) -> Stored:
     shape, path = (state["rows"], state["dim"]), folder / _VECTORS
     size = _row_bytes(state) * state["rows"]
     if not path.is_file() or path.stat().st_size < size:
-        raise types.UserError(
+        raise errors.UserError(
             f"{path} is shorter than its {state['rows']} rows; build the index again"
         )
     if verify and _crc_of(path, size) != state["crc32"]:
-        raise types.UserError(
+        raise errors.UserError(
             f"{path} does not match its checksum; build the index again"
         )
     dtype = jnp.dtype(state["dtype"])
@@ -148,14 +148,14 @@ def as_rows(batch: Any, dtype: Any, first: int = 0) -> np.ndarray:
     batch = np.asarray(batch)
     is_real = any(jnp.issubdtype(batch.dtype, x) for x in (np.floating, np.integer))
     if batch.ndim != 2 or not is_real or not batch.shape[1]:
-        raise types.UserError(
+        raise errors.UserError(
             f"vectors are {batch.dtype}{list(batch.shape)}; give real numbers [N, dim]"
         )
     with np.errstate(over="ignore"):
         rows = np.ascontiguousarray(batch, dtype=jnp.dtype(dtype))
     if not np.isfinite(rows).all():
         bad = first + int(np.argmin(np.isfinite(rows).all(axis=1)))
-        raise types.UserError(
+        raise errors.UserError(
             f"vector {bad} is not finite in {jnp.dtype(dtype).name}; leave it out or "
             "encode it again"
         )
@@ -170,13 +170,13 @@ def _grown(file, batches, state, total, record=None) -> dict[str, Any]:
         rows = as_rows(batch, state["dtype"], state["rows"])
         dim = state["dim"] or rows.shape[1]
         if rows.shape[1] != dim:
-            raise types.UserError(
+            raise errors.UserError(
                 f"vectors from row {state['rows']} have {rows.shape[1]} dimensions, "
                 f"those before {dim}; use one encoder"
             )
         count = state["rows"] + len(rows)
         if total is not None and count > total:
-            raise types.UserError(f"{total} ids for {count} vectors; give as many")
+            raise errors.UserError(f"{total} ids for {count} vectors; give as many")
         data = memoryview(rows.view(np.uint8)) if len(rows) else b""
         file.write(data)
         file.flush()
@@ -217,12 +217,12 @@ def _resumed(folder, header) -> dict[str, Any]:
         return {**header, "rows": 0, "dim": 0, "crc32": 0, "largest": 0.0}
     state = json.loads(path.read_text("utf-8"))
     if other := [name for name in header if state[name] != header[name]]:
-        raise types.UserError(
+        raise errors.UserError(
             f"{folder} holds an unfinished index with other {', '.join(other)}; "
             f"remove {path.name} there to start anew"
         )
     if _crc_of(part, state["rows"] * _row_bytes(state)) != state["crc32"]:
-        raise types.UserError(
+        raise errors.UserError(
             f"{part} does not match its checksum; remove {path.name} there to start "
             "anew"
         )
@@ -231,9 +231,9 @@ def _resumed(folder, header) -> dict[str, Any]:
 
 def _check_complete(state, total) -> None:
     if not state["dim"]:
-        raise types.UserError("no vectors were given; give at least one batch")
+        raise errors.UserError("no vectors were given; give at least one batch")
     if total is not None and state["rows"] != total:
-        raise types.UserError(f"{total} ids for {state['rows']} vectors; give as many")
+        raise errors.UserError(f"{total} ids for {state['rows']} vectors; give as many")
 
 
 def _row_bytes(state) -> int:
@@ -246,14 +246,14 @@ def _description(folder) -> dict[str, Any]:
         fix = "was not finished; build it again, it goes on"
         if not (folder / _BUILDING).exists():
             fix = "is not an index; build one with Index.build"
-        raise types.UserError(f"{folder} {fix}")
+        raise errors.UserError(f"{folder} {fix}")
     try:
         state = json.loads(path.read_text("utf-8"))
         if state["format"] == _FORMAT:
             return state
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         pass
-    raise types.UserError(f"{path} is damaged or newer than this; build it again")
+    raise errors.UserError(f"{path} is damaged or newer than this; build it again")
 
 
 def _crc_of(path, size) -> int | None:
@@ -277,11 +277,11 @@ def as_ids(ids: Sequence[str | int]) -> np.ndarray:
     ids = [x.item() if isinstance(x, np.generic) else x for x in ids]
     kinds = {type(x) for x in ids}
     if len(kinds) > 1 or not kinds <= {str, int}:
-        raise types.UserError("ids must be all strings or all whole numbers")
+        raise errors.UserError("ids must be all strings or all whole numbers")
     if len(set(ids)) < len(ids):
         seen: set = set()
         twice = next(x for x in ids if x in seen or seen.add(x))
-        raise types.UserError(f"id {twice!r} is given twice; ids name one vector each")
+        raise errors.UserError(f"id {twice!r} is given twice; ids name one vector each")
     array = np.empty(len(ids), np.int64 if kinds == {int} else object)
     array[:] = ids
     return array
@@ -306,5 +306,5 @@ def _read_ids(folder, state) -> np.ndarray:
         with path.open("rb") as file:
             data = file.read(state["ids"]["bytes"])
     if _summary(data) != state["ids"]:
-        raise types.UserError(f"{path} does not match its checksum; build it again")
+        raise errors.UserError(f"{path} does not match its checksum; build it again")
     return as_ids([json.loads(line) for line in data.splitlines()])

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.stats import bootstrap
 
 Run = Mapping[str, Mapping[str, float]]  # query id -> document id -> score
@@ -72,7 +72,7 @@ def evaluate(qrels: Qrels, run: Run, metrics: Sequence[str] = DEFAULT) -> Evalua
     judged = {query: judgments for query, judgments in qrels.items() if judgments}
     missing = tuple(query for query in judged if query not in run)
     if len(missing) == len(judged):
-        raise types.UserError(
+        raise errors.UserError(
             f"the run holds none of the {len(judged)} judged queries; compare their ids"
         )
     rows = {name: np.zeros(len(judged)) for name in metrics}
@@ -95,7 +95,7 @@ def ranking(scores: Mapping[str, float], query: str = "") -> list[str]:
     values = np.array([scores[x] for x in ids], np.float32)
     if np.isnan(values).any():
         bad = ids[int(np.argmax(np.isnan(values)))]
-        raise types.UserError(f"query {query!r}: the score of {bad!r} is NaN")
+        raise errors.UserError(f"query {query!r}: the score of {bad!r} is NaN")
     return [ids[i] for i in np.argsort(-values, kind="stable")]
 
 
@@ -121,9 +121,9 @@ def compare(
         UserError: other queries, or a metric that was not measured.
     """
     if a.queries != b.queries:
-        raise types.UserError("the evaluations are of other queries; use one qrels")
+        raise errors.UserError("the evaluations are of other queries; use one qrels")
     if lacking := {metric} - (a.values.keys() & b.values.keys()):
-        raise types.UserError(f"{lacking.pop()} was not measured in both")
+        raise errors.UserError(f"{lacking.pop()} was not measured in both")
     return bootstrap.paired_difference(
         a.values[metric],
         b.values[metric],
@@ -151,7 +151,7 @@ def as_run(
 def _parsed(name):
     match = _METRIC.fullmatch(name)
     if match is None:
-        raise types.UserError(
+        raise errors.UserError(
             f"unknown metric {name!r}; use recall, map, mrr or ndcg, with @k for the "
             "first k, e.g. ndcg@10"
         )

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.optim import query_distillation
 
 
@@ -107,14 +107,14 @@ def refit_queries(
     _check_shapes(queries, candidates, teacher_scores, where)
     query_distillation.check_options(direction, loss, teacher_temperature)
     if num_updates < 0:
-        raise types.UserError(f"num_updates {num_updates}; use 0 or more")
+        raise errors.UserError(f"num_updates {num_updates}; use 0 or more")
     if callable(learning_rate):
-        raise types.UserError(
+        raise errors.UserError(
             "learning_rate is a schedule; pass optimizer=optax.adam(schedule)"
         )
     if isinstance(student_scale, str):
         if student_scale != "match_range":
-            raise types.UserError(
+            raise errors.UserError(
                 f"student_scale {student_scale!r}; use 'match_range' or numbers"
             )
         student_scale = None
@@ -273,12 +273,12 @@ def _check_shapes(queries, candidates, teacher_scores, where):
     wanted = (*teacher_scores.shape, *queries.shape[1:])
     fits = queries.ndim == 2 and teacher_scores.ndim == 2 and teacher_scores.shape[1]
     if not fits or candidates.shape != wanted or len(queries) != len(teacher_scores):
-        raise types.UserError(
+        raise errors.UserError(
             f"queries, candidates, teacher_scores have shapes {queries.shape}, "
             f"{candidates.shape}, {teacher_scores.shape}; use [B, dim], [B, K, dim], "
             "[B, K] with K > 0"
         )
     if where is not None and jnp.shape(where) != teacher_scores.shape:
-        raise types.UserError(
+        raise errors.UserError(
             f"where has shape {jnp.shape(where)}; use {teacher_scores.shape}"
         )

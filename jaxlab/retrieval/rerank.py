@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jaxlab.core import types
+from jaxlab.core import errors
 
 Reranker = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -83,7 +83,7 @@ class Remembered:
         scores = np.asarray(self._score(queries, rows), np.float32)
         each = (time.perf_counter() - started) / len(pairs)
         if scores.shape != (len(pairs),):
-            raise types.UserError(
+            raise errors.UserError(
                 f"the reranker returned shape {scores.shape} for {len(pairs)} pairs; "
                 "return one score a pair"
             )
@@ -106,7 +106,7 @@ class Remembered:
             return
         content = self._path.read_bytes()
         if not content.startswith(header):
-            raise types.UserError(
+            raise errors.UserError(
                 f"{self._path} has the scores of other models or texts; remove it or "
                 "use another folder"
             )

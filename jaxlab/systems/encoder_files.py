@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxlab import models
-from jaxlab.core import checkpoint, types
+from jaxlab.core import checkpoint, errors, types
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
 # Of BertConfig: how it is computed, not what; a run says it in its `model` section.
@@ -49,7 +49,7 @@ def load_encoder(
     """
     opened = load(path, step=step, mesh=mesh)
     if opened.config.head == "score":
-        raise types.UserError(
+        raise errors.UserError(
             f"{path} scores pairs, it has no vectors of texts; give a bi-encoder"
         )
     return opened
@@ -73,7 +73,7 @@ def load_scorer(
     """
     opened = load(path, step=step, mesh=mesh)
     if opened.config.head != "score" or len(opened.config.labels) != 1:
-        raise types.UserError(
+        raise errors.UserError(
             f"{path} does not score pairs with one number; give a cross-encoder, e.g. "
             "a run of configs/refit.py:cross_encoder"
         )
@@ -121,10 +121,10 @@ def load(
     run = _run(folder)
     if run is None:
         if step is not None:
-            raise types.UserError(f"{path} is a Hugging Face folder, it has no step")
+            raise errors.UserError(f"{path} is a Hugging Face folder, it has no step")
         config, params = models.hf.load(path, mesh=mesh)
         if not isinstance(config, models.BertConfig):
-            raise types.UserError(f"{path} is a language model; this needs an encoder")
+            raise errors.UserError(f"{path} is a language model; this needs an encoder")
         return Opened(config, params, tokenizer_lib.load(folder))
     config = models.BertConfig(**run["encoder"])
     params = checkpoint.load_params(folder, step, mesh)
@@ -134,7 +134,7 @@ def load(
 def _run(folder: pathlib.Path) -> Mapping[str, Any] | None:
     """The config.json of a run of an encoder; None for anything else."""
     if not folder.is_dir():
-        raise types.UserError(
+        raise errors.UserError(
             f"no folder {folder}; give a run of an encoder or a Hugging Face folder"
         )
     try:

@@ -24,7 +24,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxlab import models
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.models import sections as sections_lib
 from jaxlab.systems.olmo import pretraining
 
@@ -59,13 +59,15 @@ def write_start(
         UserError: no data.folder, no such domain, an untied model.
     """
     if not config.data.folder:
-        raise types.UserError("set data.folder: where the corpus is prepared and stays")
+        raise errors.UserError(
+            "set data.folder: where the corpus is prepared and stays"
+        )
     if not config.model.tied:
-        raise types.UserError("set model.tied: the head has to be the embedding")
+        raise errors.UserError("set model.tied: the head has to be the embedding")
     out = pathlib.Path(out)
     corpus = pretraining.open_corpus(config.data, out)
     if domain not in corpus.train:
-        raise types.UserError(
+        raise errors.UserError(
             f"no domain {domain!r}; the domains are {', '.join(corpus.train)}"
         )
     model_config = sections_lib.transformer_config(config.model, corpus.tokenizer, mesh)
@@ -118,7 +120,7 @@ def token_vectors(
     [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
     if min(len(documents), vocab) < dim:
-        raise types.UserError(
+        raise errors.UserError(
             f"{len(documents)} documents of {vocab} tokens do not span {dim} "
             "dimensions; add documents or cut model.embed"
         )

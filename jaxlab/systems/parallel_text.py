@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.corpus import documents
 from jaxlab.data.examples import labelled
 
@@ -74,7 +74,7 @@ def pretraining_text(
         UserError: a file of a test split, nothing to pair, an unreadable file.
     """
     if interleaved and pivot:
-        raise types.UserError("pivot chooses pairs; interleaved texts are not paired")
+        raise errors.UserError("pivot chooses pairs; interleaved texts are not paired")
     texts: dict[str, list[str]] = {}
     parallel: list[str] = []
     random = np.random.default_rng(seed)
@@ -88,13 +88,13 @@ def pretraining_text(
             parallel += _pairs(found, pivot)
     if any(source.parallel for source in sources):
         if not parallel:
-            raise types.UserError("no text has a translation; check the ids")
+            raise errors.UserError("no text has a translation; check the ids")
         texts["parallel"] = parallel
     out = pathlib.Path(out)
     try:
         out.mkdir(parents=True)
     except FileExistsError:
-        raise types.UserError(f"{out} exists; remove it or name another") from None
+        raise errors.UserError(f"{out} exists; remove it or name another") from None
     for name, own in texts.items():
         lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in own)
         (out / f"{name}.jsonl").write_text("".join(lines), "utf-8")
@@ -123,11 +123,11 @@ def _texts_by_id(source: Texts, language: str) -> dict[str, str]:
     found = {}
     for path in map(pathlib.Path, source.files[language]):
         if "test" in (path.parent.name, *re.split(r"[._-]", path.name)):
-            raise types.UserError(f"{path} is of a test split; leave it out")
+            raise errors.UserError(f"{path} is of a test split; leave it out")
         for key, text in _read_texts(path):
             key = key if source.parallel else f"{path} {key}"
             if key in found:
-                raise types.UserError(f"{path}: two texts of {language} are {key!r}")
+                raise errors.UserError(f"{path}: two texts of {language} are {key!r}")
             found[key] = text
     return found
 

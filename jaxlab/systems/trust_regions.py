@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlab import models, objectives, optim
-from jaxlab.core import factored_logits, step, types
+from jaxlab.core import errors, factored_logits, step, types
 
 METHODS = (
     "plain", "sam", "asam", "fsam", "tram_theta", "tram_theta0", "tram_ema", "tram_x",
@@ -70,7 +70,7 @@ class TrustConfig:
     def __post_init__(self):
         """Refuses a method that does not exist."""
         if self.method not in METHODS:
-            raise types.UserError(
+            raise errors.UserError(
                 f"trust.method {self.method!r}; use one of {', '.join(METHODS)}"
             )
 
@@ -137,7 +137,7 @@ def evaluated(params: types.Params, config: TrustConfig) -> types.Params:
         return params
     heads = [name for name in ("lm_head", "classify") if name in params]
     if not heads:
-        raise types.UserError("trust.method r4f needs a head of its own; untie it")
+        raise errors.UserError("trust.method r4f needs a head of its own; untie it")
     kernel = objectives.divided_by_norm(params[heads[0]]["kernel"])
     return {**params, heads[0]: {"kernel": kernel}}
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from jaxlab import ablation, models
 from jaxlab.ablation import ensemble
+from jaxlab.core import errors
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import types
 from jaxlab.evals import perplexity
 
 MODEL = models.Decoder(
@@ -154,7 +154,7 @@ def test_models_as_they_are_have_the_losses_of_their_pool():
     alone = [{name: 1.0} for name in "abc"]
     expected = ablation.document_losses(pool(), alone, losses, BATCHES)
     chex.assert_trees_all_close(found, expected, rtol=1e-5)
-    with pytest.raises(types.UserError, match="no models"):
+    with pytest.raises(errors.UserError, match="no models"):
         ablation.model_losses([], losses, BATCHES)
 
 
@@ -175,7 +175,7 @@ def test_a_member_without_a_finite_loss_spoils_only_its_own_mixtures():
 
 def test_an_expert_that_diverged_is_refused_by_name():
     experts = {"good": from_seed(0), "bad": jax.tree.map(jnp.log, from_seed(1))}
-    with pytest.raises(types.UserError, match="bad: parameters that are not finite"):
+    with pytest.raises(errors.UserError, match="bad: parameters that are not finite"):
         ablation.ModelPool.create(experts)
 
 
@@ -234,14 +234,14 @@ def test_a_digest_sees_every_part():
 
 
 def test_bad_ensembles_are_refused():
-    with pytest.raises(types.UserError, match="no batches"):
+    with pytest.raises(errors.UserError, match="no batches"):
         ablation.expert_logps(pool(), logps, [])
     nothing = [{**BATCHES[1], "loss_mask": jnp.zeros((3, 5))}]
-    with pytest.raises(types.UserError, match="no token that counts"):
+    with pytest.raises(errors.UserError, match="no token that counts"):
         ablation.expert_logps(pool(), logps, nothing)
-    with pytest.raises(types.UserError, match="must be of the same experts"):
+    with pytest.raises(errors.UserError, match="must be of the same experts"):
         ensemble.document_losses(known(), np.eye(2))
-    with pytest.raises(types.UserError, match="are of other text"):
+    with pytest.raises(errors.UserError, match="are of other text"):
         ablation.predictions(pool(), [{"a": 1}], losses, BATCHES[:1], logps=known())
 
 
@@ -263,7 +263,7 @@ def test_weights_by_source_and_by_tokens_have_their_written_out_values():
     assert sized.mixture("ac") == {"a": 0.5, "c": 0.5}
     for pair in itertools.permutations("ab"):
         assert list(sized.mixture(pair)) == list(pair)
-    with pytest.raises(types.UserError, match="does not know its partitions' tokens"):
+    with pytest.raises(errors.UserError, match="does not know its partitions' tokens"):
         pool().mixture("ab", "tokens")
-    with pytest.raises(types.UserError, match="sources of no expert: x"):
+    with pytest.raises(errors.UserError, match="sources of no expert: x"):
         ablation.ModelPool.create({"a": params}, sources={"x": "papers"})

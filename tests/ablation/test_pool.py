@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxlab import ablation, merge
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.stats import bootstrap, correlation
 
 # Experts are points; the loss of params on a document at x is |params - x|^2 nats a
@@ -122,7 +122,7 @@ def test_documents_are_kept_apart_and_padding_left_out():
         result[0], result[2], key=jax.random.key(0), resamples=50
     )
     assert interval.high < 0  # math is the better one on every document
-    with pytest.raises(types.UserError, match="one total and weight a row"):
+    with pytest.raises(errors.UserError, match="one total and weight a row"):
         ablation.proxy_losses(pool(), mixtures, losses, DOCUMENTS, by_document=True)
 
 
@@ -238,11 +238,11 @@ def test_weights_of_a_mixture_are_differentiable_through_the_pool():
 
 def test_bad_pools_are_refused():
     good = {"a": params([0.0, 1.0]), "b": params([1.0, 0.0])}
-    with pytest.raises(types.UserError, match="at least one expert"):
+    with pytest.raises(errors.UserError, match="at least one expert"):
         ablation.ModelPool.create({})
-    with pytest.raises(types.UserError, match="units are given for a but"):
+    with pytest.raises(errors.UserError, match="units are given for a but"):
         ablation.ModelPool.create(good, units={"a": 1})
-    with pytest.raises(types.UserError, match="expert b has 0 units"):
+    with pytest.raises(errors.UserError, match="expert b has 0 units"):
         ablation.ModelPool.create(good, units={"a": 1, "b": 0})
     with pytest.raises(ValueError, match=r"w: float32\[2\] in tree 0 vs float32\[1\]"):
         ablation.ModelPool.create(good | {"c": params([0.0])})
@@ -256,31 +256,31 @@ def test_bad_mixtures_are_refused():
         lambda: pool().weights([{"poetry": 1}]),
         lambda: pool().expert("poetry"),
     ):
-        with pytest.raises(types.UserError, match="no expert poetry; the pool has"):
+        with pytest.raises(errors.UserError, match="no expert poetry; the pool has"):
             call()
-    with pytest.raises(types.UserError, match="both required and forbidden"):
+    with pytest.raises(errors.UserError, match="both required and forbidden"):
         pool().mixtures(must=["web"], forbid=["web"])
-    with pytest.raises(types.UserError, match="0 mixtures fit"):
+    with pytest.raises(errors.UserError, match="0 mixtures fit"):
         pool().mixtures(1, must=["web", "code"])
-    with pytest.raises(types.UserError, match="use 'macro', 'micro' or 'tokens'"):
+    with pytest.raises(errors.UserError, match="use 'macro', 'micro' or 'tokens'"):
         pool().mixtures(weighting="mean")
     many = {str(i): {"w": np.zeros(1, np.float32)} for i in range(18)}
-    with pytest.raises(types.UserError, match="262143 mixtures fit"):
+    with pytest.raises(errors.UserError, match="262143 mixtures fit"):
         ablation.ModelPool.create(many).mixtures()
     for weights in ({}, {"web": 0}, {"web": -1, "code": 2}, {"web": np.nan}):
-        with pytest.raises(types.UserError, match="not negative and not all 0"):
+        with pytest.raises(errors.UserError, match="not negative and not all 0"):
             pool().weights([weights])
-    with pytest.raises(types.UserError, match="no mixtures"):
+    with pytest.raises(errors.UserError, match="no mixtures"):
         pool().weights([])
 
 
 def test_bad_evaluations_are_refused():
     one = [{"web": 1}]
-    with pytest.raises(types.UserError, match="no batches"):
+    with pytest.raises(errors.UserError, match="no batches"):
         ablation.proxy_losses(pool(), one, losses, [])
-    with pytest.raises(types.UserError, match="no token that counts"):
+    with pytest.raises(errors.UserError, match="no token that counts"):
         ablation.proxy_losses(pool(), one, losses, batches(([0, 0], 0), ([0, 0], 0)))
-    with pytest.raises(types.UserError, match="use 'map' or 'vmap'"):
+    with pytest.raises(errors.UserError, match="use 'map' or 'vmap'"):
         ablation.proxy_losses(pool(), one, losses, DOCUMENTS, mode="pmap")
-    with pytest.raises(types.UserError, match="no evaluation targets"):
+    with pytest.raises(errors.UserError, match="no evaluation targets"):
         ablation.rank_mixtures(pool(), one, {}, losses)

@@ -13,7 +13,7 @@ import pytest
 
 from jaxlab import ablation
 from jaxlab.ablation import pool_folder
-from jaxlab.core import checkpoint, types
+from jaxlab.core import checkpoint, errors
 
 BRANCH = pool_folder.Branch("fresh", "constant", 1e-3, warmup_steps=0, unit_tokens=1000)
 
@@ -76,7 +76,7 @@ def test_an_expert_that_was_trained_over_is_named(pool):
         for entry in path.iterdir():
             entry.rename(path.parent / "old")
     save(pool / "runs/code", params(7))
-    with pytest.raises(types.UserError) as error:
+    with pytest.raises(errors.UserError) as error:
         pool_folder.open(pool)
     assert "unit code in runs/code has changed" in str(error.value)
     assert "the seed cannot be loaded" in str(error.value)
@@ -136,7 +136,7 @@ def test_units_that_are_added_at_once_are_all_kept(pool):
 )
 def test_units_that_do_not_belong_are_refused(pool, changes, message):
     before = (pool / "pool.json").read_bytes()
-    with pytest.raises(types.UserError, match=message):
+    with pytest.raises(errors.UserError, match=message):
         pool_folder.add(pool, dataclasses.replace(unit("math", params(3)), **changes))
     assert (pool / "pool.json").read_bytes() == before
 
@@ -150,16 +150,16 @@ def test_a_pool_is_made_once(pool, tmp_path):
     assert (pool / "pool.json").read_bytes() == before
     carried = dataclasses.replace(BRANCH, optimizer_state="carried")
     for other in ((seed, carried), ("another", BRANCH)):
-        with pytest.raises(types.UserError, match="a pool of another seed or branch"):
+        with pytest.raises(errors.UserError, match="a pool of another seed or branch"):
             pool_folder.create(pool, "runs/seed", *other)
-    with pytest.raises(types.UserError, match=r"is no pool: it has no pool\.json"):
+    with pytest.raises(errors.UserError, match=r"is no pool: it has no pool\.json"):
         pool_folder.open(tmp_path)
-    with pytest.raises(types.UserError, match="is no pool"):
+    with pytest.raises(errors.UserError, match="is no pool"):
         pool_folder.add(tmp_path / "nowhere", unit("a", params(1)))
     pool_folder.create(tmp_path / "new", "seed", seed, BRANCH)
-    with pytest.raises(types.UserError, match="has no units yet"):
+    with pytest.raises(errors.UserError, match="has no units yet"):
         pool_folder.open(tmp_path / "new")
     (tmp_path / "new" / "pool.json").write_text('{"version": 1, "units": []}')
-    with pytest.raises(types.UserError, match="cannot be understood"):
+    with pytest.raises(errors.UserError, match="cannot be understood"):
         pool_folder.read(tmp_path / "new")
     assert ablation.pool_folder is pool_folder

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from jaxlab import ablation
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.stats import correlation, ratios
 
 KEY = jax.random.key(0)
@@ -205,15 +205,15 @@ def test_regret_is_what_the_choice_costs():
     trained = ablation.DocumentLosses(np.array([[6.0], [2.0], [4.0]]), np.array([2.0]))
     assert [ablation.regret(i, trained) for i in range(3)] == [2, 0, 1]
     assert ablation.regret(0, [2.0, np.nan, 1.5]) == 0.5
-    with pytest.raises(types.UserError, match="mixture 1 has no trained loss"):
+    with pytest.raises(errors.UserError, match="mixture 1 has no trained loss"):
         ablation.regret(1, [2.0, np.nan, 1.5])
 
 
 def test_sides_that_do_not_belong_together_are_refused():
     values = np.arange(12.0)
-    with pytest.raises(types.UserError, match="of different targets"):
+    with pytest.raises(errors.UserError, match="of different targets"):
         rows_of({"x": values}, {"y": values})
-    with pytest.raises(types.UserError, match=r"\[12, 11\] mixtures, and 12 sizes"):
+    with pytest.raises(errors.UserError, match=r"\[12, 11\] mixtures, and 12 sizes"):
         rows_of({"x": values}, {"x": values[1:]})
-    with pytest.raises(types.UserError, match="of other documents"):
+    with pytest.raises(errors.UserError, match="of other documents"):
         rows_of({"x": noisy(values, seed=0)}, {"x": noisy(values, seed=1)})

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from jaxlab import ablation, models
 from jaxlab.ablation import ensemble, limits
+from jaxlab.core import errors
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import types
 from jaxlab.evals import perplexity
 
 # Experts are the corners of a simplex; the loss at w is |w - target|^2, so that the
@@ -188,7 +188,7 @@ def test_targets_that_do_not_count_do_not_decide():
     found = ablation.enumerate_best(corners(), both, target_weights={"one": 1})
     assert found.mixture == {"a": 1}
     assert found.by_target["two"] == math.inf
-    with pytest.raises(types.UserError, match="no mixture has a finite loss"):
+    with pytest.raises(errors.UserError, match="no mixture has a finite loss"):
         ablation.enumerate_best(corners(), both)
 
 
@@ -344,32 +344,32 @@ def test_limits_that_cannot_be_kept_end_in_one_line(within, message):
         lambda: ablation.convex_search(NAMES, {"t": random_logps(0, 6)}, within=within),
     )
     for search in searches:
-        with pytest.raises(types.UserError, match=message) as error:
+        with pytest.raises(errors.UserError, match=message) as error:
             search()
         assert "\n" not in str(error.value)
 
 
 def test_bad_searches_are_refused():
-    with pytest.raises(types.UserError, match="leave no weight free"):
+    with pytest.raises(errors.UserError, match="leave no weight free"):
         ablation.Limits(must=("a", "b"), least=0.5).region(NAMES)
-    with pytest.raises(types.UserError, match="no target u; there are t"):
+    with pytest.raises(errors.UserError, match="no target u; there are t"):
         ablation.enumerate_best(corners(), score(t=at(a=1)), target_weights={"u": 1})
-    with pytest.raises(types.UserError, match="not negative and not all 0"):
+    with pytest.raises(errors.UserError, match="not negative and not all 0"):
         ablation.enumerate_best(corners(), score(t=at(a=1)), target_weights={"t": 0})
-    with pytest.raises(types.UserError, match="t: not of 5 experts"):
+    with pytest.raises(errors.UserError, match="t: not of 5 experts"):
         ablation.convex_search("abcde", {"t": random_logps(0, 6)})
     nothing = random_logps(0, 2)
     nothing.logps[:, 7] = -np.inf
-    with pytest.raises(types.UserError, match="1 tokens get no finite probability"):
+    with pytest.raises(errors.UserError, match="1 tokens get no finite probability"):
         ablation.convex_search("ab", {"t": nothing})
     for call in (
         lambda: ablation.convex_search("ab", {}),
         lambda: ablation.enumerate_best(corners(), score()),
         lambda: ablation.gradient_search(corners(), {}, distance),
     ):
-        with pytest.raises(types.UserError, match="no evaluation targets"):
+        with pytest.raises(errors.UserError, match="no evaluation targets"):
             call()
-    with pytest.raises(types.UserError, match="needs a step, and batches"):
+    with pytest.raises(errors.UserError, match="needs a step, and batches"):
         ablation.gradient_search(corners(), {"t": []}, distance)
 
 
@@ -388,7 +388,7 @@ def test_the_pareto_front_of_written_out_losses():
     ]
     front = ablation.pareto_front(losses)
     assert front.tolist() == [True, True, False, True, True, False, False]
-    with pytest.raises(types.UserError, match="needed, not"):
+    with pytest.raises(errors.UserError, match="needed, not"):
         ablation.pareto_front([1.0, 2.0])
 
 

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxlab import cli
-from jaxlab.core import checkpoint, tree, types
+from jaxlab.core import checkpoint, errors, tree, types
 from jaxlab.core import checkpoint_files as saved
 from jaxlab.core import mesh as mesh_lib
 
@@ -137,7 +137,7 @@ def test_an_empty_or_missing_folder_has_no_checkpoint(tmp_path):
     target = _abstract(_state(), _mesh({"data": 1}))
     assert checkpoint.restore(tmp_path / "none", target) is None
     assert checkpoint.steps(tmp_path) == []
-    with pytest.raises(types.UserError, match="it has no checkpoint"):
+    with pytest.raises(errors.UserError, match="it has no checkpoint"):
         checkpoint.load_params(tmp_path)
 
 
@@ -150,7 +150,7 @@ def test_parameters_are_loaded_without_the_optimizer(tmp_path):
     kernel = params["blocks"]["kernel"]
     assert kernel.dtype == jnp.bfloat16
     assert kernel.sharding.shard_shape(kernel.shape) == (4, 4)
-    with pytest.raises(types.UserError, match="to load; it has steps 2, 1"):
+    with pytest.raises(errors.UserError, match="to load; it has steps 2, 1"):
         checkpoint.load_params(tmp_path, 7)
 
 
@@ -236,10 +236,10 @@ def test_when_all_are_corrupt_the_user_is_told_and_nothing_is_moved(tmp_path):
     for step in (1, 2):
         _flip_the_largest(folder / str(step))
     target = _abstract(_state(), _mesh({"data": 1}))
-    with pytest.raises(types.UserError, match=r"every checkpoint .* corrupt \(2, 1\)"):
+    with pytest.raises(errors.UserError, match=r"every checkpoint .* corrupt \(2, 1\)"):
         checkpoint.restore(folder, target)
     assert checkpoint.steps(folder) == [2, 1]
-    with pytest.raises(types.UserError, match="every checkpoint"):
+    with pytest.raises(errors.UserError, match="every checkpoint"):
         checkpoint.load_params(tmp_path)
 
 
@@ -248,7 +248,7 @@ def test_another_structure_is_refused_with_every_difference(tmp_path):
     other = _state()
     params = {"blocks": {"kernel": jnp.zeros((16, 9))}, "scale": jnp.zeros(8)}
     target = _abstract(other.replace(params=params), _mesh({"data": 1}))
-    with pytest.raises(types.UserError) as caught:
+    with pytest.raises(errors.UserError) as caught:
         checkpoint.restore(tmp_path, target)
     message = str(caught.value)
     assert "(3 differences)" in message
@@ -274,7 +274,7 @@ FULL_DISK = """
         with checkpoint.Checkpointer(folder) as saver:
             resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
             saver.save(2, {"w": jnp.ones(100_000)})
-    except types.UserError as error:
+    except errors.UserError as error:
         print(error)
 """
 
@@ -316,7 +316,7 @@ def test_a_step_that_is_saved_already_is_left_as_it_is(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "checkpoints").write_text("a file")
-    with pytest.raises(types.UserError, match="cannot open"):
+    with pytest.raises(errors.UserError, match="cannot open"):
         checkpoint.Checkpointer(tmp_path / "checkpoints")
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from jaxlab.core import config, types
+from jaxlab.core import config, errors
 
 FILE = """
 import ml_collections
@@ -134,14 +134,14 @@ def test_the_arguments_of_this_process_do_not_matter(file, monkeypatch):
     ],
 )
 def test_a_mistake_names_what_was_meant(file, override, message):
-    with pytest.raises(types.UserError) as error:
+    with pytest.raises(errors.UserError) as error:
         config.parse([f"--config={file}", override, "--workdir=w"])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_an_unknown_variant_shows_only_what_the_file_says(file):
-    with pytest.raises(types.UserError) as error:
+    with pytest.raises(errors.UserError) as error:
         parse(file, variant=":huge")
     assert str(error.value) == f"{file}: variant 'huge'; use one of small, large"
 
@@ -158,7 +158,7 @@ def test_an_unknown_variant_shows_only_what_the_file_says(file):
     ],
 )
 def test_missing_files_and_flags_are_said(argv, message):
-    with pytest.raises(types.UserError) as error:
+    with pytest.raises(errors.UserError) as error:
         config.parse(argv)
     assert message in str(error.value)
 
@@ -179,7 +179,7 @@ def test_missing_files_and_flags_are_said(argv, message):
 def test_a_config_file_that_fails_says_where(tmp_path, content, message):
     path = tmp_path / "broken.py"
     path.write_text(content)
-    with pytest.raises(types.UserError) as error:
+    with pytest.raises(errors.UserError) as error:
         parse(path)
     assert message in str(error.value)
     assert "\n" not in str(error.value)

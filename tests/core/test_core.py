@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxlab.core import errors, peak_flops, report, tree
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import peak_flops, report, tree, types
 
 # ---- mesh
 
@@ -51,12 +51,12 @@ def test_minus_one_takes_the_devices_that_remain():
     ],
 )
 def test_sizes_that_do_not_fit_the_devices_are_refused(shape):
-    with pytest.raises(types.UserError, match="must multiply to 8"):
+    with pytest.raises(errors.UserError, match="must multiply to 8"):
         mesh_lib.make_mesh(shape)
 
 
 def test_an_unknown_mesh_axis_is_refused():
-    with pytest.raises(types.UserError, match="unknown mesh axis model; use slice"):
+    with pytest.raises(errors.UserError, match="unknown mesh axis model; use slice"):
         mesh_lib.make_mesh({"model": 8})
 
 
@@ -95,14 +95,16 @@ def test_parameters_are_split_by_their_logical_axes():
 
 
 def test_a_parameter_that_its_shards_do_not_divide_is_named():
-    with pytest.raises(types.UserError, match=r"^kernel: size 6 is not divisible by 4"):
+    with pytest.raises(
+        errors.UserError, match=r"^kernel: size 6 is not divisible by 4"
+    ):
         _shardings(6, 4, {"data": 2, "fsdp": 4})
 
 
 def test_rows_of_a_batch_must_be_divisible_by_the_data_shards():
     mesh = mesh_lib.make_mesh()
     rows = {"tokens": np.zeros((12, 4), np.int32)}
-    with pytest.raises(types.UserError, match="12 rows are not divisible by 8 data"):
+    with pytest.raises(errors.UserError, match="12 rows are not divisible by 8 data"):
         mesh_lib.global_batch(lambda step: rows, 0, mesh)
 
 
@@ -313,7 +315,7 @@ def test_a_full_disk_ends_in_one_line_and_closing_does_not_hide_it(
             monkeypatch.setattr(rows, "_file", pathlib.Path("/dev/full").open("a"))  # noqa: SIM115
             rows.train(1, {"loss": 1.0}, tokens=8)
 
-    with pytest.raises(types.UserError, match=r"No space left on device.*free some"):
+    with pytest.raises(errors.UserError, match=r"No space left on device.*free some"):
         run()
 
 
@@ -322,7 +324,7 @@ def test_another_config_is_refused_with_every_old_and_new_value(tmp_path):
     report.write_json(tmp_path / "config.json", old)
     report.check_config(tmp_path, old)
     new = {"lr": 2e-3, "model": {"width": 9, "remat": "full"}, "mesh": {"data": 8}}
-    with pytest.raises(types.UserError) as caught:
+    with pytest.raises(errors.UserError) as caught:
         report.check_config(tmp_path, new, free=("mesh", "model.remat"))
     message = str(caught.value)
     assert "lr: 0.001 -> 0.002; model.width: 8 -> 9." in message
@@ -333,13 +335,13 @@ def test_another_config_is_refused_with_every_old_and_new_value(tmp_path):
 
 def test_a_free_prefix_is_a_whole_key(tmp_path):
     report.write_json(tmp_path / "config.json", {"mesh_size": 1})
-    with pytest.raises(types.UserError, match="mesh_size: 1 -> 2"):
+    with pytest.raises(errors.UserError, match="mesh_size: 1 -> 2"):
         report.check_config(tmp_path, {"mesh_size": 2}, free=("mesh",))
 
 
 def test_added_and_removed_keys_are_differences(tmp_path):
     report.write_json(tmp_path / "config.json", {"a": 1})
-    with pytest.raises(types.UserError, match="a: 1 -> None; b: None -> 2"):
+    with pytest.raises(errors.UserError, match="a: 1 -> None; b: None -> 2"):
         report.check_config(tmp_path, {"b": 2})
 
 

@@ -1,4 +1,4 @@
-"""Runs in folders and in buckets; the bucket is on loopback (support/object_store.py)."""
+"""Runs in folders and in buckets; the bucket is on loopback (object_store)."""
 
 import importlib.util
 import io
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxlab import cli, load, train
-from jaxlab.core import checkpoint, checkpoint_files, paths, report, tree, types
+from jaxlab.core import checkpoint, checkpoint_files, errors, paths, report, tree
 from tests.support import object_store, tiny_run
 
 # What orbax leaves behind in its event loop when a read fails.
@@ -46,14 +46,14 @@ def test_a_folder_is_pathlibs(tmp_path):
     ],
 )
 def test_a_place_that_cannot_hold_a_run_is_one_line(place, message):
-    with pytest.raises(types.UserError, match=message) as caught:
+    with pytest.raises(errors.UserError, match=message) as caught:
         paths.path(place)
     assert "\n" not in str(caught.value)
 
 
 def test_a_bucket_without_gcsfs_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(types.UserError, match=r"pip install 'jaxlab\[gcs\]'"):
+    with pytest.raises(errors.UserError, match=r"pip install 'jaxlab\[gcs\]'"):
         paths.path("gs://bucket/run")
 
 
@@ -77,9 +77,9 @@ def test_a_bucket_is_recognised_after_pathlib_took_a_slash(store):
 
 @pytest.mark.oracle
 def test_a_bucket_that_is_not_there_is_one_line(store, tmp_path):
-    with pytest.raises(types.UserError, match="there is no bucket gs://other"):
+    with pytest.raises(errors.UserError, match="there is no bucket gs://other"):
         train.fit(tiny_run.experiment(2), "gs://other/run")
-    with pytest.raises(types.UserError, match="cannot reach gs://other/run"):
+    with pytest.raises(errors.UserError, match="cannot reach gs://other/run"):
         paths.write_text("gs://other/run", "text")
     assert not pathlib.Path("gs:").exists()
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.examples import chat, conversation_rows, conversations
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
@@ -111,7 +111,9 @@ def test_a_prompt_is_what_the_next_answer_followed_in_training(style, tokenizer)
 
 
 def test_styles_that_do_not_exist_are_named(tokenizer):
-    with pytest.raises(types.UserError, match=r"style 'chatml'; use one of open_instr"):
+    with pytest.raises(
+        errors.UserError, match=r"style 'chatml'; use one of open_instr"
+    ):
         chat.encode(tokenizer, [TALK], style="chatml")
 
 
@@ -225,7 +227,7 @@ def test_published_pairs_are_read_alike(row, tmp_path):
     ],
 )
 def test_a_row_that_is_no_conversation_is_named(row, message, tmp_path):
-    with pytest.raises(types.UserError, match=message):
+    with pytest.raises(errors.UserError, match=message):
         conversations.read(write(tmp_path / "a.jsonl", row))
 
 
@@ -240,21 +242,21 @@ def test_a_row_that_is_no_conversation_is_named(row, message, tmp_path):
     ],
 )  # fmt: skip
 def test_a_row_that_is_no_pair_is_named(row, message, tmp_path):
-    with pytest.raises(types.UserError, match=message):
+    with pytest.raises(errors.UserError, match=message):
         conversations.read_pairs(write(tmp_path / "a.jsonl", row))
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
-    with pytest.raises(types.UserError, match="does not exist"):
+    with pytest.raises(errors.UserError, match="does not exist"):
         conversations.read(str(tmp_path / "none.jsonl"))
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(types.UserError, match=r"neither .jsonl nor .json"):
+    with pytest.raises(errors.UserError, match=r"neither .jsonl nor .json"):
         conversations.read(str(tmp_path / "a.txt"))
     (tmp_path / "a.json").write_text("{")
-    with pytest.raises(types.UserError, match="is not JSON"):
+    with pytest.raises(errors.UserError, match="is not JSON"):
         conversations.read(str(tmp_path / "a.json"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(types.UserError, match="no conversation in"):
+    with pytest.raises(errors.UserError, match="no conversation in"):
         conversations.read(str(tmp_path / "empty"))
 
 
@@ -336,7 +338,7 @@ def test_evaluation_sees_every_row_once_in_batches_of_one_shape():
 
 
 def test_no_example_and_no_row_are_refused():
-    with pytest.raises(types.UserError, match="no example to train on"):
+    with pytest.raises(errors.UserError, match="no example to train on"):
         conversation_rows.Rows(examples(3).take([]), length=4, batch_size=2)
-    with pytest.raises(types.UserError, match="batch_size 0 is too small"):
+    with pytest.raises(errors.UserError, match="batch_size 0 is too small"):
         conversation_rows.Rows(examples(3), length=4, batch_size=0)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.corpus import domains as domains_lib
 from jaxlab.data.corpus import token_writer
 from jaxlab.data.tokenizers import tokenizer
@@ -88,7 +88,7 @@ def test_dolma_json_lines_are_read_from_every_compression(tmp_path, suffix):
 )
 def test_bad_files_end_in_one_line_that_names_the_place(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(types.UserError, match=message) as error:
+    with pytest.raises(errors.UserError, match=message) as error:
         list(domains_lib.read_documents(tmp_path))
     assert "\n" not in str(error.value)
 
@@ -117,18 +117,18 @@ def test_empty_text_files_beside_others_are_left_out(tmp_path):
 
 
 def test_missing_and_empty_domains_are_named(tmp_path):
-    with pytest.raises(types.UserError, match="holds no domain"):
+    with pytest.raises(errors.UserError, match="holds no domain"):
         domains_lib.read_domains(tmp_path)
     (tmp_path / "law").mkdir()
-    with pytest.raises(types.UserError, match="law holds no document"):
+    with pytest.raises(errors.UserError, match="law holds no document"):
         domains_lib.read_domains(tmp_path)
     (tmp_path / "law" / "a.txt").write_text(" \n")
-    with pytest.raises(types.UserError, match=r"domain 'law' .* holds no text"):
+    with pytest.raises(errors.UserError, match=r"domain 'law' .* holds no text"):
         domains_lib.read_domains(tmp_path)
     (tmp_path / "law.jsonl").write_text("{}")
-    with pytest.raises(types.UserError, match="domain 'law' is both"):
+    with pytest.raises(errors.UserError, match="domain 'law' is both"):
         domains_lib.read_domains(tmp_path)
-    with pytest.raises(types.UserError, match="does not exist"):
+    with pytest.raises(errors.UserError, match="does not exist"):
         list(domains_lib.read_documents(tmp_path / "nothing"))
 
 
@@ -153,14 +153,14 @@ def test_a_tfds_folder_is_read_without_tensorflow(tmp_path):
     found = list(domains_lib.read_documents(builder.data_path))
     assert sorted(d.text for d in found) == ["two", "één"]
     assert {d.id for d in found} == {"train:0", "train:1"}
-    with pytest.raises(types.UserError, match=r"cannot be read by TFDS .*'val'"):
+    with pytest.raises(errors.UserError, match=r"cannot be read by TFDS .*'val'"):
         list(domains_lib.read_documents(builder.data_path, split="val"))
     features_file = builder.data_path / "features.json"
     features_file.write_text(features_file.read_text().replace("text", "body", 1))
-    with pytest.raises(types.UserError, match=r"no feature text \(features: body\)"):
+    with pytest.raises(errors.UserError, match=r"no feature text \(features: body\)"):
         list(domains_lib.read_documents(builder.data_path))
     (builder.data_path / "dataset_info.json").write_text("{")
-    with pytest.raises(types.UserError, match="cannot be read by TFDS"):
+    with pytest.raises(errors.UserError, match="cannot be read by TFDS"):
         list(domains_lib.read_documents(builder.data_path))
 
 
@@ -186,7 +186,7 @@ def test_a_split_is_a_partition_with_two_sides_that_order_does_not_change(
 
 
 def test_a_held_out_fraction_outside_zero_and_one_is_refused():
-    with pytest.raises(types.UserError, match="not between 0 and 1"):
+    with pytest.raises(errors.UserError, match="not between 0 and 1"):
         domains_lib.split_documents(DOCUMENTS, 1.0)
 
 
@@ -235,11 +235,11 @@ def test_a_large_vocabulary_takes_four_bytes(tmp_path):
 def test_nothing_is_left_behind_when_encoding_fails(tmp_path):
     def failing():
         yield DOCUMENTS[0]
-        raise types.UserError("bad document")
+        raise errors.UserError("bad document")
 
-    with pytest.raises(types.UserError, match="bad document"):
+    with pytest.raises(errors.UserError, match="bad document"):
         domains_lib.write_tokens(failing(), Letters(), tmp_path / "a")
-    with pytest.raises(types.UserError, match="no document with text"):
+    with pytest.raises(errors.UserError, match="no document with text"):
         domains_lib.write_tokens(
             [domains_lib.Document("x", " ")], Letters(), tmp_path / "a"
         )
@@ -248,13 +248,13 @@ def test_nothing_is_left_behind_when_encoding_fails(tmp_path):
 
 def test_a_foreign_olmo_file_opens_with_its_dtype_and_end_token(tmp_path):
     np.array([5, 6, 9, 7, 9, 8], "<u2").tofile(tmp_path / "part.npy")
-    with pytest.raises(types.UserError, match="pass dtype"):
+    with pytest.raises(errors.UserError, match="pass dtype"):
         domains_lib.TokenFile.open(tmp_path / "part.npy")
     file = domains_lib.TokenFile.open(tmp_path / "part", "uint16", eos_id=9)
     assert file.ends.tolist() == [3, 5, 6]  # the last document is cut short
     assert file.document_at(4)[:3] == (1, 3, 5)
     bare = domains_lib.TokenFile.open(tmp_path / "part", "uint16")
-    with pytest.raises(types.UserError, match="pass eos_id"):
+    with pytest.raises(errors.UserError, match="pass eos_id"):
         bare.document_at(0)
     with gzip.open(tmp_path / "part.csv.gz", "wt") as table:  # Dolma's own table
         table.write("0,3,id-a,s3://x/a.jsonl.gz,1\n3,6,id-b,s3://x/a.jsonl.gz,2\n")
@@ -265,30 +265,30 @@ def test_a_foreign_olmo_file_opens_with_its_dtype_and_end_token(tmp_path):
 
 def test_damaged_token_files_are_refused(tmp_path):
     path = tmp_path / "a.npy"
-    with pytest.raises(types.UserError, match="does not exist"):
+    with pytest.raises(errors.UserError, match="does not exist"):
         domains_lib.TokenFile.open(path)
     file = domains_lib.write_tokens(DOCUMENTS, Letters(), tmp_path / "a")
     whole = path.read_bytes()
     path.write_bytes(whole[:-2])
-    with pytest.raises(types.UserError, match="is truncated"):
+    with pytest.raises(errors.UserError, match="is truncated"):
         domains_lib.TokenFile.open(path)
-    with pytest.raises(types.UserError, match="changed size while in use"):
+    with pytest.raises(errors.UserError, match="changed size while in use"):
         _ = file.tokens
     path.unlink()
-    with pytest.raises(types.UserError, match="does not exist"):
+    with pytest.raises(errors.UserError, match="does not exist"):
         _ = file.tokens
     path.write_bytes(b"")
-    with pytest.raises(types.UserError, match=re.escape("empty (0 bytes)")):
+    with pytest.raises(errors.UserError, match=re.escape("empty (0 bytes)")):
         domains_lib.TokenFile.open(path)
     np.save(tmp_path / "saved.npy", np.arange(4, dtype=np.uint16))
-    with pytest.raises(types.UserError, match="NumPy header"):
+    with pytest.raises(errors.UserError, match="NumPy header"):
         domains_lib.TokenFile.open(tmp_path / "saved", "uint16")
     path.write_bytes(whole)
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"0,3,x,y,0\n"))
-    with pytest.raises(types.UserError, match="does not describe"):
+    with pytest.raises(errors.UserError, match="does not describe"):
         _ = domains_lib.TokenFile.open(path).ends
     (tmp_path / "a.json").write_text("{")
-    with pytest.raises(types.UserError, match="is damaged"):
+    with pytest.raises(errors.UserError, match="is damaged"):
         domains_lib.TokenFile.open(path)
 
 

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.batches import inspect, loader, mixture, packing
 from jaxlab.data.corpus import domains
 
@@ -159,23 +159,23 @@ def test_a_weighted_source_reads_each_row_once_an_epoch(two):
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_weight_that_is_no_positive_number_is_refused(two, weight):
-    with pytest.raises(types.UserError, match="of b is not a positive number"):
+    with pytest.raises(errors.UserError, match="of b is not a positive number"):
         mixture.Mixture(two, [1.0, weight])
 
 
 def test_impossible_settings_are_refused(two, tmp_path):
-    with pytest.raises(types.UserError, match="1 weights for 2 sources"):
+    with pytest.raises(errors.UserError, match="1 weights for 2 sources"):
         mixture.Mixture(two, [1.0])
-    with pytest.raises(types.UserError, match="needs a source"):
+    with pytest.raises(errors.UserError, match="needs a source"):
         loader.Loader([], length=8, batch_size=4)
-    with pytest.raises(types.UserError, match="fewer than one row of 9999"):
+    with pytest.raises(errors.UserError, match="fewer than one row of 9999"):
         loader.Loader(two, length=9999, batch_size=4)
-    with pytest.raises(types.UserError, match="layout 'rows'"):
+    with pytest.raises(errors.UserError, match="layout 'rows'"):
         loader.Loader(two, length=8, batch_size=4, layout="rows")
     for bad in ({"length": 1}, {"batch_size": 0}, {"seed": -1}):
-        with pytest.raises(types.UserError, match="is too small"):
+        with pytest.raises(errors.UserError, match="is too small"):
             loader.Loader(two, **({"length": 8, "batch_size": 4} | bad))
-    with pytest.raises(types.UserError, match="step -1 is negative"):
+    with pytest.raises(errors.UserError, match="step -1 is negative"):
         loader.Loader(two, length=8, batch_size=4)(-1)
 
 
@@ -184,10 +184,10 @@ def test_a_file_that_goes_away_during_a_run_ends_it_in_one_line(two):
     data(0)
     with two[0].path.open("r+b") as stream:
         stream.truncate(100)
-    with pytest.raises(types.UserError, match="changed size while in use"):
+    with pytest.raises(errors.UserError, match="changed size while in use"):
         data(1)
     two[0].path.unlink()
-    with pytest.raises(types.UserError, match="does not exist"):
+    with pytest.raises(errors.UserError, match="does not exist"):
         data(1)
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.corpus import prepared
 
 
@@ -36,12 +36,14 @@ def test_several_sources_are_one_corpus(text):
 
 def test_a_domain_in_two_sources_is_named(text):
     (text / "two" / "law.jsonl").write_text('{"text": "again"}')
-    with pytest.raises(types.UserError, match=r"domain 'law' is in .*one and in .*two"):
+    with pytest.raises(
+        errors.UserError, match=r"domain 'law' is in .*one and in .*two"
+    ):
         prepare(text, f"{text / 'one'},{text / 'two'}")
 
 
 def test_a_missing_source_is_named(text):
-    with pytest.raises(types.UserError, match=r"no data at .*three"):
+    with pytest.raises(errors.UserError, match=r"no data at .*three"):
         prepare(text, f"{text / 'one'},{text / 'three'}")
 
 
@@ -68,9 +70,9 @@ def _documents(file):
 
 
 def test_too_many_parts_are_refused(text):
-    with pytest.raises(types.UserError, match="too few for 100 parts"):
+    with pytest.raises(errors.UserError, match="too few for 100 parts"):
         prepare(text, str(text / "one"), parts=100)
-    with pytest.raises(types.UserError, match="need a held_out_fraction"):
+    with pytest.raises(errors.UserError, match="need a held_out_fraction"):
         prepared.prepare(
             str(text / "one"), text / "x", parts=2, vocab_size=300, held_out_fraction=0
         )
@@ -78,5 +80,5 @@ def test_too_many_parts_are_refused(text):
 
 def test_other_settings_are_refused(text):
     prepare(text, str(text / "one"))
-    with pytest.raises(types.UserError, match="prepared with other settings"):
+    with pytest.raises(errors.UserError, match="prepared with other settings"):
         prepare(text, str(text / "one"), parts=2)

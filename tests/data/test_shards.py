@@ -16,7 +16,7 @@ import zstandard
 
 from jaxlab import cli
 from jaxlab.commands import grammar
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.batches import inspect, loader, mixture
 from jaxlab.data.corpus import domains, prepared, token_files
 from jaxlab.data.shards import beam, plan, run, token_shards
@@ -140,16 +140,16 @@ def test_a_mistake_on_beam_is_one_line_and_a_runner_is_checked(source, model, tm
     text = shutil.copytree(source, tmp_path / "text")
     (text / "law.jsonl").write_text('{"text": "one"}\nno JSON\n')
     engine = beam.engine("DirectRunner")
-    with pytest.raises(types.UserError, match=r"law.jsonl:2 is not JSON") as caught:
+    with pytest.raises(errors.UserError, match=r"law.jsonl:2 is not JSON") as caught:
         run.tokenize(str(text), str(tmp_path / "o"), model, engine=engine, **SMALL)
     assert "\n" not in str(caught.value)
-    with pytest.raises(types.UserError, match=r"Beam does not take this: .*NoRunner"):
+    with pytest.raises(errors.UserError, match=r"Beam does not take this: .*NoRunner"):
         beam.engine("NoRunner")
 
 
 def test_without_beam_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
-    with pytest.raises(types.UserError, match=r"pip install 'jaxlab\[beam\]'"):
+    with pytest.raises(errors.UserError, match=r"pip install 'jaxlab\[beam\]'"):
         beam.engine("DirectRunner")
 
 
@@ -188,7 +188,7 @@ def test_killed_at_any_file_and_resumed_is_as_never_killed(
     subprocess.run(command, check=True, env=environment)
     assert not (out / "manifest.json").exists()
     assert (out / plan.STAGING).exists()  # of the last one
-    with pytest.raises(types.UserError, match="is not finished; start the same"):
+    with pytest.raises(errors.UserError, match="is not finished; start the same"):
         prepared.open_folder(out)
     before = {path: path.stat().st_ino for path in out.glob("*/*.record.json")}
     assert 0 < len(before) < 5
@@ -233,7 +233,7 @@ def test_a_bad_line_is_named_the_rest_is_written_and_it_can_be_repaired(
     good = (copy / "web" / "a.jsonl").read_bytes()
     (copy / "web" / "a.jsonl").write_bytes(good + b"no JSON\n")
     match = r"text/web/a.jsonl:31 is not JSON .* \(1 of \d+ shards are not written; "
-    with pytest.raises(types.UserError, match=match):
+    with pytest.raises(errors.UserError, match=match):
         tokenize(copy, model)
     (copy / "web" / "a.jsonl").write_bytes(good)
     tokenize(copy, model)
@@ -248,7 +248,7 @@ def test_a_file_that_changed_after_its_shard_was_written_is_named(copy, model):
     tokenize(copy, model)
     with (copy / "law.jsonl").open("ab") as file:
         file.write(lines("new", 2))
-    with pytest.raises(types.UserError, match=r"law.jsonl changed since .*; restore"):
+    with pytest.raises(errors.UserError, match=r"law.jsonl changed since .*; restore"):
         tokenize(copy, model)
     (copy.with_name("text.out") / "law" / "00000-of-00001.record.json").unlink()
     manifest = tokenize(copy, model)
@@ -258,17 +258,17 @@ def test_a_file_that_changed_after_its_shard_was_written_is_named(copy, model):
 
 def test_other_files_settings_or_tokenizers_are_refused(copy, source, model):
     tokenize(copy, model)
-    with pytest.raises(types.UserError, match=r"seed 3, not 4; use the same, or"):
+    with pytest.raises(errors.UserError, match=r"seed 3, not 4; use the same, or"):
         tokenize(copy, model, seed=4)
     other = tokenizer.train_sentencepiece(domains.training_texts(source), 320)
-    with pytest.raises(types.UserError, match="was begun with tokenizer "):
+    with pytest.raises(errors.UserError, match="was begun with tokenizer "):
         tokenize(copy, other)
     (copy / "web" / "new.txt").write_text("new")
-    with pytest.raises(types.UserError, match=r"has a new web/new.txt since"):
+    with pytest.raises(errors.UserError, match=r"has a new web/new.txt since"):
         tokenize(copy, model)
     (copy / "web" / "new.txt").unlink()
     (copy / "law.jsonl").rename(copy / "web" / "law.jsonl")
-    with pytest.raises(types.UserError, match=r"has no law.jsonl since"):
+    with pytest.raises(errors.UserError, match=r"has no law.jsonl since"):
         tokenize(copy, model)
 
 
@@ -288,12 +288,12 @@ def test_other_files_settings_or_tokenizers_are_refused(copy, source, model):
 def test_what_cannot_be_tokenized_is_named(copy, model, name, text, message):
     (copy / name).parent.mkdir(exist_ok=True)
     (copy / name).write_text(text)
-    with pytest.raises(types.UserError, match=message):
+    with pytest.raises(errors.UserError, match=message):
         tokenize(copy, model)
 
 
 def test_nothing_else_is_prepared_into_shards(done, source):
-    with pytest.raises(types.UserError, match="name no source beside it"):
+    with pytest.raises(errors.UserError, match="name no source beside it"):
         prepared.prepare(str(source), done)
 
 
@@ -301,16 +301,16 @@ def test_an_empty_source_a_foreign_folder_and_a_second_process_are_refused(
     copy, model, tmp_path
 ):
     (tmp_path / "none").mkdir()
-    with pytest.raises(types.UserError, match="holds no domain; put one subfolder"):
+    with pytest.raises(errors.UserError, match="holds no domain; put one subfolder"):
         tokenize(tmp_path / "none", model)
     (tmp_path / "text.out").mkdir()
     (tmp_path / "text.out" / "mine.txt").touch()
-    with pytest.raises(types.UserError, match=r"holds mine.txt and is not of `jaxlab"):
+    with pytest.raises(errors.UserError, match=r"holds mine.txt and is not of `jaxlab"):
         tokenize(copy, model)
     (tmp_path / "text.out" / "mine.txt").unlink()
     with (
         run._alone(f"{copy}.out"),
-        pytest.raises(types.UserError, match="another process writes to"),
+        pytest.raises(errors.UserError, match="another process writes to"),
     ):
         tokenize(copy, model)
 
@@ -335,10 +335,12 @@ def test_a_damaged_shard_is_found_and_made_again(copy, done, model):
     path = out / "web" / "00001-of-00004.npy"
     data = path.read_bytes()
     path.write_bytes(bytes(len(data)))
-    with pytest.raises(types.UserError, match=r"00001-of-00004.npy is damaged; remove"):
+    with pytest.raises(
+        errors.UserError, match=r"00001-of-00004.npy is damaged; remove"
+    ):
         run.verify(str(out))
     path.write_bytes(data[:-2])
-    with pytest.raises(types.UserError, match="npy is missing or truncated"):
+    with pytest.raises(errors.UserError, match="npy is missing or truncated"):
         prepared.open_folder(out)
     tokenize(copy, model)
     assert path.read_bytes() == data
@@ -487,5 +489,5 @@ def test_a_bucket_gets_the_same_bytes(done, source, model, monkeypatch):
         broken = "out/law/00000-of-00001.record.json"
         del objects.data[broken]
         objects.put("text/law.jsonl", b"{}\n")
-        with pytest.raises(types.UserError, match=r"gs://bucket/text/law.jsonl:1 has"):
+        with pytest.raises(errors.UserError, match=r"gs://bucket/text/law.jsonl:1 has"):
             run.tokenize(*arguments, **SMALL)

@@ -8,7 +8,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.tokenizers import tokenizer
 from jaxlab.models import sections
 
@@ -108,7 +108,7 @@ def test_the_pii_tokenizer_is_refused_and_the_right_file_named(tmp_path, caplog)
     model = byte_bpe(words={"<|endoftext|>": 0, "|||IP_ADDRESS|||": 50279}, added=added)
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(model))
-    with pytest.raises(types.UserError, match="allenai_gpt-neox-olmo-dolma-v1_5"):
+    with pytest.raises(errors.UserError, match="allenai_gpt-neox-olmo-dolma-v1_5"):
         tokenizer.load(path)
     config = {"eos_token": "|||IP_ADDRESS|||"}  # what the 0424 checkpoints say
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
@@ -161,11 +161,11 @@ def test_training_is_deterministic_and_says_what_fits():
     assert first.fingerprint == again.fingerprint
     assert first.vocab_size == 305
     assert (first.bos_id, first.eos_id, first.pad_id) == (None, 2, 1)
-    with pytest.raises(types.UserError, match=r"too large for this text; use at most"):
+    with pytest.raises(errors.UserError, match=r"too large for this text; use at most"):
         tokenizer.train_sentencepiece(TEXTS, 50_000)
-    with pytest.raises(types.UserError, match=r"too small; use at least \d+"):
+    with pytest.raises(errors.UserError, match=r"too small; use at least \d+"):
         tokenizer.train_sentencepiece(TEXTS, 100)
-    with pytest.raises(types.UserError, match="no text to train"):
+    with pytest.raises(errors.UserError, match="no text to train"):
         tokenizer.train_sentencepiece([], 300)
 
 
@@ -183,9 +183,9 @@ def test_tokens_added_beyond_a_sentencepiece_model_are_read(trained, tmp_path):
 
 
 def test_unusable_tokenizers_are_refused(tmp_path, trained):
-    with pytest.raises(types.UserError, match="does not exist"):
+    with pytest.raises(errors.UserError, match="does not exist"):
         tokenizer.load(tmp_path / "no.json")
-    with pytest.raises(types.UserError, match="holds none of"):
+    with pytest.raises(errors.UserError, match="holds none of"):
         tokenizer.load(tmp_path)
     for name, data in (
         ("a.json", b"{}"),
@@ -194,12 +194,12 @@ def test_unusable_tokenizers_are_refused(tmp_path, trained):
         ("b.json.gz", gzip.compress(b"[", mtime=0)),
     ):
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(types.UserError, match="is not a tokenizer"):
+        with pytest.raises(errors.UserError, match="is not a tokenizer"):
             tokenizer.load(tmp_path / name)
     (tmp_path / "c.json").write_text(json.dumps(byte_bpe(words={"a": 0})))
-    with pytest.raises(types.UserError, match="no end-of-text token"):
+    with pytest.raises(errors.UserError, match="no end-of-text token"):
         tokenizer.load(tmp_path / "c.json")
-    with pytest.raises(types.UserError, match="set vocab_size to at least 305"):
+    with pytest.raises(errors.UserError, match="set vocab_size to at least 305"):
         sections.check_vocab(trained, 300)
     sections.check_vocab(trained, 305)
 

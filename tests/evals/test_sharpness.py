@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxlab.core import types
+from jaxlab.core import errors, types
 from jaxlab.evals import sharpness as sharpness_lib
 from jaxlab.stats import cka as cka_lib
 from jaxlab.stats import paired
@@ -296,21 +296,21 @@ def test_mistakes_end_in_one_line():
             quadratic, jnp.ones(2), batches, radius=radius, **options
         )
 
-    with pytest.raises(types.UserError, match=r"w is bfloat16\[2\]"):
+    with pytest.raises(errors.UserError, match=r"w is bfloat16\[2\]"):
         eigenvalue({"w": jnp.ones(2, jnp.bfloat16)})
-    with pytest.raises(types.UserError, match="there are none"):
+    with pytest.raises(errors.UserError, match="there are none"):
         eigenvalue({})
-    with pytest.raises(types.UserError, match="iterations 0"):
+    with pytest.raises(errors.UserError, match="iterations 0"):
         eigenvalue(iterations=0)
     for function in (eigenvalue, sharpness):
-        with pytest.raises(types.UserError, match="at least one batch"):
+        with pytest.raises(errors.UserError, match="at least one batch"):
             function(batches=[])
-        with pytest.raises(types.UserError, match="nothing that counts"):
+        with pytest.raises(errors.UserError, match="nothing that counts"):
             function(batches=[diagonal([1, 2], weight=0.0)])
     for wrong in ({"radius": -1.0}, {"radius": math.nan}, {"eta": -1.0}):
-        with pytest.raises(types.UserError, match="finite and not negative"):
+        with pytest.raises(errors.UserError, match="finite and not negative"):
             sharpness(**wrong)
-    with pytest.raises(types.UserError, match="steps 0"):
+    with pytest.raises(errors.UserError, match="steps 0"):
         sharpness(steps=0)
 
 

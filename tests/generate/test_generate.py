@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlab import generate, models
-from jaxlab.core import types
+from jaxlab.core import errors
 
 VOCAB, EOS, PAD = 96, 1, 0
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15]]
@@ -114,7 +114,7 @@ def test_no_prompts_give_no_rows(plain):
     ],
 )
 def test_bad_requests_are_one_line(plain, options, message):
-    with pytest.raises(types.UserError, match=message):
+    with pytest.raises(errors.UserError, match=message):
         run(*plain, **options)
 
 
@@ -235,5 +235,5 @@ def test_greedy_text_scores_at_least_as_high_as_any_other_first_token(plain):
     ],
 )
 def test_unscorable_rows_are_one_line(plain, contexts, continuations, message):
-    with pytest.raises(types.UserError, match=message):
+    with pytest.raises(errors.UserError, match=message):
         generate.score(*plain, contexts, continuations)

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlab import merge
+from jaxlab.core import errors, safetensors, tree
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import safetensors, tree, types
 from jaxlab.data.examples import text_rows
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.models import BertConfig, BertEncoder, BertScorer, hf
@@ -328,7 +328,7 @@ def test_rows_beyond_the_positions_are_refused():
     config, params = loaded("xlm_roberta")
     assert config.length == 16
     rows = np.full((1, 17), 5, np.int32), np.ones((1, 17), bool)
-    with pytest.raises(types.UserError, match=r"17 tokens, but .* 16 positions"):
+    with pytest.raises(errors.UserError, match=r"17 tokens, but .* 16 positions"):
         run(config, "hidden", params, *rows)
     longest = hidden_of("xlm_roberta", rows[0][:, :16], rows[1][:, :16])
     assert np.isfinite(longest).all()
@@ -353,14 +353,16 @@ def test_a_classifier_has_one_logit_a_label(tmp_path):
     names = ("entailment", "neutral", "contradiction")
     made = encoder.as_scorer(*loaded("xlm_roberta"), jax.random.key(0), labels=names)
     assert run(made[0], "logits", made[1], *inputs("xlm_roberta")).shape == (3, 3)
-    with pytest.raises(types.UserError, match=r'3 labels, not one; .*"logits"'):
+    with pytest.raises(errors.UserError, match=r'3 labels, not one; .*"logits"'):
         run(made[0], "__call__", made[1], *inputs("xlm_roberta"))
     hf.save(tmp_path / "m", *made)
     assert hf.load(tmp_path / "m")[0].labels == names
 
 
 def test_a_config_without_a_head_makes_no_scorer():
-    with pytest.raises(types.UserError, match=r"head is 'pooler'; .*`bert\.as_scorer`"):
+    with pytest.raises(
+        errors.UserError, match=r"head is 'pooler'; .*`bert\.as_scorer`"
+    ):
         BertScorer(loaded("bert")[0]).init(jax.random.key(0), *inputs("bert"))
 
 
@@ -486,7 +488,7 @@ def test_a_config_that_cannot_be_followed_is_one_clear_error(
 ):
     folder = copy(kind, tmp_path / "m")
     edit(folder / "config.json", **changes)
-    with pytest.raises(types.UserError, match=message) as error:
+    with pytest.raises(errors.UserError, match=message) as error:
         hf.load(folder)
     assert "\n" not in str(error.value)
 
@@ -505,21 +507,21 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path, changes, message):
         folder,
         lambda tensors: {k: v for k, v in (tensors | changes).items() if v is not ...},
     )
-    with pytest.raises(types.UserError, match=message):
+    with pytest.raises(errors.UserError, match=message):
         hf.load(folder)
 
 
 def test_modules_that_are_not_computed_are_refused(tmp_path):
     folder = copy("bert", tmp_path / "m")
     edit(folder / "1_Pooling" / "config.json", pooling_mode_max_tokens=True)
-    with pytest.raises(types.UserError, match="pools by cls and max; supported are"):
+    with pytest.raises(errors.UserError, match="pools by cls and max; supported are"):
         hf.load(folder)
     module = {"idx": 1, "name": "1", "path": "1_Dense", "type": "models.Dense"}
     (folder / "modules.json").write_text(json.dumps([module]))
-    with pytest.raises(types.UserError, match="has a Dense module; supported are"):
+    with pytest.raises(errors.UserError, match="has a Dense module; supported are"):
         hf.load(folder)
     (folder / "modules.json").write_text("[")
-    with pytest.raises(types.UserError, match="cannot be read as JSON"):
+    with pytest.raises(errors.UserError, match="cannot be read as JSON"):
         hf.load(folder)
 
 
@@ -602,7 +604,7 @@ def test_only_the_second_text_of_a_pair_is_cut():
 
 def test_a_first_text_that_leaves_no_room_is_refused_or_cut_on_request():
     texts = ["a", "a b c d"], ["b", "d d d"]
-    with pytest.raises(types.UserError, match=r"pair 1: the first text has 4 tokens"):
+    with pytest.raises(errors.UserError, match=r"pair 1: the first text has 4 tokens"):
         text_rows.encode_pairs(wordpiece(), *texts, 7)
     rows = text_rows.encode_pairs(wordpiece(), *texts, 7, cut="longest")
     assert rows.tokens[1].tolist() == [2, 4, 5, 3, 7, 7, 3]
@@ -672,7 +674,7 @@ def test_rows_hold_the_beginnings_of_both_texts_and_count_what_is_cut(texts, len
     ],
 )
 def test_texts_that_cannot_be_encoded_are_one_clear_error(call, message):
-    with pytest.raises(types.UserError, match=message):
+    with pytest.raises(errors.UserError, match=message):
         call()
 
 

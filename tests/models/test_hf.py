@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from jaxlab.core import errors, safetensors, tree
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import safetensors, tree, types
 from jaxlab.models import Decoder, TransformerConfig, empty_cache, hf
 from jaxlab.models import rope as rope_lib
 from jaxlab.models.hf import config as config_lib
@@ -238,7 +238,7 @@ def test_a_tied_checkpoint_may_store_its_head_when_it_is_the_embedding(tmp_path)
     _, params = hf.load(folder)
     assert tree.differences([params, loaded("llama31_tied")[1]]) == []
     rewrite(folder, lambda t: t.update({"lm_head.weight": t[embedding] * 2}))
-    with pytest.raises(types.UserError, match=r"lm_head.weight differs"):
+    with pytest.raises(errors.UserError, match=r"lm_head.weight differs"):
         hf.load(folder)
 
 
@@ -281,7 +281,7 @@ def test_a_config_that_cannot_be_followed_is_one_clear_error(
 ):
     folder = copy("llama2_gqa", tmp_path / "m")
     edit(folder, **changes)
-    with pytest.raises(types.UserError, match=message) as error:
+    with pytest.raises(errors.UserError, match=message) as error:
         hf.load(folder)
     assert "\n" not in str(error.value)
 
@@ -300,22 +300,22 @@ def test_a_config_that_cannot_be_followed_is_one_clear_error(
 def test_layer_types_that_cannot_be_followed_are_refused(tmp_path, changes, message):
     folder = copy("olmo3_window_yarn", tmp_path / "m")
     edit(folder, **changes)
-    with pytest.raises(types.UserError, match=message):
+    with pytest.raises(errors.UserError, match=message):
         hf.load(folder)
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(types.UserError, match=r"has no config.json"):
+    with pytest.raises(errors.UserError, match=r"has no config.json"):
         hf.load(tmp_path / "nowhere")
     folder = copy("olmo1", tmp_path / "m")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(types.UserError, match=r"neither model.safetensors nor"):
+    with pytest.raises(errors.UserError, match=r"neither model.safetensors nor"):
         hf.load(folder)
     (folder / "config.json").write_text("{")
-    with pytest.raises(types.UserError, match="is not JSON"):
+    with pytest.raises(errors.UserError, match="is not JSON"):
         hf.load(folder)
     (folder / "config.json").write_text("[]")
-    with pytest.raises(types.UserError, match="is not a JSON object"):
+    with pytest.raises(errors.UserError, match="is not a JSON object"):
         hf.load(folder)
 
 
@@ -335,7 +335,7 @@ def test_a_damaged_file_is_refused(tmp_path, change, message):
     folder = copy("olmo1", tmp_path / "m")
     file = folder / "model.safetensors"
     file.write_bytes(change(file.read_bytes()))
-    with pytest.raises(types.UserError, match=message):
+    with pytest.raises(errors.UserError, match=message):
         hf.load(folder)
 
 
@@ -353,7 +353,7 @@ def test_a_damaged_file_is_refused(tmp_path, change, message):
 def test_tensors_that_do_not_fit_are_refused(tmp_path, change, message):
     folder = copy("olmo1", tmp_path / "m")
     rewrite(folder, change)
-    with pytest.raises(types.UserError, match=message):
+    with pytest.raises(errors.UserError, match=message):
         hf.load(folder)
 
 
@@ -363,10 +363,10 @@ def test_a_missing_shard_and_a_broken_index_are_refused(tmp_path):
     shards = sorted((tmp_path / "m").glob("model-*.safetensors"))
     shards[1].unlink()
     message = f"lacks 1 of {len(shards)} shards: model-00002"
-    with pytest.raises(types.UserError, match=message):
+    with pytest.raises(errors.UserError, match=message):
         hf.load(tmp_path / "m")
     (tmp_path / "m" / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(types.UserError, match="has no weight_map"):
+    with pytest.raises(errors.UserError, match="has no weight_map"):
         hf.load(tmp_path / "m")
 
 
@@ -429,7 +429,7 @@ def test_overwriting_replaces_the_checkpoint_and_keeps_other_files(tmp_path):
     folder = tmp_path / "m"
     hf.save(folder, config, params, shard_bytes=20_000)
     (folder / "README.md").write_text("mine")
-    with pytest.raises(types.UserError, match="use overwrite=True"):
+    with pytest.raises(errors.UserError, match="use overwrite=True"):
         hf.save(folder, config, params)
     doubled = jax.tree.map(lambda x: 2 * x, params)
     hf.save(folder, config, doubled, overwrite=True)
@@ -442,21 +442,21 @@ def test_overwriting_replaces_the_checkpoint_and_keeps_other_files(tmp_path):
 def test_a_folder_that_is_no_checkpoint_is_never_overwritten(tmp_path):
     config, params = loaded("olmo1")
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(types.UserError, match="is not a Hugging Face checkpoint"):
+    with pytest.raises(errors.UserError, match="is not a Hugging Face checkpoint"):
         hf.save(tmp_path, config, params, overwrite=True)
 
 
 def test_a_save_that_fails_leaves_nothing_behind(tmp_path):
     config, params = loaded("olmo1")
     huge = jax.tree.map(lambda x: x * 1e6, params)
-    with pytest.raises(types.UserError, match="beyond float16's 65504"):
+    with pytest.raises(errors.UserError, match="beyond float16's 65504"):
         hf.save(tmp_path / "m", config, huge, dtype="float16")
     assert not list(tmp_path.iterdir())
 
 
 def test_tokenizer_files_travel_along(tmp_path):
     config, params = loaded("olmo1")
-    with pytest.raises(types.UserError, match="has no tokenizer files"):
+    with pytest.raises(errors.UserError, match="has no tokenizer files"):
         hf.save(tmp_path / "m", config, params, tokenizer_folder=tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "weights.bin").write_text("no")
@@ -479,19 +479,19 @@ def test_tokenizer_files_travel_along(tmp_path):
 )
 def test_a_config_that_no_family_has_is_refused(changes, tmp_path):
     config = dataclasses.replace(loaded("olmo1")[0], **changes)
-    with pytest.raises(types.UserError, match="no Hugging Face family"):
+    with pytest.raises(errors.UserError, match="no Hugging Face family"):
         hf.save(tmp_path / "m", config, {})
 
 
 def test_parameters_of_another_model_are_refused(tmp_path):
     config, params = loaded("olmo1")
     rest = {k: v for k, v in params.items() if k != "lm_head"}
-    with pytest.raises(types.UserError, match="tree 1 lacks lm_head/kernel"):
+    with pytest.raises(errors.UserError, match="tree 1 lacks lm_head/kernel"):
         hf.save(tmp_path / "m", config, rest)
-    with pytest.raises(types.UserError, match="dtype int8"):
+    with pytest.raises(errors.UserError, match="dtype int8"):
         hf.save(tmp_path / "m", config, params, dtype="int8")
     odd = TransformerConfig(vocab=40, embed=26, layers=1, heads=4, head_dim=6, mlp=8)
-    with pytest.raises(types.UserError, match="not a multiple of its 4 heads"):
+    with pytest.raises(errors.UserError, match="not a multiple of its 4 heads"):
         hf.save(tmp_path / "m", odd, {})
 
 

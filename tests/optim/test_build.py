@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlab import optim
-from jaxlab.core import types
+from jaxlab.core import errors
 
 
 def _rates(config, steps):
@@ -87,7 +87,7 @@ def test_a_rate_is_never_above_the_peak_and_ends_at_its_final_share(
     ],
 )
 def test_a_schedule_that_does_not_fit_is_refused(config, message):
-    with pytest.raises(types.UserError, match=message):
+    with pytest.raises(errors.UserError, match=message):
         optim.schedule(config, 10)
 
 
@@ -142,7 +142,7 @@ def test_the_first_steps_can_have_another_bound():
 
 def test_a_first_bound_that_is_not_given_is_asked_for():
     config = optim.OptimConfig(1.0, clip_start_steps=2)
-    with pytest.raises(types.UserError, match=r"set optim\.clip_norm_start"):
+    with pytest.raises(errors.UserError, match=r"set optim\.clip_norm_start"):
         optim.build(config, 8)
 
 
@@ -160,7 +160,7 @@ def test_parameters_named_in_no_decay_are_not_decayed():
 
 def test_a_misspelt_no_decay_is_refused():
     tx, _ = optim.build(optim.OptimConfig(1.0, no_decay=("nrom",)), 8)
-    with pytest.raises(types.UserError, match="'nrom' matches no parameter"):
+    with pytest.raises(errors.UserError, match="'nrom' matches no parameter"):
         tx.init({"norm": {"scale": jnp.ones(2)}})
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlab import retrieval
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.optim import query_distillation as qd
 
 EYE = jnp.eye(2)
@@ -475,7 +475,7 @@ def test_tour_stops_at_a_positive_and_its_hard_loss_is_of_the_positives_mass():
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message):
-    with pytest.raises(types.UserError, match=message):
+    with pytest.raises(errors.UserError, match=message):
         retrieval.refit_queries(*_problem(), **options)
 
 
@@ -488,19 +488,19 @@ def test_shapes_that_do_not_fit_are_refused(wrong):
         "dim": (q[:, :3], D, t),
         "none": (q, D[:, :0], t[:, :0]),
     }[wrong]
-    with pytest.raises(types.UserError, match=r"use \[B, dim\], \[B, K, dim\]"):
+    with pytest.raises(errors.UserError, match=r"use \[B, dim\], \[B, K, dim\]"):
         retrieval.refit_queries(q, D, t)
     if wrong != "flat":
-        with pytest.raises(types.UserError, match="vmap over queries"):
+        with pytest.raises(errors.UserError, match="vmap over queries"):
             qd.reranker_kl_loss(q[0], D, t)
 
 
 def test_tour_refuses_forms_and_turns_that_it_does_not_have():
-    with pytest.raises(types.UserError, match="use 'hard' or 'soft'"):
+    with pytest.raises(errors.UserError, match="use 'hard' or 'soft'"):
         retrieval.tour_queries(*_problem(), form="mild")
-    with pytest.raises(types.UserError, match="turn 3 of 3"):
+    with pytest.raises(errors.UserError, match="turn 3 of 3"):
         retrieval.tour_queries(*_problem(), turn=3)
-    with pytest.raises(types.UserError, match="as `previous`"):
+    with pytest.raises(errors.UserError, match="as `previous`"):
         retrieval.tour_queries(*_problem(), turn=1)
 
 

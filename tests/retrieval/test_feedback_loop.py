@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlab import cli, retrieval
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.retrieval import feedback_loop, formats, metrics, rerank
 from jaxlab.systems.refit import comparison, corpus_index, report
 
@@ -168,11 +168,11 @@ def test_duplicates_and_vectors_of_zeros_are_ranked_once_each():
 
 def test_a_score_that_is_no_number_names_query_and_document():
     index, queries, _ = problem()
-    with pytest.raises(types.UserError, match=r"gave nan for query 0 and document \d"):
+    with pytest.raises(errors.UserError, match=r"gave nan for query 0 and document \d"):
         feedback_loop.reranked(index, queries, lambda q, r: np.full(len(q), np.nan))
-    with pytest.raises(types.UserError, match=r"shape \(1,\) for 2000 pairs"):
+    with pytest.raises(errors.UserError, match=r"shape \(1,\) for 2000 pairs"):
         feedback_loop.reranked(index, queries, lambda q, r: np.zeros(1))
-    with pytest.raises(types.UserError, match="use one of union_rerank"):
+    with pytest.raises(errors.UserError, match="use one of union_rerank"):
         feedback_loop.feedback(index, queries, lambda q, r: q, merge="best")
 
 
@@ -198,7 +198,7 @@ def test_kept_scores_survive_a_kill_in_the_middle_of_a_record(tmp_path):
     third = rerank.Remembered(score, path, made_from="one")
     np.testing.assert_array_equal(third(queries, rows), expected)
     assert asked == [3, 3, 1]
-    with pytest.raises(types.UserError, match="other models or texts"):
+    with pytest.raises(errors.UserError, match="other models or texts"):
         rerank.Remembered(score, path, made_from="two")
 
 
@@ -253,7 +253,7 @@ def test_a_comparison_writes_runs_measures_and_a_page(tmp_path):
     assert "A &amp; B" in page
     assert "query won" in page
     assert "<b>" not in page
-    with pytest.raises(types.UserError, match="no row best"):
+    with pytest.raises(errors.UserError, match="no row best"):
         comparison.compare(
             index, queries, kept, comparison.Settings(rows=("best",)), tmp_path
         )

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlab import retrieval
+from jaxlab.core import errors
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import types
 from jaxlab.data.examples import text_rows
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.retrieval import bm25, encode, formats, index_files, metrics, topk
@@ -183,7 +183,7 @@ def test_few_vectors_or_none_are_all_that_is_returned():
     ],
 )
 def test_vectors_and_ids_that_do_not_fit_are_named(vectors, ids, message):
-    with pytest.raises(types.UserError, match=message):
+    with pytest.raises(errors.UserError, match=message):
         retrieval.Index(vectors, ids)
 
 
@@ -198,7 +198,7 @@ def test_vectors_and_ids_that_do_not_fit_are_named(vectors, ids, message):
     ],
 )
 def test_queries_that_do_not_fit_are_named(queries, k, message):
-    with pytest.raises(types.UserError, match=message):
+    with pytest.raises(errors.UserError, match=message):
         retrieval.Index([[1e10, 1.0]]).search(queries, k)
 
 
@@ -262,7 +262,7 @@ def test_the_bytes_do_not_depend_on_batches_interruptions_or_appends(tmp_path):
     build(tmp_path / "twice", in_batches(7), IDS)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "killed", in_batches(20, stop=60), IDS)
-    with pytest.raises(types.UserError, match="was not finished; build it again"):
+    with pytest.raises(errors.UserError, match="was not finished; build it again"):
         retrieval.Index.open(tmp_path / "killed")
     with (tmp_path / "killed" / "vectors.bin.part").open("ab") as file:
         file.write(b"torn")  # written, but not recorded
@@ -278,7 +278,7 @@ def test_the_bytes_do_not_depend_on_batches_interruptions_or_appends(tmp_path):
         build(tmp_path / "iterated", in_batches(20, stop=60), IDS)
     build(tmp_path / "iterated", in_batches(50), IDS)
     build(tmp_path / "appended", [VECTORS[:100]], IDS[:100])
-    with pytest.raises(types.UserError, match="150 ids for 149 vectors"):
+    with pytest.raises(errors.UserError, match="150 ids for 149 vectors"):
         retrieval.Index.append(tmp_path / "appended", [VECTORS[101:]], IDS[100:])
     assert len(retrieval.Index.open(tmp_path / "appended", verify=True)) == 100
     retrieval.Index.append(tmp_path / "appended", [VECTORS[100:]], IDS[100:])
@@ -323,33 +323,33 @@ def test_an_unfinished_index_of_something_else_is_not_continued(tmp_path):
         (IDS, {"dtype": "bfloat16"}, "dtype"),
         (IDS, {"made_from": {"encoder": 2}}, "made_from"),
     ):
-        with pytest.raises(types.UserError, match=f"other {named}; remove building"):
+        with pytest.raises(errors.UserError, match=f"other {named}; remove building"):
             build(tmp_path, [VECTORS], ids, **options)
     part = tmp_path / "vectors.bin.part"
     part.write_bytes(b"\1" + part.read_bytes()[1:])
-    with pytest.raises(types.UserError, match="does not match its checksum"):
+    with pytest.raises(errors.UserError, match="does not match its checksum"):
         build(tmp_path, [VECTORS], IDS)
 
 
 def test_damage_is_found_when_an_index_is_opened(tmp_path):
     open_ = retrieval.Index.open
-    with pytest.raises(types.UserError, match="is not an index; build one"):
+    with pytest.raises(errors.UserError, match="is not an index; build one"):
         open_(tmp_path)
     retrieval.Index.build(tmp_path, [VECTORS], IDS)
     whole = contents(tmp_path)
     vectors, ids = tmp_path / "vectors.bin", tmp_path / "ids.jsonl"
     vectors.write_bytes(whole["vectors.bin"][:-1])
-    with pytest.raises(types.UserError, match="shorter than its 150 rows"):
+    with pytest.raises(errors.UserError, match="shorter than its 150 rows"):
         open_(tmp_path)
     vectors.write_bytes(b"\1" + whole["vectors.bin"][1:])
     open_(tmp_path)
-    with pytest.raises(types.UserError, match="does not match its checksum"):
+    with pytest.raises(errors.UserError, match="does not match its checksum"):
         open_(tmp_path, verify=True)
     ids.write_bytes(whole["ids.jsonl"].replace(b"1", b"2", 1))
-    with pytest.raises(types.UserError, match=r"ids.jsonl does not match"):
+    with pytest.raises(errors.UserError, match=r"ids.jsonl does not match"):
         open_(tmp_path)
     (tmp_path / "index.json").write_text("{")
-    with pytest.raises(types.UserError, match="damaged or newer"):
+    with pytest.raises(errors.UserError, match="damaged or newer"):
         open_(tmp_path)
 
 
@@ -366,7 +366,7 @@ def test_damage_is_found_when_an_index_is_opened(tmp_path):
     ],
 )
 def test_what_cannot_be_built_is_said(batches, ids, options, message, tmp_path):
-    with pytest.raises(types.UserError, match=message):
+    with pytest.raises(errors.UserError, match=message):
         retrieval.Index.build(tmp_path, batches, ids, **options)
 
 
@@ -374,7 +374,7 @@ def test_what_cannot_be_appended_is_said(tmp_path):
     retrieval.Index.build(tmp_path, [np.ones((2, 3))], ["a", "b"])
     before = contents(tmp_path)
     for ids, message in ((["a"], "'a' is given twice"), (None, "has ids; give")):
-        with pytest.raises(types.UserError, match=message):
+        with pytest.raises(errors.UserError, match=message):
             retrieval.Index.append(tmp_path, [np.ones((1, 3))], ids)
     assert contents(tmp_path) == before
 
@@ -454,11 +454,11 @@ def test_texts_that_cannot_be_encoded_are_said():
     embed = functools.partial(
         retrieval.embed_texts, sums, jnp.float32(1), tokenizer(), length=16
     )
-    with pytest.raises(types.UserError, match="no texts to encode"):
+    with pytest.raises(errors.UserError, match="no texts to encode"):
         embed([])
-    with pytest.raises(types.UserError, match="one string"):
+    with pytest.raises(errors.UserError, match="one string"):
         embed("abc")
-    with pytest.raises(types.UserError, match="texts from 0: text 1 is not Unicode"):
+    with pytest.raises(errors.UserError, match="texts from 0: text 1 is not Unicode"):
         embed(["a", None])
 
 
@@ -530,10 +530,10 @@ def test_runs_are_compared_query_by_query():
     low, value, high = metrics.compare(a, b, "mrr", key=jax.random.key(0))
     assert 0 < low < value < high
     assert float(value) == pytest.approx(0.125, rel=1e-6)  # one in four at rank 2
-    with pytest.raises(types.UserError, match="map was not measured"):
+    with pytest.raises(errors.UserError, match="map was not measured"):
         metrics.compare(a, b, "map", key=jax.random.key(0))
     fewer = metrics.evaluate({"q0": {"a": 1}}, first, ["mrr"])
-    with pytest.raises(types.UserError, match="other queries"):
+    with pytest.raises(errors.UserError, match="other queries"):
         metrics.compare(a, fewer, "mrr", key=jax.random.key(0))
 
 
@@ -547,7 +547,7 @@ def test_runs_are_compared_query_by_query():
     ],
 )
 def test_runs_that_cannot_be_measured_are_said(run, names, message):
-    with pytest.raises(types.UserError, match=message):
+    with pytest.raises(errors.UserError, match=message):
         metrics.evaluate(QRELS, run, names)
 
 
@@ -640,19 +640,21 @@ def test_a_beir_folder_is_read(tmp_path):
 )
 def test_malformed_files_are_named_by_line(part, text, message, tmp_path):
     beir(tmp_path, **{part: text})
-    with pytest.raises(types.UserError, match=message):
+    with pytest.raises(errors.UserError, match=message):
         formats.read_beir(tmp_path)
 
 
 def test_bytes_that_are_not_text_or_not_there_are_said(tmp_path):
     beir(tmp_path)
-    with pytest.raises(types.UserError, match=r"has no qrels/dev.tsv or qrels.dev.tsv"):
+    with pytest.raises(
+        errors.UserError, match=r"has no qrels/dev.tsv or qrels.dev.tsv"
+    ):
         formats.read_beir(tmp_path, split="dev")
     (tmp_path / "queries.jsonl").write_bytes(b'{"_id": "q1", "text": "?"}\n\xff\n')
-    with pytest.raises(types.UserError, match=r"queries.jsonl:2 is not UTF-8"):
+    with pytest.raises(errors.UserError, match=r"queries.jsonl:2 is not UTF-8"):
         formats.read_beir(tmp_path)
     (tmp_path / "c.gz").write_bytes(gzip.compress(b"{}")[:-4])
-    with pytest.raises(types.UserError, match="cannot be read"):
+    with pytest.raises(errors.UserError, match="cannot be read"):
         formats.read_corpus(tmp_path / "c.gz")
 
 
@@ -688,9 +690,9 @@ def test_a_run_comes_back_as_it_was_written(tmp_path):
         ("q Q0 d 1 1 t\n" * 2, "run.txt:2: 'd' comes twice"),
     ):
         path.write_text(text)
-        with pytest.raises(types.UserError, match=message):
+        with pytest.raises(errors.UserError, match=message):
             formats.read_run(path)
-    with pytest.raises(types.UserError, match="'a b' cannot be a column"):
+    with pytest.raises(errors.UserError, match="'a b' cannot be a column"):
         formats.write_run(path, {"q": {"a b": 1.0}})
 
 
@@ -703,7 +705,7 @@ def test_results_come_back_as_they_were_written(tmp_path):
     for name in ALL:
         np.testing.assert_array_equal(again.values[name], found.values[name])
     path.write_text("query-id\tmap\nq1\t1\nq2\n")
-    with pytest.raises(types.UserError, match=r"results.tsv:3: 1 columns, not 2"):
+    with pytest.raises(errors.UserError, match=r"results.tsv:3: 1 columns, not 2"):
         formats.read_results(path)
 
 
@@ -722,5 +724,5 @@ def test_bm25_is_its_formula_and_needs_no_known_term():
     assert ids.tolist() == [["b", "d", "a"], ["a", "b", "c"], ["a", "b", "c"]]
     assert not scores[1:].any()
     assert model.search(["cat"], 9)[0].shape == (1, 5)
-    with pytest.raises(types.UserError, match="none of 2 documents has a term"):
+    with pytest.raises(errors.UserError, match="none of 2 documents has a term"):
         bm25.Bm25(["", "!"])

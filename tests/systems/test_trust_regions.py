@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from jaxlab import models, objectives, optim, train
-from jaxlab.core import checkpoint, factored_logits, mesh, state, step, types
+from jaxlab.core import checkpoint, errors, factored_logits, mesh, state, step, types
 from jaxlab.systems import trust_regions
 from tests.optim import test_tram
 from tests.support import tiny_run
@@ -197,12 +197,12 @@ def test_r4f_is_evaluated_with_the_head_it_is_trained_with():
     head = np.asarray(seen[0]["lm_head"]["kernel"])
     assert np.linalg.norm(head, 2) == pytest.approx(1, rel=0.02)
     assert seen[0]["embed"] is params["embed"]
-    with pytest.raises(types.UserError, match="untie"):
+    with pytest.raises(errors.UserError, match="untie"):
         trust_regions.evaluated({"embed": 1}, trust_regions.TrustConfig("r4f"))
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(types.UserError, match="tram_theta"):
+    with pytest.raises(errors.UserError, match="tram_theta"):
         trust_regions.TrustConfig("tram")
 
 

@@ -13,7 +13,7 @@ import pytest
 from flax import linen as nn
 
 from jaxlab import optim, train
-from jaxlab.core import checkpoint, mesh, step, types
+from jaxlab.core import checkpoint, errors, mesh, step, types
 from tests.support import tiny_run
 from tests.support.tiny_run import launch, losses, wait_for_rows
 
@@ -129,7 +129,9 @@ def test_too_many_bad_steps_stop_the_run_with_the_good_weights_on_disk(tmp_path)
     good = dataclasses.replace(experiment, objective=objective, frozen=jnp.ones(()))
     train.fit(dataclasses.replace(good, steps=4), tmp_path, mesh=one_device())
     bad = dataclasses.replace(good, frozen=jnp.zeros(()))
-    with pytest.raises(types.UserError, match=r"3 steps in a row.*weights are.*step 4"):
+    with pytest.raises(
+        errors.UserError, match=r"3 steps in a row.*weights are.*step 4"
+    ):
         train.fit(bad, tmp_path, mesh=one_device(), max_skipped=3)
     params = checkpoint.load_params(tmp_path)
     assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(params))
@@ -142,7 +144,7 @@ def test_init_from_is_copied_and_must_fit(tmp_path, whole):
     np.testing.assert_array_equal(start["lm_head"]["kernel"], kernel)  # not donated
     lacking = {k: v for k, v in start.items() if k != "lm_head"}
     changed = tiny_run.experiment(1, init_from=lacking)
-    with pytest.raises(types.UserError, match="lm_head/kernel"):
+    with pytest.raises(errors.UserError, match="lm_head/kernel"):
         train.fit(changed, tmp_path / "b", mesh=one_device())
 
 
@@ -150,13 +152,13 @@ def test_nan_in_the_starting_weights_is_named(tmp_path, whole):
     start = checkpoint.load_params(whole)
     start["embed"]["embedding"] = start["embed"]["embedding"].at[3, 4].set(jnp.nan)
     changed = tiny_run.experiment(1, init_from=start)
-    with pytest.raises(types.UserError, match=r"NaN.*embed/embedding"):
+    with pytest.raises(errors.UserError, match=r"NaN.*embed/embedding"):
         train.fit(changed, tmp_path, mesh=one_device())
 
 
 def test_a_changed_config_is_refused_with_the_differing_keys(whole):
     changed = {"optim": {"learning_rate": 2e-2}, "mesh": {"data": 8}}
-    with pytest.raises(types.UserError) as raised:
+    with pytest.raises(errors.UserError) as raised:
         train.fit(tiny_run.experiment(config=changed), whole, mesh=one_device())
     assert "optim.learning_rate: 0.01 -> 0.02" in str(raised.value)
     assert "mesh" not in str(raised.value)  # where it runs may change
@@ -165,10 +167,10 @@ def test_a_changed_config_is_refused_with_the_differing_keys(whole):
 def test_data_that_vanishes_mid_run_loses_nothing(tmp_path, whole):
     def vanishing(step, rows=slice(None)):
         if step == 6:
-            raise types.UserError("tokens.npy was removed; put it back")
+            raise errors.UserError("tokens.npy was removed; put it back")
         return tiny_run.batches(step)
 
-    with pytest.raises(types.UserError, match="put it back"):
+    with pytest.raises(errors.UserError, match="put it back"):
         train.fit(tiny_run.experiment(batches=vanishing), tmp_path, mesh=one_device())
     assert checkpoint.steps(tmp_path / "checkpoints") == [6]
     train.fit(tiny_run.experiment(), tmp_path, mesh=one_device())
@@ -179,7 +181,7 @@ def test_rows_that_the_mesh_does_not_divide_are_refused(tmp_path):
     def six(step, rows=slice(None)):
         return {"tokens": tiny_run.batches(step)["tokens"][:6]}
 
-    with pytest.raises(types.UserError, match="6 rows are not divisible by 8"):
+    with pytest.raises(errors.UserError, match="6 rows are not divisible by 8"):
         train.fit(tiny_run.experiment(batches=six), tmp_path, mesh=mesh.make_mesh())
 
 

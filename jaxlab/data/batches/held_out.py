@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.batches import packing
 from jaxlab.data.corpus import token_files
 
@@ -45,9 +45,9 @@ def eval_batches(
         UserError: no end-of-text id, or the file changed meanwhile.
     """
     if batch_size < 1:
-        raise types.UserError(f"batch_size {batch_size} is too small; use 1 or more")
+        raise errors.UserError(f"batch_size {batch_size} is too small; use 1 or more")
     if file.eos_id is None:
-        raise types.UserError(f"{file.path} needs eos_id to be evaluated; pass it")
+        raise errors.UserError(f"{file.path} needs eos_id to be evaluated; pass it")
     pieces = packing.cut(file.ends, length)
     order = np.arange(len(pieces.start))
     if max_batches is not None:

@@ -8,7 +8,7 @@ import itertools
 
 import numpy as np
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.batches import packing
 from jaxlab.data.corpus import token_files
 
@@ -19,9 +19,9 @@ class Chunks:
     def __init__(self, file: token_files.TokenFile, length: int, document_mask: bool):
         self.file, self.length = file, length
         if document_mask and not len(file.ends):
-            raise types.UserError(f"{file.path} names no documents; prepare it again")
+            raise errors.UserError(f"{file.path} names no documents; prepare it again")
         if not len(self):
-            raise types.UserError(
+            raise errors.UserError(
                 f"{file.path} has {file.size} tokens, fewer than one row of {length}; "
                 "use a smaller length, layout 'packed' or more text"
             )
@@ -54,7 +54,7 @@ class Packed:
 
     def __init__(self, file: token_files.TokenFile, length: int):
         if file.eos_id is None:
-            raise types.UserError(f"{file.path} needs eos_id to be packed; pass it")
+            raise errors.UserError(f"{file.path} needs eos_id to be packed; pass it")
         self.file, self.length = file, length
         self.pieces = packing.cut(file.ends, length)
         sizes = self.pieces.stop - self.pieces.start + 1  # with the context token

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.batches import held_out, layouts
 from jaxlab.data.batches import mixture as mixture_
 from jaxlab.data.corpus import token_files
@@ -77,14 +77,14 @@ class Loader:
         if not isinstance(source, mixture_.Mixture):
             source = mixture_.Mixture(list(source))
         if layout not in LAYOUTS:
-            raise types.UserError(f"layout {layout!r} is not one of {LAYOUTS}")
+            raise errors.UserError(f"layout {layout!r} is not one of {LAYOUTS}")
         for name, value, least in (
             ("length", length, 2),
             ("batch_size", batch_size, 1),
             ("seed", seed, 0),
         ):
             if value < least:
-                raise types.UserError(f"{name} {value} is too small; use >= {least}")
+                raise errors.UserError(f"{name} {value} is too small; use >= {least}")
         self.mixture, self.length, self.rows = source, length, batch_size
         self.seed = seed
         self.layout, self.document_mask = layout, document_mask
@@ -203,7 +203,7 @@ class Loader:
 
     def _draws(self, step: int, rows: slice) -> mixture_.Draws:
         if step < 0:
-            raise types.UserError(f"step {step} is negative; the first step is 0")
+            raise errors.UserError(f"step {step} is negative; the first step is 0")
         start = step * self.rows
         draws = self.mixture.draws(
             start, start + self.rows, rows=self.source_rows, seed=self.seed

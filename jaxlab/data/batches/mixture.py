@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.corpus import token_files
 
 _CYCLE = 100_000  # weights are exact to five decimals
@@ -68,13 +68,13 @@ class Mixture:
 
     def __post_init__(self):
         if not self.sources:
-            raise types.UserError("a mixture needs a source; give token files")
+            raise errors.UserError("a mixture needs a source; give token files")
         if self.names is None:
             object.__setattr__(self, "names", [file.name for file in self.sources])
         for what in ("names", "weights"):
             given = getattr(self, what)
             if given is not None and len(given) != len(self.sources):
-                raise types.UserError(
+                raise errors.UserError(
                     f"{len(given)} {what} for {len(self.sources)} sources; "
                     "give one each"
                 )
@@ -82,7 +82,7 @@ class Mixture:
             weights = [float(weight) for weight in self.weights]
             for name, weight in zip(self.names, weights, strict=True):
                 if not (math.isfinite(weight) and weight > 0):
-                    raise types.UserError(
+                    raise errors.UserError(
                         f"weight {weight} of {name} is not a positive number; leave "
                         "the source out to drop it"
                     )
@@ -187,7 +187,7 @@ def permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
     [3, 0, 2, 1, 4]
     """
     if not 0 < rows < 2**32:
-        raise types.UserError(f"{rows} rows cannot be ordered; use 1 to 2^32 - 1")
+        raise errors.UserError(f"{rows} rows cannot be ordered; use 1 to 2^32 - 1")
     order = np.arange(rows, dtype=np.uint32)
     np.random.Generator(np.random.PCG64(seed + epoch)).shuffle(order)
     return order

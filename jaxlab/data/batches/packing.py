@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlab.core import types
+from jaxlab.core import errors
 
 
 class Pieces(NamedTuple):
@@ -44,7 +44,7 @@ def cut(ends: np.ndarray, length: int) -> Pieces:
     (array([0, 3, 6]), array([3, 6, 8]), array([0, 1, 1]))
     """
     if length < 2:
-        raise types.UserError(f"length {length} leaves no label; use 2 or more")
+        raise errors.UserError(f"length {length} leaves no label; use 2 or more")
     labels = length - 1
     starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
     counts = -((starts - ends) // labels)  # ceil

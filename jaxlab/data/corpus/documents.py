@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from jaxlab.core import paths, types
+from jaxlab.core import errors, paths
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def read_documents(
     """
     path = pathlib.Path(path)
     if not path.exists():
-        raise types.UserError(f"{path} does not exist; give a text file or a folder")
+        raise errors.UserError(f"{path} does not exist; give a text file or a folder")
     if path.is_file():
         yield from read_file(path, path.name, domain)
     elif (path / TFDS).exists():
@@ -96,7 +96,7 @@ def read_domains(
     for name, path in domain_paths(folder, split=split).items():
         documents = list(read_documents(path, domain=name))
         if not any(document.text.strip() for document in documents):
-            raise types.UserError(
+            raise errors.UserError(
                 f"domain {name!r} ({path}) holds no text; add documents or remove it"
             )
         domains[name] = documents
@@ -109,7 +109,7 @@ def domain_paths(
     """Domain name -> its folder or JSON-lines file, sorted by name."""
     folder = paths.path(folder)
     if not folder.is_dir():
-        raise types.UserError(f"{folder} is not a folder; give one subfolder a domain")
+        raise errors.UserError(f"{folder} is not a folder; give one subfolder a domain")
     found: dict[str, pathlib.Path] = {}
     for path in sorted(folder.iterdir()):
         name, of_split = path.name, None
@@ -126,13 +126,13 @@ def domain_paths(
             log.info("%s is of split %s, not %s: left out", path, of_split, split)
             continue
         if name in found:
-            raise types.UserError(
+            raise errors.UserError(
                 f"domain {name!r} is both {found[name].name} and {path.name} in "
                 f"{folder}; rename one"
             )
         found[name] = path
     if not found:
-        raise types.UserError(
+        raise errors.UserError(
             f"{folder} holds no domain; put one subfolder or one NAME.jsonl a domain"
         )
     return dict(sorted(found.items()))
@@ -196,7 +196,7 @@ def readable_files(names: Mapping[str, int], folder: str | pathlib.Path) -> list
     if not files:
         if empty:
             return empty[:1]  # its reader says what is wrong
-        raise types.UserError(
+        raise errors.UserError(
             f"{folder} holds no document; put .txt, .md, .py or .jsonl files there"
         )
     return files
@@ -205,11 +205,13 @@ def readable_files(names: Mapping[str, int], folder: str | pathlib.Path) -> list
 def read_file(path: pathlib.Path, name: str, domain: str) -> Iterator[Document]:
     """Documents of one file, which is called `name` in their ids."""
     if path.stat().st_size == 0:
-        raise types.UserError(f"{path} is empty (0 bytes); remove it or put text in it")
+        raise errors.UserError(
+            f"{path} is empty (0 bytes); remove it or put text in it"
+        )
     if JSON_LINES.search(path.name):
         yield from _read_json_lines(path, name, domain)
     elif ".array_record" in path.name:
-        raise types.UserError(f"{path} is one shard; give the TFDS folder it lies in")
+        raise errors.UserError(f"{path} is one shard; give the TFDS folder it lies in")
     else:
         text = _decode(path.read_bytes(), path, line=1, offset=0)
         yield Document(name, text, str(path), domain)
@@ -243,19 +245,21 @@ def json_rows(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
         try:
             row = json.loads(text)
         except json.JSONDecodeError as error:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{path}:{number} is not JSON ({error.msg} at column {error.colno}); "
                 "write one JSON object a line"
             ) from None
         yield number, row
     if offset == 0:
-        raise types.UserError(f"{path} holds no line; remove it or put documents in it")
+        raise errors.UserError(
+            f"{path} holds no line; remove it or put documents in it"
+        )
 
 
 def _text_field(row: Any, place: str) -> str:
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         fields = f"fields: {', '.join(row)}" if isinstance(row, dict) else "no object"
-        raise types.UserError(
+        raise errors.UserError(
             f'{place} has no string field "text" ({fields}); rename the field'
         )
     return well_formed(row["text"], place)
@@ -271,7 +275,7 @@ def well_formed(text: str, place: str) -> str:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{place} holds half a surrogate pair at character {error.start} of "
                 "its text; repair the \\u escape"
             ) from None
@@ -300,7 +304,7 @@ def _lines(path: pathlib.Path) -> Iterator[bytes]:
             with path.open("rb") as stream:
                 yield from stream
     except (OSError, EOFError, zlib.error) as error:
-        raise types.UserError(
+        raise errors.UserError(
             f"{path} cannot be read ({error}); it is damaged or cut short: copy it anew"
         ) from None
 
@@ -310,7 +314,7 @@ def _decode(data: bytes, path: pathlib.Path, *, line: int, offset: int) -> str:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         number = line + data.count(b"\n", 0, error.start)
-        raise types.UserError(
+        raise errors.UserError(
             f"{path}: byte {offset + error.start} (line {number}) is not UTF-8; "
             "convert the file, e.g. iconv -f latin1 -t utf-8"
         ) from None
@@ -326,11 +330,11 @@ def _read_tfds(
     try:
         builder = tfds.builder_from_directory(folder)
     except Exception as error:  # protobuf's own, when dataset_info.json is damaged
-        raise types.UserError(_tfds_damage(folder, error)) from None
+        raise errors.UserError(_tfds_damage(folder, error)) from None
     try:
         features = list(builder.info.features or ())
         if "text" not in features:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{folder} has no feature text (features: {', '.join(features)}); "
                 "rename the feature"
             )
@@ -338,11 +342,11 @@ def _read_tfds(
             for number, row in enumerate(builder.as_data_source(name)):
                 yield _tfds_document(row, folder, f"{name}:{number}", domain)
     except NotImplementedError:
-        raise types.UserError(
+        raise errors.UserError(
             f"{folder} is not array_record; prepare it with file_format='array_record'"
         ) from None
     except (OSError, RuntimeError, ValueError) as error:
-        raise types.UserError(_tfds_damage(folder, error)) from None
+        raise errors.UserError(_tfds_damage(folder, error)) from None
 
 
 def _tfds_damage(folder: pathlib.Path, error: Exception) -> str:
@@ -358,7 +362,7 @@ def _tfds_document(
     if isinstance(text, bytes):
         text = _decode(text, pathlib.Path(source), line=1, offset=0)
     if not isinstance(text, str):
-        raise types.UserError(f"{source} has no text; prepare the data set again")
+        raise errors.UserError(f"{source} has no text; prepare the data set again")
     if isinstance(identity, bytes):
         identity = identity.decode("utf-8", "replace")
     return Document(str(identity), text, source, domain)

@@ -13,7 +13,7 @@ import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
-from jaxlab.core import paths, types
+from jaxlab.core import errors, paths
 from jaxlab.data.corpus import documents as documents_
 from jaxlab.data.corpus import token_files, token_writer
 from jaxlab.data.tokenizers import tokenizer as tokenizer_
@@ -67,7 +67,7 @@ def prepare(
         Name -> token file: NAME, and NAME.held_out where something is held out.
     """
     if parts > 1 and not held_out_fraction:
-        raise types.UserError("parts of a domain need a held_out_fraction above 0")
+        raise errors.UserError("parts of a domain need a held_out_fraction above 0")
     output = pathlib.Path(output)
     domains = domains_of(source, split)
     output.mkdir(parents=True, exist_ok=True)
@@ -79,12 +79,12 @@ def prepare(
             texts = [document for document in documents if document.text.strip()]
             sides = split_documents(texts, held_out_fraction, seed)
             if not sides[1]:
-                raise types.UserError(
+                raise errors.UserError(
                     f"domain {name!r} has one document, none can be held out; "
                     "add documents or set held_out_fraction to 0"
                 )
             if len(sides[0]) < parts:
-                raise types.UserError(
+                raise errors.UserError(
                     f"domain {name!r} has {len(sides[0])} training documents, too few "
                     f"for {parts} parts"
                 )
@@ -145,7 +145,7 @@ def split_documents(
     [82, 18]
     """
     if not 0 < held_out_fraction < 1:
-        raise types.UserError(
+        raise errors.UserError(
             f"held_out_fraction {held_out_fraction} is not between 0 and 1; try 0.1"
         )
     shares = [hash_share(document.text, seed) for document in documents]
@@ -199,7 +199,7 @@ def write_tokens(
                 writer.add(batch, ids)
         info = writer.info()
         if not info["documents"]:
-            raise types.UserError(f"no document with text for {path}; add documents")
+            raise errors.UserError(f"no document with text for {path}; add documents")
         parts[".json"].write_text(json.dumps(info, indent=1) + "\n", "utf-8")
         token_files.beside(path, ".json").unlink(missing_ok=True)
         for suffix in suffixes:

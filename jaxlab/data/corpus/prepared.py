@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from jaxlab.core import report, types
+from jaxlab.core import errors, report
 from jaxlab.data.corpus import domains, embedded, token_files
 from jaxlab.data.shards import plan, token_shards
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
@@ -76,12 +76,12 @@ def prepare(
     }
     for path in paths:
         if path != EMBEDDED and not pathlib.Path(path).exists():
-            raise types.UserError(f"no data at {path}; give a folder or a file")
+            raise errors.UserError(f"no data at {path}; give a folder or a file")
     if tokenizer and not pathlib.Path(tokenizer).exists():
-        raise types.UserError(f"no tokenizer at {tokenizer}; give a folder or a file")
+        raise errors.UserError(f"no tokenizer at {tokenizer}; give a folder or a file")
     record = folder / "corpus.json"
     if (folder / plan.PLAN).exists():
-        raise types.UserError(
+        raise errors.UserError(
             f"{folder} is of `jaxlab data tokenize`; name no source beside it "
             "(--config.data.source=)"
         )
@@ -89,7 +89,7 @@ def prepare(
         _prepare(folder, made_from)
         report.write_json(record, made_from)
     elif json.loads(record.read_text("utf-8")) != made_from:
-        raise types.UserError(
+        raise errors.UserError(
             f"{folder} was prepared with other settings ({record}); remove the folder "
             "to prepare it again, or use another one"
         )
@@ -107,14 +107,14 @@ def open_folder(folder: str | pathlib.Path) -> Prepared:
         train, held_out = token_shards.open_folder(folder)
         return Prepared(tokenizer_lib.load(folder / "tokenizer"), train, held_out)
     if (folder / plan.PLAN).exists():
-        raise types.UserError(
+        raise errors.UserError(
             f"{folder} is not finished; start the same `jaxlab data tokenize` again"
         )
     files = {
         path.stem: domains.TokenFile.open(path) for path in sorted(folder.glob("*.npy"))
     }
     if not files:
-        raise types.UserError(
+        raise errors.UserError(
             f"{folder} holds no token files; make them with `jaxlab data prepare`"
         )
     held_out = {
@@ -160,7 +160,7 @@ def _refuse_repeated(sources: Sequence[pathlib.Path]) -> None:
     for source in sources:
         for name in domains.domain_names(source):
             if name in seen:
-                raise types.UserError(
+                raise errors.UserError(
                     f"domain {name!r} is in {seen[name]} and in {source}; rename one"
                 )
             seen[name] = source

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlab.core import types
+from jaxlab.core import errors
 
 SUFFIXES = (".csv.gz", ".bytes", ".npy", ".json")  # in the order they are renamed in
 _SCAN_TOKENS = 1 << 24  # a foreign file is searched for end-of-text tokens in pieces
@@ -82,24 +82,24 @@ class TokenFile:
         size_bytes = _size_bytes(path)
         info = _read_info(path)
         if info and dtype is not None and np.dtype(info["dtype"]) != np.dtype(dtype):
-            raise types.UserError(f"{path} holds {info['dtype']}, not {dtype}")
+            raise errors.UserError(f"{path} holds {info['dtype']}, not {dtype}")
         if not info and dtype is None:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{path} has no {beside(path, '.json').name} beside it; pass dtype, "
                 "e.g. uint16 for OLMo 1 or uint32 for OLMo 2"
             )
         kind = np.dtype(info.get("dtype", dtype)).newbyteorder("<")
         if kind.kind != "u":
-            raise types.UserError(f"token dtype {kind} is not unsigned; use uint16")
+            raise errors.UserError(f"token dtype {kind} is not unsigned; use uint16")
         tokens, rest = divmod(size_bytes, kind.itemsize)
         if rest or tokens != info.get("tokens", tokens):
-            raise types.UserError(
+            raise errors.UserError(
                 f"{path} is truncated: {size_bytes} bytes of {kind} but "
                 f"{info.get('tokens', 'a whole number of')} tokens; prepare it again"
             )
         with path.open("rb") as file:
             if file.read(6) == b"\x93NUMPY":
-                raise types.UserError(
+                raise errors.UserError(
                     f"{path} has a NumPy header; token files are headerless: rewrite "
                     "it with numpy.load(...).tofile(...)"
                 )
@@ -121,7 +121,7 @@ class TokenFile:
             UserError: the file was removed or truncated since it was opened.
         """
         if _size_bytes(self.path) != self.size * self.dtype.itemsize:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{self.path} changed size while in use; restore it and resume the run"
             )
         return self._memmap
@@ -143,7 +143,7 @@ class TokenFile:
             return None
         sizes = np.fromfile(path, dtype="<u4")
         if len(sizes) != len(self.ends):
-            raise types.UserError(
+            raise errors.UserError(
                 f"{path} counts {len(sizes)} documents, {self.path.name} has "
                 f"{len(self.ends)}; prepare them again"
             )
@@ -174,7 +174,7 @@ class TokenFile:
         ends = np.array([int(row[1]) for row in rows], np.int64)
         whole = len(ends) and starts[0] == 0 and ends[-1] == self.size
         if not whole or (starts[1:] != ends[:-1]).any():
-            raise types.UserError(
+            raise errors.UserError(
                 f"{path} does not describe {self.path.name} ({self.size} tokens); "
                 "remove it or prepare both again"
             )
@@ -185,7 +185,7 @@ def _ends_by_token(
     tokens: np.ndarray, eos_id: int | None, path: pathlib.Path
 ) -> np.ndarray:
     if eos_id is None:
-        raise types.UserError(
+        raise errors.UserError(
             f"{path} names no documents: it has no .csv.gz; pass eos_id, e.g. 50279 "
             "for OLMo 1"
         )
@@ -213,11 +213,11 @@ def _size_bytes(path: pathlib.Path) -> int:
     try:
         size = os.stat(path).st_size
     except OSError:
-        raise types.UserError(
+        raise errors.UserError(
             f"{path} does not exist; make it with tools/prepare_corpus.py"
         ) from None
     if size == 0:
-        raise types.UserError(f"{path} is empty (0 bytes); prepare it again")
+        raise errors.UserError(f"{path} is empty (0 bytes); prepare it again")
     return size
 
 
@@ -227,6 +227,6 @@ def _read_info(path: pathlib.Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise types.UserError(
+        raise errors.UserError(
             f"{beside(path, '.json')} is damaged; prepare {path.name} again"
         ) from None

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
 ROLES = ("system", "user", "assistant")
@@ -114,7 +114,7 @@ def encode(
         UserError: an unknown style.
     """
     if style not in STYLES:
-        raise types.UserError(f"chat style {style!r}; use one of {', '.join(STYLES)}")
+        raise errors.UserError(f"chat style {style!r}; use one of {', '.join(STYLES)}")
     tokens, labels, number, truncated = [], [], [], 0
     encoded = _encoded(tokenizer, conversations, STYLES[style], begin, last_only)
     for place, (ids, is_label) in enumerate(encoded):
@@ -156,7 +156,7 @@ def begin_id(tokenizer: tokenizer_lib.Tokenizer, begin: str) -> int | None:
     """
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "none": None}
     if begin not in ids:
-        raise types.UserError(f"begin {begin!r}; use one of {', '.join(ids)}")
+        raise errors.UserError(f"begin {begin!r}; use one of {', '.join(ids)}")
     return ids[begin]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.batches import mixture, packing
 from jaxlab.data.examples import chat
 
@@ -185,9 +185,9 @@ def _drawn(batches: Rows | PairRows, step: int) -> np.ndarray:
 
 def _check(count: int, batch_size: int) -> None:
     if batch_size < 1:
-        raise types.UserError(f"batch_size {batch_size} is too small; use >= 1")
+        raise errors.UserError(f"batch_size {batch_size} is too small; use >= 1")
     if not count:
-        raise types.UserError(
+        raise errors.UserError(
             "there is no example to train on: add some, or raise data.length if all "
             "answers were cut off"
         )

@@ -18,7 +18,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.corpus import documents
 from jaxlab.data.examples import chat
 
@@ -73,11 +73,11 @@ def _read(source: str, parse: Callable) -> list:
             for number, row in _rows(path):
                 place = f"{path}:{number}"
                 if not isinstance(row, dict):
-                    raise types.UserError(f"{place} is no JSON object; {_EXPECTED}")
+                    raise errors.UserError(f"{place} is no JSON object; {_EXPECTED}")
                 identity = row.get("id", f"{path.name}:{number}")
                 found.append(parse(row, place, str(identity)))
     if not found:
-        raise types.UserError(
+        raise errors.UserError(
             f"no conversation in {source!r}; set --config.data.source to .jsonl files"
         )
     return found
@@ -87,9 +87,9 @@ def _files(path: pathlib.Path) -> list[pathlib.Path]:
     if path.is_dir():
         return [p for p in sorted(path.iterdir()) if _is_readable(p)]
     if not path.is_file():
-        raise types.UserError(f"{path} does not exist; give a .jsonl file or a folder")
+        raise errors.UserError(f"{path} does not exist; give a .jsonl file or a folder")
     if not _is_readable(path):
-        raise types.UserError(f"{path} is neither .jsonl nor .json; convert it")
+        raise errors.UserError(f"{path} is neither .jsonl nor .json; convert it")
     return [path]
 
 
@@ -104,9 +104,9 @@ def _rows(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
     try:
         rows = json.loads(path.read_text("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise types.UserError(f"{path} is not JSON ({error}); repair it") from None
+        raise errors.UserError(f"{path} is not JSON ({error}); repair it") from None
     if not isinstance(rows, list):
-        raise types.UserError(f"{path} is no list of objects; write one object a line")
+        raise errors.UserError(f"{path} is no list of objects; write one object a line")
     yield from enumerate(rows, start=1)
 
 
@@ -121,10 +121,10 @@ def _messages(row: Mapping, place: str) -> tuple[chat.Message, ...]:
         answer = next((k for k in ("output", "completion", "response") if k in row), "")
         prompt = _prompt(row, place)
         if not answer or not prompt:
-            raise types.UserError(f"{place} has {', '.join(row)}; {_EXPECTED}")
+            raise errors.UserError(f"{place} has {', '.join(row)}; {_EXPECTED}")
         messages = (*prompt, chat.Message("assistant", _text(row, answer, place)))
     if not any(message.role == "assistant" for message in messages):
-        raise types.UserError(
+        raise errors.UserError(
             f"{place} has no answer of an assistant; add or remove it"
         )
     return messages
@@ -132,10 +132,10 @@ def _messages(row: Mapping, place: str) -> tuple[chat.Message, ...]:
 
 def _pair(row: Mapping, place: str, id: str) -> Pair:
     if not {"chosen", "rejected"} <= row.keys():
-        raise types.UserError(f"{place} has {', '.join(row)}; {_EXPECTED_PAIR}")
+        raise errors.UserError(f"{place} has {', '.join(row)}; {_EXPECTED_PAIR}")
     chosen, rejected = (_side(row, name, place) for name in ("chosen", "rejected"))
     if chosen[:-1] != rejected[:-1]:
-        raise types.UserError(
+        raise errors.UserError(
             f"{place}: chosen and rejected answer different prompts; remove the row"
         )
     return Pair(id, chosen, rejected)
@@ -150,7 +150,7 @@ def _side(row: Mapping, name: str, place: str) -> tuple[chat.Message, ...]:
     else:
         messages = (*prompt, chat.Message("assistant", _text(row, name, place)))
     if len(messages) < 2 or messages[-1].role != "assistant":
-        raise types.UserError(
+        raise errors.UserError(
             f"{place}: {name} is no prompt with an answer; {_EXPECTED_PAIR}"
         )
     return messages
@@ -171,14 +171,14 @@ def _prompt(row: Mapping, place: str) -> tuple[chat.Message, ...]:
 
 def _listed(turns: Any, place: str) -> tuple[chat.Message, ...]:
     if not isinstance(turns, list) or not turns:
-        raise types.UserError(f"{place} has no list of messages; {_EXPECTED}")
+        raise errors.UserError(f"{place} has no list of messages; {_EXPECTED}")
     messages = []
     for turn in turns:
         if not isinstance(turn, dict):
-            raise types.UserError(f"{place}: a message is no object; {_EXPECTED}")
+            raise errors.UserError(f"{place}: a message is no object; {_EXPECTED}")
         role = turn.get("role", _SHAREGPT.get(turn.get("from", "")))
         if role not in chat.ROLES:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{place}: the role of a message is {role or turn.get('from')!r}; use "
                 f"{', '.join(chat.ROLES)}"
             )
@@ -189,5 +189,5 @@ def _listed(turns: Any, place: str) -> tuple[chat.Message, ...]:
 
 def _text(row: Mapping, name: str, place: str) -> str:
     if not isinstance(row.get(name), str):
-        raise types.UserError(f"{place}: {name} is no text; {_EXPECTED}")
+        raise errors.UserError(f"{place}: {name} is no text; {_EXPECTED}")
     return documents.well_formed(row[name], place)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.batches import mixture
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
@@ -70,17 +70,17 @@ def read(
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
-        raise types.UserError(f"no folder {folder} of labelled texts; {_EXPECTED}")
+        raise errors.UserError(f"no folder {folder} of labelled texts; {_EXPECTED}")
     found: dict[tuple[str, str], list[Row]] = {}
     for path in sorted(folder.glob("*.tsv")):
         place = language_and_split(path)
         if place in found:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{path} and another file are both {place[0]} {place[1]}; remove one"
             )
         found[place] = read_rows(path)
     if not found:
-        raise types.UserError(f"{folder} holds no .tsv; {_EXPECTED}")
+        raise errors.UserError(f"{folder} holds no .tsv; {_EXPECTED}")
     names = tuple(sorted({row.label for rows in found.values() for row in rows}))
     sets: dict[str, dict[str, Labelled]] = {}
     for (language, split), rows in found.items():
@@ -100,7 +100,7 @@ def language_and_split(path: str | pathlib.Path) -> tuple[str, str]:
     path = pathlib.Path(path)
     match = _SIB.fullmatch(path.name) or _PAWS.fullmatch(path.name)
     if match is None:
-        raise types.UserError(f"{path} is of an unknown layout; {_EXPECTED}")
+        raise errors.UserError(f"{path} is of an unknown layout; {_EXPECTED}")
     return match["language"], match["split"]
 
 
@@ -116,7 +116,7 @@ def read_rows(path: str | pathlib.Path) -> list[Row]:
     lines = _lines(path)
     if is_sib:
         if lines[0] != _HEADER:
-            raise types.UserError(f"{path}:1 is {lines[0][:60]!r}; {_EXPECTED}")
+            raise errors.UserError(f"{path}:1 is {lines[0][:60]!r}; {_EXPECTED}")
         lines[0] = ""
     rows, seen = [], {}
     for number, line in enumerate(lines, start=1):
@@ -124,13 +124,13 @@ def read_rows(path: str | pathlib.Path) -> list[Row]:
             continue
         row = (_sib_row if is_sib else _paws_row)(line, f"{path}:{number}", number)
         if row.id in seen:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{path}:{number} repeats the index_id {row.id} of line {seen[row.id]}"
             )
         seen[row.id] = number
         rows.append(row)
     if not rows:
-        raise types.UserError(f"{path} holds no example; {_EXPECTED}")
+        raise errors.UserError(f"{path} holds no example; {_EXPECTED}")
     return rows
 
 
@@ -140,7 +140,7 @@ def _lines(path: pathlib.Path) -> list[str]:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         number = 1 + error.object.count(b"\n", 0, error.start)
-        raise types.UserError(
+        raise errors.UserError(
             f"{path}:{number} is not UTF-8; convert the file"
         ) from None
     text = text.removeprefix("\ufeff").removesuffix("\n")
@@ -152,7 +152,7 @@ def _sib_row(line, place, number) -> Row:
     try:
         fields = next(csv.reader([line], delimiter="\t", strict=True), [])
     except csv.Error as error:
-        raise types.UserError(f"{place} is not quoted as CSV is: {error}") from None
+        raise errors.UserError(f"{place} is not quoted as CSV is: {error}") from None
     return Row(*_three(fields, place, ("index_id", "category", "text")))
 
 
@@ -160,18 +160,18 @@ def _paws_row(line, place, number) -> Row:
     names = ("sentence1", "sentence2", "label")
     first, second, label = _three(line.split("\t"), place, names)
     if label not in ("0", "1"):
-        raise types.UserError(f"{place} has the label {label!r}; PAWS-X's are 0 and 1")
+        raise errors.UserError(f"{place} has the label {label!r}; PAWS-X's are 0 and 1")
     return Row(str(number), label, first + SEPARATOR + second)
 
 
 def _three(fields, place, names) -> Sequence[str]:
     if len(fields) != 3:
-        raise types.UserError(
+        raise errors.UserError(
             f"{place} has {len(fields)} columns; expected {', '.join(names)}"
         )
     for name, field in zip(names, fields, strict=True):
         if not field.strip():
-            raise types.UserError(f"{place} has no {name}")
+            raise errors.UserError(f"{place} has no {name}")
     return fields
 
 
@@ -204,7 +204,7 @@ def encode(
     """
     begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     if length <= len(begin):
-        raise types.UserError(f"length {length} leaves no room for text; try 64")
+        raise errors.UserError(f"length {length} leaves no room for text; try 64")
     shape = (len(examples.texts), length)
     tokens = np.full(shape, tokenizer.pad_id, np.int32)
     mask = np.zeros(shape, bool)
@@ -232,9 +232,9 @@ class Batches:
             UserError: no example, or no row in a batch.
         """
         if batch_size < 1:
-            raise types.UserError(f"batch_size {batch_size} is too small; use >= 1")
+            raise errors.UserError(f"batch_size {batch_size} is too small; use >= 1")
         if not len(examples.labels):
-            raise types.UserError("there is no example to train on; add some")
+            raise errors.UserError("there is no example to train on; add some")
         self.examples, self.rows, self.seed = examples, batch_size, seed
         self._orders: dict = {}
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.batches import mixture
 from jaxlab.data.examples import text_rows
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
@@ -111,7 +111,7 @@ class Lists:
     ):
         _check(data, batch_size)
         if candidates < 2:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{candidates} candidates have no order; use 2 or more"
             )
         self.data, self.tokenizer, self.seed = data, tokenizer, seed
@@ -185,7 +185,7 @@ class Contrasts:
     ):
         _check(data, batch_size)
         if negatives < 0 or batch_size * (1 + negatives) < 2:
-            raise types.UserError(
+            raise errors.UserError(
                 f"batch_size {batch_size} with {negatives} negatives has nothing to "
                 "compare; use a batch_size of 2 or more"
             )
@@ -229,11 +229,11 @@ class Contrasts:
 
 def _check(data, batch_size) -> None:
     if batch_size < 1:
-        raise types.UserError(f"batch_size {batch_size} is too small; use >= 1")
+        raise errors.UserError(f"batch_size {batch_size} is too small; use >= 1")
     if not data.queries:
-        raise types.UserError("there is no query to train on; add some")
+        raise errors.UserError("there is no query to train on; add some")
     if lacking := [i for i, grades in enumerate(data.relevant) if not grades]:
-        raise types.UserError(
+        raise errors.UserError(
             f"{data.queries[lacking[0]]!r} has no relevant document; leave it out"
         )
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
 CUTS = ("second", "longest")
@@ -87,12 +87,12 @@ def encode_pairs(
     if cut not in CUTS:
         raise ValueError(f"cut {cut!r}; use one of {CUTS}")
     if len(first) != len(second):
-        raise types.UserError(
+        raise errors.UserError(
             f"{len(first)} first and {len(second)} second texts; give as many of both"
         )
     model = _model(tokenizer)
     if not model.num_special_tokens_to_add(True):
-        raise types.UserError(
+        raise errors.UserError(
             "the tokenizer sets nothing between two texts; use one whose "
             "tokenizer.json has a post-processor, as BERT's and RoBERTa's"
         )
@@ -102,7 +102,7 @@ def encode_pairs(
     for number, (a, b) in enumerate(both):
         kept = _kept(len(a), len(b), room, cut)
         if kept is None:
-            raise types.UserError(
+            raise errors.UserError(
                 f"pair {number}: the first text has {len(a)} tokens and leaves no room "
                 f"for the second in rows of {length}; use longer rows or cut='longest'"
             )
@@ -130,7 +130,7 @@ def _kept(first: int, second: int, room: int, cut: str) -> tuple[int, int] | Non
 
 def _model(tokenizer) -> Any:
     if not isinstance(tokenizer, tokenizer_lib.BytePairs):
-        raise types.UserError(
+        raise errors.UserError(
             "encoders need the special tokens of a tokenizer.json; a SentencePiece "
             ".model has none: save it as tokenizer.json"
         )
@@ -141,7 +141,7 @@ def _room(model, length, is_pair) -> int:
     """Tokens of text in a row."""
     special = model.num_special_tokens_to_add(is_pair)
     if length <= special:
-        raise types.UserError(
+        raise errors.UserError(
             f"rows of {length} tokens have no room beside {special} special tokens; "
             f"use at least {special + 1}"
         )
@@ -150,11 +150,11 @@ def _room(model, length, is_pair) -> int:
 
 def _encoded(model, texts) -> list[Any]:
     if isinstance(texts, str):
-        raise types.UserError("texts is one string; give a list of them")
+        raise errors.UserError("texts is one string; give a list of them")
     texts = list(texts)
     for number, text in enumerate(texts):
         if not isinstance(text, str) or _SURROGATE.search(text):
-            raise types.UserError(
+            raise errors.UserError(
                 f"text {number} is not Unicode: {text!r}; leave it out"
             )
     return model.encode_batch_fast(texts, add_special_tokens=False)

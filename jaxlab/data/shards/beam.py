@@ -12,7 +12,7 @@ source and OUT: in a bucket or on a shared disk. Dataflow takes an image with
 import os
 from collections.abc import Sequence
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.shards import plan, worker
 from jaxlab.data.shards import run as run_lib
 
@@ -33,7 +33,7 @@ def engine(runner: str, options: Sequence[str] = ()) -> run_lib.Engine:
         import apache_beam as beam
         from apache_beam.options import pipeline_options
     except ImportError:
-        raise types.UserError(
+        raise errors.UserError(
             f"--runner {runner} needs Apache Beam: pip install 'jaxlab[beam]'"
         ) from None
     try:
@@ -41,7 +41,7 @@ def engine(runner: str, options: Sequence[str] = ()) -> run_lib.Engine:
         pipeline = beam.Pipeline(options=flags)
     except ValueError as error:
         reason = " ".join(str(error).split())
-        raise types.UserError(f"Beam does not take this: {reason}") from None
+        raise errors.UserError(f"Beam does not take this: {reason}") from None
 
     def run(job: plan.Job, shards: Sequence[plan.Shard]) -> None:
         if not shards:

@@ -21,7 +21,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxlab.core import paths, types
+from jaxlab.core import errors, paths
 from jaxlab.data.corpus import documents as documents_
 from jaxlab.data.corpus import domains as domains_lib
 
@@ -107,7 +107,7 @@ def make(
         return job, shards
     plan = json.loads(text)
     if plan["settings"] != settings:
-        raise types.UserError(
+        raise errors.UserError(
             f"{job.out} was begun with {_differing(plan['settings'], settings)}; use "
             "the same, or another folder"
         )
@@ -142,7 +142,7 @@ def records(
             continue
         for (name, size), entry in zip(shard.files, record["sources"], strict=True):
             if size != entry["bytes"]:
-                raise types.UserError(
+                raise errors.UserError(
                     f"{job.source}/{name} changed since its shard was written "
                     f"({entry['bytes']} bytes then, {size} now); restore it, or remove "
                     f"{out / (shard.prefix + RECORD)} to have the shard made again"
@@ -159,14 +159,14 @@ def _files(source: str) -> tuple[pathlib.Path, dict[str, list[tuple[str, int]]]]
     found = {}
     for domain, path in domains.items():
         if domain == "tokenizer" or domain.endswith(HELD_OUT):
-            raise types.UserError(f"no domain may be called {domain!r}; rename {path}")
+            raise errors.UserError(f"no domain may be called {domain!r}; rename {path}")
         if path.name in names:
             found[domain] = [(path.name, names[path.name])]
             continue
         folder = f"{path.name}/"
         own = {n.removeprefix(folder): n for n in names if n.startswith(folder)}
         if documents_.TFDS in own:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{path} is a TFDS data set; use `jaxlab data prepare` for it"
             )
         sizes = {short: names[name] for short, name in own.items()}
@@ -196,7 +196,7 @@ def _grouped(
 def _refuse_others(out: str) -> None:
     others = [n for n in documents_.listing(out) if n != f"{PLAN}.tmp"]
     if others:
-        raise types.UserError(
+        raise errors.UserError(
             f"{out} holds {others[0]} and is not of `jaxlab data tokenize`; remove it "
             "or choose another folder"
         )
@@ -218,7 +218,7 @@ def _same_files(plan, found, job) -> list[Shard]:
     if then != now:
         first = min(then ^ now)
         what = "has no" if first in then else "has a new"
-        raise types.UserError(
+        raise errors.UserError(
             f"{job.source} {what} {first} since {job.out} was begun; restore it, or "
             "use another folder"
         )

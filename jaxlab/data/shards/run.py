@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxlab.core import paths, report, types
+from jaxlab.core import errors, paths, report
 from jaxlab.data.corpus import documents as documents_
 from jaxlab.data.shards import plan, worker
 from jaxlab.data.tokenizers import tokenizer as tokenizer_
@@ -68,7 +68,9 @@ def tokenize(
             shards are written; a domain without training or held-out documents.
     """
     if not 0 <= held_out_fraction < 1:
-        raise types.UserError(f"{held_out_fraction} held out is not a share; try 0.001")
+        raise errors.UserError(
+            f"{held_out_fraction} held out is not a share; try 0.001"
+        )
     out = str(paths.absolute(out))
     paths.make_folder(out)
     with _alone(out):
@@ -108,7 +110,7 @@ def in_processes(workers: int) -> Engine:
             for future in [pool.submit(work, shard) for shard in largest_first]:
                 future.result()
         except concurrent.futures.process.BrokenProcessPool:
-            raise types.UserError(
+            raise errors.UserError(
                 "a worker was killed, perhaps for lack of memory; start the same "
                 "command again, with fewer --workers"
             ) from None
@@ -139,7 +141,7 @@ def verify(folder: str) -> int:
     place = paths.path(folder)
     text = paths.read_text(place / plan.MANIFEST)
     if text is None:
-        raise types.UserError(
+        raise errors.UserError(
             f"{folder} has no {plan.MANIFEST}; finish it with `jaxlab data tokenize`"
         )
     files = {
@@ -154,7 +156,7 @@ def verify(folder: str) -> int:
         except FileNotFoundError:
             found = None
         if found != entry["sha256"]:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{folder}/{name} is {'damaged' if found else 'missing'}; remove it "
                 f"and {plan.MANIFEST}, and start `jaxlab data tokenize` again"
             )
@@ -169,7 +171,7 @@ def _finish(job: plan.Job, shards: Sequence[plan.Shard]) -> dict[str, Any]:
         place = paths.path(job.out) / f"{missing[0].prefix}{plan.MISTAKE}"
         why = paths.read_text(place) or f"{missing[0].prefix} was not written"
         others = f" ({len(missing)} of {len(shards)} shards are not written; then "
-        raise types.UserError(f"{why}{others}start the same command again)")
+        raise errors.UserError(f"{why}{others}start the same command again)")
     domains: dict[str, dict[str, Any]] = {}
     for shard in shards:
         for side in ("train", "held_out"):
@@ -183,7 +185,7 @@ def _finish(job: plan.Job, shards: Sequence[plan.Shard]) -> dict[str, Any]:
         for side, total in sides.items():
             if not total["documents"]:
                 what = "--held-out" if "held_out" in sides else "documents"
-                raise types.UserError(
+                raise errors.UserError(
                     f"domain {domain!r} has no {side.replace('_', ' ')} documents; "
                     f"use other {what}, in a new folder"
                 )
@@ -209,7 +211,7 @@ def _alone(out: str) -> Iterator[None]:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise types.UserError(
+            raise errors.UserError(
                 f"another process writes to {out}; wait for it or stop it"
             ) from None
         yield

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.corpus import token_files
 from jaxlab.data.shards import plan
 
@@ -170,7 +170,7 @@ def open_folder(
     try:
         manifest = json.loads(path.read_text("utf-8"))
     except json.JSONDecodeError:
-        raise types.UserError(
+        raise errors.UserError(
             f"{path} is damaged; remove it and start `jaxlab data tokenize` again"
         ) from None
     sides: tuple[dict, dict] = {}, {}
@@ -196,7 +196,7 @@ def _check_sizes(
     for file, record in zip(files, records, strict=True):
         size = record["files"][file.relative_to(folder).as_posix()]["bytes"]
         if not file.is_file() or file.stat().st_size != size:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{file} is missing or truncated; remove {plan.MANIFEST} beside "
                 "it and start `jaxlab data tokenize` again"
             )

@@ -16,8 +16,8 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from jaxlab.core import errors, report
 from jaxlab.core import paths as paths_lib
-from jaxlab.core import report, types
 from jaxlab.data.corpus import documents as documents_
 from jaxlab.data.corpus import domains, token_files, token_writer
 from jaxlab.data.shards import plan
@@ -32,7 +32,7 @@ def attempt(job: plan.Job, shard: plan.Shard) -> None:
     """
     try:
         write(job, shard)
-    except types.UserError as error:
+    except errors.UserError as error:
         place = paths_lib.path(job.out) / f"{shard.prefix}{plan.MISTAKE}"
         paths_lib.make_folder(place.parent)
         paths_lib.write_text(place, str(error))
@@ -106,7 +106,7 @@ def _documents(job, shard, sources) -> Iterator[documents_.Document]:
         with _local(paths_lib.path(job.source) / name) as path:
             sources.append({"file": name, **_checksum(path)})
             if sources[-1]["bytes"] != size:
-                raise types.UserError(
+                raise errors.UserError(
                     f"{job.source}/{name} changed meanwhile ({size} bytes, then "
                     f"{sources[-1]['bytes']}); start the same command again"
                 )
@@ -129,7 +129,7 @@ def _tokenizer(out: str, fingerprint: str) -> tokenizer_.Tokenizer:
         paths_lib.copy_files(paths_lib.path(out) / "tokenizer", pathlib.Path(folder))
         tokenizer = tokenizer_.load(folder)
     if tokenizer.fingerprint != fingerprint:
-        raise types.UserError(f"{out}/tokenizer is another one now; restore it")
+        raise errors.UserError(f"{out}/tokenizer is another one now; restore it")
     return tokenizer
 
 
@@ -152,8 +152,8 @@ def _local(path: pathlib.Path) -> Iterator[pathlib.Path]:
             ):
                 shutil.copyfileobj(source, to, 1 << 24)
             yield copy
-        except types.UserError as error:
-            raise types.UserError(str(error).replace(str(copy), str(path))) from None
+        except errors.UserError as error:
+            raise errors.UserError(str(error).replace(str(copy), str(path))) from None
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.tokenizers import special_tokens
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
@@ -188,7 +188,7 @@ def train(
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise types.UserError(_training_error(str(error), vocab_size)) from None
+        raise errors.UserError(_training_error(str(error), vocab_size)) from None
     return SentencePiece.from_bytes(model.getvalue(), {}, pathlib.Path("<trained>"))
 
 

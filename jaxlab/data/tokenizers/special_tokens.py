@@ -23,7 +23,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxlab.core import types
+from jaxlab.core import errors
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def find(
     """
     if id_of(_PII_NAME) == _PII_ID:
         if token_text(config.get("eos_token")) is None:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{path} is OLMo's PII tokenizer: its id 50279 is |||IP_ADDRESS|||, "
                 "not the end of text; use allenai_gpt-neox-olmo-dolma-v1_5.json"
             )
@@ -76,7 +76,7 @@ def find(
             if name is None:
                 return None
             if id_of(name) is None:
-                raise types.UserError(
+                raise errors.UserError(
                     f"{path} lacks {name!r}, which tokenizer_config.json calls its "
                     f"{field}; correct the name or add the token"
                 )
@@ -85,7 +85,7 @@ def find(
 
     end = choose("eos_token", _END)
     if end is None:
-        raise types.UserError(
+        raise errors.UserError(
             f"{path} has no end-of-text token that is known here; name it as eos_token "
             "in a tokenizer_config.json beside it"
         )
@@ -112,7 +112,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise types.UserError(f"{path} is not JSON ({error}); restore it") from None
+        raise errors.UserError(f"{path} is not JSON ({error}); restore it") from None
 
 
 def write_files(

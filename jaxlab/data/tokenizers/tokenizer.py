@@ -22,7 +22,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.tokenizers import sentence_pieces, special_tokens
 
 train_sentencepiece = sentence_pieces.train
@@ -82,10 +82,10 @@ def load(path: str | pathlib.Path) -> Tokenizer:
         names = special_tokens.MODEL_FILES
         file = next((path / name for name in names if (path / name).exists()), None)
         if file is None:
-            raise types.UserError(f"{path} holds none of {', '.join(names)}; add one")
+            raise errors.UserError(f"{path} holds none of {', '.join(names)}; add one")
         path = file
     if not path.is_file():
-        raise types.UserError(
+        raise errors.UserError(
             f"tokenizer {path} does not exist; give a folder, tokenizer.json or .model"
         )
     data = path.read_bytes()
@@ -95,10 +95,10 @@ def load(path: str | pathlib.Path) -> Tokenizer:
         if path.name.endswith(".model"):
             return sentence_pieces.SentencePiece.from_bytes(data, config, path)
         return BytePairs.from_bytes(data, config, path)
-    except types.UserError:
+    except errors.UserError:
         raise
     except Exception as error:  # tokenizers raises bare Exception
-        raise types.UserError(
+        raise errors.UserError(
             f"{path} is not a tokenizer ({str(error).splitlines()[0]}); give a "
             "tokenizer.json or a SentencePiece .model"
         ) from None

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxlab.core import mesh, types
+from jaxlab.core import errors, mesh
 from jaxlab.models import attention
 from jaxlab.models.bert.config import BertConfig
 
@@ -160,7 +160,7 @@ def trunk(
     """Runs embed and blocks of `model`: i32[B, L] -> [B, L, D]."""
     c, (B, L) = model.config, tokens.shape
     if c.length < L:
-        raise types.UserError(
+        raise errors.UserError(
             f"rows of {L} tokens, but the encoder has {c.length} positions; cut texts "
             f"to {c.length}"
         )

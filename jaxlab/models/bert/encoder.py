@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxlab.core import mesh, types
+from jaxlab.core import errors, mesh, types
 from jaxlab.models.bert import blocks
 from jaxlab.models.bert.config import BertConfig
 
@@ -101,7 +101,7 @@ class BertScorer(nn.Module):
     def setup(self):
         c = self.config
         if c.head != "score":
-            raise types.UserError(
+            raise errors.UserError(
                 f"the config's head is {c.head!r}; a scorer needs one: see "
                 "`bert.as_scorer`"
             )
@@ -119,7 +119,7 @@ class BertScorer(nn.Module):
     ) -> jax.Array:
         """f32[B], the logit of the one label; arguments as `BertEncoder`'s."""
         if len(self.config.labels) != 1:
-            raise types.UserError(
+            raise errors.UserError(
                 f"the model has {len(self.config.labels)} labels, not one; call it "
                 'with method="logits"'
             )

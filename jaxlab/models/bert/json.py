@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.models.bert import config as config_lib
 from jaxlab.models.bert.config import BertConfig
 
@@ -60,14 +60,16 @@ def from_json(raw: Mapping[str, Any]) -> BertConfig:
     head = "score" if _class_of(raw) == _SCORE else "none"
     for key, values in _SUPPORTED.items():
         if raw.get(key, values[0]) not in values:
-            raise types.UserError(
+            raise errors.UserError(
                 f"config.json: {key} {raw[key]!r} is not supported, only {values[0]!r}"
             )
     if missing := [key for key in _SIZES if key not in raw]:
-        raise types.UserError(f"config.json lacks {', '.join(missing)}")
+        raise errors.UserError(f"config.json lacks {', '.join(missing)}")
     pad_id = raw.get("pad_token_id", 0 if family == "bert" else 1)
     if pad_id is None and family != "bert":
-        raise types.UserError("config.json: pad_token_id is null; RoBERTa counts by it")
+        raise errors.UserError(
+            "config.json: pad_token_id is null; RoBERTa counts by it"
+        )
     first = 0 if family == "bert" else pad_id + 1
     try:
         return BertConfig(
@@ -82,7 +84,7 @@ def from_json(raw: Mapping[str, Any]) -> BertConfig:
             initializer_std=raw.get("initializer_range", 0.02),
         )
     except ValueError as error:
-        raise types.UserError(f"config.json: {error}") from error
+        raise errors.UserError(f"config.json: {error}") from error
 
 
 def to_json(config: BertConfig) -> dict[str, Any]:
@@ -123,7 +125,7 @@ def with_pooling(config: BertConfig, folder: pathlib.Path) -> BertConfig:
         elif kind == "Normalize":
             chosen["normalize"] = True
         elif kind != "Transformer":
-            raise types.UserError(
+            raise errors.UserError(
                 f"{folder / 'modules.json'} has a {kind} module; supported are "
                 "Transformer, Pooling and Normalize"
             )
@@ -181,7 +183,7 @@ def _class_of(raw):
     for kind, name in zip(_CLASSES, known, strict=True):
         if name in architectures:
             return kind
-    raise types.UserError(
+    raise errors.UserError(
         f"config.json names {', '.join(architectures)}; supported are "
         f"{', '.join(known)}"
     )
@@ -204,7 +206,7 @@ def _pooling(file):
     if raw.get("pooling_mode"):  # newer versions name it
         modes = [raw["pooling_mode"]]
     if modes not in (["mean"], ["cls"]):
-        raise types.UserError(
+        raise errors.UserError(
             f"{file} pools by {' and '.join(map(str, modes)) or 'nothing'}; supported "
             "are mean and cls"
         )
@@ -215,7 +217,7 @@ def _read_json(file):
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise types.UserError(
+        raise errors.UserError(
             f"{file} cannot be read as JSON; download it again"
         ) from error
 

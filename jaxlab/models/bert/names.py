@@ -29,8 +29,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlab.core import errors, tree
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import tree, types
 from jaxlab.models.bert import encoder
 from jaxlab.models.bert.config import BertConfig
 from jaxlab.models.hf.names import Leaf
@@ -120,7 +120,7 @@ def as_saved(
         if not new.startswith("classifier."):
             new = prefix + new
         if new in found:
-            raise types.UserError(f"{path} has {new} under two names; remove one")
+            raise errors.UserError(f"{path} has {new} under two names; remove one")
         found[new] = tensor
     if left_out:
         _log.info("%s: left out, heads of pre-training: %s", path, ", ".join(left_out))

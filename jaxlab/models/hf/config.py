@@ -20,7 +20,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.models.bert import config as config_lib
 from jaxlab.models.config import TransformerConfig
 from jaxlab.models.hf import rope as rope_lib
@@ -109,11 +109,11 @@ def from_json(raw: Mapping[str, Any]) -> TransformerConfig:
     family = FAMILIES[name]
     for key, values in _SUPPORTED.items():
         if raw.get(key, values[0]) not in values:
-            raise types.UserError(
+            raise errors.UserError(
                 f"config.json: {key} {raw[key]!r} is not supported, only {values[0]!r}"
             )
     if missing := [key for key in _SIZES if key not in raw]:
-        raise types.UserError(f"config.json lacks {', '.join(missing)}")
+        raise errors.UserError(f"config.json lacks {', '.join(missing)}")
 
     def get(key, default=None):
         return raw.get(key, family.defaults.get(key, default))
@@ -144,7 +144,7 @@ def from_json(raw: Mapping[str, Any]) -> TransformerConfig:
             bos_id=_one_id("bos_token_id", get("bos_token_id")),
         )
     except ValueError as error:
-        raise types.UserError(f"config.json: {error}") from error
+        raise errors.UserError(f"config.json: {error}") from error
 
 
 def to_json(config: TransformerConfig) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def _family_of_json(raw):
     named = ", ".join(architectures) or raw.get("model_type") or "no architecture"
     known = [family.architecture for family in FAMILIES.values()]
     known = ", ".join(known + [f"{stem}Model" for stem in config_lib.FAMILIES.values()])
-    raise types.UserError(f"config.json names {named}; supported are {known}")
+    raise errors.UserError(f"config.json names {named}; supported are {known}")
 
 
 def _family_of_config(config):
@@ -215,13 +215,13 @@ def _family_of_config(config):
         asked = ", ".join(
             f"{field}={getattr(config, field)!r}" for field in (*fields, "is_causal")
         )
-        raise types.UserError(
+        raise errors.UserError(
             f"no Hugging Face family ({', '.join(FAMILIES)}) has {asked}; keep it as "
             "a jaxlab checkpoint"
         )
     name = fitting[0]  # olmo2 stands before olmo3, which would do without window too
     if name == "llama" and config.embed % config.heads:
-        raise types.UserError(
+        raise errors.UserError(
             f"transformers refuses a llama whose embed {config.embed} is not a "
             f"multiple of its {config.heads} heads; keep it as a jaxlab checkpoint"
         )
@@ -234,12 +234,12 @@ def _window(raw):
         "full_attention" if i % 4 == 3 else "sliding_attention" for i in range(layers)
     ]
     if unknown := set(kinds) - {"full_attention", "sliding_attention"}:
-        raise types.UserError(
+        raise errors.UserError(
             f"config.json: layer_types has {', '.join(sorted(unknown))}; supported are "
             "full_attention and sliding_attention"
         )
     if len(kinds) != layers:
-        raise types.UserError(
+        raise errors.UserError(
             f"config.json: {len(kinds)} layer_types for {layers} num_hidden_layers"
         )
     window = raw.get("sliding_window", 4096)

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
+from jaxlab.core import errors, safetensors, tree, types
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import safetensors, tree, types
 from jaxlab.models.bert import json as json_lib
 from jaxlab.models.bert import names as names_lib
 from jaxlab.models.bert.config import BertConfig
@@ -105,15 +105,15 @@ def read_config(path: str | os.PathLike) -> TransformerConfig | BertConfig:
     """
     file = pathlib.Path(path) / "config.json"
     if not file.is_file():
-        raise types.UserError(
+        raise errors.UserError(
             f"{path} has no config.json; give the folder of a Hugging Face checkpoint"
         )
     try:
         raw = json.loads(file.read_text())
     except ValueError as error:
-        raise types.UserError(f"{file} is not JSON; download it again") from error
+        raise errors.UserError(f"{file} is not JSON; download it again") from error
     if not isinstance(raw, dict):
-        raise types.UserError(f"{file} is not a JSON object; download it again")
+        raise errors.UserError(f"{file} is not a JSON object; download it again")
     if not json_lib.is_named(raw):
         return config_lib.from_json(raw)
     config = json_lib.with_pooling(json_lib.from_json(raw), file.parent)
@@ -200,7 +200,7 @@ def _check(path, config, leaves, tensors):
     """Refuses missing, unknown and misshapen tensors, naming them."""
     wanted = {name: leaf.tensor_shape for leaf in leaves for name in leaf.names}
     if missing := [name for name in wanted if name not in tensors]:
-        raise types.UserError(
+        raise errors.UserError(
             f"{path} lacks {len(missing)} tensors that config.json calls for: "
             f"{_short(missing)}"
         )
@@ -212,12 +212,12 @@ def _check(path, config, leaves, tensors):
         name for name in tensors if name not in wanted and not _BUFFERS.search(name)
     ]
     if tied and hf_names.HEAD in unknown:
-        raise types.UserError(
+        raise errors.UserError(
             f"{path}: tie_word_embeddings is true, but {hf_names.HEAD} differs from "
             "the embedding; set it to false in config.json"
         )
     if unknown:
-        raise types.UserError(
+        raise errors.UserError(
             f"{path} has {len(unknown)} tensors that config.json does not call for: "
             f"{_short(unknown)}"
         )
@@ -227,11 +227,11 @@ def _check(path, config, leaves, tensors):
         if tensors[name].shape != shape
     ]
     if wrong:
-        raise types.UserError(
+        raise errors.UserError(
             f"{path}: weights do not have the sizes of config.json: {_short(wrong)}"
         )
     if odd := [n for n in wanted if not jnp.issubdtype(tensors[n].dtype, jnp.floating)]:
-        raise types.UserError(
+        raise errors.UserError(
             f"{path}: {_short(odd)} are integers; use an unquantised checkpoint"
         )
 
@@ -270,7 +270,7 @@ def _entries(config, params, dtype) -> dict[str, _Entry]:
     if lines := tree.differences(
         [mesh_lib.unboxed(_names(config).abstract(config)), params], dtypes=False
     ):
-        raise types.UserError(
+        raise errors.UserError(
             "params (tree 1) are not those of the config (tree 0): "
             f"{_short(lines, '; ')}"
         )
@@ -279,7 +279,7 @@ def _entries(config, params, dtype) -> dict[str, _Entry]:
         value = values[leaf.path]
         kept = str(value.dtype) if dtype is None else str(dtype)
         if kept not in DTYPES:
-            raise types.UserError(f"dtype {kept}: checkpoints are {', '.join(DTYPES)}")
+            raise errors.UserError(f"dtype {kept}: checkpoints are {', '.join(DTYPES)}")
         for i, name in enumerate(leaf.names):
             layer = i if leaf.is_stacked else None
             entries[name] = _Entry(leaf, value, layer, jnp.dtype(kept))
@@ -299,7 +299,7 @@ def _fetch(name, entry) -> np.ndarray:
     if entry.dtype == np.float16:
         lost = np.isinf(cast) & np.isfinite(value.astype(np.float32))
         if lost.any():
-            raise types.UserError(
+            raise errors.UserError(
                 f"{name} has {lost.sum()} values beyond float16's 65504; save as "
                 "bfloat16"
             )
@@ -310,9 +310,9 @@ def _check_target(folder, overwrite):
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not overwrite:
-        raise types.UserError(f"{folder} exists; use overwrite=True to replace it")
+        raise errors.UserError(f"{folder} exists; use overwrite=True to replace it")
     if not (folder / "config.json").is_file():
-        raise types.UserError(
+        raise errors.UserError(
             f"{folder} is not a Hugging Face checkpoint and is not overwritten; choose "
             "another folder"
         )
@@ -338,7 +338,7 @@ def _tokenizer_files(folder) -> list[pathlib.Path]:
     files = [pathlib.Path(folder) / name for name in TOKENIZER_FILES]
     files = [file for file in files if file.is_file()]
     if not files:
-        raise types.UserError(
+        raise errors.UserError(
             f"{folder} has no tokenizer files ({', '.join(TOKENIZER_FILES[:3])}, ...)"
         )
     return files

@@ -11,7 +11,7 @@ one dict for each layer type.
 from collections.abc import Mapping
 from typing import Any
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.models import rope as rope_lib
 
 # Kind of rotary scaling -> its keys and the fields of `rope_lib.Rope` they set.
@@ -83,7 +83,7 @@ def to_json(
 def _rope(raw, theta, length):
     kind = raw.get("rope_type") or raw.get("type") or "default"
     if kind not in _ROPE_KEYS:
-        raise types.UserError(
+        raise errors.UserError(
             f"config.json: rope type {kind!r} is not supported, only "
             f"{', '.join(_ROPE_KEYS)}"
         )
@@ -95,12 +95,12 @@ def _rope(raw, theta, length):
     }
     needed = [key for key in _REQUIRED if key in keys]
     if missing := [key for key in needed if key not in rest]:
-        raise types.UserError(f"config.json: {kind} rope lacks {', '.join(missing)}")
+        raise errors.UserError(f"config.json: {kind} rope lacks {', '.join(missing)}")
     theta = rest.pop("rope_theta", theta)
     if rest.get("partial_rotary_factor") == 1:
         del rest["partial_rotary_factor"]
     if unknown := sorted(rest.keys() - keys.keys()):
-        raise types.UserError(
+        raise errors.UserError(
             f"config.json: {kind} rope with {', '.join(unknown)} is not supported"
         )
     values = {keys[key]: value for key, value in rest.items()}

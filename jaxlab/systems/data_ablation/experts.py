@@ -29,7 +29,7 @@ import ml_collections
 import numpy as np
 
 from jaxlab import ablation, models, train
-from jaxlab.core import checkpoint, report, types
+from jaxlab.core import checkpoint, errors, report, types
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data.batches import loader
 from jaxlab.data.corpus import prepared
@@ -292,7 +292,7 @@ def _copy_run(run: pathlib.Path, folder: pathlib.Path, config: Any) -> None:
         return
     steps = checkpoint.steps(run / "checkpoints")
     if not steps:
-        raise types.UserError(f"{run} has no checkpoint; train it first")
+        raise errors.UserError(f"{run} has no checkpoint; train it first")
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     newest = pathlib.Path("checkpoints", str(steps[0]))

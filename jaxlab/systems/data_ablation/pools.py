@@ -24,7 +24,7 @@ from typing import NamedTuple
 import jax
 
 from jaxlab import ablation
-from jaxlab.core import checkpoint, report, types
+from jaxlab.core import checkpoint, errors, report
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data.corpus import domains, prepared, token_files
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
@@ -74,7 +74,7 @@ def make(
     corpus = open_corpus(recipe, pool, units)
     for name in (*units, *recipe.seed_domains):
         if name not in corpus.train:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{recipe.base.data.source} has no partition {name}; there are "
                 f"{', '.join(corpus.train)}"
             )
@@ -105,7 +105,7 @@ def open_corpus(
     sources = source.split(",")
     token_folders = [path for path in sources if holds_tokens(path)]
     if token_folders and len(sources) > 1:
-        raise types.UserError(
+        raise errors.UserError(
             f"{token_folders[0]} holds token files; give it alone, or only text"
         )
     if token_folders:
@@ -129,7 +129,7 @@ def add(
             token file of another tokenizer.
     """
     if not re.fullmatch(r"[\w-][\w.-]*", name) or name.endswith(".held_out"):
-        raise types.UserError(
+        raise errors.UserError(
             f"{name!r} is no name of a partition; use letters, - and _"
         )
     recipe = recipe_lib.read(pool)
@@ -189,21 +189,23 @@ def _taken_corpus(recipe: experts.Recipe, pool: pathlib.Path) -> prepared.Prepar
     record = {"taken_from": source}
     if (folder / "corpus.json").exists():
         if json.loads((folder / "corpus.json").read_text("utf-8")) != record:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{folder} was prepared from another source; use another pool folder"
             )
         return prepared.open_folder(folder)
     if recipe.base.data.parts > 1:
-        raise types.UserError(f"{source} holds token files, which are not cut in parts")
+        raise errors.UserError(
+            f"{source} holds token files, which are not cut in parts"
+        )
     found = prepared.open_folder(source)
     if not found.held_out:
-        raise types.UserError(
+        raise errors.UserError(
             f"{source} keeps no held-out text to evaluate on; prepare it with "
             "--held-out above 0"
         )
     wanted = recipe.base.data.tokenizer
     if wanted and tokenizer_lib.load(wanted).fingerprint != found.tokenizer.fingerprint:
-        raise types.UserError(
+        raise errors.UserError(
             f"{source} was encoded with another tokenizer than the seed model's; give "
             "the text itself"
         )
@@ -227,7 +229,7 @@ def _encode(recipe, source, tokenizer, place, name) -> None:
     ]
     sides = domains.split_documents(documents, data.held_out_fraction, data.split_seed)
     if not all(sides):
-        raise types.UserError(
+        raise errors.UserError(
             f"{source} has {len(documents)} documents; at least two are needed"
         )
     for side, suffix in zip(sides, ("", ".held_out"), strict=True):
@@ -243,7 +245,7 @@ def _take(source, tokenizer, place, name) -> None:
             continue
         made_by = token_files.TokenFile.open(path).info.get("tokenizer")
         if made_by != tokenizer.fingerprint:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{path} was encoded with another tokenizer than the pool's; give the "
                 "text itself"
             )
@@ -259,7 +261,7 @@ def _settle(place: pathlib.Path, pool: pathlib.Path) -> None:
         if not target.exists():
             new.append((path, target))
         elif token_files.TokenFile.open(target).info["sha256"] != file.info["sha256"]:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{pool} has other text under the name "
                 f"{file.name.removesuffix('.held_out')}; choose another name"
             )

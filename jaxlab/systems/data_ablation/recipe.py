@@ -14,7 +14,7 @@ from typing import Any
 import ml_collections
 
 from jaxlab import load
-from jaxlab.core import report, types
+from jaxlab.core import errors, report
 from jaxlab.systems import sections
 from jaxlab.systems.data_ablation import experts
 
@@ -123,7 +123,7 @@ def of_run(
         UserError: no run directory, or one that was not trained but merged.
     """
     if not load.is_run(run) or "optim" not in load.run_config(run):
-        raise types.UserError(
+        raise errors.UserError(
             f"{run} does not say how it was trained; give a run of `jaxlab train`, "
             "which may start from it (--config.init_from)"
         )
@@ -172,7 +172,7 @@ def check(pool: pathlib.Path, recipe: experts.Recipe, units: Sequence[str]) -> b
         if old.get(key) != new.get(key) and not key.startswith(_FREE)
     ]
     if different:
-        raise types.UserError(
+        raise errors.UserError(
             f"{pool} was made with other settings: {'; '.join(different)}. Use another "
             "folder, or the old values to continue"
         )
@@ -194,7 +194,7 @@ def read(pool: pathlib.Path) -> experts.Recipe:
 
 def _recipe(base, source, pool, parts, **fields) -> experts.Recipe:
     if fields["unit_steps"] < 1 or not 0 < fields["unit_rate"] < math.inf or parts < 1:
-        raise types.UserError(
+        raise errors.UserError(
             f"unit steps {fields['unit_steps']}, unit rate {fields['unit_rate']}, "
             f"parts {parts}: use 1 or more, above 0, 1 or more"
         )
@@ -235,11 +235,11 @@ def _read(pool: pathlib.Path) -> dict[str, Any]:
         if content["version"] != _VERSION:
             raise ValueError(f"version {content['version']}")
     except (FileNotFoundError, NotADirectoryError):
-        raise types.UserError(
+        raise errors.UserError(
             f"{pool} is no pool: it has no {_FILE}; make one with `jaxlab ablate pool`"
         ) from None
     except (KeyError, TypeError, ValueError) as error:
-        raise types.UserError(f"{path} cannot be understood ({error!r})") from None
+        raise errors.UserError(f"{path} cannot be understood ({error!r})") from None
     return content
 
 

@@ -29,8 +29,8 @@ import numpy as np
 
 from jaxlab import ablation
 from jaxlab.ablation import methods
+from jaxlab.core import errors, progress
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import progress, types
 from jaxlab.data.corpus import prepared
 from jaxlab.systems.data_ablation import experts, pools
 
@@ -293,12 +293,12 @@ def check(study: Study, units: Sequence[str], corpus: prepared.Prepared) -> None
     """Refuses a study of one unit, or one that searches for an unknown target."""
     source = study.recipe.base.data.source
     if len(units) < 2:
-        raise types.UserError(
+        raise errors.UserError(
             f"{source} has one domain; a mixture needs two subfolders"
         )
     for name in study.searched:
         if name not in corpus.held_out:
-            raise types.UserError(
+            raise errors.UserError(
                 f"no target {name}; there are {', '.join(corpus.held_out)}"
             )
 

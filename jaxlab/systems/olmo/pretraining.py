@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 
 from jaxlab import models, objectives, optim
-from jaxlab.core import checkpoint, paths, process, runs, types
+from jaxlab.core import checkpoint, errors, paths, process, runs, types
 from jaxlab.data.batches import loader, mixture
 from jaxlab.data.corpus import prepared, token_files
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
@@ -38,7 +38,7 @@ def pretrain(
             keep_tokenizer(corpus.tokenizer, workdir)
     model_config = sections_lib.transformer_config(config.model, corpus.tokenizer, mesh)
     if config.data.length > model_config.length:
-        raise types.UserError(
+        raise errors.UserError(
             f"data.length {config.data.length} is longer than model.length "
             f"{model_config.length}; raise model.length or cut data.length"
         )
@@ -76,7 +76,7 @@ def experiment(
     found = of_decoder(config, model, objective, **data)
     region = trust_regions.TrustConfig(**plain(config.trust))
     if region.method != "plain" and config.loss_denominator != "labels":
-        raise types.UserError(
+        raise errors.UserError(
             f"trust.method {region.method} divides by labels; set "
             "loss_denominator to labels"
         )
@@ -122,7 +122,7 @@ def open_corpus(
             for path in data.files
         ]
         if not data.tokenizer:
-            raise types.UserError("data.files needs data.tokenizer, which made them")
+            raise errors.UserError("data.files needs data.tokenizer, which made them")
         tokenizer = tokenizer_lib.load(data.tokenizer)
         # A list, not names: a path that is repeated is up-weighted, as in OLMo.
         train = {f"{i}:{file.name}": file for i, file in enumerate(files)}
@@ -130,7 +130,7 @@ def open_corpus(
     if not data.source and data.folder:
         return prepared.open_folder(data.folder)
     if not data.source:
-        raise types.UserError(
+        raise errors.UserError(
             "no data: set --config.data.source to a folder of text (a subfolder a "
             "domain) or to embedded, or --config.data.files to token files"
         )
@@ -169,7 +169,7 @@ def batches_of(
     """The loader of a data config over named token files."""
     weights = dict(data.weights)
     if unknown := sorted(set(weights) - set(files)):
-        raise types.UserError(
+        raise errors.UserError(
             f"data.weights names {', '.join(unknown)}; the domains are "
             f"{', '.join(files)}"
         )
@@ -225,12 +225,12 @@ def _start(
     if not path or checkpoint.steps(workdir / "checkpoints"):
         return None
     if not paths.is_folder(path):
-        raise types.UserError(
+        raise errors.UserError(
             f"no folder {path} to start from; init_from is a run directory or a "
             "Hugging Face folder"
         )
     if paths.is_folder(paths.path(path) / "checkpoints"):
         return checkpoint.load_params(path, mesh=mesh)
     if paths.is_remote(path):
-        raise types.UserError(f"{path} holds no run; copy it to a local folder")
+        raise errors.UserError(f"{path} holds no run; copy it to a local folder")
     return models.hf.load(path, mesh=mesh)[1]

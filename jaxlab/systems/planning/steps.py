@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import ml_collections
 
 from jaxlab import models
+from jaxlab.core import errors, state, step, types
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import state, step, types
 from jaxlab.models import sections as sections_lib
 from jaxlab.plan import compiled, flops
 from jaxlab.plan import topology as topologies
@@ -88,7 +88,7 @@ def experiment(
         built = sections_lib.transformer_config(model, None, mesh).resolved(platform)
         return _EXPERIMENTS[config.system](config, models.Decoder(built), batches=None)
     except ValueError as error:
-        raise types.UserError(f"this config does not work: {error}") from error
+        raise errors.UserError(f"this config does not work: {error}") from error
 
 
 def _batch(config, mesh) -> dict[str, jax.ShapeDtypeStruct]:

@@ -30,7 +30,7 @@ import jax
 import numpy as np
 
 from jaxlab import retrieval
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.retrieval import feedback, feedback_loop, formats, metrics, rerank
 
 REFERENCES = ("rerank", "rerank_2k")  # that every row is compared with
@@ -125,9 +125,9 @@ def compare(
     """
     names = settings.rows or tuple(ROWS)
     if unknown := [name for name in names if name not in ROWS]:
-        raise types.UserError(f"no row {', '.join(unknown)}; use {', '.join(ROWS)}")
+        raise errors.UserError(f"no row {', '.join(unknown)}; use {', '.join(ROWS)}")
     if not len(queries.ids):
-        raise types.UserError("no queries; give at least one")
+        raise errors.UserError("no queries; give at least one")
     for folder in ("runs", "results"):
         (workdir / folder).mkdir(parents=True, exist_ok=True)
     outcomes = {}

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from jaxlab import models, retrieval
-from jaxlab.core import report, types
+from jaxlab.core import errors, report, types
 from jaxlab.data.examples import text_rows
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.retrieval import encode, formats, rerank
@@ -80,7 +80,7 @@ def open_encoder(
     config, params, tokenizer = encoder_files.load_encoder(path, mesh=mesh)
     longest = length or config.row_length or config.length
     if longest > config.length:
-        raise types.UserError(
+        raise errors.UserError(
             f"length {longest} is more than the {config.length} positions of {path}"
         )
     apply = models.BertEncoder(config).apply
@@ -139,7 +139,7 @@ def build(
         known = {*held.ids.tolist()}
         fresh = [i for i, each in enumerate(ids) if each not in known]
         if not fresh:
-            raise types.UserError(f"{folder} has every document of {corpus} already")
+            raise errors.UserError(f"{folder} has every document of {corpus} already")
         ids, passages = [ids[i] for i in fresh], [passages[i] for i in fresh]
         index = retrieval.Index.append(folder, batches(0), ids)
     else:
@@ -193,7 +193,7 @@ def open_index(
             texts.setdefault(each, (title, text))  # what was encoded came first
     ids = index.ids.tolist()
     if missing := [each for each in ids if each not in texts]:
-        raise types.UserError(
+        raise errors.UserError(
             f"{len(missing)} documents of {folder} have no text in "
             f"{', '.join(corpora or source['corpora'])}, e.g. {missing[0]!r}; name the "
             "files with --corpus"
@@ -248,7 +248,7 @@ def reranker(
         UserError: not a cross-encoder, or a prior without a retriever.
     """
     if prior and retriever is None:
-        raise types.UserError("a prior needs the retriever; give index and vectors")
+        raise errors.UserError("a prior needs the retriever; give index and vectors")
     config, params, tokenizer = encoder_files.load_scorer(path, mesh=mesh)
     apply = models.BertScorer(config).apply
     length = min(length, config.length)
@@ -305,7 +305,7 @@ def _texts_sha256(texts) -> str:
 def _check_made(folder, index, made_from) -> None:
     for name, value in made_from.items():
         if index.made_from.get(name) != value:
-            raise types.UserError(
+            raise errors.UserError(
                 f"{folder} was made with another {name}; use that one, or build the "
                 "index again"
             )
@@ -314,7 +314,7 @@ def _check_made(folder, index, made_from) -> None:
 def _sources(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / _SOURCE
     if not path.is_file():
-        raise types.UserError(
+        raise errors.UserError(
             f"{folder} has no {_SOURCE}; build it with jaxlab retrieve index"
         )
     return json.loads(path.read_text("utf-8"))

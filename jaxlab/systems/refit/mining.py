@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlab import models, retrieval
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.data.examples import ranked_lists
 from jaxlab.retrieval import encode, formats
 from jaxlab.systems import encoder_files
@@ -85,7 +85,7 @@ def mine(
         UserError: an unknown field, or a set that cannot be read.
     """
     if {*entry} - {*_FIELDS} or "folder" not in entry:
-        raise types.UserError(
+        raise errors.UserError(
             f"data.sets has {dict(entry)}; a set has a folder, and may have a name and "
             "a split"
         )
@@ -158,7 +158,7 @@ def _index(folder, ids, passages, path, encoder, length) -> retrieval.Index:
     }
     try:
         index = retrieval.Index.open(folder)
-    except types.UserError:
+    except errors.UserError:
         index = None  # not there, or not finished: building goes on
     if index is not None and index.made_from == made_from:
         return index

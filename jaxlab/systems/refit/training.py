@@ -23,8 +23,8 @@ import ml_collections
 import numpy as np
 
 from jaxlab import models, objectives, optim, retrieval
+from jaxlab.core import errors, paths, types
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import paths, types
 from jaxlab.data.examples import ranked_lists, text_rows
 from jaxlab.models.bert import encoder as encoder_lib
 from jaxlab.retrieval import encode, metrics
@@ -43,7 +43,7 @@ def rerank(
     """The cross-encoder that `configs/refit.py:cross_encoder` describes."""
     paths.refuse_buckets(workdir, "encoders.rerank")
     if config.objective not in OBJECTIVES:
-        raise types.UserError(
+        raise errors.UserError(
             f"objective {config.objective!r}; use one of {', '.join(OBJECTIVES)}"
         )
     start = _open(config, mesh)
@@ -80,13 +80,13 @@ def embed(
     """The bi-encoder that `configs/refit.py:bi_encoder` describes."""
     paths.refuse_buckets(workdir, "encoders.embed")
     if config.micro_batches != 1:
-        raise types.UserError(
+        raise errors.UserError(
             f"micro_batches {config.micro_batches} would leave out negatives: use 1, "
             "and contrastive.chunks to save memory"
         )
     start = _open(config, mesh)
     if start.config.head == "score":
-        raise types.UserError(f"init_from {config.init_from} is a cross-encoder")
+        raise errors.UserError(f"init_from {config.init_from} is a cross-encoder")
     _check_length(max(config.data.length, config.data.query_length), start.config)
     sets = _mined(config, workdir, mesh)
     batches = ranked_lists.Contrasts(
@@ -214,7 +214,7 @@ def _experiment(config, workdir, *, model, objective, start, batches, evals):
 def _open(config, mesh) -> encoder_files.Opened:
     """`init_from`, computed as the config's `model` section says."""
     if not config.init_from:
-        raise types.UserError(
+        raise errors.UserError(
             "set --config.init_from to an encoder: a Hugging Face folder or a run"
         )
     start = encoder_files.load(config.init_from, mesh=mesh)
@@ -224,7 +224,7 @@ def _open(config, mesh) -> encoder_files.Opened:
 
 def _check_length(length: int, config: models.BertConfig) -> None:
     if length > config.length:
-        raise types.UserError(
+        raise errors.UserError(
             f"data.length {length} is more than the {config.length} positions of the "
             "encoder; cut it"
         )
@@ -232,7 +232,7 @@ def _check_length(length: int, config: models.BertConfig) -> None:
 
 def _mined(config, workdir, mesh) -> list[mining.Mined]:
     if not config.data.sets:
-        raise types.UserError(
+        raise errors.UserError(
             "set --config.data.sets to BEIR folders, e.g. \"({'folder': 'scifact', "
             "'split': 'train'},)\""
         )
@@ -254,7 +254,7 @@ def _mined(config, workdir, mesh) -> list[mining.Mined]:
             continue
         sets.append(mining.mine(entry, path, encoder, folder, **options))
         if sets[-1].name in [one.name for one in sets[:-1]]:
-            raise types.UserError(
+            raise errors.UserError(
                 f"data.sets: two different sets are called {sets[-1].name}; rename a "
                 "folder"
             )

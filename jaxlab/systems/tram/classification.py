@@ -30,8 +30,8 @@ import numpy as np
 from flax import linen as nn
 
 from jaxlab import load, models, objectives, optim
+from jaxlab.core import errors, types
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import types
 from jaxlab.data.examples import labelled
 from jaxlab.systems import trust_regions
 
@@ -173,12 +173,12 @@ def _with_trust(experiment, config) -> types.Experiment:
 
 def _open_decoder(path, mesh) -> load.Opened:
     if not path:
-        raise types.UserError(
+        raise errors.UserError(
             "set --config.init_from to a model that has seen all languages: a run of "
             "jaxlab train, or a Hugging Face folder, of a decoder"
         )
     if load.is_run(path) and not {"rope", "layers"} <= {*load.run_config(path).model}:
-        raise types.UserError(
+        raise errors.UserError(
             f"init_from {path} is no run of a decoder; give the run that it started "
             "from"
         )
@@ -188,7 +188,7 @@ def _open_decoder(path, mesh) -> load.Opened:
 def _length(config, opened) -> int:
     length, most = config.data.length, opened.decoder.config.length
     if length > most:
-        raise types.UserError(
+        raise errors.UserError(
             f"data.length {length} is longer than the {most} of {config.init_from}; "
             "cut data.length"
         )
@@ -211,32 +211,32 @@ def _read(data: ml_collections.ConfigDict) -> _Texts:
             a label that no training example has.
     """
     if not data.source:
-        raise types.UserError(
+        raise errors.UserError(
             "set --config.data.source to a folder of SIB-200's or PAWS-X's layout"
         )
     sets, labels = labelled.read(data.source)
     train = sets.get(data.train_language, {}).get(data.train_split)
     if train is None:
         there = [f"{name} {split}" for name, splits in sets.items() for split in splits]
-        raise types.UserError(
+        raise errors.UserError(
             f"{data.source} has no {data.train_language} {data.train_split}; there are "
             f"{', '.join(there)}"
         )
     if data.eval_split == data.train_split:
-        raise types.UserError(
+        raise errors.UserError(
             f"data.eval_split is data.train_split, {data.train_split!r}: its texts are "
             "translations of those that are trained on; use another split"
         )
     wanted = list(data.languages) or list(sets)
     if missing := [n for n in wanted if data.eval_split not in sets.get(n, {})]:
-        raise types.UserError(
+        raise errors.UserError(
             f"{data.source} has no {data.eval_split} split of {', '.join(missing)}; "
             "add it or set data.languages"
         )
     tests = {name: sets[name][data.eval_split] for name in wanted}
     learnt = {*train.labels.tolist()}
     if never := [labels[i] for i in range(len(labels)) if i not in learnt]:
-        raise types.UserError(
+        raise errors.UserError(
             f"no {data.train_language} {data.train_split} example is labelled "
             f"{', '.join(never)}; add some"
         )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxlab import objectives
-from jaxlab.core import checkpoint, types
+from jaxlab.core import checkpoint, errors
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.systems.data_ablation import experts
 from jaxlab.systems.data_ablation import recipe as recipe_lib
@@ -71,12 +71,12 @@ def protocol(
     pretrained_on = tuple(pretrained_on) or others
     for name in (source, *pretrained_on):
         if name not in corpus.train:
-            raise types.UserError(
+            raise errors.UserError(
                 f"no domain {name} in {data}; there are {', '.join(corpus.train)}"
             )
     for name in (source, *targets):
         if name not in corpus.held_out:
-            raise types.UserError(
+            raise errors.UserError(
                 f"no held-out text of {name}; there is {', '.join(corpus.held_out)}"
             )
     start = pathlib.Path(model) if model else workdir / "model"

@@ -14,8 +14,8 @@ import jax
 import ml_collections
 
 from jaxlab import objectives
+from jaxlab.core import errors, types
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import types
 from jaxlab.systems import sections
 from jaxlab.systems.tram import classification, study
 
@@ -64,7 +64,7 @@ def protocol(
         experiment = _with_dev(config, workdir, mesh)
     there = [name for name in experiment.evals if name not in (source, _TUNED_ON)]
     if missing := [name for name in targets if name not in there]:
-        raise types.UserError(
+        raise errors.UserError(
             f"no {', '.join(missing)} to be asked in; there are {', '.join(there)}"
         )
     targets = tuple(targets) or tuple(there)

@@ -33,8 +33,8 @@ import ml_collections
 import numpy as np
 
 from jaxlab import objectives, train
+from jaxlab.core import errors, report, types
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import report, types
 from jaxlab.evals import sharpness as sharpness_lib
 from jaxlab.stats import cka
 from jaxlab.systems import sections, trust_regions
@@ -228,11 +228,11 @@ def run(
 def check(study: Study) -> None:
     """Refuses rows that there are not, and a comparison without seeds."""
     if unknown := [row for row in study.rows if row not in sections.TRUST_ROWS]:
-        raise types.UserError(
+        raise errors.UserError(
             f"no optimizer {', '.join(unknown)}; use {', '.join(sections.TRUST_ROWS)}"
         )
     if study.seeds < 2:
-        raise types.UserError(f"{study.seeds} seeds compare nothing; use 6 or more")
+        raise errors.UserError(f"{study.seeds} seeds compare nothing; use 6 or more")
 
 
 def configured(
@@ -307,7 +307,7 @@ def _best(protocol, tried: Sequence[Run]) -> Setting:
     sign = -1.0 if protocol.higher_is_better else 1.0
     scores = sign * np.array(values)
     if not np.isfinite(scores).any():
-        raise types.UserError(
+        raise errors.UserError(
             f"no setting of {tried[0].setting.row} gave a finite {protocol.metric}; "
             "lower the learning rate"
         )

@@ -18,8 +18,8 @@ import jax
 import numpy as np
 
 from jaxlab import load, objectives
+from jaxlab.core import errors, paths, report
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import paths, report, types
 from jaxlab.data.examples import conversation_rows
 
 
@@ -51,7 +51,7 @@ def give(
             paths.make_folder(file.parent)
             paths.write_text(file, json.dumps(kept))
     elif {name: kept.get(name) for name in made_of} != made_of:
-        raise types.UserError(
+        raise errors.UserError(
             f"{file} is missing or is of other pairs or another start; restore it and "
             "the data, or start again with another --workdir"
         )

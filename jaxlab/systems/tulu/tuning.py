@@ -21,7 +21,7 @@ import jax
 import ml_collections
 
 from jaxlab import load, models, objectives
-from jaxlab.core import checkpoint, paths, types
+from jaxlab.core import checkpoint, errors, paths, types
 from jaxlab.data.examples import chat, conversation_rows, conversations
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.evals import perplexity, preferences
@@ -93,7 +93,7 @@ def dpo(
     opened, config = _start(config, workdir, mesh)
     data, asks = config.data, config.preference.reference
     if asks not in ("before", "step"):
-        raise types.UserError(f"preference.reference {asks!r}; use before or step")
+        raise errors.UserError(f"preference.reference {asks!r}; use before or step")
     pairs = conversations.read_pairs(data.source)
     both = [
         _encoded(opened.tokenizer, side, data, last_only=data.last_only)
@@ -157,11 +157,11 @@ def _preference(config, model) -> types.Objective:
 def _start(config, workdir, mesh) -> tuple[load.Opened, ml_collections.ConfigDict]:
     """The model to tune, and the config with its sizes; a run that resumes has them."""
     if not config.data.source:
-        raise types.UserError(
+        raise errors.UserError(
             "no data: set --config.data.source to .jsonl files of conversations"
         )
     if not config.init_from:
-        raise types.UserError(
+        raise errors.UserError(
             "set --config.init_from to the model to tune: a run of jaxlab train, or a "
             "Hugging Face folder"
         )
@@ -201,7 +201,7 @@ def _check_sizes(config, made: models.TransformerConfig) -> None:
         if getattr(stated, name) != getattr(made, name)
     ]
     if lines:
-        raise types.UserError(
+        raise errors.UserError(
             f"config.model and {config.init_from} differ: {'; '.join(lines)}. Set "
             "--config.model.embed=0 to take the model as it is"
         )
@@ -227,7 +227,7 @@ def _encoded(tokenizer, found, data, last_only: bool = False) -> chat.Examples:
 def _split(sides: tuple, data) -> list[tuple]:
     """What is trained on and what is held out, of each side."""
     if not 0 <= data.held_out_fraction < 1:
-        raise types.UserError(
+        raise errors.UserError(
             f"data.held_out_fraction {data.held_out_fraction}; use 0 to below 1"
         )
     count = len(sides[0].ends)

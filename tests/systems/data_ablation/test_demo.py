@@ -8,7 +8,7 @@ import string
 import numpy as np
 import pytest
 
-from jaxlab.core import types
+from jaxlab.core import errors
 from jaxlab.models import hf
 from jaxlab.stats import correlation
 from jaxlab.systems.data_ablation import demo, experts
@@ -154,7 +154,7 @@ def test_running_again_trains_nothing_and_says_so(done, text, monkeypatch, capsy
 
 def test_another_study_in_the_same_folder_is_refused(done, text):
     workdir, _ = done
-    with pytest.raises(types.UserError, match="other settings"):
+    with pytest.raises(errors.UserError, match="other settings"):
         demo.main(quick=True, data=str(text), workdir=workdir)
 
 
@@ -163,7 +163,7 @@ def test_one_domain_is_refused(text, tmp_path):
     for file in (text / "law").iterdir():
         (tmp_path / "text" / "only" / file.name).write_bytes(file.read_bytes())
     study = tiny_study(tmp_path / "run", str(tmp_path / "text"))
-    with pytest.raises(types.UserError, match="two subfolders"):
+    with pytest.raises(errors.UserError, match="two subfolders"):
         study_lib.run(study, tmp_path / "run")
 
 
@@ -171,7 +171,7 @@ def test_an_empty_domain_is_named(text, tmp_path):
     for domain in WORDS:
         (tmp_path / domain).symlink_to(text / domain)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(types.UserError, match="empty"):
+    with pytest.raises(errors.UserError, match="empty"):
         demo.main(quick=True, data=str(tmp_path), workdir=tmp_path / "run")
 
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from jaxlab import objectives, train
 from jaxlab.core import config as config_lib
+from jaxlab.core import errors
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import step as step_lib
-from jaxlab.core import types
 from jaxlab.data.examples import ranked_lists
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.models import BertConfig, BertEncoder, BertScorer, hf
@@ -256,7 +256,7 @@ def test_a_part_of_a_contrastive_batch_is_refused():
     model = BertEncoder(TINY)
     objective = objectives.contrastive(model.apply, queries=8)
     whole = step_lib.mean_and_grad(objective, micro_batches=2)
-    with pytest.raises(types.UserError, match="all 8 queries at once and got 4"):
+    with pytest.raises(errors.UserError, match="all 8 queries at once and got 4"):
         whole(tiny_params(model), contrasts(), KEY, None)
 
 
@@ -448,7 +448,7 @@ def test_what_is_relevant_to_a_query_is_no_negative_of_it():
     ],
 )
 def test_batches_that_teach_nothing_are_refused(make, message):
-    with pytest.raises(types.UserError, match=message):
+    with pytest.raises(errors.UserError, match=message):
         make()
 
 
@@ -537,11 +537,11 @@ def test_a_run_of_a_reranker_is_opened_and_exported_with_the_same_scores(
     ]
     assert np.array_equal(*scores)
     assert opened.tokenizer.fingerprint == again.tokenizer.fingerprint
-    with pytest.raises(types.UserError, match="scores pairs, it has no vectors"):
+    with pytest.raises(errors.UserError, match="scores pairs, it has no vectors"):
         encoder_files.load_encoder(tmp_path / "run")
-    with pytest.raises(types.UserError, match="does not score pairs"):
+    with pytest.raises(errors.UserError, match="does not score pairs"):
         encoder_files.load_scorer(encoder)
-    with pytest.raises(types.UserError, match="no folder"):
+    with pytest.raises(errors.UserError, match="no folder"):
         encoder_files.load_scorer(tmp_path / "nowhere")
 
 
@@ -559,7 +559,7 @@ def test_a_bi_encoder_learns_from_the_batch_on_any_mesh(toy, encoder, tmp_path):
     opened = encoder_files.load_encoder(tmp_path)
     assert opened.config.normalize
     config.micro_batches = 2
-    with pytest.raises(types.UserError, match="would leave out negatives: use 1"):
+    with pytest.raises(errors.UserError, match="would leave out negatives: use 1"):
         training.embed(config, tmp_path, mesh)
 
 
@@ -577,7 +577,7 @@ def test_a_bi_encoder_learns_from_the_batch_on_any_mesh(toy, encoder, tmp_path):
 def test_configs_that_cannot_work_are_refused(toy, encoder, tmp_path, changes, message):
     config = config_of(toy, encoder, **changes)
     mesh = mesh_lib.make_mesh({"data": 1}, devices=jax.devices()[:1])
-    with pytest.raises(types.UserError, match=message), mesh_lib.use(mesh):
+    with pytest.raises(errors.UserError, match=message), mesh_lib.use(mesh):
         training.rerank(config, tmp_path, mesh)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxlab import load, objectives, train
-from jaxlab.core import checkpoint, types
+from jaxlab.core import checkpoint, errors
 from jaxlab.core import config as config_lib
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import state as state_lib
@@ -165,18 +165,18 @@ def test_what_cannot_be_read_is_named_by_file_and_line(
     tmp_path, name, content, message
 ):
     (tmp_path / name).write_text(content, "utf-8")
-    with pytest.raises(types.UserError, match=message):
+    with pytest.raises(errors.UserError, match=message):
         labelled.read(tmp_path)
 
 
 def test_bytes_that_are_not_utf_8_are_named_by_line(tmp_path):
     (tmp_path / "eng.dev.tsv").write_bytes(HEADER.encode() + b"1\tx\t\xff\n")
-    with pytest.raises(types.UserError, match=r"eng.dev.tsv:2 is not UTF-8"):
+    with pytest.raises(errors.UserError, match=r"eng.dev.tsv:2 is not UTF-8"):
         labelled.read(tmp_path)
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(types.UserError, match="no folder"):
+    with pytest.raises(errors.UserError, match="no folder"):
         labelled.read(tmp_path / "nowhere")
 
 
@@ -353,7 +353,7 @@ def test_r4f_is_evaluated_with_its_normalised_head(decoder_run, toy, mesh):
 def test_configs_that_cannot_work_are_refused(decoder_run, toy, mesh, changes, message):
     config = config_of(decoder_run, toy)
     config.update_from_flattened_dict(changes)
-    with pytest.raises(types.UserError, match=message):
+    with pytest.raises(errors.UserError, match=message):
         experiment_of(config, mesh)
 
 
@@ -362,7 +362,9 @@ def test_a_label_that_is_only_tested_is_refused(decoder_run, toy, tmp_path, mesh
     sib(tmp_path / "set", "bb", "test", [("1", "travel", "gol")])
     config = config_of(decoder_run, tmp_path / "set")
     config.data.languages = ("bb",)
-    with pytest.raises(types.UserError, match="no aa train example is labelled travel"):
+    with pytest.raises(
+        errors.UserError, match="no aa train example is labelled travel"
+    ):
         experiment_of(config, mesh)
 
 
@@ -370,7 +372,7 @@ def test_a_classifier_does_not_start_a_classifier(decoder_run, toy, tmp_path, me
     config = config_of(decoder_run, toy)
     train.fit(experiment_of(config, mesh), tmp_path, mesh=mesh)
     config.init_from = str(tmp_path)
-    with pytest.raises(types.UserError, match="is no run of a decoder"):
+    with pytest.raises(errors.UserError, match="is no run of a decoder"):
         experiment_of(config, mesh)
 
 
@@ -446,7 +448,7 @@ def test_interleaving_keeps_the_words_of_both_in_their_order(tmp_path):
 
 def test_pre_training_text_never_has_a_test_split(tmp_path):
     test = sib(tmp_path / "set", "en", "test", [("1", "sports", "a")])
-    with pytest.raises(types.UserError, match="is of a test split"):
+    with pytest.raises(errors.UserError, match="is of a test split"):
         pretraining_text([Texts({"en": [test]})], tmp_path / "out")
 
 
@@ -455,10 +457,10 @@ def test_pre_training_text_refuses_what_has_no_pair_or_is_there(tmp_path):
         name: [sib(tmp_path / "set", name, "dev", [(str(i), "x", "a")])]
         for i, name in enumerate(("en", "de"))
     }
-    with pytest.raises(types.UserError, match="no text has a translation"):
+    with pytest.raises(errors.UserError, match="no text has a translation"):
         pretraining_text([Texts(files, True)], tmp_path / "out", pivot="en")
     (tmp_path / "out").mkdir()
-    with pytest.raises(types.UserError, match="exists; remove it"):
+    with pytest.raises(errors.UserError, match="exists; remove it"):
         pretraining_text([Texts(files)], tmp_path / "out")
 
 
@@ -484,7 +486,7 @@ def test_tokens_that_tell_nothing_have_no_vector():
     documents = [np.array([0, 1, 9]), np.array([2, 3, 9])] * 3
     found = latent_semantics.token_vectors(documents, 10, 2)
     assert np.linalg.norm(found, axis=1).round(3).tolist() == [1] * 4 + [0] * 6
-    with pytest.raises(types.UserError, match="do not span 8 dimensions"):
+    with pytest.raises(errors.UserError, match="do not span 8 dimensions"):
         latent_semantics.token_vectors(documents, 10, 8)
 
 
@@ -532,5 +534,5 @@ def test_translations_lie_side_by_side_before_the_first_step(tmp_path, mesh):
         assert same > likeness(english[topic], other[1 - topic]) + 0.3
     assert train.fit(experiment, tmp_path / "run", mesh=mesh).finished
     config.model.tied = False
-    with pytest.raises(types.UserError, match=r"set model.tied"):
+    with pytest.raises(errors.UserError, match=r"set model.tied"):
         latent_semantics.write_start(config, tmp_path / "again", mesh)

@@ -12,7 +12,7 @@ import pytest
 
 from jaxlab import models, objectives, optim
 from jaxlab.commands import grammar
-from jaxlab.core import mesh, state, types
+from jaxlab.core import errors, mesh, state
 from jaxlab.evals import perplexity
 from jaxlab.systems import sections, trust_regions
 from jaxlab.systems.tram import domains, report
@@ -179,16 +179,16 @@ def test_the_report_has_the_numbers_of_the_runs(done, protocol):
 
 
 def test_mistakes_end_in_one_line(protocol, tmp_path):
-    with pytest.raises(types.UserError, match="no optimizer tramm; use sgd, adam"):
+    with pytest.raises(errors.UserError, match="no optimizer tramm; use sgd, adam"):
         study_lib.run(study_lib.Study(rows=("tramm",)), protocol, tmp_path)
-    with pytest.raises(types.UserError, match="1 seeds compare nothing"):
+    with pytest.raises(errors.UserError, match="1 seeds compare nothing"):
         study_lib.run(study_lib.Study(seeds=1), protocol, tmp_path)
     code = pathlib.Path(study_lib.__file__).parent
     for name, files in (("a", "tram*.py"), ("b", "r*.py")):
         (tmp_path / "text" / name).mkdir(parents=True)
         for file in code.glob(files):
             shutil.copy(file, tmp_path / "text" / name / f"{file.stem}.txt")
-    with pytest.raises(types.UserError, match=r"no domain law in .*; there are a, b$"):
+    with pytest.raises(errors.UserError, match=r"no domain law in .*; there are a, b$"):
         domains.protocol(str(tmp_path / "text"), "law", tmp_path / "w", size="quick")
 
 

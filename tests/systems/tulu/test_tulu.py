@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxlab import cli, load, train
-from jaxlab.core import checkpoint, tree, types
+from jaxlab.core import checkpoint, errors, tree
 from jaxlab.core import config as config_lib
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.models import sections as sections_lib
@@ -225,12 +225,12 @@ def test_a_resumed_run_refuses_a_reference_of_other_pairs(
     kept["pairs"][0]["sha256"] = "0"
     (resumed / "reference.json").write_text(json.dumps(kept))
     with pytest.raises(
-        types.UserError, match=r"reference.json is missing or is of oth"
+        errors.UserError, match=r"reference.json is missing or is of oth"
     ):
         run(config, resumed)
     (resumed / "reference.json").unlink()
     with pytest.raises(
-        types.UserError, match=r"reference.json is missing or is of oth"
+        errors.UserError, match=r"reference.json is missing or is of oth"
     ):
         run(config, resumed)
 
@@ -312,13 +312,13 @@ def test_a_trust_region_tunes_as_well(start, talk, tmp_path):
 def test_a_mistake_is_one_line_that_names_the_fix(
     changes, message, start, talk, tmp_path
 ):
-    with pytest.raises(types.UserError, match=message):
+    with pytest.raises(errors.UserError, match=message):
         run(config_of("tiny", start, talk, **changes), tmp_path)
 
 
 def test_an_unknown_loss_or_reference_is_refused(tuned, talk, tmp_path):
     config = config_of("tiny_dpo", tuned, talk, **{"preference.reference": "never"})
-    with pytest.raises(types.UserError, match=r"'never'; use before or step"):
+    with pytest.raises(errors.UserError, match=r"'never'; use before or step"):
         run(config, tmp_path)
     config = config_of("tiny_dpo", tuned, talk, **{"preference.loss": "ppo"})
     with pytest.raises(ValueError, match=r"loss 'ppo'; use one of sigmoid"):
@@ -328,7 +328,7 @@ def test_an_unknown_loss_or_reference_is_refused(tuned, talk, tmp_path):
 def test_the_published_sizes_are_checked_against_the_start(start, talk, tmp_path):
     config = config_lib.load(f"{CONFIGS / 'tulu.py'}:sft_7b")
     config.init_from, config.data.source = str(start), talk
-    with pytest.raises(types.UserError, match=r"embed 4096 and 32"):
+    with pytest.raises(errors.UserError, match=r"embed 4096 and 32"):
         run(config, tmp_path)
 
 
