@@ -16,10 +16,11 @@ from jaxlab.core import state as state_lib
 from jaxlab.core import step as step_lib
 from jaxlab.data.examples import labelled
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
-from jaxlab.systems import latent_semantics, trust_regions
+from jaxlab.systems import trust_regions
 from jaxlab.systems.olmo import pretraining
-from jaxlab.systems.parallel_text import Texts, pretraining_text
 from jaxlab.systems.tram import classification
+from tools.multilingual import latent_semantics
+from tools.multilingual.parallel_text import Texts, pretraining_text
 
 CONFIGS = pathlib.Path(__file__).parents[3] / "configs"
 WORDS = {  # a toy world: two languages, two topics

@@ -1,6 +1,6 @@
 """A small decoder that has seen several languages: what `jaxlab tram languages` needs.
 
-    python tools/multilingual_base.py BASE \
+    python tools/multilingual/make_base.py BASE \
         --parallel eng_Latn=sib/eng_Latn.train.tsv,deu_Latn=sib/deu_Latn.train.tsv \
         --parallel eng_Latn=xquad/en.corpus.jsonl,spa_Latn=xquad/es.corpus.jsonl
     jaxlab tram languages RUN --data sib --model BASE/run
@@ -21,9 +21,12 @@ minutes on two CPU cores.
 import argparse
 import pathlib
 
+import latent_semantics
+import parallel_text
+
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import process
-from jaxlab.systems import latent_semantics, parallel_text, sections
+from jaxlab.systems import sections
 from jaxlab.systems.data_ablation import experts
 
 
