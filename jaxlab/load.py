@@ -18,7 +18,8 @@ import ml_collections
 from jaxlab import models
 from jaxlab.core import checkpoint, errors, runs, types
 from jaxlab.core import paths as paths_lib
-from jaxlab.data.corpus import prepared, token_files
+from jaxlab.data import prepared
+from jaxlab.data.corpus import token_files
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.models import sections as sections_lib
 

@@ -6,7 +6,7 @@ import pathlib
 
 from jaxlab import ablation
 from jaxlab.core import errors, process, progress, report
-from jaxlab.data.corpus import prepared
+from jaxlab.data import prepared
 from jaxlab.systems.data_ablation import recipe as recipe_lib
 from jaxlab.systems.data_ablation import report as report_lib
 from jaxlab.systems.data_ablation import study as study_lib

@@ -7,8 +7,8 @@ import time
 from jaxlab import load
 from jaxlab.commands import output
 from jaxlab.core import errors
+from jaxlab.data import prepared
 from jaxlab.data.batches import inspect
-from jaxlab.data.corpus import prepared
 from jaxlab.data.shards import beam
 from jaxlab.data.shards import run as run_lib
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib

@@ -3,7 +3,8 @@
 import pathlib
 
 from jaxlab.core import errors
-from jaxlab.data.corpus import domains, prepared, token_files
+from jaxlab.data import prepared
+from jaxlab.data.corpus import domains, token_files
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
 _EMBEDDED_BYTES = 1_000_000  # a domain; a twentieth of its documents is evaluated

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jaxlab.core import errors
-from jaxlab.data.corpus import prepared
+from jaxlab.data import prepared
 
 
 @pytest.fixture

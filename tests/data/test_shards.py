@@ -17,8 +17,9 @@ import zstandard
 from jaxlab import cli
 from jaxlab.commands import grammar
 from jaxlab.core import errors
+from jaxlab.data import prepared
 from jaxlab.data.batches import inspect, loader, mixture
-from jaxlab.data.corpus import domains, prepared, token_files
+from jaxlab.data.corpus import domains, token_files
 from jaxlab.data.shards import beam, plan, run, token_shards
 from jaxlab.data.tokenizers import tokenizer
 from tests.support import object_store
@@ -157,21 +158,22 @@ def test_without_beam_the_extra_is_named(monkeypatch):
 # given; forked, since each import of the package takes seconds.
 KILLED = """
 import os, signal, sys
-from jaxlab.data import shard_writer, sharded, tokenizer
+from jaxlab.data.shards import run, worker
+from jaxlab.data.tokenizers import tokenizer
 source, out, model, *numbers = sys.argv[1:]
 for number in map(int, numbers):
     if child := os.fork():
         assert os.waitpid(child, 0)[1] == signal.SIGKILL
         continue
-    publish, left = shard_writer._publish, number
+    publish, left = worker._publish, number
     def dying(*paths):
         global left
         if not left:
             os.kill(os.getpid(), signal.SIGKILL)
         left -= 1
         publish(*paths)
-    shard_writer._publish = dying
-    sharded.tokenize(source, out, tokenizer.load(model), **{settings})
+    worker._publish = dying
+    run.tokenize(source, out, tokenizer.load(model), **{settings})
     os._exit(0)
 """
 
@@ -201,11 +203,11 @@ def test_a_killed_run_takes_its_workers_along(source, model, tmp_path):
     model.save(tmp_path / "model")
     script = """
 import os, signal, sys
-from jaxlab.data import shard_writer, sharded, tokenizer
+from jaxlab.data.shards import run
 if __name__ == "__main__":
     import concurrent.futures as futures, multiprocessing
     pool = futures.ProcessPoolExecutor(
-        2, multiprocessing.get_context("spawn"), sharded._begin_worker
+        2, multiprocessing.get_context("spawn"), run._begin_worker
     )
     print(pool.submit(os.getpid).result(), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -14,7 +14,7 @@ import jax
 
 from jaxlab import generate, models
 from jaxlab.core import process, progress, report
-from jaxlab.data.corpus import prepared
+from jaxlab.data import prepared
 from jaxlab.systems.data_ablation import experts, pools, summary
 from jaxlab.systems.data_ablation import recipe as recipe_lib
 from jaxlab.systems.data_ablation import report as report_lib

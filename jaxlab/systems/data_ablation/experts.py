@@ -31,8 +31,8 @@ import numpy as np
 from jaxlab import ablation, models, train
 from jaxlab.core import checkpoint, errors, report, types
 from jaxlab.core import mesh as mesh_lib
+from jaxlab.data import prepared
 from jaxlab.data.batches import loader
-from jaxlab.data.corpus import prepared
 from jaxlab.evals import perplexity
 from jaxlab.models import sections as sections_lib
 from jaxlab.systems.olmo import pretraining

@@ -26,7 +26,8 @@ import jax
 from jaxlab import ablation
 from jaxlab.core import checkpoint, errors, report
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.data.corpus import domains, prepared, token_files
+from jaxlab.data import prepared
+from jaxlab.data.corpus import domains, token_files
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.systems.data_ablation import experts
 from jaxlab.systems.data_ablation import recipe as recipe_lib

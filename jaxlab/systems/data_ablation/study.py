@@ -31,7 +31,7 @@ from jaxlab import ablation
 from jaxlab.ablation import methods
 from jaxlab.core import errors, progress
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.data.corpus import prepared
+from jaxlab.data import prepared
 from jaxlab.systems.data_ablation import experts, pools
 
 Mixture = Mapping[str, float]

@@ -20,8 +20,9 @@ import numpy as np
 
 from jaxlab import models, objectives, optim
 from jaxlab.core import checkpoint, errors, paths, process, runs, types
+from jaxlab.data import prepared
 from jaxlab.data.batches import loader, mixture
-from jaxlab.data.corpus import prepared, token_files
+from jaxlab.data.corpus import token_files
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.evals import perplexity
 from jaxlab.models import sections as sections_lib
