@@ -94,8 +94,9 @@ def _devices(topology):
             found = topologies.get_topology_desc(platform=chip.platform, **described)
         return found.devices
     except Exception as error:  # whatever the plugin's client raises, with its reason
-        reason = " ".join(str(error).split())[:300]
-        raise errors.UserError(f"topology {topology.name}: {reason}") from error
+        raise errors.UserError(
+            f"topology {topology.name}: {_reason(error, chip)}"
+        ) from error
 
 
 def compile_program(
@@ -129,7 +130,7 @@ def compile_program(
     except Exception as error:  # jaxlib's runtime error; its message is all there is
         needed = exceeded(str(error))
         if needed is None:
-            reason = " ".join(str(error).split())[:300]
+            reason = _reason(error, topology.chip)
             raise errors.UserError(f"XLA refuses the step: {reason}") from error
         seconds = time.perf_counter() - start
         return Compiled(needed[0] + held, held, needed[1], False, flops, [], seconds)
@@ -140,8 +141,15 @@ def compile_program(
     try:
         found = hlo.collectives(built.as_text(), sizes)
     except Exception as error:  # a libtpu newer than jaxlib cannot print some programs
-        note = f"no collectives: {' '.join(str(error).split())[:200]}"
+        note = f"no collectives: {_reason(error, topology.chip)}"
     return Compiled(peak, held, capacity, peak <= capacity, flops, found, seconds, note)
+
+
+def _reason(error: Exception, chip: topologies_lib.Chip) -> str:
+    """An error of the compiler in one line, after a compiler of the wrong version."""
+    line = " ".join(str(error).split())[:300]
+    mismatch = environment.mismatch(chip.platform)
+    return f"{mismatch} ({line})" if mismatch else line
 
 
 def exceeded(message: str) -> tuple[float, float] | None:

@@ -1,10 +1,13 @@
 """The process that asks XLA: settings that are read when jax and its plugins load.
 
-Call `prepare` before jax is imported. libtpu (the version that jax pins, the extra
-`plan` of this package) compiles without a TPU, and without these settings it looks for
-one, waits for a metadata server, takes a lock on the machine and writes to stderr. The
-CUDA plugin (extra `plan_gpu`) compiles without CUDA, and only where jax computes on the
-CPU: with the CUDA platform allowed, jax drops a plugin that finds no driver.
+Call `prepare` before jax is imported. libtpu (the extra `plan` of this package)
+compiles without a TPU, and without these settings it looks for one, waits for a
+metadata server, takes a lock on the machine and writes to stderr. The CUDA plugin
+(extra `plan_gpu`) compiles without CUDA, and only where jax computes on the CPU: with
+the CUDA platform allowed, jax drops a plugin that finds no driver.
+
+A compiler reads the programs of one version of jax. Which one fits is written in an
+extra of jax itself; our extras name that extra, and `mismatch` reads it.
 """
 
 import contextlib
@@ -12,6 +15,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Iterator
 
@@ -26,9 +30,9 @@ _SETTINGS = {
     "TPU_LOG_DIR": "disabled",  # else a file a run, in the temporary folder
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several plans at once, beside a run
 }
-_COMPILERS = {
-    "tpu": ("libtpu", "plan", "a TPU"),
-    "cuda": ("jax-cuda12-plugin", "plan_gpu", "CUDA and a GPU"),
+_COMPILERS = {  # platform -> (package, our extra, jax's extra, what is not needed)
+    "tpu": ("libtpu", "plan", "tpu", "a TPU"),
+    "cuda": ("jax-cuda12-plugin", "plan_gpu", "cuda12-local", "CUDA and a GPU"),
 }
 
 
@@ -43,7 +47,7 @@ def prepare(platform: str) -> None:
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    package, extra, what = _COMPILERS[platform]
+    package, extra, _, what = _COMPILERS[platform]
     try:
         importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -58,6 +62,40 @@ def prepare(platform: str) -> None:
             importlib.import_module("jax").devices()  # loads the plugin
 
 
+def mismatch(platform: str) -> str:
+    """Says that the compiler is not the one that the installed jax asks for, or "".
+
+    Args:
+        platform: "tpu" or "cuda".
+    """
+    package, extra, jax_extra, _ = _COMPILERS[platform]
+    installed = importlib.metadata.version(package)
+    wanted = required_version(package, jax_extra, importlib.metadata.requires("jax"))
+    pins = [pin.removesuffix(".*") for pin in re.findall(r"[\d.]+(?:\*)?", wanted)]
+    if not pins or any(f"{installed}.".startswith(f"{pin}.") for pin in pins):
+        return ""
+    return (
+        f"{package} {installed} is installed and jax "
+        f"{importlib.metadata.version('jax')} asks for {wanted}: "
+        f"pip install 'jaxlab[{extra}]'"
+    )
+
+
+def required_version(package: str, extra: str, requirements: list[str] | None) -> str:
+    """The version of a package that an extra asks for, "" if it does not ask.
+
+    >>> lines = ['libtpu==0.0.50.*; extra == "tpu"', 'requests; extra == "tpu"']
+    >>> required_version("libtpu", "tpu", lines)
+    '==0.0.50.*'
+    """
+    for line in requirements or ():
+        name = rf"{re.escape(package)}(?:\[[^]]*\])?"
+        match = re.fullmatch(rf"{name}\s*([^;\s]*)\s*;(.*)", line)
+        if match and re.search(rf"extra == ['\"]{re.escape(extra)}['\"]", match[2]):
+            return match[1]
+    return ""
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Nothing reaches stderr.
@@ -66,11 +104,11 @@ def quiet() -> Iterator[None]:
     is read, and XLA:GPU warns of shardings; errors are raised all the same.
     """
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
         os.close(nowhere)
