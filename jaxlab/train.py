@@ -25,6 +25,7 @@ from jaxlab.core import (
     errors,
     paths,
     process,
+    profiling,
     report,
     step_rows,
     tree,
@@ -58,6 +59,7 @@ def fit(
     max_skipped: int = 10,
     name: str = "",
     log_seconds: float = 5.0,
+    profile: int = 0,
 ) -> Result:
     """Runs an experiment to its last step, resuming what `workdir` holds.
 
@@ -72,6 +74,7 @@ def fit(
         max_skipped: non-finite steps in a row after which the run stops.
         name: shown in front of the rows.
         log_seconds: how often a row goes to stdout; metrics.jsonl gets every step.
+        profile: steps after the first that are traced into `workdir`/profile.
 
     Raises:
         UserError: another config in `workdir`, NaN weights, missing data, a full
@@ -103,12 +106,14 @@ def fit(
         )
         meter = step_rows.Meter(experiment, rows, max_skipped)
         meter.start(first, state, mesh)
+        profiler = stack.enter_context(profiling.Profile(workdir, first, profile))
         train_step = step_lib.make_step(experiment, target)
 
         # ---- the loop
         try:
             for step in range(first, steps):
                 batch = mesh_lib.global_batch(experiment.batches, step, mesh)
+                profiler.next(step, state)
                 state, metrics = train_step(state, batch, experiment.frozen)
                 done = step + 1
                 meter.next(done, metrics, batch)

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 
-from jaxlab.core import errors, paths, tree, types
+from jaxlab.core import errors, paths
 from jaxlab.core import peak_flops as peak_flops_lib
 
 _log = logging.getLogger(__name__)
@@ -160,14 +160,6 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60}m{seconds % 60:02d}s"
     return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
-
-
-def parameter_overview(params: types.Params) -> str:
-    """A table of paths, shapes and sizes, as text."""
-    rows = [(name, tree.describe(leaf)) for name, leaf in tree.flatten(params).items()]
-    width = max(len(name) for name, _ in rows)
-    lines = [f"  {name:<{width}}  {shape}" for name, shape in rows]
-    return "\n".join([*lines, f"  {tree.count(params):,} parameters"])
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

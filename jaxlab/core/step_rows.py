@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from clu import parameter_overview
 
 from jaxlab.core import errors, peak_flops, report, types
 
@@ -23,7 +24,7 @@ class Meter:
             flops, source = peak_flops.flops_per_second()
             self.rows.say(f"peak {flops / 1e12:.3g} TFLOP/s ({source})")
         if first == 0 and self.experiment.init_from is None:
-            self.rows.say("parameters\n" + report.parameter_overview(state.params))
+            self.rows.say("parameters\n" + _overview(state.params, mesh))
             config = getattr(self.experiment.model, "config", None)
             if hasattr(config, "describe"):
                 self.rows.say(config.describe())
@@ -61,3 +62,9 @@ class Meter:
                 f"--step {step - 1}` and start the same command to go on, or lower "
                 "the learning rate in another --workdir with this one as init_from"
             )
+
+
+def _overview(params: types.Params, mesh: jax.sharding.Mesh) -> str:
+    """A table of paths, shapes and sizes; of shardings too where there are any."""
+    columns = "sharding" if mesh.size > 1 else False
+    return parameter_overview.get_parameter_overview(params, include_stats=columns)

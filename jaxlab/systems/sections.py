@@ -142,6 +142,7 @@ def pretraining() -> ml_collections.ConfigDict:
             "keep_every": 0,  # checkpoints kept for good; 0 keeps only the last ones
             "max_skipped": 10,
             "log_seconds": 5.0,
+            "profile": 0,  # steps after the first that are traced into DIR/profile
         }
     )
     return config

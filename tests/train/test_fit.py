@@ -75,7 +75,8 @@ def test_a_mesh_changes_nothing_but_rounding(whole, tmp_path, shape):
 def test_a_run_saved_on_one_device_continues_on_a_mesh(whole, tmp_path):
     resumed = copy_upto(whole, tmp_path, 4)
     other = mesh.make_mesh({"fsdp": 4, "tensor": 2})
-    state = train.fit(tiny_run.experiment(), resumed, mesh=other).state
+    state = train.fit(tiny_run.experiment(), resumed, mesh=other, profile=1).state
+    assert [*resumed.glob("profile/plugins/profile/*/*.xplane.pb")]
     kernel = state.params["blocks"]["mlp"]["up"]["kernel"]
     assert kernel.sharding.spec == jax.P(None, ("fsdp", "context"), "tensor")
     moment = state.opt_state[1].mu["blocks"]["mlp"]["up"]["kernel"]
