@@ -264,7 +264,7 @@ FULL_DISK = """
     import os, pathlib, resource, signal, sys
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax.numpy as jnp
-    from jaxlab.core import checkpoint, types
+    from jaxlab.core import checkpoint, errors
 
     folder = pathlib.Path(sys.argv[1])
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write then fails instead

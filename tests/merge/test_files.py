@@ -439,7 +439,7 @@ def test_a_disk_that_fills_up_is_one_line(folders, tmp_path, monkeypatch):
 KILLED = """
 import os, signal, sys
 from jaxlab import merge
-from jaxlab.merge.files import outputs
+from jaxlab.merge.files.write import outputs
 
 def stop(self, *args, write=outputs.Output.write, count=[0]):
     write(self, *args)
@@ -488,7 +488,7 @@ method, chunk, out, *paths = sys.argv[1:]
 chunk = int(chunk)
 if method not in ("linear", "task_arithmetic"):
     import jax.numpy as jnp
-    from jaxlab.merge.files import sparse_pass, sphere_pass
+    from jaxlab.merge.files.passes import sparse, spheres
     jnp.ones(3).sum().block_until_ready()  # its threads and arenas
 
 def anonymous():

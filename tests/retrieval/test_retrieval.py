@@ -289,12 +289,12 @@ def test_the_bytes_do_not_depend_on_batches_interruptions_or_appends(tmp_path):
 def test_a_build_that_was_killed_goes_on(tmp_path):
     script = f"""
 import os, signal, numpy as np
-from jaxlab.retrieval import stored
+from jaxlab.retrieval import index_files
 def batches():
     for start in range(0, 60, 20):
         yield np.arange(start, start + 20, dtype=np.float32)[:, None]
     os.kill(os.getpid(), signal.SIGKILL)
-stored.build({str(tmp_path / "killed")!r}, batches(), None)
+index_files.build({str(tmp_path / "killed")!r}, batches(), None)
 """
     done = subprocess.run(
         [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}
