@@ -16,7 +16,7 @@ import jax
 import ml_collections
 
 from jaxlab import models
-from jaxlab.core import checkpoint, errors, runs, types
+from jaxlab.core import checkpoint, errors, folders, runs, types
 from jaxlab.core import paths as paths_lib
 from jaxlab.data import prepared
 from jaxlab.data.corpus import token_files
@@ -179,7 +179,7 @@ def tokenizer_path(path: str | pathlib.Path) -> pathlib.Path:
         if not paths_lib.is_folder(kept):
             raise errors.UserError(f"{kept} is missing; restore it from a copy")
         copy = paths_lib.cache("tokenizers", *kept.parts[2:])
-        paths_lib.copy_files(kept, copy)
+        folders.copy_files(kept, copy)
         return copy
     data = run_config(path).data
     if "files" not in data:  # a run that started from a model keeps that one's

@@ -7,7 +7,6 @@ computed again and written over, with a line in the log.
 
 import hashlib
 import logging
-import os
 import pathlib
 import zipfile
 from collections.abc import Callable, Mapping
@@ -15,6 +14,8 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+
+from jaxlab.core import folders
 
 _log = logging.getLogger(__name__)
 _FINGERPRINT = "__fingerprint__"
@@ -44,13 +45,8 @@ def save(path: pathlib.Path, value: tuple, fingerprint: str) -> None:
         return
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **value._asdict(), **{_FINGERPRINT: np.array(fingerprint)})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with folders.whole_file(path) as part, part.open("wb") as file:
+        np.savez(file, **value._asdict(), **{_FINGERPRINT: np.array(fingerprint)})
 
 
 def load(path: pathlib.Path, kind: type[Arrays], fingerprint: str) -> Arrays | None:

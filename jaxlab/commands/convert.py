@@ -3,13 +3,13 @@
 import argparse
 
 from jaxlab import load
-from jaxlab.commands import devices, output
-from jaxlab.core import tree
+from jaxlab.commands import devices
+from jaxlab.core import folders, tree
 
 
 def run(args: argparse.Namespace) -> None:
     """Writes the model with its tokenizer."""
-    out = output.new_folder(args.out)
+    out = folders.refuse_existing(args.out)
     with devices.using(args.mesh) as mesh:
         model = load.open_model(
             args.model, step=args.step, tokenizer=args.tokenizer, mesh=mesh

@@ -9,17 +9,16 @@ import pathlib
 import sys
 import time
 
-from jaxlab.core import errors
+from jaxlab.core import errors, folders
 from jaxlab.merge.files import stream
 from jaxlab.merge.files.recipe import recipe
-from jaxlab.merge.files.write import outputs
 
 _BLOCKS = r"^blocks/"  # leaves of our decoder that stack the layers
 
 
 def run(args: argparse.Namespace) -> None:
     """Reads the recipe or makes one of the models given, and merges."""
-    outputs.refuse_existing(args.out)
+    folders.refuse_existing(args.out)
     plan = _plan(args)
     runs = [model for model in plan.models if _is_run(model)]
     if 0 < len(runs) < len(plan.models):

@@ -14,14 +14,9 @@ import os
 import pathlib
 import re
 import shutil
-import tempfile
-import time
 from collections.abc import Iterator
 
 from jaxlab.core import errors
-
-_UPLOAD_SECONDS = 30.0  # between uploads of a file that grows
-_UPLOAD_SHARE = 0.02  # of the time goes into them at most, however long it is
 
 
 def path(place: str | os.PathLike) -> pathlib.Path:
@@ -118,23 +113,6 @@ def read_text(file: str | os.PathLike) -> str | None:
     return data.decode()
 
 
-def write_text(file: str | os.PathLike, text: str) -> None:
-    """Writes a file so that a reader sees the old one or the new one, never half."""
-    write_bytes(file, text.encode())
-
-
-def write_bytes(file: str | os.PathLike, data: bytes) -> None:
-    """The same of bytes."""
-    file = path(file)
-    if is_remote(file):
-        with reached(file):
-            file.write_bytes(data)
-        return
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, file)
-
-
 def move(folder: pathlib.Path, target: pathlib.Path) -> None:
     """Moves a folder; what is at the target is removed."""
     remove(target)
@@ -154,14 +132,6 @@ def remove(folder: pathlib.Path) -> None:
         folder.rmtree(missing_ok=True)
     else:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def copy_files(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies the files of a folder, those of a bucket too; small ones, at once."""
-    make_folder(target)
-    with reached(source):
-        for file in sorted(source.iterdir()):
-            write_bytes(target / file.name, file.read_bytes())
 
 
 def size_bytes(folder: pathlib.Path) -> int:
@@ -204,56 +174,6 @@ def cache(*names: str) -> pathlib.Path:
     """A folder for what can be made again, in the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(home, "jaxlab", *names)
-
-
-class Growing:
-    """A text file that is added to; in a bucket, whole copies of a local one.
-
-    Args:
-        file: where it is.
-        text: what it begins with; whatever was there before is replaced.
-    """
-
-    def __init__(self, file: pathlib.Path, text: str = ""):
-        self.name, self._is_new = str(file), True
-        self._folder = None
-        local = file
-        if is_remote(file):
-            self._folder = tempfile.TemporaryDirectory(prefix="jaxlab-")
-            local = pathlib.Path(self._folder.name) / file.name
-        write_text(local, text)
-        self._local = local.open("a", encoding="utf-8")
-        self._due = time.monotonic() + _UPLOAD_SECONDS
-
-    def write(self, text: str) -> None:
-        """Adds text."""
-        self._local.write(text)
-        self._is_new = True
-
-    def flush(self) -> None:
-        """Makes it seen: in a folder at once, in a bucket twice a minute."""
-        self._local.flush()
-        if time.monotonic() >= self._due:
-            self.publish()
-
-    def publish(self) -> None:
-        """Makes it seen now, in a bucket too."""
-        if self._folder is None or not self._is_new:
-            return
-        begin = time.monotonic()
-        write_text(self.name, pathlib.Path(self._local.name).read_text("utf-8"))
-        end = time.monotonic()
-        self._due = end + max(_UPLOAD_SECONDS, (end - begin) / _UPLOAD_SHARE)
-        self._is_new = False
-
-    def close(self) -> None:
-        """Publishes and closes; after a failed write it only closes."""
-        if self._local.closed:
-            return
-        self._local.close()
-        if self._folder is not None:
-            with self._folder:
-                self.publish()
 
 
 def _text(place: str | os.PathLike) -> str:

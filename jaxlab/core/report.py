@@ -20,7 +20,7 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 
-from jaxlab.core import errors, paths
+from jaxlab.core import errors, folders, paths
 from jaxlab.core import peak_flops as peak_flops_lib
 
 _log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Reporter:
         self._is_writer = jax.process_index() == 0
         if workdir is not None and self._is_writer:
             path = paths.path(workdir) / "metrics.jsonl"
-            self._file = paths.Growing(path, _rows_until(path, first))
+            self._file = folders.Growing(path, _rows_until(path, first))
             self._board = _tensorboard(workdir)
 
     def __enter__(self) -> "Reporter":
@@ -165,7 +165,7 @@ def duration(seconds: float) -> str:
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never half."""
     text = json.dumps(value, indent=2, sort_keys=True, default=_plain)
-    paths.write_text(path, text + "\n")
+    folders.write_text(path, text + "\n")
 
 
 def versions() -> dict[str, str]:

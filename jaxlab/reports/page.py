@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from jaxlab.core import folders
+
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;
 color:#1b1b1b}h1{margin-bottom:.2rem}table{border-collapse:collapse;margin:1rem 0}
@@ -29,9 +31,7 @@ def write(path: pathlib.Path, title: str, parts: Iterable[str]) -> None:
         f"<title>{safe(title)}</title><style>{_STYLE}</style>"
         f"<body><h1>{safe(title)}</h1>{''.join(parts)}</body></html>"
     )
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page, "utf-8")
-    temporary.replace(path)
+    folders.write_text(path, page)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

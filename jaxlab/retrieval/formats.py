@@ -15,7 +15,6 @@ names file and line.
 import gzip
 import json
 import math
-import os
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlab.core import errors
+from jaxlab.core import errors, folders
 from jaxlab.retrieval import metrics
 
 _HEADER = ["query-id", "corpus-id", "score"]
@@ -184,7 +183,7 @@ def write_run(
         for rank, document in enumerate(metrics.ranking(scores, query), start=1):
             score = str(np.float32(scores[document]))  # the fewest digits that do
             lines.append(f"{query} Q0 {document} {rank} {score} {tag}\n")
-    _write(path, lines)
+    folders.write_text(path, "".join(lines))
 
 
 def read_run(path: str | pathlib.Path) -> dict[str, dict[str, float]]:
@@ -215,7 +214,7 @@ def write_results(path: str | pathlib.Path, evaluation: metrics.Evaluation) -> N
     columns = [evaluation.values[name].tolist() for name in names]
     for query, *values in zip(evaluation.queries, *columns, strict=True):
         lines.append("\t".join([query, *map(repr, values)]) + "\n")
-    _write(path, lines)
+    folders.write_text(path, "".join(lines))
 
 
 def read_results(path: str | pathlib.Path) -> metrics.Evaluation:
@@ -329,11 +328,3 @@ def _refuse_repeated(path, ids) -> None:
         seen: set[str] = set()
         twice = next(x for x in ids if x in seen or seen.add(x))
         raise errors.UserError(f"{path}: id {twice!r} comes twice; make ids unique")
-
-
-def _write(path, lines) -> None:
-    """A reader sees the old file or the new, whole one."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(lines), "utf-8")
-    os.replace(temporary, path)

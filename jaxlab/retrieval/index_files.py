@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.core import errors, report
+from jaxlab.core import errors, folders, report
 
 DTYPES = ("float32", "bfloat16")
 Batches = Iterable[np.ndarray] | Callable[[int], Iterable[np.ndarray]]
@@ -78,12 +78,11 @@ def build(
         state = _grown(file, rest, state, total, record=folder / _BUILDING)
     if lines is not None:
         (folder / f"{_IDS}.part").write_bytes(lines)
-    (folder / _INDEX).unlink(missing_ok=True)
-    for name in (_VECTORS,) if lines is None else (_VECTORS, _IDS):
-        os.replace(folder / f"{name}.part", folder / name)
+    report.write_json(folder / f"{_INDEX}.part", state)
+    names = (_VECTORS, _INDEX) if lines is None else (_VECTORS, _IDS, _INDEX)
+    folders.publish({folder / f"{name}.part": folder / name for name in names})
     if lines is None:
         (folder / _IDS).unlink(missing_ok=True)
-    report.write_json(folder / _INDEX, state)
     (folder / _BUILDING).unlink()
 
 

@@ -11,7 +11,15 @@ import jax.numpy as jnp
 import pytest
 
 from jaxlab import cli, load, train
-from jaxlab.core import checkpoint, checkpoint_files, errors, paths, report, tree
+from jaxlab.core import (
+    checkpoint,
+    checkpoint_files,
+    errors,
+    folders,
+    paths,
+    report,
+    tree,
+)
 from tests.support import object_store, tiny_run
 
 # What orbax leaves behind in its event loop when a read fails.
@@ -60,7 +68,7 @@ def test_a_bucket_without_gcsfs_names_the_extra(monkeypatch):
 def test_a_file_that_grows_begins_with_its_text_and_is_seen_at_once(tmp_path):
     file = tmp_path / "rows"
     file.write_text("old\n")
-    growing = paths.Growing(file, "1\n")
+    growing = folders.Growing(file, "1\n")
     growing.write("2\n")
     growing.flush()
     assert file.read_text() == "1\n2\n"
@@ -80,7 +88,7 @@ def test_a_bucket_that_is_not_there_is_one_line(store, tmp_path):
     with pytest.raises(errors.UserError, match="there is no bucket gs://other"):
         train.fit(tiny_run.experiment(2), "gs://other/run")
     with pytest.raises(errors.UserError, match="cannot reach gs://other/run"):
-        paths.write_text("gs://other/run", "text")
+        folders.write_text("gs://other/run", "text")
     assert not pathlib.Path("gs:").exists()
 
 
@@ -104,7 +112,7 @@ def test_a_bucket_without_rights_is_one_line(store, monkeypatch, capsys, argv):
 @pytest.mark.oracle
 def test_a_file_in_a_bucket_grows_by_whole_copies(store, monkeypatch):
     file = paths.path("gs://bucket/rows")
-    growing = paths.Growing(file, "1\n")
+    growing = folders.Growing(file, "1\n")
     growing.write("2\n")
     growing.flush()
     assert "rows" not in store.data
@@ -113,7 +121,7 @@ def test_a_file_in_a_bucket_grows_by_whole_copies(store, monkeypatch):
     assert store.data["rows"] == b"1\n2\n"
     assert store.writes.count("rows") == 1  # nothing was new
     later = time.monotonic() + 31
-    monkeypatch.setattr(paths.time, "monotonic", lambda: later)
+    monkeypatch.setattr(folders.time, "monotonic", lambda: later)
     growing.write("3\n")
     growing.flush()
     assert store.data["rows"] == b"1\n2\n3\n"
@@ -126,7 +134,7 @@ def test_a_file_in_a_bucket_grows_by_whole_copies(store, monkeypatch):
 @pytest.mark.oracle
 def test_rows_after_the_checkpoint_are_dropped_when_a_run_resumes(store):
     rows = "".join(json.dumps({"step": step}) + "\n" for step in range(1, 6))
-    paths.write_text("gs://bucket/resumed/metrics.jsonl", rows + '{"step": 6, "lo')
+    folders.write_text("gs://bucket/resumed/metrics.jsonl", rows + '{"step": 6, "lo')
     folder = paths.path("gs://bucket/resumed")
     with report.Reporter(folder, 9, first=3, out=io.StringIO()) as reporter:
         reporter.evaluation(4, "own", {"loss": 1.0})

@@ -9,11 +9,10 @@ gathered here.
 import hashlib
 import json
 import logging
-import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
-from jaxlab.core import errors, paths
+from jaxlab.core import errors, folders, paths
 from jaxlab.data.corpus import documents as documents_
 from jaxlab.data.corpus import token_files, token_writer
 from jaxlab.data.tokenizers import tokenizer as tokenizer_
@@ -191,8 +190,8 @@ def write_tokens(
     """
     path = token_files.npy(prefix)
     path.parent.mkdir(parents=True, exist_ok=True)
-    suffixes = token_files.SUFFIXES
-    parts = {s: token_files.beside(path, f"{s}.part-{os.getpid()}") for s in suffixes}
+    files = {s: token_files.beside(path, s) for s in token_files.SUFFIXES}
+    parts = {suffix: folders.temporary_name(file) for suffix, file in files.items()}
     try:
         with token_writer.TokenWriter(parts, tokenizer) as writer:
             for batch, ids in token_writer.encoded(documents, tokenizer, path.parent):
@@ -201,9 +200,7 @@ def write_tokens(
         if not info["documents"]:
             raise errors.UserError(f"no document with text for {path}; add documents")
         parts[".json"].write_text(json.dumps(info, indent=1) + "\n", "utf-8")
-        token_files.beside(path, ".json").unlink(missing_ok=True)
-        for suffix in suffixes:
-            os.replace(parts[suffix], token_files.beside(path, suffix))
+        folders.publish({parts[suffix]: file for suffix, file in files.items()})
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxlab.core import errors, paths
+from jaxlab.core import errors, folders, paths
 from jaxlab.data.corpus import documents as documents_
 from jaxlab.data.corpus import domains as domains_lib
 
@@ -103,7 +103,7 @@ def make(
             "shards": [shard._asdict() for shard in shards],
             "source": source,
         }
-        paths.write_text(path, json.dumps(plan, indent=1) + "\n")
+        folders.write_text(path, json.dumps(plan, indent=1) + "\n")
         return job, shards
     plan = json.loads(text)
     if plan["settings"] != settings:
@@ -194,7 +194,7 @@ def _grouped(
 
 
 def _refuse_others(out: str) -> None:
-    others = [n for n in documents_.listing(out) if n != f"{PLAN}.tmp"]
+    others = [n for n in documents_.listing(out) if not folders.is_temporary(n)]
     if others:
         raise errors.UserError(
             f"{out} holds {others[0]} and is not of `jaxlab data tokenize`; remove it "

@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxlab.core import errors, paths, report
+from jaxlab.core import errors, folders, paths, report
 from jaxlab.data.corpus import documents as documents_
 from jaxlab.data.shards import plan, worker
 from jaxlab.data.tokenizers import tokenizer as tokenizer_
@@ -230,7 +230,7 @@ def _clean(out: str, names: Mapping[str, int]) -> None:
 def _save_tokenizer(tokenizer: tokenizer_.Tokenizer, out: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)
-        paths.copy_files(pathlib.Path(folder), paths.path(out) / "tokenizer")
+        folders.copy_files(pathlib.Path(folder), paths.path(out) / "tokenizer")
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ late renames the same bytes: shards can be tried again, and twice at a time.
 import contextlib
 import functools
 import hashlib
-import os
 import pathlib
 import shutil
 import tempfile
@@ -16,7 +15,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from jaxlab.core import errors, report
+from jaxlab.core import errors, folders, report
 from jaxlab.core import paths as paths_lib
 from jaxlab.data.corpus import documents as documents_
 from jaxlab.data.corpus import domains, token_files, token_writer
@@ -35,7 +34,7 @@ def attempt(job: plan.Job, shard: plan.Shard) -> None:
     except errors.UserError as error:
         place = paths_lib.path(job.out) / f"{shard.prefix}{plan.MISTAKE}"
         paths_lib.make_folder(place.parent)
-        paths_lib.write_text(place, str(error))
+        folders.write_text(place, str(error))
 
 
 def write(job: plan.Job, shard: plan.Shard) -> None:
@@ -126,7 +125,7 @@ def _checksum(path: pathlib.Path) -> dict[str, Any]:
 def _tokenizer(out: str, fingerprint: str) -> tokenizer_.Tokenizer:
     """Once a process, not once a shard."""
     with tempfile.TemporaryDirectory() as folder:
-        paths_lib.copy_files(paths_lib.path(out) / "tokenizer", pathlib.Path(folder))
+        folders.copy_files(paths_lib.path(out) / "tokenizer", pathlib.Path(folder))
         tokenizer = tokenizer_.load(folder)
     if tokenizer.fingerprint != fingerprint:
         raise errors.UserError(f"{out}/tokenizer is another one now; restore it")
@@ -181,6 +180,4 @@ def _publish(file: pathlib.Path, target: pathlib.Path) -> None:
             shutil.copyfileobj(source, to, 1 << 24)
         return
     target.parent.mkdir(exist_ok=True)
-    with file.open("rb") as stream:
-        os.fsync(stream)  # before its name is seen: the power may go
-    os.replace(file, target)
+    folders.publish({file: target}, durable=True)

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlab.core import errors
+from jaxlab.core import errors, folders
 from jaxlab.merge.files.passes import parts, run
 from jaxlab.merge.files.read import compatible, digests
 from jaxlab.merge.files.read import source as source_lib
@@ -144,7 +144,7 @@ def merge_recipe(
             f"the merge to be repeated recorded {recipe.options['digest']}, not "
             f"{options['digest']}; leave that out"
         )
-    outputs.refuse_existing(out)
+    folders.refuse_existing(out)
     inputs = compatible.open_all(recipe.models)
     compatible.check(inputs, is_cast=recipe.dtype is not None)
     kind = inputs[0].kind

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from jaxlab.core import errors, safetensors, tree, types
+from jaxlab.core import errors, folders, safetensors, tree, types
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.models.bert import json as json_lib
 from jaxlab.models.bert import names as names_lib
@@ -165,13 +165,9 @@ def save(
         for name, entry in entries.items():
             _fetch(name, entry)  # its shards are gathered on every host
         return
-    folder = pathlib.Path(path)
     tokenizer = _tokenizer_files(tokenizer_folder)
-    _check_target(folder, overwrite)
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    _check_target(pathlib.Path(path), overwrite)
+    with folders.new_folder(path, replaced=_OURS.fullmatch) as part:
         _write_json(part / "config.json", raw)
         if is_bert:
             json_lib.write_pooling(config, part)
@@ -186,9 +182,6 @@ def save(
             lambda name: _fetch(name, entries[name]),
             shard_bytes=shard_bytes,
         )
-        _swap(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _names(config):
@@ -307,29 +300,13 @@ def _fetch(name, entry) -> np.ndarray:
 
 
 def _check_target(folder, overwrite):
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
     if not overwrite:
-        raise errors.UserError(f"{folder} exists; use overwrite=True to replace it")
-    if not (folder / "config.json").is_file():
+        folders.refuse_existing(folder, "use overwrite=True to replace it")
+    elif not (folders.is_free(folder) or (folder / "config.json").is_file()):
         raise errors.UserError(
             f"{folder} is not a Hugging Face checkpoint and is not overwritten; choose "
             "another folder"
         )
-
-
-def _swap(part, folder):
-    """Puts the finished folder in place; files that are not ours move into it."""
-    old = folder.with_name(f"{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    part.rename(folder)
-    if old.exists():
-        for file in old.iterdir():
-            if not _OURS.fullmatch(file.name) and not (folder / file.name).exists():
-                file.rename(folder / file.name)
-        shutil.rmtree(old)
 
 
 def _tokenizer_files(folder) -> list[pathlib.Path]:

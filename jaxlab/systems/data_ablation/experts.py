@@ -29,7 +29,7 @@ import ml_collections
 import numpy as np
 
 from jaxlab import ablation, models, train
-from jaxlab.core import checkpoint, errors, report, types
+from jaxlab.core import checkpoint, errors, folders, report, types
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data import prepared
 from jaxlab.data.batches import loader
@@ -293,14 +293,12 @@ def _copy_run(run: pathlib.Path, folder: pathlib.Path, config: Any) -> None:
     steps = checkpoint.steps(run / "checkpoints")
     if not steps:
         raise errors.UserError(f"{run} has no checkpoint; train it first")
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     newest = pathlib.Path("checkpoints", str(steps[0]))
-    shutil.copytree(run / newest, partial / newest)
-    if (run / "metrics.jsonl").exists():
-        shutil.copyfile(run / "metrics.jsonl", partial / "metrics.jsonl")
-    report.write_json(partial / "config.json", config.to_dict())
-    partial.rename(folder)
+    with folders.new_folder(folder) as part:
+        shutil.copytree(run / newest, part / newest)
+        if (run / "metrics.jsonl").exists():
+            shutil.copyfile(run / "metrics.jsonl", part / "metrics.jsonl")
+        report.write_json(part / "config.json", config.to_dict())
 
 
 def _config(recipe: Recipe) -> ml_collections.ConfigDict:

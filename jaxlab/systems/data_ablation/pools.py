@@ -24,7 +24,7 @@ from typing import NamedTuple
 import jax
 
 from jaxlab import ablation
-from jaxlab.core import checkpoint, errors, report
+from jaxlab.core import checkpoint, errors, folders, report
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data import prepared
 from jaxlab.data.corpus import domains, token_files
@@ -267,10 +267,11 @@ def _settle(place: pathlib.Path, pool: pathlib.Path) -> None:
                 f"{file.name.removesuffix('.held_out')}; choose another name"
             )
     for path, target in new:
-        for suffix in _SUFFIXES:
-            part = token_files.beside(path, suffix)
-            if part.exists():
-                os.replace(part, token_files.beside(target, suffix))
+        pairs = [
+            (token_files.beside(path, suffix), token_files.beside(target, suffix))
+            for suffix in _SUFFIXES
+        ]
+        folders.publish({part: file for part, file in pairs if part.exists()})
 
 
 def _link(source: pathlib.Path, target: pathlib.Path) -> None:

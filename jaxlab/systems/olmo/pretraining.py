@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 
 from jaxlab import models, objectives, optim
-from jaxlab.core import checkpoint, errors, paths, process, runs, types
+from jaxlab.core import checkpoint, errors, folders, paths, process, runs, types
 from jaxlab.data import prepared
 from jaxlab.data.batches import loader, mixture
 from jaxlab.data.corpus import token_files
@@ -161,7 +161,7 @@ def keep_tokenizer(
         return
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)
-        paths.copy_files(pathlib.Path(folder), kept)
+        folders.copy_files(pathlib.Path(folder), kept)
 
 
 def batches_of(

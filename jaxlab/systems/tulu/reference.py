@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from jaxlab import load, objectives
-from jaxlab.core import errors, paths, report
+from jaxlab.core import errors, folders, paths, report
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data.examples import conversation_rows
 
@@ -49,7 +49,7 @@ def give(
         kept = {**made_of, "logps": [x.tolist() for x in logps]}
         if jax.process_index() == 0:
             paths.make_folder(file.parent)
-            paths.write_text(file, json.dumps(kept))
+            folders.write_text(file, json.dumps(kept))
     elif {name: kept.get(name) for name in made_of} != made_of:
         raise errors.UserError(
             f"{file} is missing or is of other pairs or another start; restore it and "

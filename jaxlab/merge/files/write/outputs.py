@@ -1,26 +1,26 @@
 """What a merge writes: a folder that appears under its name when it is whole.
 
-Everything goes to a sibling, `NAME.part`. Files have their full size from the start, so
-a full disk is found before the work, and threads write ranges in any order. Their
-headers come last: until then they begin with zeros, and nothing can load them. A kill
-leaves `NAME.part`; the next merge to NAME removes it.
+Everything goes to a sibling, `NAME.part` (`core/folders.py`). Files have their full
+size from the start, so a full disk is found before the work, and threads write ranges
+in any order. Their headers come last: until then they begin with zeros, and nothing can
+load them.
 """
 
-import fcntl
+import contextlib
 import json
 import math
 import os
 import pathlib
 import re
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxlab.core import errors, safetensors
+from jaxlab.core import errors, folders, safetensors
 
-_LOCK = "merge.unfinished"
 _COPIED = re.compile(
     r"tokenizer.*|vocab\..*|merges\.txt|special_tokens_map\.json|added_tokens\.json"
     r"|chat_template.*|generation_config\.json|preprocessor_config\.json|.*\.model"
@@ -29,6 +29,8 @@ _COPIED = re.compile(
 
 class Output:
     """A folder of safetensors files in the making; use as a context manager.
+
+    Its block fills it by `write`, and then calls `finish` or `rewrite`.
 
     Args:
         folder: where it appears.
@@ -52,7 +54,6 @@ class Output:
         is_rewritten: bool = False,
     ):
         self.folder = pathlib.Path(folder).absolute()
-        self.part = self.folder.with_name(f"{self.folder.name}.part")
         self.shards = safetensors.plan_shards(tensors, shard_bytes)
         self._places: dict[str, tuple[str, int]] = {}
         self._sizes = {}
@@ -61,16 +62,16 @@ class Output:
             self._places |= {name: (file, start) for name, start in starts.items()}
             last = max(starts, key=starts.__getitem__)
             self._sizes[file] = starts[last] + _size(*shard[last])
-        self._files = self.part / "merged" if is_rewritten else self.part
+        self._is_rewritten = is_rewritten
         self._open: dict[str, int] = {}
-        self._lock: int | None = None
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "Output":
         try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            self._claim()
-            is_twice = self._files != self.part
-            needed = sum(self._sizes.values()) * (1 + is_twice)
+            new = folders.new_folder(self.folder, writer="merge")
+            self.part = self._stack.enter_context(new)
+            self._files = self.part / "merged" if self._is_rewritten else self.part
+            needed = sum(self._sizes.values()) * (1 + self._is_rewritten)
             free = shutil.disk_usage(self.part).free
             if needed > free:
                 raise errors.UserError(
@@ -83,10 +84,10 @@ class Output:
                 self._open[file] = handle
                 os.posix_fallocate(handle, 0, size)
         except OSError as error:
-            self.__exit__()
+            self.__exit__(*sys.exc_info())
             raise self._error(error) from None
         except BaseException:
-            self.__exit__()
+            self.__exit__(*sys.exc_info())
             raise
         return self
 
@@ -94,10 +95,12 @@ class Output:
         for handle in self._open.values():
             os.close(handle)
         self._open = {}
-        if self._lock is not None:
-            shutil.rmtree(self.part, ignore_errors=True)
-            os.close(self._lock)
-            self._lock = None
+        try:
+            self._stack.__exit__(*exception)
+        except OSError as error:
+            if error in exception:
+                raise
+            raise self._error(error) from None
 
     def write(self, name: str, start: int, values: np.ndarray) -> None:
         """Writes numbers of a tensor from its number `start` on, in any order."""
@@ -111,7 +114,7 @@ class Output:
             raise self._error(error) from None
 
     def finish(self, metadata: Mapping[str, str], texts: Mapping[str, Any]) -> None:
-        """Makes the files whole and gives the folder its name.
+        """Makes the files whole: headers, index, and texts beside them.
 
         Args:
             metadata: as announced, with its final values.
@@ -124,7 +127,6 @@ class Output:
             safetensors.write_index(self.part, self.shards)
             for name, value in texts.items():
                 _write_json(self.part / name, value)
-            self._publish()
         except OSError as error:
             raise self._error(error) from None
 
@@ -141,55 +143,14 @@ class Output:
             writer(tensors, self.part)
             _write_json(self.part / "merge.json", report)
             shutil.rmtree(self._files)
-            self._publish()
         except OSError as error:
             raise self._error(error) from None
-
-    def _publish(self):
-        if self.folder.exists():
-            self.folder.rmdir()  # empty, or somebody came in between
-        self.part.rename(self.folder)
-        (self.folder / _LOCK).unlink()
-        os.close(self._lock)
-        self._lock = None
-
-    def _claim(self):
-        refuse_existing(self.folder)
-        if self.part.exists():
-            if not (self.part / _LOCK).is_file():
-                raise errors.UserError(
-                    f"{self.part} is in the way; remove it or choose another folder"
-                )
-            self._lock_or_refuse()
-            shutil.rmtree(self.part)
-            os.close(self._lock)
-            self._lock = None
-        self.part.mkdir()
-        self._lock_or_refuse()
-
-    def _lock_or_refuse(self):
-        handle = os.open(self.part / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise errors.UserError(
-                f"another merge is writing {self.folder}; wait for it"
-            ) from None
-        self._lock = handle
 
     def _error(self, error: OSError) -> errors.UserError:
         return errors.UserError(
             f"cannot write {self.folder} ({error.strerror}); free some disk space or "
             "choose another folder"
         )
-
-
-def refuse_existing(folder: str | os.PathLike) -> None:
-    """Raises UserError unless nothing, or an empty folder, is there."""
-    folder = pathlib.Path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise errors.UserError(f"{folder} exists; remove it or choose another folder")
 
 
 def copy_extras(source: str | os.PathLike, target: pathlib.Path) -> None:
