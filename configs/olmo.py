@@ -15,14 +15,14 @@ token files. `jaxlab train --config=configs/olmo.py:1b` needs at least 16 accele
 
 import ml_collections
 
-from jaxlab.systems import sections
+from jaxlab.systems.olmo import config as olmo_config
 
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     variants = {"tiny": _tiny, "1b": _1b, "7b": _7b, "olmo2_7b": _olmo2_7b}
     if variant not in variants:
         raise ValueError(f"variant {variant!r}; use one of {', '.join(variants)}")
-    config = sections.pretraining()
+    config = olmo_config.pretraining()
     variants[variant](config)
     return config
 

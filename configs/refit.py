@@ -31,6 +31,8 @@ training.
 is a cross-encoder for 10 steps: its init_from may be any small BERT.
 """
 
+from typing import Any
+
 import ml_collections
 
 from jaxlab.systems import sections
@@ -41,9 +43,9 @@ _VARIANTS = ("cross_encoder", "bi_encoder", "tiny")
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     if variant not in _VARIANTS:
         raise ValueError(f"variant {variant!r}; use one of {', '.join(_VARIANTS)}")
-    config = _training()
     if variant == "bi_encoder":
-        return _bi_encoder(config)
+        return _bi_encoder()
+    config = _cross_encoder()
     if variant == "tiny":
         config.steps = 10
         config.data.update({"length": 32, "batch_size": 2, "candidates": 3})
@@ -52,67 +54,89 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     return config
 
 
-def _training() -> ml_collections.ConfigDict:
-    """The cross-encoder's config, which the others start from."""
-    # Numbers without a source were chosen here, for half an hour on two cores.
-    config = sections.pretraining()
-    for name in ("z_loss", "loss_denominator", "eval_batches", "trust"):
-        del config[name]
-    config.system = "encoders.rerank"
-    config.steps = 800
-    config.objective = "listwise"  # or pointwise
-    # Weight of the bi-encoder's score in training: above 0 the reranker learns what the
-    # bi-encoder gets wrong; 0: it learns everything.
-    config.prior = 0.0
-    config.model = ml_collections.ConfigDict(
-        {"dtype": "float32", "attention": "auto", "remat": "none", "scan": True}
-    )
-    config.data = ml_collections.ConfigDict(
+def _cross_encoder() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
         {
-            # {"folder": BEIR folder, "name": of its files, "split": "train"}, ...; a
-            # set that is repeated counts as often.
-            "sets": (),
-            "length": 128,  # of a pair; the longer text is cut
-            "batch_size": 4,  # queries
-            "candidates": 4,  # of a query, one of them relevant
-            "held_out": 0.1,  # share of the queries that are not trained on
-            "split_seed": 0,  # of who is held out
-            "seed": 0,  # of the order
+            **_shared("encoders.rerank", learning_rate=1e-4),
+            "objective": "listwise",  # or pointwise
+            # Weight of the bi-encoder's score in training: above 0 the reranker learns
+            # what the bi-encoder gets wrong; 0: it learns everything.
+            "prior": 0.0,
+            "data": {
+                **_queries(batch_size=4),
+                "candidates": 4,  # per query, one of them relevant
+            },
+            "eval": {
+                **_evaluation(),
+                "prior": 80.0,  # as `prior`, in answers; chosen for a run without
+            },
         }
     )
-    config.mine = ml_collections.ConfigDict(
+
+
+def _bi_encoder() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
         {
+            **_shared("encoders.embed", learning_rate=2e-5),
+            "contrastive": {"temperature": 0.05, "chunks": 1},
+            "data": {
+                **_queries(batch_size=32),
+                "query_length": 32,
+                "negatives": 1,  # mined ones, per query
+            },
+            "eval": _evaluation(),
+        }
+    )
+
+
+# Numbers without a source were chosen here, for half an hour on two cores.
+
+
+def _shared(system: str, *, learning_rate: float) -> dict[str, Any]:
+    return {
+        "system": system,
+        "seed": 0,
+        "steps": 800,
+        "micro_batches": 1,
+        "init_from": "",  # a folder of Hugging Face files, or a run
+        "model": sections.computation(dtype="float32"),
+        "mine": {
             "encoder": "",  # bi-encoder that finds the negatives; "": init_from
             "length": 0,  # of its rows; 0 is its own
             "depth": 30,  # negatives are among the first so many documents
             "index": "",  # a folder; "" is WORKDIR/index
-        }
-    )
-    config.eval = ml_collections.ConfigDict(
-        {
-            "depth": 20,  # of each set
-            "queries": 40,  # 0: all
-            "prior": 80.0,  # as `prior`, in answers; chosen for a run without
-        }
-    )
-    config.optim.update(
-        {
-            "learning_rate": 1e-4, "schedule": "linear", "warmup_start": 0.0,
-            "warmup_steps": 40, "final": 0.0, "beta2": 0.999, "epsilon": 1e-8,
-            "weight_decay": 0.01, "no_decay": ("bias", "norm"),
-        }
-    )  # fmt: skip
-    config.run.update({"save_every": 100, "eval_every": 400})
-    return config
+        },
+        "optim": sections.optim(
+            learning_rate=learning_rate,
+            schedule="linear",
+            warmup_start=0.0,
+            warmup_steps=40,
+            final=0.0,
+            beta2=0.999,
+            epsilon=1e-8,
+            weight_decay=0.01,
+            no_decay=("bias", "norm"),
+        ),
+        "mesh": sections.mesh(),
+        "run": sections.run(save_every=100, eval_every=400),
+    }
 
 
-def _bi_encoder(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    config.system = "encoders.embed"
-    del config["objective"], config["prior"], config.eval["prior"]
-    del config.data["candidates"]
-    config.contrastive = ml_collections.ConfigDict({"temperature": 0.05, "chunks": 1})
-    config.optim.learning_rate = 2e-5
-    config.data.update(
-        {"length": 128, "query_length": 32, "batch_size": 32, "negatives": 1}
-    )
-    return config
+def _queries(*, batch_size: int) -> dict[str, Any]:
+    return {
+        # {"folder": BEIR folder, "name": of its files, "split": "train"}, ...; a set
+        # that is repeated counts as often.
+        "sets": (),
+        "length": 128,  # of a row, or of a pair; the longer text is cut
+        "batch_size": batch_size,  # queries
+        "held_out": 0.1,  # share of the queries that are not trained on
+        "split_seed": 0,  # of who is held out
+        "seed": 0,  # of the order
+    }
+
+
+def _evaluation() -> dict[str, Any]:
+    return {
+        "depth": 20,  # documents of each set
+        "queries": 40,  # 0: all
+    }

@@ -13,14 +13,14 @@ mesh is the smallest `fsdp` that fits the chips named.
 
 import ml_collections
 
-from jaxlab.systems import sections
+from jaxlab.systems.olmo import config as olmo_config
 
 
 def get_config(variant: str = "llama_70b") -> ml_collections.ConfigDict:
     variants = {"llama_70b": _llama_70b, "llama_405b": _llama_405b}
     if variant not in variants:
         raise ValueError(f"variant {variant!r}; use one of {', '.join(variants)}")
-    config = sections.pretraining()
+    config = olmo_config.pretraining()
     config.model.update({"norm": "rmsnorm", "initializer": "normal", "remat": "full"})
     config.optim.update({"warmup_start": 0.0, "epsilon": 1e-8})
     variants[variant](config)

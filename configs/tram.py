@@ -26,20 +26,22 @@ them with several seeds and compares.
 
 import ml_collections
 
-from jaxlab.systems import sections
+from jaxlab.systems import trust_methods
+from jaxlab.systems.olmo import config as olmo_config
 
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
-    names = {**sections.TRUST_ROWS, "tiny": sections.TRUST_ROWS["tram_theta"]}
+    names = trust_methods.variants()
     if variant not in names:
         raise ValueError(f"variant {variant!r}; use one of {', '.join(names)}")
-    config = sections.pretraining()
+    config = olmo_config.pretraining()
     config.steps = 200
     # Chosen here: the model of `jaxlab ablate pool --size small`, whose runs start it.
     config.model.update(
         {
             "embed": 128, "layers": 4, "heads": 4, "mlp": 512, "length": 256,
-            "tied": variant != "r4f", "dtype": "float32",
+            "tied": not trust_methods.ROWS[names[variant]].normalized_head,
+            "dtype": "float32",
         }
     )  # fmt: skip
     config.data.update({"length": 256, "batch_size": 8, "vocab_size": 4096})
@@ -51,9 +53,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
             "weight_decay": 0.0,
         }
     )  # fmt: skip
-    if variant == "sgd":
-        config.optim.update({"optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.9})
-    config.trust.update(names[variant])
+    trust_methods.choose(config, names[variant])
     config.run.update({"save_every": 100, "eval_every": 100})
     if variant == "tiny":
         config.model.update({"embed": 64, "layers": 2, "mlp": 256, "length": 128})

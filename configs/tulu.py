@@ -23,7 +23,7 @@ pairs are about 61,000 (5,700 steps).
 
 import ml_collections
 
-from jaxlab.systems import sections
+from jaxlab.systems.tulu import config as tulu_config
 
 _SIZES = {  # Llama 2 (2307.09288)
     "7b": {"embed": 4096, "layers": 32, "heads": 32, "mlp": 11_008},
@@ -53,13 +53,13 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
 
 
 def _sft() -> ml_collections.ConfigDict:
-    config = sections.instruction()
+    config = tulu_config.instruction()
     config.optim.learning_rate = 2e-5
     return config
 
 
 def _dpo() -> ml_collections.ConfigDict:
-    config = sections.preferences()
+    config = tulu_config.preferences()
     config.optim.learning_rate = 5e-7
     return config
 

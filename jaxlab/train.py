@@ -15,7 +15,7 @@ import contextlib
 import importlib
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -155,7 +155,9 @@ def main(argv: Sequence[str]) -> int:
     config, workdir = config_lib.parse(argv)
     process.start()
     mesh = mesh_lib.make_mesh(config.mesh.to_dict())
-    system = _system(config.system)
+    # By name: `fit` stands below the systems, which call it.
+    systems = importlib.import_module("jaxlab.systems")
+    system = systems.resolve(systems.entry(config.system).experiment)
     if paths.is_remote(workdir):
         paths.make_folder(workdir)  # asked before the work, not after it
     try:
@@ -165,17 +167,6 @@ def main(argv: Sequence[str]) -> int:
         raise errors.UserError(f"this config does not work: {error}") from error
     fit(experiment, workdir, mesh=mesh, **config.run.to_dict())
     return 0
-
-
-def _system(name: str) -> Callable[..., types.Experiment]:
-    systems = importlib.import_module("jaxlab.systems")
-    if name not in systems.SYSTEMS:
-        raise errors.UserError(
-            f"config.system {name!r} is unknown; use one of "
-            f"{', '.join(systems.SYSTEMS)}"
-        )
-    module, function = systems.SYSTEMS[name]
-    return getattr(importlib.import_module(f"jaxlab.systems.{module}"), function)
 
 
 def _check_finite(params: types.Params) -> None:

@@ -32,7 +32,7 @@ import numpy as np
 
 from jaxlab import models, objectives, optim
 from jaxlab.core import mesh, process, state, step, types
-from jaxlab.systems import trust_regions
+from jaxlab.systems import trust_methods, trust_regions
 
 PASSES = {  # forward, backward
     "plain": (1, 1), "sam": (2, 2), "asam": (2, 2), "fsam": (2, 2),
@@ -54,14 +54,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--methods", nargs="+", choices=trust_regions.METHODS[1:])
+    parser.add_argument("--methods", nargs="+", choices=trust_methods.methods()[1:])
     parser.add_argument("--quick", action="store_true", help="a small model, 3 rounds")
     parser.add_argument("--json", help="also write the result here")
     arguments = parser.parse_args()
     if arguments.quick:
         vars(arguments).update(QUICK)
     process.start()
-    names = ("plain", *(arguments.methods or trust_regions.METHODS[1:]))
+    names = ("plain", *(arguments.methods or trust_methods.methods()[1:]))
     summary = measure(names, arguments)
     show(summary, arguments)
     if arguments.json:
@@ -137,7 +137,7 @@ def experiment(method: str, arguments: argparse.Namespace) -> types.Experiment:
         steps=1000,
         example=(tokens[:1, :8],),
     )
-    return trust_regions.with_trust(plain, predictor, trust_regions.TrustConfig(method))
+    return trust_regions.with_trust(plain, predictor, trust_methods.TrustConfig(method))
 
 
 def held(tree) -> int:

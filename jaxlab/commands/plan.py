@@ -56,7 +56,7 @@ def _compiled(config: ml_collections.ConfigDict, plans: list[planning.Plan]) -> 
 
     for plan in plans:
         compiled = steps.compile_config(
-            shapes.changed(config, plan), plan.topology, plan.mesh
+            shapes.change(config, plan), plan.topology, plan.mesh
         )
         if compiled.fits:
             break

@@ -14,7 +14,7 @@ def run(args: argparse.Namespace) -> None:
     process.start()
     workdir, watch = pathlib.Path(args.workdir), progress.Clock()
     study = study_lib.Study(
-        rows=args.optimizers or study_lib.ROWS,
+        rows=args.optimizers or study_lib.compared_rows(),
         seeds=args.seeds,
         rates=args.rates or study_lib.RATES,
         tune=not args.no_tuning,

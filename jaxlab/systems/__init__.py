@@ -1,14 +1,69 @@
 """The systems, one folder each: a config becomes an Experiment or a report.
 
-`SYSTEMS` is the one table of what a config may name as its `system`.
+`SYSTEMS` is the one table of what a config may name as its `system`: training asks it
+for the experiment, `jaxlab plan` for what a step computes. Importing it imports none of
+them; a "module:function" is imported when it is asked for.
 """
 
-# config.system -> the module and the function that make its Experiment.
+import importlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxlab.core import errors
+
+
+class Entry(NamedTuple):
+    """One system.
+
+    Attributes:
+        experiment: (config, workdir, mesh) -> Experiment.
+        shape: config -> plan.Shape, the sizes of a step, without jax; "" where only
+            the model that a run starts from knows them.
+        step: (config, model) -> planning.untrained.Untrained, the experiment without
+            data and the shapes of its batches; needed where there is a `shape`.
+    """
+
+    experiment: str
+    shape: str = ""
+    step: str = ""
+
+
 SYSTEMS = {
-    "olmo.pretrain": ("olmo.pretraining", "pretrain"),
-    "tulu.sft": ("tulu.tuning", "sft"),
-    "tulu.dpo": ("tulu.tuning", "dpo"),
-    "languages.classify": ("tram.classification", "classify"),
-    "encoders.rerank": ("refit.training", "rerank"),
-    "encoders.embed": ("refit.training", "embed"),
+    "olmo.pretrain": Entry(
+        "jaxlab.systems.olmo.pretraining:pretrain",
+        shape="jaxlab.systems.olmo.step_shape:shape",
+        step="jaxlab.systems.olmo.pretraining:untrained",
+    ),
+    "tulu.sft": Entry(
+        "jaxlab.systems.tulu.tuning:sft",
+        shape="jaxlab.systems.tulu.step_shape:sft_shape",
+        step="jaxlab.systems.tulu.tuning:sft_untrained",
+    ),
+    "tulu.dpo": Entry(
+        "jaxlab.systems.tulu.tuning:dpo",
+        shape="jaxlab.systems.tulu.step_shape:dpo_shape",
+        step="jaxlab.systems.tulu.tuning:dpo_untrained",
+    ),
+    "languages.classify": Entry("jaxlab.systems.tram.classification:classify"),
+    "encoders.rerank": Entry("jaxlab.systems.refit.training:rerank"),
+    "encoders.embed": Entry("jaxlab.systems.refit.training:embed"),
 }
+
+
+def entry(name: str) -> Entry:
+    """The system that a config names.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in SYSTEMS:
+        raise errors.UserError(
+            f"config.system {name!r} is unknown; use one of {', '.join(SYSTEMS)}"
+        )
+    return SYSTEMS[name]
+
+
+def resolve(target: str) -> Callable:
+    """The function that a "module:function" names."""
+    module, function = target.split(":")
+    return getattr(importlib.import_module(module), function)

@@ -13,7 +13,7 @@ import pytest
 
 from jaxlab import models, objectives, optim, train
 from jaxlab.core import checkpoint, errors, factored_logits, mesh, state, step, types
-from jaxlab.systems import trust_regions
+from jaxlab.systems import trust_methods, trust_regions
 from tests.optim import test_tram
 from tests.support import tiny_run
 
@@ -38,7 +38,7 @@ def one_device():
 
 def experiment(method, *, model=MODEL, **changes):
     settings = {k: changes.pop(k) for k in list(changes) if k in _FIELDS}
-    config = trust_regions.TrustConfig(method, **settings)
+    config = trust_methods.TrustConfig(method, **settings)
     base = tiny_run.experiment(model_config=model, **changes)
     predictor = objectives.language_model(base.model.apply)
     precise = None
@@ -48,7 +48,7 @@ def experiment(method, *, model=MODEL, **changes):
     return trust_regions.with_trust(base, predictor, config, precise=precise)
 
 
-_FIELDS = {field.name for field in dataclasses.fields(trust_regions.TrustConfig)}
+_FIELDS = {field.name for field in dataclasses.fields(trust_methods.TrustConfig)}
 
 
 def steps_of(run, count=3, at=None):
@@ -91,7 +91,7 @@ def plain():
     return steps_of(experiment("plain"))
 
 
-@pytest.mark.parametrize("method", with_slow(trust_regions.METHODS))
+@pytest.mark.parametrize("method", with_slow(trust_methods.methods()))
 def test_every_method_steps_and_says_what_it_did(method, plain):
     params, rows = steps_of(experiment(method))
     assert all(np.isfinite(row["loss"]) and not row["skipped"] for row in rows)
@@ -198,12 +198,12 @@ def test_r4f_is_evaluated_with_the_head_it_is_trained_with():
     assert np.linalg.norm(head, 2) == pytest.approx(1, rel=0.02)
     assert seen[0]["embed"] is params["embed"]
     with pytest.raises(errors.UserError, match="untie"):
-        trust_regions.evaluated({"embed": 1}, trust_regions.TrustConfig("r4f"))
+        trust_regions.evaluated({"embed": 1}, trust_methods.TrustConfig("r4f"))
 
 
 def test_an_unknown_method_is_refused():
     with pytest.raises(errors.UserError, match="tram_theta"):
-        trust_regions.TrustConfig("tram")
+        trust_methods.TrustConfig("tram")
 
 
 # ---- penalties against the shared values
@@ -283,8 +283,8 @@ def test_the_config_of_every_row_of_the_tables_builds(tmp_path):
     file = pathlib.Path(__file__).parents[2] / "configs" / "tram.py"
     for name in names.split():
         config = config_lib.load(f"{file}:{name}")
-        settings = trust_regions.TrustConfig(**config.trust.to_dict())
-        assert settings.method in trust_regions.METHODS
+        settings = trust_methods.TrustConfig(**config.trust.to_dict())
+        assert settings.method in trust_methods.methods()
         optim.build(optim.OptimConfig(**config.optim.to_dict()), config.steps)
 
 

@@ -26,8 +26,8 @@ import parallel_text
 
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import process
-from jaxlab.systems import sections
 from jaxlab.systems.data_ablation import experts
+from jaxlab.systems.olmo import config as olmo_config
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def files(text: str) -> dict[str, list[str]]:
 
 def pretraining(out: pathlib.Path, options: argparse.Namespace):
     """The config of BASE/run."""
-    config = sections.pretraining()
+    config = olmo_config.pretraining()
     config.steps, config.eval_batches = options.steps, 4
     config.init_from = str(out / "start")
     config.model.update(

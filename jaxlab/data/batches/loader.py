@@ -106,14 +106,10 @@ class Loader:
             UserError: a token file was removed or truncated since it was opened.
         """
         draws = self._draws(step, rows)
-        shape = (len(draws.source), self.length)
-        batch = {"tokens": np.zeros(shape, np.int32)}
-        if self.layout == "packed":
-            for key in ("segment_ids", "positions"):
-                batch[key] = np.zeros(shape, np.int32)
-            batch["loss_mask"] = np.zeros(shape, np.float32)
-        elif self.document_mask:
-            batch["segment_ids"] = np.zeros(shape, np.int32)
+        spec = batch_spec(
+            len(draws.source), self.length, self.layout, self.document_mask
+        )
+        batch = {name: np.zeros(shape, dtype) for name, (shape, dtype) in spec.items()}
         for i, (source, row) in enumerate(zip(draws.source, draws.row, strict=True)):
             self._sources[source].fill({k: v[i] for k, v in batch.items()}, int(row))
         return batch
@@ -209,6 +205,22 @@ class Loader:
             start, start + self.rows, rows=self.source_rows, seed=self.seed
         )
         return mixture_.Draws(*(array[rows] for array in draws))
+
+
+def batch_spec(
+    rows: int, length: int, layout: str = "chunks", document_mask: bool = False
+) -> dict[str, tuple[tuple[int, int], type[np.generic]]]:
+    """Name -> (shape, dtype) of a batch's arrays.
+
+    >>> sorted(batch_spec(8, 128, document_mask=True))
+    ['segment_ids', 'tokens']
+    """
+    dtypes: dict[str, type[np.generic]] = {"tokens": np.int32}
+    if layout == "packed" or document_mask:
+        dtypes["segment_ids"] = np.int32
+    if layout == "packed":
+        dtypes |= {"positions": np.int32, "loss_mask": np.float32}
+    return {name: ((rows, length), dtype) for name, dtype in dtypes.items()}
 
 
 def _rows(

@@ -16,6 +16,8 @@ from jaxlab.core import errors
 from jaxlab.data.batches import mixture, packing
 from jaxlab.data.examples import chat
 
+Spec = dict[str, tuple[tuple[int, ...], type[np.generic]]]
+
 
 class Rows:
     """Batches of conversations, for `objectives.next_token`.
@@ -54,7 +56,7 @@ class Rows:
 
     def filled(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
         """A batch of rows by number; -1 is an empty one."""
-        batch = _empty((len(chosen), self.length), ("segment_ids", "positions"))
+        batch = _empty(row_spec(len(chosen), self.length))
         for place, row in enumerate(chosen):
             first = 0
             items = self._contents[row] if row >= 0 else []
@@ -117,7 +119,7 @@ class PairRows:
 
     def filled(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
         """A batch of pairs by number; -1 is an empty one."""
-        batch = _empty((len(chosen), 2, self.length))
+        batch = _empty(pair_spec(len(chosen), self.length))
         for place, item in enumerate(chosen):
             for side, examples in enumerate(self.sides if item >= 0 else ()):
                 _put(batch, (place, side), 0, examples, item)
@@ -129,6 +131,26 @@ class PairRows:
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for two runs to read the same."""
         return {"pairs": self.count, "sha256": sha256(*self.sides)}
+
+
+def row_spec(rows: int, length: int) -> Spec:
+    """Name -> (shape, dtype) of the arrays of a batch of `Rows`."""
+    dtypes = dict.fromkeys(("tokens", "segment_ids", "positions"), np.int32)
+    dtypes["loss_mask"] = np.float32
+    return {name: ((rows, length), dtype) for name, dtype in dtypes.items()}
+
+
+def pair_spec(pairs: int, length: int, *, reference: bool = False) -> Spec:
+    """Name -> (shape, dtype) of the arrays of a batch of `PairRows`.
+
+    Args:
+        pairs: of a batch.
+        length: tokens of a row.
+        reference: it has log-probabilities of the reference policy.
+    """
+    dtypes = {"tokens": np.int32, "loss_mask": np.float32}
+    spec: Spec = {name: ((pairs, 2, length), dtype) for name, dtype in dtypes.items()}
+    return spec | ({"reference_logps": ((pairs, 2), np.float32)} if reference else {})
 
 
 def matched(
@@ -193,9 +215,8 @@ def _check(count: int, batch_size: int) -> None:
         )
 
 
-def _empty(shape, integers=()) -> dict[str, np.ndarray]:
-    batch = {name: np.zeros(shape, np.int32) for name in ("tokens", *integers)}
-    return batch | {"loss_mask": np.zeros(shape, np.float32)}
+def _empty(spec: Spec) -> dict[str, np.ndarray]:
+    return {name: np.zeros(shape, dtype) for name, (shape, dtype) in spec.items()}
 
 
 def _put(batch, row: tuple, first: int, examples: chat.Examples, item: int) -> int:

@@ -15,8 +15,8 @@ import ml_collections
 
 from jaxlab import load
 from jaxlab.core import errors, report
-from jaxlab.systems import sections
 from jaxlab.systems.data_ablation import experts
+from jaxlab.systems.olmo import config as olmo_config
 
 _FILE = "recipe.json"
 _VERSION = 1
@@ -79,7 +79,7 @@ def of_size(
         seed_domains: what the seed model is trained on; () is all.
     """
     chosen = SIZES[size]
-    base = sections.pretraining()
+    base = olmo_config.pretraining()
     base.steps, base.eval_batches = chosen.steps, chosen.eval_batches
     base.model.update({"dtype": "float32", "tied": True})
     for name in ("embed", "layers", "heads", "mlp"):
@@ -128,7 +128,7 @@ def of_run(
             "which may start from it (--config.init_from)"
         )
     opened = load.open_model(run)
-    base = sections.pretraining()
+    base = olmo_config.pretraining()
     saved = _tuples(load.run_config(run).to_dict())
     data = saved["data"] | {"files": (), "weights": {}}
     saved = {name: saved[name] for name in base if name in saved}

@@ -26,7 +26,8 @@ from jaxlab.data.corpus import token_files
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.evals import perplexity
 from jaxlab.models import sections as sections_lib
-from jaxlab.systems import trust_regions
+from jaxlab.systems import trust_methods, trust_regions
+from jaxlab.systems.planning import untrained as planning
 
 
 def pretrain(
@@ -75,13 +76,24 @@ def experiment(
         model.apply, z_loss=config.z_loss, loss_denominator=config.loss_denominator
     )
     found = of_decoder(config, model, objective, **data)
-    region = trust_regions.TrustConfig(**plain(config.trust))
+    region = trust_methods.TrustConfig(**plain(config.trust))
     if region.method != "plain" and config.loss_denominator != "labels":
         raise errors.UserError(
             f"trust.method {region.method} divides by labels; set "
             "loss_denominator to labels"
         )
     return trust_regions.of_decoder(found, region, z_loss=config.z_loss)
+
+
+def untrained(
+    config: ml_collections.ConfigDict, model: models.Decoder
+) -> planning.Untrained:
+    """What `jaxlab plan --aot` compiles."""
+    data = config.data
+    spec = loader.batch_spec(
+        data.batch_size, data.length, data.layout, data.document_mask
+    )
+    return planning.Untrained(experiment(config, model, batches=None), spec)
 
 
 def of_decoder(

@@ -76,7 +76,8 @@ def trace(
     """
     platform = plan.topology.chip.platform
     with mesh_lib.use(mesh):
-        target, _ = state.abstract(steps.experiment(config, mesh, platform), mesh)
+        models = steps.untrained(config, mesh, platform).experiment
+        target, _ = state.abstract(models, mesh)
         params = target.params
         base = params if plan.trees > plan.models else None
         arguments = (base, [params] * plan.models)

@@ -33,7 +33,7 @@ from jaxlab import load, models, objectives, optim
 from jaxlab.core import errors, types
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data.examples import labelled
-from jaxlab.systems import trust_regions
+from jaxlab.systems import trust_methods, trust_regions
 
 _TRUNK = ("embed", "blocks", "final_norm")
 
@@ -160,7 +160,7 @@ def _scorer(apply):
 
 def _with_trust(experiment, config) -> types.Experiment:
     """The experiment with the trust region of its config, if it has one."""
-    region = trust_regions.TrustConfig(**config.trust.to_dict())
+    region = trust_methods.TrustConfig(**config.trust.to_dict())
     if region.method == "plain":
         return experiment
     model, precise = experiment.model, None

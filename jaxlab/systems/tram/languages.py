@@ -16,8 +16,8 @@ import ml_collections
 from jaxlab import objectives
 from jaxlab.core import errors, types
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.systems import sections
 from jaxlab.systems.tram import classification, study
+from jaxlab.systems.tram import config as config_lib
 
 _TUNED_ON = "dev"
 _PROBED_TARGETS = 4
@@ -48,7 +48,7 @@ def protocol(
     Raises:
         UserError: as `languages.classify`.
     """
-    config = sections.classification()
+    config = config_lib.classification()
     config.update({"init_from": model, "steps": steps or 100})
     config.data.source = data
     config.data.train_language = source or config.data.train_language

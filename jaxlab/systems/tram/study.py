@@ -37,19 +37,17 @@ from jaxlab.core import errors, report, types
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.evals import sharpness as sharpness_lib
 from jaxlab.stats import cka
-from jaxlab.systems import sections, trust_regions
+from jaxlab.systems import trust_methods, trust_regions
 
-ROWS = tuple(name for name in sections.TRUST_ROWS if name not in ("sgd", "r4f"))
 RATES = (0.5, 1.0, 2.0)  # of the config's
 STRENGTHS = (0.3, 1.0, 3.0)  # of the paper's value
 RADIUS_SCALES = (1.0, 3.0, 10.0)
-_STRENGTH_OF = {
-    "sam": "rho", "asam": "rho", "fsam": "gamma", "tram_fisher": "gamma",
-    "trpo": "weight", "mesa": "weight", "r3f": "weight", "r4f": "weight",
-    "tram_theta": "radius_scale", "tram_theta0": "radius_scale",
-    "tram_ema": "radius_scale", "tram_x": "radius_scale",
-}  # fmt: skip
 _RESULT = "result.json"
+
+
+def compared_rows() -> tuple[str, ...]:
+    """The optimizers of a study that names none."""
+    return tuple(name for name, row in trust_methods.ROWS.items() if row.is_compared)
 
 
 class Setting(NamedTuple):
@@ -119,14 +117,14 @@ class Study:
     """A comparison as data.
 
     Attributes:
-        rows: optimizers, names of `defaults.TRUST_ROWS`.
+        rows: optimizers, names of `trust_methods.ROWS`.
         seeds: runs of each at its best setting. Of five pairs no sign-flip test can
             say less than p = 0.06; six can say 0.03.
         rates: the grid, multiples of the config's rate.
         tune: False takes every paper's value at the config's rate.
     """
 
-    rows: tuple[str, ...] = ROWS
+    rows: tuple[str, ...] = dataclasses.field(default_factory=compared_rows)
     seeds: int = 6
     rates: tuple[float, ...] = RATES
     tune: bool = True
@@ -135,10 +133,10 @@ class Study:
         """The rates and the strengths that are tried for an optimizer."""
         if not self.tune:
             return (1.0,), (1.0,)
-        if row not in _STRENGTH_OF:
+        strength = trust_methods.ROWS[row].strength
+        if not strength:
             return self.rates, (1.0,)
-        by_radius = _STRENGTH_OF[row] == "radius_scale"
-        return self.rates, RADIUS_SCALES if by_radius else STRENGTHS
+        return self.rates, RADIUS_SCALES if strength == "radius_scale" else STRENGTHS
 
     def tuning_runs(self, row: str) -> int:
         """How many runs choose its setting; none where there is one alone."""
@@ -227,9 +225,9 @@ def run(
 
 def check(study: Study) -> None:
     """Refuses rows that there are not, and a comparison without seeds."""
-    if unknown := [row for row in study.rows if row not in sections.TRUST_ROWS]:
+    if unknown := [row for row in study.rows if row not in trust_methods.ROWS]:
         raise errors.UserError(
-            f"no optimizer {', '.join(unknown)}; use {', '.join(sections.TRUST_ROWS)}"
+            f"no optimizer {', '.join(unknown)}; use {', '.join(trust_methods.ROWS)}"
         )
     if study.seeds < 2:
         raise errors.UserError(f"{study.seeds} seeds compare nothing; use 6 or more")
@@ -240,15 +238,8 @@ def configured(
 ) -> ml_collections.ConfigDict:
     """The config of one run."""
     config = ml_collections.ConfigDict(config.to_dict(), allow_dotted_keys=True)
-    row = dict(sections.TRUST_ROWS[setting.row])
-    if setting.row in _STRENGTH_OF:
-        key = _STRENGTH_OF[setting.row]
-        row[key] = row.get(key, 1.0) * setting.strength
-    config.trust.update(row)
     config.optim.learning_rate *= setting.rate
-    if setting.row == "sgd":
-        config.optim.update({"optimizer": "sgd", "momentum": 0.9})
-        config.optim.learning_rate *= 100  # SGD's steps are not of one size
+    trust_methods.choose(config, setting.row, strength=setting.strength)
     config.seed = config.data.seed = 1000 + seed
     config.run.update({"save_every": 0, "eval_every": 0, "log_seconds": 3600.0})
     return config
@@ -270,7 +261,7 @@ def _train(protocol, setting, seed, folder, is_tuning) -> Run:
     found = _read(folder, setting, seed)
     if not is_tuning:
         params = trust_regions.evaluated(
-            result.state.params, trust_regions.TrustConfig(**config.trust.to_dict())
+            result.state.params, trust_methods.TrustConfig(**config.trust.to_dict())
         )
         found = found._replace(**_measured(protocol, params))
     content = {k: None if v != v else v for k, v in found._asdict().items()}  # no NaN

@@ -26,8 +26,9 @@ from jaxlab.data.examples import chat, conversation_rows, conversations
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.evals import perplexity, preferences
 from jaxlab.models import sections as sections_lib
-from jaxlab.systems import trust_regions
+from jaxlab.systems import trust_methods, trust_regions
 from jaxlab.systems.olmo import pretraining
+from jaxlab.systems.planning import untrained as planning
 from jaxlab.systems.tulu import reference
 
 # Settings of `model` that say how it is computed; the others are those of init_from.
@@ -82,8 +83,16 @@ def sft_experiment(
     """What a config of `sft` trains; `data`: the fields that need data or a start."""
     objective = objectives.next_token(model.apply, z_loss=config.z_loss)
     found = pretraining.of_decoder(config, model, objective, **data)
-    region = trust_regions.TrustConfig(**config.trust.to_dict())
+    region = trust_methods.TrustConfig(**config.trust.to_dict())
     return trust_regions.of_decoder(found, region, z_loss=config.z_loss)
+
+
+def sft_untrained(
+    config: ml_collections.ConfigDict, model: models.Decoder
+) -> planning.Untrained:
+    """What `jaxlab plan --aot` compiles for `sft`."""
+    spec = conversation_rows.row_spec(config.data.batch_size, config.data.length)
+    return planning.Untrained(sft_experiment(config, model, batches=None), spec)
 
 
 def dpo(
@@ -143,6 +152,20 @@ def dpo_experiment(
     """What a config of `dpo` trains; `data`: the fields that need data or a start."""
     objective = _preference(config, model)
     return pretraining.of_decoder(config, model, objective, **data)
+
+
+def dpo_untrained(
+    config: ml_collections.ConfigDict, model: models.Decoder
+) -> planning.Untrained:
+    """What `jaxlab plan --aot` compiles for `dpo`."""
+    data, asks = config.data, config.preference.reference
+    return planning.Untrained(
+        dpo_experiment(config, model, batches=None),
+        conversation_rows.pair_spec(
+            data.batch_size, data.length, reference=asks == "before"
+        ),
+        frozen_is_start=asks == "step",
+    )
 
 
 def _preference(config, model) -> types.Objective:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from jaxlab import ablation
-from jaxlab.systems import sections
 from jaxlab.systems.data_ablation import experts, report, results, summary
 from jaxlab.systems.data_ablation import study as study_lib
+from jaxlab.systems.olmo import config as olmo_config
 
 UNITS = ("law.1", "law.2", "code", "cook", "news")
 TARGETS = ("law", "code", "elsewhere")
@@ -26,7 +26,7 @@ def losses(rows):
 @pytest.fixture
 def outcome(tmp_path):
     """Ten pairs, predicted exactly by the ensemble and in reverse by merging."""
-    base = sections.pretraining()
+    base = olmo_config.pretraining()
     base.data.update({"length": 8, "batch_size": 2})
     study = study_lib.Study(
         experts.Recipe(base, unit_steps=5, unit_rate=0.1),

@@ -16,7 +16,7 @@ from jaxlab.core import state as state_lib
 from jaxlab.core import step as step_lib
 from jaxlab.data.examples import labelled
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
-from jaxlab.systems import trust_regions
+from jaxlab.systems import trust_methods
 from jaxlab.systems.olmo import pretraining
 from jaxlab.systems.tram import classification
 from tools.multilingual import latent_semantics
@@ -307,7 +307,7 @@ def steps_and_losses(file):
     "method",
     [
         m if m == "plain" else pytest.param(m, marks=pytest.mark.slow)
-        for m in trust_regions.METHODS
+        for m in trust_methods.methods()
     ],
 )
 def test_every_trust_region_trains_the_classifier(decoder_run, toy, mesh, method):
@@ -378,7 +378,7 @@ def test_a_classifier_does_not_start_a_classifier(decoder_run, toy, tmp_path, me
 
 
 def test_every_variant_of_the_config_is_that_of_tram():
-    for variant in ("sgd", "tiny", *trust_regions.METHODS[1:]):
+    for variant in ("sgd", "tiny", *trust_methods.methods()[1:]):
         ours, theirs = (
             config_lib.load(f"{CONFIGS / name}.py:{variant}")
             for name in ("languages", "tram")

@@ -14,7 +14,8 @@ from jaxlab import models, objectives, optim
 from jaxlab.commands import grammar
 from jaxlab.core import errors, mesh, state
 from jaxlab.evals import perplexity
-from jaxlab.systems import sections, trust_regions
+from jaxlab.systems import trust_methods, trust_regions
+from jaxlab.systems.olmo import config as olmo_config
 from jaxlab.systems.tram import domains, report
 from jaxlab.systems.tram import study as study_lib
 from tests.support import tiny_run
@@ -22,7 +23,7 @@ from tests.support import tiny_run
 
 @pytest.fixture(scope="module")
 def protocol():
-    config = sections.pretraining()
+    config = olmo_config.pretraining()
     config.steps = 4
     config.optim.update({"learning_rate": 1e-2, "schedule": "constant"})
     model = models.Decoder(tiny_run.CONFIG)
@@ -44,7 +45,7 @@ def protocol():
             config=config.to_dict(),
         )
         return trust_regions.with_trust(
-            base, predictor, trust_regions.TrustConfig(**config.trust.to_dict())
+            base, predictor, trust_methods.TrustConfig(**config.trust.to_dict())
         )
 
     experiment = system(config, None, None)

@@ -1,0 +1,72 @@
+"""The configs of `tulu.sft` and `tulu.dpo`.
+
+Values are those of TULU 2 (Ivison et al. 2023, arXiv:2311.10702), where it says them.
+`model` holds the sizes that a plan needs; a run has those of `init_from`, and compares.
+"""
+
+from typing import Any
+
+import ml_collections
+
+from jaxlab.systems import sections
+
+
+def instruction() -> ml_collections.ConfigDict:
+    """The config of instruction tuning, `tulu.sft`; set the rate."""
+    return ml_collections.ConfigDict(
+        {
+            **_shared("tulu.sft", epochs=2.0, warmup=0.03),
+            "z_loss": 0.0,
+            "data": {
+                **sections.conversations(),
+                "packed": False,  # several per row, which do not see each other
+            },
+            "trust": sections.trust(),
+        }
+    )
+
+
+def preferences() -> ml_collections.ConfigDict:
+    """The config of preference tuning, `tulu.dpo`; set the rate. Batches are pairs."""
+    return ml_collections.ConfigDict(
+        {
+            **_shared("tulu.dpo", epochs=3.0, warmup=0.1),
+            "data": {
+                **sections.conversations(batch_size=32),
+                "last_only": True,  # EasyLM's; False: all answers of a pair count
+            },
+            "preference": {
+                "loss": "sigmoid",  # see objectives.preference
+                "beta": 0.1,
+                "label_smoothing": 0.0,
+                "target_margin": 0.0,  # of simpo
+                # Its log-probabilities are computed "before" the run, or in every
+                # "step".
+                "reference": "before",
+            },
+        }
+    )
+
+
+def _shared(system: str, *, epochs: float, warmup: float) -> dict[str, Any]:
+    return {
+        "system": system,
+        "seed": 0,
+        "steps": 0,
+        "epochs": epochs,  # of the data, where `steps` is 0
+        "warmup": warmup,  # share of the steps, where `optim.warmup_steps` is 0
+        "micro_batches": 1,
+        "init_from": "",  # a run directory or a Hugging Face folder
+        "eval_batches": 0,  # of the held-out examples; 0 takes all
+        # Llama's. Its length is that of init_from, or of the rows if they are longer.
+        "model": sections.decoder(norm="rmsnorm", initializer="normal"),
+        "optim": sections.optim(
+            schedule="linear",
+            warmup_start=0.0,
+            final=0.0,
+            epsilon=1e-8,
+            weight_decay=0.0,
+        ),
+        "mesh": sections.mesh(),
+        "run": sections.run(),
+    }
