@@ -187,8 +187,8 @@ def fit(
         return
     with mesh_lib.use(mesh):
         experiment = pretraining.pretrain(config, workdir, mesh)
-    run = {key: value or None for key, value in config.run.items()}
-    if not train.fit(experiment, workdir, mesh=mesh, name=name, **run).finished:
+    options = config.run.to_dict()
+    if not train.fit(experiment, workdir, mesh=mesh, name=name, **options).finished:
         raise KeyboardInterrupt
 
 

@@ -254,7 +254,7 @@ def _train(protocol, setting, seed, folder, is_tuning) -> Run:
     if is_tuning:
         evals = {protocol.tuned_on: experiment.evals[protocol.tuned_on]}
         experiment = dataclasses.replace(experiment, evals=evals)
-    options = {key: value or None for key, value in config.run.items()}
+    options = config.run.to_dict()
     result = train.fit(experiment, folder, mesh=mesh, name=setting.row, **options)
     if not result.finished:
         raise KeyboardInterrupt
