@@ -14,7 +14,8 @@ from jaxlab.commands import devices, texts
 from jaxlab.core import errors, types
 from jaxlab.data.batches import loader
 from jaxlab.data.corpus import token_files
-from jaxlab.systems.data_ablation import experts, pools, predictions
+from jaxlab.systems import branches
+from jaxlab.systems.data_ablation import pools, predictions
 
 _ROWS, _MOST_BATCHES = 8, 32  # where there is no pool to say
 
@@ -68,7 +69,7 @@ def _pool(path: str, mesh: jax.sharding.Mesh | None) -> tuple:
     base, contents = opened.recipe.base, opened.contents
     subject = predictions.Subject(
         opened.experts,
-        experts.decoder(base, opened.corpus),
+        branches.decoder(base, opened.corpus),
         opened.corpus.tokenizer,
         pathlib.Path(path) / "cache",
         {unit.name: unit.fingerprint for unit in contents.units.values()},

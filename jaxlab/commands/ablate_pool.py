@@ -7,8 +7,8 @@ from jaxlab import ablation
 from jaxlab.commands import output
 from jaxlab.core import errors, process, progress, report
 from jaxlab.core import mesh as mesh_lib
+from jaxlab.systems import branches
 from jaxlab.systems.data_ablation import pools
-from jaxlab.systems.data_ablation import recipe as recipe_lib
 
 # Options that say how a pool is made: not for one that is there.
 _MAKING = (
@@ -57,9 +57,9 @@ def _make(args: argparse.Namespace, pool: pathlib.Path, watch: progress.Clock) -
     }  # fmt: skip
     if args.seed_model:
         _refuse(args, _OF_SEED, "--seed-model")
-        recipe = recipe_lib.of_run(args.seed_model, args.data, pool, **options)
+        recipe = branches.recipe_from_run(args.seed_model, args.data, pool, **options)
     else:
-        recipe = recipe_lib.of_size(
+        recipe = branches.recipe_at_size(
             args.size or "small",
             args.data,
             pool,

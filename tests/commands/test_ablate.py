@@ -11,6 +11,7 @@ import pytest
 from jaxlab import ablation, cli, train
 from jaxlab.ablation import methods
 from jaxlab.commands import grammar_ablate
+from jaxlab.systems import branches
 from jaxlab.systems.data_ablation import recipe
 
 WORDS = {
@@ -26,7 +27,7 @@ MADE = ("--size=quick", "--unit-steps=3")
 @pytest.fixture(scope="module", autouse=True)
 def tiny():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(recipe.SIZES, "quick", TINY)
+        patch.setitem(branches.SIZES, "quick", TINY)
         yield
 
 
@@ -136,7 +137,7 @@ def last_perplexity(run_dir, target):
 
 def test_the_grammar_names_the_methods_and_sizes_that_there_are():
     assert [m.replace("-", " ") for m in grammar_ablate.METHODS] == [*methods.METHODS]
-    assert list(recipe.SIZES) == [*grammar_ablate.SIZES]
+    assert list(branches.SIZES) == [*grammar_ablate.SIZES]
 
 
 @pytest.mark.parametrize(

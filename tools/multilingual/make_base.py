@@ -26,7 +26,7 @@ import parallel_text
 
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import process
-from jaxlab.systems.data_ablation import experts
+from jaxlab.systems import branches
 from jaxlab.systems.olmo import config as olmo_config
 
 
@@ -49,7 +49,7 @@ def main() -> None:
     if not (out / "start").exists():
         with mesh_lib.use(mesh):
             latent_semantics.write_start(config, out / "start", mesh)
-    experts.fit(config, out / "run", mesh, "base")
+    branches.fit(config, out / "run", mesh, "base")
 
 
 def files(text: str) -> dict[str, list[str]]:

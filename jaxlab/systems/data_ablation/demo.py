@@ -15,8 +15,8 @@ import jax
 from jaxlab import generate, models
 from jaxlab.core import process, progress, report
 from jaxlab.data import prepared
+from jaxlab.systems import branches
 from jaxlab.systems.data_ablation import experts, pools, summary
-from jaxlab.systems.data_ablation import recipe as recipe_lib
 from jaxlab.systems.data_ablation import report as report_lib
 from jaxlab.systems.data_ablation import study as study_lib
 
@@ -75,20 +75,20 @@ def main(
 
 def full_study(workdir: pathlib.Path, data: str | None = None) -> study_lib.Study:
     """About 1.3 M matmul parameters, 0.8 M seed tokens, 82 k tokens a unit."""
-    recipe = recipe_lib.of_size("small", data or prepared.EMBEDDED, workdir)
+    recipe = branches.recipe_at_size("small", data or prepared.EMBEDDED, workdir)
     return study_lib.Study(recipe, trained=10)
 
 
 def quick_study(workdir: pathlib.Path, data: str | None = None) -> study_lib.Study:
     """The same in miniature: the numbers mean little, the path is the same."""
-    recipe = recipe_lib.of_size("quick", data or prepared.EMBEDDED, workdir)
+    recipe = branches.recipe_at_size("quick", data or prepared.EMBEDDED, workdir)
     return study_lib.Study(recipe, trained=5)
 
 
 def _samples(study, pool, corpus) -> list[tuple[str, str]]:
     """(prompt, continuation) of the average of all experts."""
     params = pool.merged(dict.fromkeys(pool.names, 1.0))
-    model, tokenizer = experts.decoder(study.recipe.base, corpus), corpus.tokenizer
+    model, tokenizer = branches.decoder(study.recipe.base, corpus), corpus.tokenizer
     texts = generate.generate(
         model,
         params,
@@ -106,7 +106,7 @@ def _samples(study, pool, corpus) -> list[tuple[str, str]]:
 def _export(study, workdir, pool, corpus, outcome) -> list[pathlib.Path]:
     """The seed model and the best mixture of each target, as Hugging Face folders."""
     folders = {"seed": pool.seed}
-    config = experts.decoder(study.recipe.base, corpus).config
+    config = branches.decoder(study.recipe.base, corpus).config
     for rows in outcome.ranking.values():
         best = next((row.mixture for row in rows if len(row.mixture) > 1), None)
         if best is not None:

@@ -14,7 +14,6 @@ released code carries the moments over and lets its trainer restore the seed's s
 so that the rate of its experts cannot be told from its configs.
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -25,54 +24,25 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
-from jaxlab import ablation, models, train
+from jaxlab import ablation, models
 from jaxlab.core import checkpoint, errors, folders, report, types
-from jaxlab.core import mesh as mesh_lib
 from jaxlab.data import prepared
-from jaxlab.data.batches import loader
 from jaxlab.evals import perplexity
-from jaxlab.models import sections as sections_lib
-from jaxlab.systems.olmo import pretraining
-
-Mixture = Mapping[str, float]
+from jaxlab.systems import branches
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How the models of a pool are trained.
-
-    Attributes:
-        base: a pre-training config; its steps and schedule are the seed model's.
-        unit_steps: updates of one base unit.
-        unit_rate: the constant learning rate of experts and mixtures.
-        seed_domains: what the seed model is trained on, in equal shares; () is all, in
-            proportion to their sizes.
-        seed_model: a run directory that is the seed model; "" trains it.
-    """
-
-    base: ml_collections.ConfigDict
-    unit_steps: int
-    unit_rate: float
-    seed_domains: tuple[str, ...] = ()
-    seed_model: str = ""
-
-    @property
-    def unit_tokens(self) -> int:
-        """The token budget of one base unit."""
-        return self.unit_steps * self.base.data.length * self.base.data.batch_size
-
-
-def train_seed(recipe: Recipe, pool: pathlib.Path, mesh: jax.sharding.Mesh) -> None:
+def train_seed(
+    recipe: branches.Recipe, pool: pathlib.Path, mesh: jax.sharding.Mesh
+) -> None:
     """Trains the seed model, or finishes or copies it, and makes the pool."""
-    config = seed_config(recipe, recipe.seed_domains)
+    config = branches.base_config(recipe, recipe.seed_domains)
     folder = pool / "runs" / "seed"
     if recipe.seed_model:
         _copy_run(pathlib.Path(recipe.seed_model), folder, config)
     else:
-        fit(config, folder, mesh, "seed")
+        branches.fit(config, folder, mesh, "seed")
     branch = ablation.pool_folder.Branch(
         optimizer_state="fresh",
         schedule="constant",
@@ -85,7 +55,7 @@ def train_seed(recipe: Recipe, pool: pathlib.Path, mesh: jax.sharding.Mesh) -> N
 
 
 def train_expert(
-    recipe: Recipe,
+    recipe: branches.Recipe,
     pool: pathlib.Path,
     name: str,
     corpus: prepared.Prepared,
@@ -97,8 +67,8 @@ def train_expert(
         Its run directory.
     """
     path = f"runs/expert-{name}"
-    config = branch_config(recipe, {name: 1.0}, pool / "runs" / "seed")
-    fit(config, pool / path, mesh, f"expert {name}")
+    config = branches.branch_config(recipe, {name: 1.0}, pool / "runs" / "seed")
+    branches.fit(config, pool / path, mesh, f"expert {name}")
     params = checkpoint.load_params(pool / path)
     file = corpus.train[name]
     unit = ablation.pool_folder.Unit(
@@ -118,9 +88,9 @@ def train_expert(
 
 
 def train_mixture(
-    recipe: Recipe,
+    recipe: branches.Recipe,
     pool: pathlib.Path,
-    mixture: Mixture,
+    mixture: branches.Mixture,
     mesh: jax.sharding.Mesh,
     *,
     units: int = 1,
@@ -140,56 +110,11 @@ def train_mixture(
     if units > 1:
         name += f"@{units}units"
     folder = pool / "runs" / f"mixture-{name}"
-    config = branch_config(recipe, mixture, pool / "runs" / "seed")
+    config = branches.branch_config(recipe, mixture, pool / "runs" / "seed")
     config.steps = units * recipe.unit_steps
     config.data.seed += repeat
-    fit(config, folder, mesh, f"mixture {name}")
+    branches.fit(config, folder, mesh, f"mixture {name}")
     return folder
-
-
-def seed_config(recipe: Recipe, domains: Sequence[str]) -> ml_collections.ConfigDict:
-    """The config of a seed model on domains in equal shares; () is all, by size."""
-    config = _config(recipe)
-    config.data.weights = _weights(dict.fromkeys(domains, 1.0))
-    return config
-
-
-def branch_config(
-    recipe: Recipe, mixture: Mixture, seed_dir: pathlib.Path
-) -> ml_collections.ConfigDict:
-    """The config of an expert (one partition) or of a mixture, for one base unit."""
-    config = _config(recipe)
-    config.steps = recipe.unit_steps
-    config.init_from = str(seed_dir)
-    config.data.weights = _weights(mixture)
-    config.optim.update(
-        {
-            "learning_rate": recipe.unit_rate, "schedule": "constant",
-            "warmup_steps": 0, "final": 1.0,
-        }
-    )  # fmt: skip
-    config.data.seed = recipe.base.data.seed + 1  # not the seed model's order again
-    return config
-
-
-def fit(
-    config: ml_collections.ConfigDict,
-    workdir: pathlib.Path,
-    mesh: jax.sharding.Mesh,
-    name: str,
-) -> None:
-    """Trains a run by its config, or finishes it.
-
-    Raises:
-        KeyboardInterrupt: a signal stopped it; the same call goes on.
-    """
-    if _is_finished(config, workdir):
-        return
-    with mesh_lib.use(mesh):
-        experiment = pretraining.pretrain(config, workdir, mesh)
-    options = config.run.to_dict()
-    if not train.fit(experiment, workdir, mesh=mesh, name=name, **options).finished:
-        raise KeyboardInterrupt
 
 
 def open_pool(pool: pathlib.Path) -> ablation.ModelPool:
@@ -197,7 +122,7 @@ def open_pool(pool: pathlib.Path) -> ablation.ModelPool:
     return ablation.pool_folder.open(pool)
 
 
-def name_of(mixture: Mixture) -> str:
+def name_of(mixture: branches.Mixture) -> str:
     """A mixture as a name: its members in order, with percentages if they differ.
 
     >>> name_of({"law": 0.5, "code": 0.5}), name_of({"law": 0.75, "code": 0.25})
@@ -213,28 +138,6 @@ def name_of(mixture: Mixture) -> str:
 def domain_of(name: str, corpus: prepared.Prepared) -> str:
     """The domain that a partition is of: its own name, or that without the part's."""
     return name if name in corpus.held_out else re.sub(r"\.\d+$", "", name)
-
-
-def decoder(
-    config: ml_collections.ConfigDict, corpus: prepared.Prepared
-) -> models.Decoder:
-    """The model that all runs of a pool share."""
-    return models.Decoder(
-        sections_lib.transformer_config(config.model, corpus.tokenizer)
-    )
-
-
-def held_out_batches(
-    config: ml_collections.ConfigDict, corpus: prepared.Prepared
-) -> dict[str, list]:
-    """Target -> the held-out batches that the runs themselves are evaluated on."""
-    data = config.data
-    return {
-        name: list(
-            loader.eval_batches(file, data.length, data.batch_size, config.eval_batches)
-        )
-        for name, file in corpus.held_out.items()
-    }
 
 
 def losses_of(model: models.Decoder) -> Any:
@@ -271,21 +174,6 @@ def training_seconds(run: pathlib.Path) -> float:
     return sum(json.loads(row).get("seconds", 0.0) for row in rows)
 
 
-def _is_finished(config, workdir) -> bool:
-    """Whether a run of this config is whole, wherever the pool was when it was trained.
-
-    Another config is left to `train.fit`, which refuses it.
-    """
-    if checkpoint.steps(workdir / "checkpoints")[:1] != [config.steps]:
-        return False
-    saved = json.loads((workdir / "config.json").read_text("utf-8"))
-    wanted = json.loads(json.dumps(config.to_dict()))
-    for each in (saved, wanted):
-        each.update({"init_from": "", "mesh": {}, "run": {}})
-        each["data"].update({"folder": "", "source": ""})
-    return all(saved.get(key) == wanted[key] for key in wanted)
-
-
 def _copy_run(run: pathlib.Path, folder: pathlib.Path, config: Any) -> None:
     """The newest checkpoint of a run, under the config that its experts start from."""
     if folder.exists():
@@ -299,17 +187,6 @@ def _copy_run(run: pathlib.Path, folder: pathlib.Path, config: Any) -> None:
         if (run / "metrics.jsonl").exists():
             shutil.copyfile(run / "metrics.jsonl", part / "metrics.jsonl")
         report.write_json(part / "config.json", config.to_dict())
-
-
-def _config(recipe: Recipe) -> ml_collections.ConfigDict:
-    """A copy of the base that reads the token files as they are, added ones too."""
-    config = recipe.base.to_dict()
-    config["data"]["source"] = ""
-    return ml_collections.ConfigDict(config, allow_dotted_keys=True)
-
-
-def _weights(mixture: Mixture) -> ml_collections.ConfigDict:
-    return ml_collections.ConfigDict(dict(mixture), allow_dotted_keys=True)
 
 
 def _sha256(value: Any) -> str:

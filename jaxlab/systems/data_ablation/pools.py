@@ -29,6 +29,7 @@ from jaxlab.core import mesh as mesh_lib
 from jaxlab.data import prepared
 from jaxlab.data.corpus import domains, token_files
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
+from jaxlab.systems import branches
 from jaxlab.systems.data_ablation import experts
 from jaxlab.systems.data_ablation import recipe as recipe_lib
 from jaxlab.systems.olmo import pretraining
@@ -46,14 +47,14 @@ class Opened(NamedTuple):
         experts: their parameters and the seed model's.
     """
 
-    recipe: experts.Recipe
+    recipe: branches.Recipe
     corpus: prepared.Prepared
     contents: ablation.pool_folder.Contents
     experts: ablation.ModelPool
 
 
 def make(
-    recipe: experts.Recipe,
+    recipe: branches.Recipe,
     pool: pathlib.Path,
     mesh: jax.sharding.Mesh,
     *,
@@ -92,7 +93,7 @@ def make(
 
 
 def open_corpus(
-    recipe: experts.Recipe, pool: pathlib.Path, units: Sequence[str] = ()
+    recipe: branches.Recipe, pool: pathlib.Path, units: Sequence[str] = ()
 ) -> prepared.Prepared:
     """The corpus of a pool, prepared from the recipe's source where it is not yet.
 
@@ -184,7 +185,7 @@ def holds_tokens(source: str) -> bool:
     return path.is_dir() and any(path.glob("*.npy"))
 
 
-def _taken_corpus(recipe: experts.Recipe, pool: pathlib.Path) -> prepared.Prepared:
+def _taken_corpus(recipe: branches.Recipe, pool: pathlib.Path) -> prepared.Prepared:
     """A folder of `jaxlab data prepare`, its files linked or copied into the pool."""
     source, folder = recipe.base.data.source, pool / "data"
     record = {"taken_from": source}

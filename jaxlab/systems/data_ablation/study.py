@@ -32,6 +32,7 @@ from jaxlab.ablation import methods
 from jaxlab.core import errors, progress
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data import prepared
+from jaxlab.systems import branches
 from jaxlab.systems.data_ablation import experts, pools
 
 Mixture = Mapping[str, float]
@@ -57,7 +58,7 @@ class Study:
         seed: of the choice of mixtures.
     """
 
-    recipe: experts.Recipe
+    recipe: branches.Recipe
     trained: int
     units: tuple[str, ...] = ()
     budget: Literal["mixture", "member"] = "mixture"
@@ -186,9 +187,9 @@ def judge(
     mixtures = affordable_mixtures(pool, study.candidates)
     mixtures += [mixture for mixture in to_check if mixture not in mixtures]
     say(f"scoring {len(mixtures)} merged mixtures on {len(corpus.held_out)} targets")
-    model = experts.decoder(base, corpus)
+    model = branches.decoder(base, corpus)
     losses_fn, logps_fn = experts.losses_of(model), experts.logps_of(model)
-    evaluation = experts.held_out_batches(base, corpus)
+    evaluation = branches.held_out_batches(base, corpus)
     predicted, found = {}, {}
     for target, batches in evaluation.items():
         logps = ablation.expert_logps(pool, logps_fn, batches)

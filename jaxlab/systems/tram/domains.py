@@ -17,8 +17,7 @@ import numpy as np
 from jaxlab import objectives
 from jaxlab.core import checkpoint, errors
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.systems.data_ablation import experts
-from jaxlab.systems.data_ablation import recipe as recipe_lib
+from jaxlab.systems import branches
 from jaxlab.systems.olmo import pretraining
 from jaxlab.systems.tram import study
 
@@ -59,9 +58,9 @@ def protocol(
     """
     options = {"unit_steps": steps, "unit_rate": rate}
     if model:
-        recipe = recipe_lib.of_run(model, data, workdir, **options)
+        recipe = branches.recipe_from_run(model, data, workdir, **options)
     else:
-        recipe = recipe_lib.of_size(size, data, workdir, **options)
+        recipe = branches.recipe_at_size(size, data, workdir, **options)
     if rate is None:
         recipe = dataclasses.replace(recipe, unit_rate=_RATE * recipe.unit_rate)
     base = recipe.base
@@ -82,10 +81,10 @@ def protocol(
     start = pathlib.Path(model) if model else workdir / "model"
     if not model:
         mesh = mesh_lib.make_mesh(base.mesh.to_dict())
-        experts.fit(experts.seed_config(recipe, pretrained_on), start, mesh, "model")
+        branches.fit(branches.base_config(recipe, pretrained_on), start, mesh, "model")
     config = _fine_tuning(recipe, start, source)
-    decoder = experts.decoder(base, corpus)
-    held_out = experts.held_out_batches(config, corpus)
+    decoder = branches.decoder(base, corpus)
+    held_out = branches.held_out_batches(config, corpus)
     batches = pretraining.batches_of(config.data, corpus.train)
     probed = {name: held_out[name][:1] for name in targets[:_PROBED_TARGETS]}
     return study.Protocol(
@@ -105,7 +104,7 @@ def protocol(
 
 def _fine_tuning(recipe, start, source):
     """The paper's schedule: a fifth of warm-up, then down to nothing; no decay."""
-    config = experts.branch_config(recipe, {source: 1.0}, start)
+    config = branches.branch_config(recipe, {source: 1.0}, start)
     config.optim.update(
         {
             "schedule": "linear", "warmup_steps": config.steps // 5,

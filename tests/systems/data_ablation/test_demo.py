@@ -11,6 +11,7 @@ import pytest
 from jaxlab.core import errors
 from jaxlab.models import hf
 from jaxlab.stats import correlation
+from jaxlab.systems import branches
 from jaxlab.systems.data_ablation import demo, experts
 from jaxlab.systems.data_ablation import study as study_lib
 
@@ -41,7 +42,7 @@ def tiny_study(workdir: pathlib.Path, data: str | None = None) -> study_lib.Stud
     base.model.update({"embed": 32, "layers": 1, "heads": 2, "mlp": 64})
     base.data.update({"vocab_size": 320, "length": 32, "held_out_fraction": 0.25})
     base.optim.warmup_steps = 1
-    recipe = experts.Recipe(base, unit_steps=4, unit_rate=5e-3)
+    recipe = branches.Recipe(base, unit_steps=4, unit_rate=5e-3)
     return study_lib.Study(recipe, trained=3)
 
 

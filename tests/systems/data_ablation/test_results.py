@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxlab import ablation
+from jaxlab.systems import branches
 from jaxlab.systems.data_ablation import experts, report, results, summary
 from jaxlab.systems.data_ablation import study as study_lib
 from jaxlab.systems.olmo import config as olmo_config
@@ -29,7 +30,7 @@ def outcome(tmp_path):
     base = olmo_config.pretraining()
     base.data.update({"length": 8, "batch_size": 2})
     study = study_lib.Study(
-        experts.Recipe(base, unit_steps=5, unit_rate=0.1),
+        branches.Recipe(base, unit_steps=5, unit_rate=0.1),
         trained=10,
         budget="member",
         searched=("law",),

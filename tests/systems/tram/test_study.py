@@ -185,9 +185,9 @@ def test_mistakes_end_in_one_line(protocol, tmp_path):
     with pytest.raises(errors.UserError, match="1 seeds compare nothing"):
         study_lib.run(study_lib.Study(seeds=1), protocol, tmp_path)
     code = pathlib.Path(study_lib.__file__).parent
-    for name, files in (("a", "tram*.py"), ("b", "r*.py")):
+    for name, folder in (("a", code), ("b", code.parent / "data_ablation")):
         (tmp_path / "text" / name).mkdir(parents=True)
-        for file in code.glob(files):
+        for file in folder.glob("*.py"):
             shutil.copy(file, tmp_path / "text" / name / f"{file.stem}.txt")
     with pytest.raises(errors.UserError, match=r"no domain law in .*; there are a, b$"):
         domains.protocol(str(tmp_path / "text"), "law", tmp_path / "w", size="quick")
