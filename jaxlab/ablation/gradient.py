@@ -96,6 +96,7 @@ def gradient_search(
         raise errors.UserError(
             "a gradient search needs a step, and batches of a target"
         )
+    # ---- where Adam starts
     within = within or limits.Limits()
     region = within.region(pool.names)
     share = np.ones(len(pool.names))
@@ -104,6 +105,8 @@ def gradient_search(
     share = region.nearest(share)
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
     state, trace = optimizer.init(jnp.zeros(len(share))), []
+
+    # ---- its steps, each projected to the allowed weights
     for step in range(steps):
         if step == steps // 2:
             region = region.smaller(region.weights(share), within.max_size)
@@ -118,14 +121,11 @@ def gradient_search(
         share = region.nearest(share * np.exp(np.float64(change)))
         if progress is not None:
             progress(step + 1, steps)
+
+    # ---- the mixture, and its loss on all batches
     weights = region.settled(share, search.NEGLIGIBLE)
     mixture = search.named(pool.names, weights)
-    by_target = {
-        target: float(
-            proxies.document_losses(pool, [mixture], losses_fn, batches).loss[0]
-        )
-        for target, batches in evaluation.items()
-    }
+    by_target = _losses(pool, mixture, losses_fn, evaluation)
     used = [len(evaluation[t]) for t, weight in weighted.items() if weight]
     passes = _BACKWARD * steps * sum(1 / count for count in used) / len(evaluation)
     return search.Found(
@@ -135,6 +135,15 @@ def gradient_search(
         evaluations=passes + 1,
         trace=tuple(trace),
     )
+
+
+def _losses(pool, mixture, losses_fn, evaluation) -> dict[str, float]:
+    return {
+        target: float(
+            proxies.document_losses(pool, [mixture], losses_fn, batches).loss[0]
+        )
+        for target, batches in evaluation.items()
+    }
 
 
 def _objective(pool, losses_fn, weighted, batches, weights, entropy):

@@ -7,6 +7,7 @@ import pathlib
 from jaxlab import ablation
 from jaxlab.core import errors, process, progress, report
 from jaxlab.data import prepared
+from jaxlab.systems.data_ablation import mixtures as mixtures_lib
 from jaxlab.systems.data_ablation import recipe as recipe_lib
 from jaxlab.systems.data_ablation import report as report_lib
 from jaxlab.systems.data_ablation import study as study_lib
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
     corpus = prepared.open_folder(pool / "data")
     study_lib.check(study, names, corpus)
     if to_check is None:
-        to_check = study_lib.choose(names, study.trained, study.seed, study.largest)
+        to_check = mixtures_lib.choose(names, study.trained, study.seed, study.largest)
     targets = len(corpus.held_out)
     total = study_lib.judging_steps(study, len(names), to_check, targets)
     plan = progress.Stages(total, watch.progress)

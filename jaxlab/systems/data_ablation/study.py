@@ -4,15 +4,15 @@ Na et al. 2024 (arXiv:2410.15661), section 3: continue one seed model on each pa
 alone, average the experts of a mixture, and read the average's loss as a prediction of
 the loss of one model trained on the union.
 
-    seed model -> one expert a partition (equal token budgets) -> averages of experts,
+    seed model -> one expert per partition (equal token budgets) -> averages of experts,
     and ensembles of their predictions -> ranking by target -> searches -> mixtures, and
     what the searches chose, trained for real: was it predicted?
 
 What it found is computed from an `Outcome` by `systems/data_ablation/results.py`.
 
 Deviations: with `budget="mixture"` a mixture trained for real gets the tokens of one
-unit, not of one unit a member: compute is then equal, and to first order training on a
-mixture moves the seed model by the mean of what its members move it, which is the
+unit, not of one unit per member: compute is then equal, and to first order training on
+a mixture moves the seed model by the mean of what its members move it, which is the
 average that predicts it. `budget="member"` is the paper's. The branch point is stated
 in `systems/data_ablation/experts.py`.
 """
@@ -20,10 +20,9 @@ in `systems/data_ablation/experts.py`.
 import dataclasses
 import functools
 import itertools
-import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -34,6 +33,7 @@ from jaxlab.core import mesh as mesh_lib
 from jaxlab.data import prepared
 from jaxlab.systems import branches
 from jaxlab.systems.data_ablation import experts, pools
+from jaxlab.systems.data_ablation import mixtures as mixtures_lib
 
 Mixture = Mapping[str, float]
 
@@ -47,7 +47,7 @@ class Study:
         trained: how many mixtures of two or more partitions are trained for real.
         units: the partitions that are base units; () is all. The held-out text of the
             other domains is a target that no unit is of.
-        budget: tokens of a mixture trained for real: one unit, or one unit a member.
+        budget: tokens of a mixture trained for real: one unit, or one unit per member.
         largest: members of a mixture trained for real at most.
         repeated: how many of them are trained again,
         repeats: this often in all, with other data orders.
@@ -148,7 +148,7 @@ def run(
     corpus = pools.open_corpus(recipe, workdir, study.units)
     units = study.units or tuple(corpus.train)
     check(study, units, corpus)
-    to_check = choose(units, study.trained, study.seed, study.largest)
+    to_check = mixtures_lib.choose(units, study.trained, study.seed, study.largest)
     total = recipe.base.steps + len(units) * recipe.unit_steps
     total += judging_steps(study, len(units), to_check, len(corpus.held_out))
     plan = progress.Stages(total, done)
@@ -171,45 +171,96 @@ def judge(
         study: what to do; the units are those of the pool, added ones too.
         workdir: the pool.
         plan: told what is finished.
-        to_check: mixtures to be trained for real; None lets `choose` choose them.
+        to_check: mixtures to be trained for real; None for those of `mixtures.choose`.
         say: gets a line of text now and then.
     """
-    recipe, base = study.recipe, study.recipe.base
-    mesh = mesh_lib.make_mesh(base.mesh.to_dict())
-    pool, corpus = experts.open_pool(workdir), prepared.open_folder(workdir / "data")
-    check(study, pool.names, corpus)
+    opened = _open(study, workdir)
+    names = opened.pool.names
+    check(study, names, opened.corpus)
     if to_check is None:
-        to_check = choose(pool.names, study.trained, study.seed, study.largest)
+        to_check = mixtures_lib.choose(names, study.trained, study.seed, study.largest)
+    mixtures = mixtures_lib.affordable(opened.pool, study.candidates)
+    mixtures += [mixture for mixture in to_check if mixture not in mixtures]
+    say(f"scoring {len(mixtures)} merged mixtures on {len(opened.evaluation)} targets")
+    predicted, choices = {}, {}
+    for target in opened.evaluation:
+        logps, predicted[target] = _score(study, opened, mixtures, target, plan)
+        if target in study.searched:
+            known = (mixtures, {target: predicted[target]["merged"].loss})
+            choices[target] = _search(study, opened, target, logps, known, plan)
+    models = _train(study, workdir, to_check, choices, plan)
+    return Outcome(
+        study=study,
+        units={name: experts.domain_of(name, opened.corpus) for name in names},
+        seed={t: float(np.exp(p["seed"].loss[0])) for t, p in predicted.items()},
+        mixtures=mixtures,
+        predicted=predicted,
+        models=models,
+        actual=_measure(study, opened, models, plan),
+        found=choices,
+        seconds=plan.seconds,
+    )
+
+
+class _Opened(NamedTuple):
+    """A pool, its text, and how its models are asked."""
+
+    pool: ablation.ModelPool
+    corpus: prepared.Prepared
+    evaluation: dict[str, list]  # target -> held-out batches
+    losses_fn: Any
+    logps_fn: Any
+
+
+def _open(study: Study, workdir: pathlib.Path) -> _Opened:
+    base, corpus = study.recipe.base, prepared.open_folder(workdir / "data")
+    model = branches.decoder(base, corpus)
+    return _Opened(
+        experts.open_pool(workdir),
+        corpus,
+        branches.held_out_batches(base, corpus),
+        experts.losses_of(model),
+        experts.logps_of(model),
+    )
+
+
+def _score(study, opened, mixtures, target, plan):
+    """(the experts' predictions on a target, proxy -> losses of the mixtures)."""
+    batches = opened.evaluation[target]
+    logps = ablation.expert_logps(opened.pool, opened.logps_fn, batches)
+    plan.finished("predictions of experts", 0)
+    losses = ablation.predictions(
+        opened.pool, mixtures, opened.losses_fn, batches, logps=logps
+    )
+    plan.finished("merged mixtures", _score_steps(study, len(mixtures)))
+    return logps, losses
+
+
+def _search(study, opened, target, logps, known, plan) -> dict[str, ablation.Found]:
+    """Method of searching -> its choice for a target, in whole percents."""
+    choices = methods.by_every_method(
+        opened.pool,
+        {target: opened.evaluation[target]},
+        {target: logps},
+        opened.losses_fn,
+        ablation.Limits(max_size=study.search_size),
+        known=known,
+    )
+    plan.finished("searches", 0)
+    return {
+        method: choice._replace(mixture=mixtures_lib.whole_percents(choice.mixture))
+        for method, choice in choices.items()
+    }
+
+
+def _train(study, workdir, to_check, choices, plan) -> list[Trained]:
+    """The experts, and everything else that the study trains for real."""
+    recipe = study.recipe
+    mesh = mesh_lib.make_mesh(recipe.base.mesh.to_dict())
     models = [
         Trained({unit.name: 1.0}, workdir / unit.path, 1, "expert")
         for unit in ablation.pool_folder.members(workdir)
     ]
-    mixtures = affordable_mixtures(pool, study.candidates)
-    mixtures += [mixture for mixture in to_check if mixture not in mixtures]
-    say(f"scoring {len(mixtures)} merged mixtures on {len(corpus.held_out)} targets")
-    model = branches.decoder(base, corpus)
-    losses_fn, logps_fn = experts.losses_of(model), experts.logps_of(model)
-    evaluation = branches.held_out_batches(base, corpus)
-    predicted, found = {}, {}
-    for target, batches in evaluation.items():
-        logps = ablation.expert_logps(pool, logps_fn, batches)
-        plan.finished("predictions of experts", 0)
-        predicted[target] = ablation.predictions(
-            pool, mixtures, losses_fn, batches, logps=logps
-        )
-        plan.finished("merged mixtures", _score_steps(study, len(mixtures)))
-        if target in study.searched:
-            known = (mixtures, {target: predicted[target]["merged"].loss})
-            within = ablation.Limits(max_size=study.search_size)
-            sides = {target: batches}, {target: logps}
-            by_method = methods.by_every_method(
-                pool, *sides, losses_fn, within, known=known
-            )
-            found[target] = {
-                method: choice._replace(mixture=whole_percents(choice.mixture))
-                for method, choice in by_method.items()
-            }
-            plan.finished("searches", 0)
 
     def train(mixture: Mixture, why: str, units: int, repeat: int = 0) -> None:
         folder = experts.train_mixture(
@@ -223,71 +274,25 @@ def judge(
     for mixture in to_check[: study.repeated]:
         for repeat in range(1, study.repeats):
             train(mixture, "repeated", study.units_of(mixture), repeat)
-    for choice in itertools.chain.from_iterable(f.values() for f in found.values()):
+    for choice in itertools.chain.from_iterable(c.values() for c in choices.values()):
         wanted = experts.name_of(choice.mixture), study.choice_units
         if wanted not in [(experts.name_of(m.mixture), m.units) for m in models]:
             train(choice.mixture, "chosen", study.choice_units)
+    return models
 
-    folders = [model.path for model in models]
-    passes = len(evaluation) * _score_steps(study, 1)
-    tell = functools.partial(plan.finished, "losses of trained models", passes)
-    actual = experts.trained_losses(folders, losses_fn, evaluation, tell)
-    return Outcome(
-        study=study,
-        units={name: experts.domain_of(name, corpus) for name in pool.names},
-        seed={t: float(np.exp(p["seed"].loss[0])) for t, p in predicted.items()},
-        mixtures=mixtures,
-        predicted=predicted,
-        models=models,
-        actual=actual,
-        found=found,
-        seconds=plan.seconds,
+
+def _measure(study, opened, models, plan) -> dict[str, ablation.DocumentLosses]:
+    """Target -> losses of the trained models by document."""
+    return experts.trained_losses(
+        [model.path for model in models],
+        opened.losses_fn,
+        opened.evaluation,
+        functools.partial(
+            plan.finished,
+            "losses of trained models",
+            len(opened.evaluation) * _score_steps(study, 1),
+        ),
     )
-
-
-def affordable_mixtures(
-    pool: ablation.ModelPool, most: int = 256
-) -> list[dict[str, float]]:
-    """Every subset of the experts, or all up to the size of which `most` can be had."""
-    return pool.mixtures(max_size=_affordable_size(len(pool.names), most)[0])
-
-
-def choose(
-    units: Sequence[str], count: int, seed: int, largest: int = 5
-) -> list[dict[str, float]]:
-    """Mixtures of two or more units to be trained, equal shares, small ones first.
-
-    Sizes take turns, so that the check is not of one size only; within a size the
-    choice is random, so that it is not the ranking's favourites either.
-
-    >>> [sorted(mixture) for mixture in choose(["a", "b", "c"], 2, seed=0)]
-    [['b', 'c'], ['a', 'b', 'c']]
-    """
-    random = np.random.default_rng(seed)
-    by_size = []
-    for size in range(2, min(len(units), largest) + 1):
-        subsets = list(itertools.combinations(units, size))
-        by_size.append([subsets[i] for i in random.permutation(len(subsets))])
-    turns = itertools.chain.from_iterable(itertools.zip_longest(*by_size))
-    chosen = list(itertools.islice((subset for subset in turns if subset), count))
-    chosen.sort(key=len)
-    return [dict.fromkeys(subset, 1.0 / len(subset)) for subset in chosen]
-
-
-def whole_percents(mixture: Mixture) -> dict[str, float]:
-    """A mixture in whole percents, so that one name is one mixture; equal shares stay.
-
-    >>> whole_percents({"law": 0.7461, "code": 0.2519, "cook": 0.002})
-    {'law': 0.75, 'code': 0.25}
-    """
-    shares = np.array(list(mixture.values())) * 100 / sum(mixture.values())
-    if np.ptp(shares) < 1e-4:
-        return dict(mixture)
-    whole = np.floor(shares)
-    largest = np.argsort(whole - shares, kind="stable")
-    whole[largest[: round(100 - whole.sum())]] += 1
-    named = zip(mixture, (whole / 100).tolist(), strict=True)
-    return {name: share for name, share in named if share}
 
 
 def check(study: Study, units: Sequence[str], corpus: prepared.Prepared) -> None:
@@ -321,20 +326,12 @@ def judging_steps(
     # Guessed: methods of searching that agree on a mixture train it once.
     trained += again * (study.repeats - 1)
     trained += 3 * study.choice_units * len(study.searched)
-    mixtures = _affordable_size(units, study.candidates)[1] + len(to_check)
+    mixtures = mixtures_lib.affordable_size(units, study.candidates)[1] + len(to_check)
     # Merged mixtures, and each trained model, are scored on every target.
     mixtures += units + len(to_check) + study.repeated * (study.repeats - 1)
     return unit_steps * trained + targets * _score_steps(study, mixtures)
 
 
-def _affordable_size(units: int, most: int) -> tuple[int, int]:
-    """Members at most, and the number of mixtures of so many."""
-    sizes = range(1, units + 1)
-    counts = itertools.accumulate(math.comb(units, size) for size in sizes)
-    fitting = [(k, n) for k, n in zip(sizes, counts, strict=True) if n <= most]
-    return max(fitting, default=(1, units))
-
-
 def _score_steps(study, mixtures) -> float:
-    """What scoring on one target takes, in training steps: a third of one a batch."""
+    """What scoring on one target takes, in training steps: a third of one per batch."""
     return mixtures * study.recipe.base.eval_batches / 3

@@ -47,7 +47,7 @@ def protocol(
         source: the domain that is fine-tuned on.
         workdir: where the data, the model and the runs go.
         model: a run to start from; "" pre-trains one of `size`.
-        size: one of `recipes.SIZES`.
+        size: one of `branches.SIZES`.
         pretrained_on: domains of that pre-training; () is all but `source`.
         targets: domains that are looked at; () is all but `source`.
         steps: updates of a run; None for the size's.
@@ -56,34 +56,21 @@ def protocol(
     Raises:
         UserError: unknown domains, or too few.
     """
-    options = {"unit_steps": steps, "unit_rate": rate}
-    if model:
-        recipe = branches.recipe_from_run(model, data, workdir, **options)
-    else:
-        recipe = branches.recipe_at_size(size, data, workdir, **options)
-    if rate is None:
-        recipe = dataclasses.replace(recipe, unit_rate=_RATE * recipe.unit_rate)
-    base = recipe.base
-    corpus = pretraining.open_corpus(base.data, workdir)
+    # ---- the corpus, and the model that every run starts from
+    recipe = _recipe(data, workdir, model, size, steps, rate)
+    corpus = pretraining.open_corpus(recipe.base.data, workdir)
     targets = tuple(targets) or tuple(n for n in corpus.held_out if n != source)
     others = tuple(name for name in corpus.train if name != source)
     pretrained_on = tuple(pretrained_on) or others
-    for name in (source, *pretrained_on):
-        if name not in corpus.train:
-            raise errors.UserError(
-                f"no domain {name} in {data}; there are {', '.join(corpus.train)}"
-            )
-    for name in (source, *targets):
-        if name not in corpus.held_out:
-            raise errors.UserError(
-                f"no held-out text of {name}; there is {', '.join(corpus.held_out)}"
-            )
+    _check_domains(data, corpus, (source, *pretrained_on), (source, *targets))
     start = pathlib.Path(model) if model else workdir / "model"
     if not model:
-        mesh = mesh_lib.make_mesh(base.mesh.to_dict())
+        mesh = mesh_lib.make_mesh(recipe.base.mesh.to_dict())
         branches.fit(branches.base_config(recipe, pretrained_on), start, mesh, "model")
+
+    # ---- what is trained and measured
     config = _fine_tuning(recipe, start, source)
-    decoder = branches.decoder(base, corpus)
+    decoder = branches.decoder(recipe.base, corpus)
     held_out = branches.held_out_batches(config, corpus)
     batches = pretraining.batches_of(config.data, corpus.train)
     probed = {name: held_out[name][:1] for name in targets[:_PROBED_TARGETS]}
@@ -100,6 +87,30 @@ def protocol(
         probes={name: [_arrays(b) for b in some] for name, some in probed.items()},
         start=checkpoint.load_params(start),
     )
+
+
+def _recipe(data, workdir, model, size, steps, rate) -> branches.Recipe:
+    options = {"unit_steps": steps, "unit_rate": rate}
+    if model:
+        recipe = branches.recipe_from_run(model, data, workdir, **options)
+    else:
+        recipe = branches.recipe_at_size(size, data, workdir, **options)
+    if rate is not None:
+        return recipe
+    return dataclasses.replace(recipe, unit_rate=_RATE * recipe.unit_rate)
+
+
+def _check_domains(data, corpus, trained, evaluated) -> None:
+    for name in trained:
+        if name not in corpus.train:
+            raise errors.UserError(
+                f"no domain {name} in {data}; there are {', '.join(corpus.train)}"
+            )
+    for name in evaluated:
+        if name not in corpus.held_out:
+            raise errors.UserError(
+                f"no held-out text of {name}; there is {', '.join(corpus.held_out)}"
+            )
 
 
 def _fine_tuning(recipe, start, source):

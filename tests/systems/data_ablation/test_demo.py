@@ -13,6 +13,7 @@ from jaxlab.models import hf
 from jaxlab.stats import correlation
 from jaxlab.systems import branches
 from jaxlab.systems.data_ablation import demo, experts
+from jaxlab.systems.data_ablation import mixtures as mixtures_lib
 from jaxlab.systems.data_ablation import study as study_lib
 
 pytestmark = pytest.mark.slow
@@ -183,12 +184,12 @@ def test_many_domains_are_ranked_up_to_the_size_that_can_be_had():
             for letter in string.ascii_lowercase[:20]
         }
     )
-    sizes = {len(mixture) for mixture in study_lib.affordable_mixtures(pool)}
+    sizes = {len(mixture) for mixture in mixtures_lib.affordable(pool)}
     assert sizes == {1, 2}  # 20 + 190 of them; 1,140 of three are too many
 
 
 def test_chosen_mixtures_take_turns_by_size_and_repeat_none():
-    chosen = study_lib.choose("abcde", 10, seed=3)
+    chosen = mixtures_lib.choose("abcde", 10, seed=3)
     names = [experts.name_of(mixture) for mixture in chosen]
     assert len(set(names)) == 10
     assert {len(mixture) for mixture in chosen} == {2, 3, 4, 5}

@@ -9,6 +9,7 @@ import pytest
 from jaxlab import ablation
 from jaxlab.systems import branches
 from jaxlab.systems.data_ablation import experts, report, results, summary
+from jaxlab.systems.data_ablation import mixtures as mixtures_lib
 from jaxlab.systems.data_ablation import study as study_lib
 from jaxlab.systems.olmo import config as olmo_config
 
@@ -108,7 +109,8 @@ def test_regret_is_above_the_best_model_of_that_budget(outcome):
 def test_names_of_choices_in_whole_percents_are_of_one_mixture_each():
     shares = np.random.default_rng(0).dirichlet([0.5, 0.5, 2.0], 500)
     whole = [
-        study_lib.whole_percents(dict(zip("abc", row, strict=True))) for row in shares
+        mixtures_lib.whole_percents(dict(zip("abc", row, strict=True)))
+        for row in shares
     ]
     names = {experts.name_of(mixture) for mixture in whole}
     assert len(names) == len({tuple(sorted(mixture.items())) for mixture in whole})
