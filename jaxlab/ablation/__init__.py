@@ -16,11 +16,7 @@ from jaxlab.ablation.outcomes import Agreement, Correlation, agreement, regret
 from jaxlab.ablation.pareto import pareto_front, sweep
 from jaxlab.ablation.pool import Cost, Mixture, ModelPool
 from jaxlab.ablation.proxies import (
-    Baselines,
-    baselines,
     document_losses,
-    individual_losses,
-    mean_of_individual_losses,
     model_losses,
     predictions,
     proxy_losses,
@@ -36,7 +32,6 @@ from jaxlab.ablation.search import (
 
 __all__ = [
     "Agreement",
-    "Baselines",
     "Correlation",
     "Cost",
     "DocumentLosses",
@@ -47,7 +42,6 @@ __all__ = [
     "RankedMixture",
     "TokenLogps",
     "agreement",
-    "baselines",
     "cache",
     "convex_search",
     "document_losses",
@@ -56,9 +50,7 @@ __all__ = [
     "expert_logps",
     "gradient_search",
     "greedy_search",
-    "individual_losses",
     "loss_and_slopes",
-    "mean_of_individual_losses",
     "merged_score",
     "model_losses",
     "pareto_front",

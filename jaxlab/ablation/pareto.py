@@ -51,6 +51,9 @@ def sweep(
 ) -> list[search.Found]:
     """Searches with target weights all over their simplex; what is on the front.
 
+    Public API: no command needs it, since `jaxlab ablate search --pareto` has the
+    losses of all subsets at hand.
+
     Args:
         find: target weights -> what a search found, e.g.
             `lambda w: convex_search(names, logps, target_weights=w)`.

@@ -22,7 +22,7 @@ kept in float64 on the host.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -38,15 +38,6 @@ TokenLosses = Callable[[types.Params, types.Batch], tuple[jax.Array, jax.Array]]
 # (evaluations done, evaluations in all or None): after each batch.
 Progress = Callable[[int, int | None], None]
 Mode = Literal["map", "vmap"]
-
-
-class Baselines(NamedTuple):
-    """What a proxy has to beat. Losses are in nats a token."""
-
-    mean_of_individual: np.ndarray  # f32[K], by mixture
-    individual: dict[str, float]  # expert -> its own loss
-    best_single: str  # the expert of the lowest loss
-    seed: float | None  # None when the pool has no seed
 
 
 def document_losses(
@@ -203,73 +194,6 @@ def model_losses(
     if not found:
         raise errors.UserError("no models to evaluate")
     return found[0]._replace(nats=np.concatenate([losses.nats for losses in found]))
-
-
-def individual_losses(
-    pool: pools.ModelPool,
-    losses_fn: TokenLosses,
-    batches: Iterable[types.Batch],
-    *,
-    mode: Mode = "map",
-    progress: Progress | None = None,
-) -> dict[str, float]:
-    """Each expert's own loss in nats a token, by name."""
-    alone = [{name: 1.0} for name in pool.names]
-    losses = proxy_losses(pool, alone, losses_fn, batches, mode=mode, progress=progress)
-    return dict(zip(pool.names, losses.tolist(), strict=True))
-
-
-def mean_of_individual_losses(
-    pool: pools.ModelPool,
-    mixtures: Sequence[pools.Mixture],
-    individual: Mapping[str, float],
-) -> np.ndarray:
-    """The mean of the members' own losses under each mixture's weights, f32[K].
-
-    The trivial proxy: it merges nothing.
-
-    Args:
-        pool: the experts.
-        mixtures: K mixtures.
-        individual: expert -> loss, from `individual_losses`.
-
-    Raises:
-        UserError: bad mixtures.
-    """
-    losses = np.array([individual[name] for name in pool.names])
-    return (pool.weights(mixtures) @ losses).astype(np.float32)
-
-
-def baselines(
-    pool: pools.ModelPool,
-    mixtures: Sequence[pools.Mixture],
-    losses_fn: TokenLosses,
-    batches: Sequence[types.Batch],
-    *,
-    mode: Mode = "map",
-) -> Baselines:
-    """The seed model, the best single expert and the mean of the members' losses.
-
-    Args:
-        pool: the experts, and the seed if it is known.
-        mixtures: K mixtures.
-        losses_fn: as for `document_losses`.
-        batches: gone through twice, so no iterator.
-        mode: as for `document_losses`.
-
-    Raises:
-        UserError: as `document_losses`.
-    """
-    individual = individual_losses(pool, losses_fn, batches, mode=mode)
-    seed = None
-    if pool.seed is not None:
-        seed = float(model_losses([pool.seed], losses_fn, batches).loss[0])
-    return Baselines(
-        mean_of_individual=mean_of_individual_losses(pool, mixtures, individual),
-        individual=individual,
-        best_single=min(individual, key=individual.__getitem__),
-        seed=seed,
-    )
 
 
 def _mean_of_members(individual, rows) -> documents.DocumentLosses:
