@@ -2,13 +2,13 @@
 
 import argparse
 
-from jaxlab.commands import ablate_pool, ablate_rank, ablate_report, ablate_search
+from jaxlab.commands.ablate import pool, rank, report, search
 
 _ACTIONS = {
-    "pool": ablate_pool.run,
-    "rank": ablate_rank.run,
-    "search": ablate_search.run,
-    "report": ablate_report.run,
+    "pool": pool.run,
+    "rank": rank.run,
+    "search": search.run,
+    "report": report.run,
 }
 
 

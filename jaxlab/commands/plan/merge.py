@@ -8,7 +8,9 @@ from typing import Any
 import ml_collections
 
 from jaxlab import plan as planning
-from jaxlab.commands import output, plan_compiled, plan_tables
+from jaxlab.commands import output
+from jaxlab.commands.plan import compiled as compiled_lib
+from jaxlab.commands.plan import tables
 from jaxlab.core import errors
 from jaxlab.plan import merging
 
@@ -46,7 +48,7 @@ def run(
 
 def _show(name: str, plan: merging.Merge, compiled: Any) -> None:
     base = " and a base" if plan.trees > plan.models else ""
-    where = f"{plan.topology.name}, {plan_tables.mesh_name(plan)}"
+    where = f"{plan.topology.name}, {tables.mesh_name(plan)}"
     print(f"{plan.method} of {plan.models} models{base} of {name} on {where}")
     print(f"{plan.shape.params:,} parameters in f32\n")
     read = plan.trees * plan.tree_bytes
@@ -62,8 +64,8 @@ def _show(name: str, plan: merging.Merge, compiled: Any) -> None:
     output.table(head, rows)
     print(f"\nreading and writing that takes {1000 * plan.seconds:.1f} ms")
     if compiled is not None:
-        plan_compiled.show_collectives(compiled, plan)
-        print(plan_compiled.verdict(compiled))
+        compiled_lib.show_collectives(compiled, plan)
+        print(compiled_lib.verdict(compiled))
         return
     if not plan.fits:
         room = plan.topology.chip.hbm_bytes / GIB

@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxlab import ablation
 from jaxlab.ablation import methods as methods_lib
-from jaxlab.commands import ablate_opened, output
+from jaxlab.commands import output
+from jaxlab.commands.ablate import opened as opened_lib
 from jaxlab.core import errors, progress, report
 from jaxlab.systems.data_ablation import experts, predictions
 
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
     if args.method != "all":
         methods = [args.method.replace("-", " ")]
     watch = progress.Clock()
-    with ablate_opened.opening(args, list(weights)) as opened:
+    with opened_lib.opening(args, list(weights)) as opened:
         subject, evaluation = opened.subject, opened.evaluation
         weights = _weights_of(weights, list(evaluation))
         within = _limits(args, subject.pool)

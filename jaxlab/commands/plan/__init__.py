@@ -9,7 +9,8 @@ from typing import Any
 import ml_collections
 
 from jaxlab import plan as planning
-from jaxlab.commands import plan_compiled, plan_merge, plan_tables
+from jaxlab.commands.plan import compiled as compiled_lib
+from jaxlab.commands.plan import merge, tables
 from jaxlab.core import config as config_lib
 from jaxlab.core import errors
 from jaxlab.plan import environment
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     shape = shapes.shape(config)
     sizes = args.mesh or {**config.mesh.to_dict(), "slice": topology.slices}
     if args.merge:
-        return plan_merge.run(args, config, shape, topology, sizes)
+        return merge.run(args, config, shape, topology, sizes)
     tokens = config.steps * shape.step_tokens if args.tokens is None else args.tokens
     for name, number in (("--tokens", tokens), ("--price", args.price or 0.0)):
         if not (math.isfinite(number) and number >= 0):
@@ -37,15 +38,15 @@ def run(args: argparse.Namespace) -> int:
         raise errors.UserError(f"--plot {args.plot}: end it in .png, .svg or .pdf")
     plans = planning.best(shape, topology) if args.search else []
     if args.search:
-        plan_tables.show_search(plans)
+        tables.show_search(plans)
     if not plans:
         plans = [planning.estimate(shape, topology, sizes)]
     chosen, compiled = plans[0], None
     if args.aot:
         chosen, compiled = _compiled(config, plans[:_FINALISTS])
-    plan_tables.show(args.config, chosen, tokens, args.price)
+    tables.show(args.config, chosen, tokens, args.price)
     if compiled is not None:
-        plan_compiled.show(chosen, compiled)
+        compiled_lib.show(chosen, compiled)
     _write(args, chosen, compiled, tokens)
     return 0 if (chosen if compiled is None else compiled).fits else 1
 
@@ -67,7 +68,7 @@ def _write(
     args: argparse.Namespace, plan: planning.Plan, compiled: Any, tokens: float
 ) -> None:
     if args.json:
-        answer = plan.to_json() | plan_tables.run_json(plan, tokens, args.price)
+        answer = plan.to_json() | tables.run_json(plan, tokens, args.price)
         if compiled is not None:
             answer["compiled"] = compiled.to_json()
             answer["fits"] = compiled.fits
@@ -75,4 +76,4 @@ def _write(
         pathlib.Path(args.json).write_text(text, "utf-8")
     if args.plot:
         peak = None if compiled is None else compiled.peak_bytes
-        plan_tables.draw(pathlib.Path(args.plot), plan, peak)
+        tables.draw(pathlib.Path(args.plot), plan, peak)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from jaxlab import ablation
-from jaxlab.commands import ablate_opened, output
+from jaxlab.commands import output
+from jaxlab.commands.ablate import opened as opened_lib
 from jaxlab.core import progress, report
 from jaxlab.systems.data_ablation import experts, predictions, summary
 
@@ -16,7 +17,7 @@ from jaxlab.systems.data_ablation import experts, predictions, summary
 def run(args: argparse.Namespace) -> None:
     """Prints the ranking of every target, with what it has to beat."""
     watch, results = progress.Clock(), {}
-    with ablate_opened.opening(args, args.target) as opened:
+    with opened_lib.opening(args, args.target) as opened:
         pool = opened.subject.pool
         mixtures = pool.mixtures(args.max_size, weighting=args.weighting)
         for target, batches in opened.evaluation.items():
