@@ -1,21 +1,77 @@
-"""The command line: `jaxlab VERB`, also behind `python -m jaxlab.train`.
+"""The command line: `jaxlab VERB`, also behind `python -m jaxlab` and `jaxlab.train`.
 
-The grammar is in `commands/grammar.py`, the work in `commands/VERB.py`. A verb's module
-is imported only when it runs, so that `jaxlab --help` and `jaxlab VERB --help` answer
-at once, without jax. A user's mistake is one line on stderr and exit code 2; a defect
-of ours keeps its traceback.
+A verb is one file, or folder, of `commands/`: SUMMARY, DETAILS, `arguments(parser)`,
+`run(args)` and, where argparse alone does not do, `parse(parser, argv)`. It is imported
+when it is asked for and imports the work when it runs, so that `jaxlab --help` and
+`jaxlab VERB --help` answer at once, without jax. A user's mistake is one line on stderr
+and exit code 2; a defect of ours keeps its traceback.
 """
 
+import argparse
 import contextlib
+import difflib
 import importlib
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 import jaxlab
-from jaxlab.commands import grammar
+from jaxlab.commands import arguments
 from jaxlab.core import host_memory
+
+# Verb -> its line in `jaxlab --help` (SUMMARY in its file) and its module.
+VERBS = {
+    "train": (
+        "Train what a config describes, or resume it",
+        "jaxlab.commands.train",
+    ),
+    "evaluate": (
+        "Perplexity of a model on held-out text, by domain",
+        "jaxlab.commands.evaluate",
+    ),
+    "generate": (
+        "Continue prompts",
+        "jaxlab.commands.generate",
+    ),
+    "merge": (
+        "Merge models into one, streaming, by a recipe or as an average",
+        "jaxlab.commands.merge",
+    ),
+    "ablate": (
+        "Predict how data mixtures would train, from experts merged",
+        "jaxlab.commands.ablate",
+    ),
+    "retrieve": (
+        "Search a corpus of texts, and learn from a reranker while answering",
+        "jaxlab.commands.retrieve",
+    ),
+    "tram": (
+        "Compare optimizers by what a model does where it was not trained",
+        "jaxlab.commands.tram",
+    ),
+    "plan": (
+        "Memory, time and cost of a training step on TPUs that are not here",
+        "jaxlab.commands.plan",
+    ),
+    "convert": (
+        "Write a model as a Hugging Face folder, with its tokenizer",
+        "jaxlab.commands.convert",
+    ),
+    "checkpoint": (
+        "List, verify or export the checkpoints of a run",
+        "jaxlab.commands.checkpoint",
+    ),
+    "data": (
+        "Prepare text, or look up what a step read",
+        "jaxlab.commands.data",
+    ),
+    "demo": (
+        "A whole data ablation on real text, within minutes",
+        "jaxlab.commands.demo",
+    ),
+}
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -29,23 +85,22 @@ def run(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(grammar.overview())
+        print(overview())
         return 0 if argv else 2
     if argv[0] == "--version":
         print(f"jaxlab {jaxlab.__version__}")
         return 0
     verb, *rest = argv
     try:
-        args = grammar.parse(verb, rest)
-    except grammar.UsageError as error:
+        args = parse(verb, rest)
+    except arguments.UsageError as error:
         return _fail(str(error))
     except SystemExit as stop:  # --help was printed
         return int(stop.code or 0)
     try:
         with _quiet(args.verbose):
             host_memory.keep_freed()  # before jax has threads
-            command = importlib.import_module(f"jaxlab.commands.{verb}")
-            return command.run(args) or 0
+            return _command(verb).run(args) or 0
     except KeyboardInterrupt:
         return _fail(f"jaxlab {verb}: interrupted", code=130)
     except BrokenPipeError:  # the reader of our stdout has seen enough
@@ -56,6 +111,39 @@ def run(argv: Sequence[str] | None = None) -> int:
         if message is None:
             raise
         return _fail(f"jaxlab {verb}: {message}")
+
+
+def overview() -> str:
+    """What `jaxlab --help` prints."""
+    lines = [f"  {verb:<12}{summary}" for verb, (summary, _) in VERBS.items()]
+    more = "`jaxlab VERB --help` says more; `-v` after a verb logs what it does."
+    return "\n".join(["usage: jaxlab VERB [ARGUMENTS]", "", *lines, "", more])
+
+
+def parse(verb: str, argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of one verb; only the verb's own file is imported.
+
+    Raises:
+        UsageError: with the nearest verb or option for a misspelt one.
+        SystemExit: after --help.
+    """
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(VERBS)}"
+        raise arguments.UsageError(f"jaxlab: unknown verb {verb!r}; {hint}")
+    command = _command(verb)
+    description = f"{command.SUMMARY}.\n\n{command.DETAILS}".strip()
+    parser = arguments.parser(f"jaxlab {verb}", description)
+    parser.set_defaults(verbose=False)
+    command.arguments(parser)
+    if hasattr(command, "parse"):
+        return command.parse(parser, argv)
+    return parser.parse_args(argv)
+
+
+def _command(verb: str) -> ModuleType:
+    _, module = VERBS[verb]
+    return importlib.import_module(module)
 
 
 @contextlib.contextmanager
@@ -101,3 +189,7 @@ def _user_message(error: Exception) -> str | None:
 def _fail(message: str, code: int = 2) -> int:
     print(" ".join(message.split()), file=sys.stderr)
     return code
+
+
+if __name__ == "__main__":
+    sys.exit(run())

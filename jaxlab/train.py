@@ -14,6 +14,7 @@ The loop reads only the metrics of the step before, so the device never waits fo
 import contextlib
 import importlib
 import pathlib
+import runpy
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -181,7 +182,6 @@ def _due(step: int, every: int | None) -> bool:
     return bool(every) and step % every == 0
 
 
-if __name__ == "__main__":
-    from jaxlab import cli
-
-    sys.exit(cli.run(["train", *sys.argv[1:]]))
+if __name__ == "__main__":  # the same as `python -m jaxlab train`
+    sys.argv.insert(1, "train")
+    runpy.run_module("jaxlab", run_name="__main__")

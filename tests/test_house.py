@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from jaxlab.commands import grammar
+from jaxlab import cli
 from jaxlab.core import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -32,6 +32,7 @@ RANKS = (
     ("systems",),
     ("commands",),
     ("cli",),
+    ("__main__",),
 )  # fmt: skip
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 PEERS = {"torch", "transformers", "tensorflow", "grain", "scipy"}
@@ -113,8 +114,11 @@ def _modules_after(statement):
     return {*done.stdout.split()}
 
 
-def test_importing_the_package_or_its_grammar_imports_no_heavy_thing():
-    modules = _modules_after("import jaxlab, jaxlab.cli, jaxlab.commands.grammar")
+def test_importing_the_package_and_its_verbs_imports_no_heavy_thing():
+    modules = _modules_after(
+        "import importlib, jaxlab, jaxlab.cli; "
+        "[importlib.import_module(module) for _, module in jaxlab.cli.VERBS.values()]"
+    )
     heavy = {"jax", "flax", "numpy", "orbax", "orbax.checkpoint", "tensorflow_datasets"}
     assert not modules & heavy
 
@@ -156,9 +160,7 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
 
 
 def test_every_verb_is_in_the_readme_and_every_verb_of_the_readme_exists():
-    assert {*re.findall(r"(?m)(?:^|`)jaxlab ([a-z]+)", _code(README))} == {
-        *grammar.VERBS
-    }
+    assert {*re.findall(r"(?m)(?:^|`)jaxlab ([a-z]+)", _code(README))} == {*cli.VERBS}
 
 
 def test_every_command_line_of_the_readme_would_be_understood(monkeypatch):
@@ -167,7 +169,7 @@ def test_every_command_line_of_the_readme_would_be_understood(monkeypatch):
     assert len(lines) >= 8
     for line in lines:
         verb, *arguments = shlex.split(line, comments=True)
-        args = grammar.parse(verb, arguments)
+        args = cli.parse(verb, arguments)
         if verb == "train":
             config, _ = config_lib.parse(args.flags)
             assert config.system

@@ -4,61 +4,45 @@ pool = ModelPool.create({"math": params, "code": params, "web": params})
 ranking = rank_mixtures(pool, pool.mixtures(), {"exams": batches}, token_losses)
 score = merged_score(pool, {"exams": batches}, token_losses)
 best = greedy_search(pool, score, within=Limits(must=("web",), max_size=3))
+
+Names load when they are first used: the command line asks for the names of the searches
+(`method_names`) before it knows whether it needs jax.
 """
 
-from jaxlab.ablation import cache, pool_folder
-from jaxlab.ablation.convex import convex_search
-from jaxlab.ablation.documents import DocumentLosses
-from jaxlab.ablation.ensemble import TokenLogps, expert_logps
-from jaxlab.ablation.gradient import gradient_search, loss_and_slopes
-from jaxlab.ablation.limits import Limits
-from jaxlab.ablation.outcomes import Agreement, Correlation, agreement, regret
-from jaxlab.ablation.pareto import pareto_front, sweep
-from jaxlab.ablation.pool import Cost, Mixture, ModelPool
-from jaxlab.ablation.proxies import (
-    document_losses,
-    model_losses,
-    predictions,
-    proxy_losses,
-)
-from jaxlab.ablation.ranking import RankedMixture, rank_mixtures, ranked
-from jaxlab.ablation.search import (
-    Found,
-    ensemble_score,
-    enumerate_best,
-    greedy_search,
-    merged_score,
-)
+import importlib
 
-__all__ = [
-    "Agreement",
-    "Correlation",
-    "Cost",
-    "DocumentLosses",
-    "Found",
-    "Limits",
-    "Mixture",
-    "ModelPool",
-    "RankedMixture",
-    "TokenLogps",
-    "agreement",
-    "cache",
-    "convex_search",
-    "document_losses",
-    "ensemble_score",
-    "enumerate_best",
-    "expert_logps",
-    "gradient_search",
-    "greedy_search",
-    "loss_and_slopes",
-    "merged_score",
-    "model_losses",
-    "pareto_front",
-    "pool_folder",
-    "predictions",
-    "proxy_losses",
-    "rank_mixtures",
-    "ranked",
-    "regret",
-    "sweep",
-]
+_NAMES = {
+    "convex": ("convex_search",),
+    "documents": ("DocumentLosses",),
+    "ensemble": ("TokenLogps", "expert_logps"),
+    "gradient": ("gradient_search", "loss_and_slopes"),
+    "limits": ("Limits",),
+    "outcomes": ("Agreement", "Correlation", "agreement", "regret"),
+    "pareto": ("pareto_front", "sweep"),
+    "pool": ("Cost", "Mixture", "ModelPool"),
+    "proxies": (
+        "document_losses", "model_losses", "predictions", "proxy_losses",
+    ),
+    "ranking": ("RankedMixture", "rank_mixtures", "ranked"),
+    "search": (
+        "Found", "ensemble_score", "enumerate_best", "greedy_search", "merged_score",
+    ),
+}  # fmt: skip
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+_FILES = ("cache", "ensemble", "pool_folder")  # that are used by their own names
+
+__all__ = sorted([*_MODULES, *_FILES])
+
+
+def __getattr__(name: str):
+    if name in _FILES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    globals()[name] = value = getattr(module, name)
+    return value
+
+
+def __dir__():
+    return [*globals(), *__all__]

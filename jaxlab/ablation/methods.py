@@ -12,11 +12,8 @@ from typing import Any
 import numpy as np
 
 from jaxlab import ablation
+from jaxlab.ablation import method_names
 from jaxlab.core import errors, types
-
-METHODS = (
-    "best single", "enumerate", "greedy", "gradient", "enumerate ensemble", "convex",
-)  # fmt: skip
 
 
 def by_method(
@@ -33,7 +30,7 @@ def by_method(
     """The choice of one method.
 
     Args:
-        method: one of METHODS.
+        method: one of `method_names.METHODS`.
         pool: the experts.
         evaluation: target -> held-out batches.
         logps: target -> the experts' predictions, where the method reads them.
@@ -46,7 +43,7 @@ def by_method(
         UserError: an unknown method, or as the search itself.
     """
     options = {"within": within, "target_weights": target_weights}
-    if method in ("enumerate ensemble", "convex"):
+    if method_names.METHODS.get(method) == "ensemble":
         if method == "convex":
             return ablation.convex_search(pool.names, logps, **options)
         score = ablation.ensemble_score(pool, logps)
@@ -64,7 +61,8 @@ def by_method(
         "greedy": ablation.greedy_search,
     }
     if method not in searches:
-        raise errors.UserError(f"no search {method!r}; use one of {', '.join(METHODS)}")
+        known_methods = ", ".join(method_names.METHODS)
+        raise errors.UserError(f"no search {method!r}; use one of {known_methods}")
     return searches[method](pool, score, **options)
 
 
@@ -79,7 +77,7 @@ def by_every_method(
     """Method -> its choice; arguments as for `by_method`."""
     return {
         method: by_method(method, pool, evaluation, logps, losses_fn, within, **options)
-        for method in METHODS
+        for method in method_names.METHODS
     }
 
 

@@ -1,23 +1,25 @@
-"""What the grammars of several verbs share: parsers, kinds of values, --mesh.
+"""Arguments that several verbs share: parsers, MODEL, --dtype, --mesh, kinds of values.
 
-Only the standard library is imported here, as in `commands/grammar.py`.
+Only the standard library is imported here, as in every file that has arguments.
 """
 
 import argparse
 import difflib
 import re
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 MODEL = "a run directory, or a Hugging Face folder (OLMo 1-3, Llama 2-3.1)"
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 class UsageError(Exception):
-    """A command line that does not follow the grammar: a line that begins `jaxlab`."""
+    """A command line that cannot be parsed; its message is a line from `jaxlab` on."""
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
     """The parser of a verb; it raises UsageError where argparse would exit."""
-    return _finished(
+    return _raise_mistakes(
         argparse.ArgumentParser(
             name,
             description=description,
@@ -27,11 +29,28 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     )
 
 
-def parser_of(
+def add_actions(
+    parser: argparse.ArgumentParser,
+    actions: Mapping[str, Any],
+    metavar: str = "ACTION",
+) -> None:
+    """Adds the actions of a verb whose files have SUMMARY, DETAILS and arguments().
+
+    Args:
+        parser: of the verb; `args.action` will be the chosen name.
+        actions: name -> module of the action.
+        metavar: what --help calls an action.
+    """
+    added = parser.add_subparsers(dest="action", required=True, metavar=metavar)
+    for name, module in actions.items():
+        module.arguments(add_action(added, name, module.SUMMARY, module.DETAILS))
+
+
+def add_action(
     actions: Any, name: str, summary: str, details: str = ""
 ) -> argparse.ArgumentParser:
-    """The parser of an action of a verb."""
-    return _finished(
+    """The parser of one action of a verb, added to its `add_subparsers`."""
+    return _raise_mistakes(
         actions.add_parser(
             name,
             help=summary,
@@ -40,6 +59,20 @@ def parser_of(
             allow_abbrev=False,
         )
     )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds MODEL, --step and --tokenizer."""
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("--step", type=int, metavar="N", help="checkpoint of a run")
+    parser.add_argument(
+        "--tokenizer", metavar="PATH", help="where the folder has none of its own"
+    )
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """Adds --dtype, float32 by default."""
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
 
 
 def add_mesh(
@@ -62,13 +95,46 @@ def sizes(text: str) -> dict[str, int]:
 
 def names(text: str) -> tuple[str, ...]:
     """A,B as names."""
-    found = tuple(text.split(","))
-    if not all(found) or len(set(found)) < len(found):
+    words = tuple(text.split(","))
+    if not all(words) or len(set(words)) < len(words):
         raise argparse.ArgumentTypeError(f"{text!r} is not like A,B")
-    return found
+    return words
 
 
-def _finished(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+def named(form: str) -> Callable[[str], tuple[str, str]]:
+    """What reads NAME=VALUE as a pair; `form` is how --help writes it."""
+
+    def read(text: str) -> tuple[str, str]:
+        name, _, value = text.partition("=")
+        if not (name and value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {form}")
+        return name, value
+
+    return read
+
+
+def numbers(like: str) -> Callable[[str], list[float]]:
+    """What reads X,Y as numbers; `like` is the example that a mistake is shown."""
+
+    def read(text: str) -> list[float]:
+        try:
+            return [float(part) for part in text.split(",")]
+        except ValueError:
+            message = f"{text!r} is not like {like}"
+            raise argparse.ArgumentTypeError(message) from None
+
+    return read
+
+
+def byte_count(text: str) -> int:
+    """256MB as a number of bytes; k, M, G, T are powers of 1000."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMGT]?)B?", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 256MB")
+    return int(float(match[1]) * 1000 ** " kMGT".index(match[2] or " "))
+
+
+def _raise_mistakes(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument(
         "-v",
         "--verbose",

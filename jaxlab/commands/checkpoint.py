@@ -4,9 +4,40 @@ import argparse
 import json
 import time
 
-from jaxlab import load
+from jaxlab.commands import arguments as arguments_lib
 from jaxlab.commands import convert, output
-from jaxlab.core import checkpoint, checkpoint_files, errors, paths, report
+from jaxlab.core import errors, paths
+
+SUMMARY = "List, verify or export the checkpoints of a run"
+DETAILS = """\
+RUN is a run directory, also one in a bucket. For example:
+
+  jaxlab checkpoint ls runs/tiny
+  jaxlab checkpoint verify gs://bucket/run --all
+  jaxlab checkpoint export gs://bucket/run exported --dtype bfloat16"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the actions."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = arguments_lib.add_action(actions, "ls", "Which checkpoints a run has")
+    verify = arguments_lib.add_action(
+        actions,
+        "verify",
+        "Read checkpoints back and compare every leaf with its checksum",
+        "The exit code is 1 where one is corrupt.",
+    )
+    export = arguments_lib.add_action(
+        actions, "export", "Write the parameters as a Hugging Face folder"
+    )
+    for action in (listing, verify, export):
+        action.add_argument("run", metavar="RUN")
+    which = verify.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, metavar="N", help="default: the newest")
+    which.add_argument("--all", action="store_true", help="every finished one")
+    export.add_argument("out", metavar="OUT", help="a new folder")
+    export.add_argument("--step", type=int, metavar="N", help="default: the newest")
+    arguments_lib.add_dtype(export)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -15,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
+    from jaxlab.core import checkpoint, checkpoint_files, report
+
     folder = checkpoint.folder_of(args.run)
     every = _keep_every(folder.parent / "config.json")
     rows = []
@@ -48,6 +81,8 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _verify_one(step: int, path) -> int:
+    from jaxlab.core import checkpoint_files
+
     try:
         faults = checkpoint_files.verify(path)
     except checkpoint_files.CorruptError as error:
@@ -64,6 +99,8 @@ def _verify_one(step: int, path) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
+    from jaxlab import load
+
     if paths.is_remote(args.out):
         raise errors.UserError(f"{args.out} is no local folder; export, then copy it")
     if not load.is_run(args.run):
@@ -83,7 +120,9 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _entries(run: str) -> list[checkpoint.Entry]:
+def _entries(run: str) -> list:
+    from jaxlab.core import checkpoint
+
     entries = checkpoint.entries(checkpoint.folder_of(run))
     if not entries:
         raise errors.UserError(f"{run} has no checkpoint; give a run directory")

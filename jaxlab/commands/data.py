@@ -3,16 +3,100 @@
 import argparse
 import pathlib
 import time
+from collections.abc import Sequence
 
-from jaxlab import load
+from jaxlab.commands import arguments as arguments_lib
 from jaxlab.commands import output
 from jaxlab.core import errors
-from jaxlab.data import prepared
-from jaxlab.data.batches import inspect
-from jaxlab.data.shards import beam
-from jaxlab.data.shards import run as run_lib
-from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
-from jaxlab.systems.olmo import pretraining
+
+SUMMARY = "Prepare text, or look up what a step read"
+DETAILS = """\
+prepare makes one token file per domain, and a tokenizer if need be; tokenize makes many
+shards of a corpus of any size, by several processes or on a cluster. Training reads
+either: --config.data.source= --config.data.folder=OUT. For example:
+
+  jaxlab data prepare my_text data/mine --vocab-size=8192
+  jaxlab data tokenize dolma data/dolma --tokenizer=olmo/tokenizer.json --workers=16"""
+
+_TOKENIZE = """\
+SOURCE is a folder (a subfolder or NAME.jsonl[.gz|.zst] per domain) or one file. Killed
+anywhere, the same command continues. Every engine writes the same bytes; manifest.json
+says what they are. SOURCE and OUT may be on gs:// (to train, copy OUT to a disk).
+What follows `--` is for Beam, whose workers must be able to import jaxlab:
+
+  jaxlab data tokenize gs://my/dolma gs://my/tokens --tokenizer=olmo \\
+      --runner=DataflowRunner -- --project=my --region=us-central1 \\
+      --temp_location=gs://my/tmp --sdk_container_image=IMAGE"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the four actions."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    prepare = arguments_lib.add_action(
+        actions, "prepare", "Text to token files and held-out sets"
+    )
+    prepare.add_argument(
+        "source", help="a folder (a subfolder or NAME.jsonl per domain), or embedded"
+    )
+    prepare.add_argument("out", metavar="OUT", help="folder of the token files")
+    tokenizer = prepare.add_mutually_exclusive_group(required=True)
+    tokenizer.add_argument("--tokenizer", metavar="PATH", default="")
+    tokenizer.add_argument(
+        "--vocab-size", type=int, metavar="N", help="of a tokenizer trained on the text"
+    )
+    prepare.add_argument(
+        "--held-out", type=float, default=0.05, metavar="F", help="share of documents"
+    )
+    _add_tokenize(
+        arguments_lib.add_action(
+            actions, "tokenize", "A large corpus to shards of tokens", _TOKENIZE
+        )
+    )
+    verify = arguments_lib.add_action(
+        actions, "verify", "Compare shards with the checksums of their manifest"
+    )
+    verify.add_argument("out", metavar="OUT", help="of `jaxlab data tokenize`")
+    inspect = arguments_lib.add_action(
+        actions, "inspect", "Which documents a training step read"
+    )
+    inspect.add_argument("--workdir", required=True, metavar="RUN")
+    inspect.add_argument("--step", type=int, required=True, metavar="N", help="from 0")
+    inspect.add_argument("--text", action="store_true", help="show the beginnings")
+
+
+def _add_tokenize(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE")
+    parser.add_argument("out", metavar="OUT", help="a new folder, or one to continue")
+    parser.add_argument(
+        "--tokenizer", required=True, metavar="PATH",
+        help="tokenizer.json, .model, or a folder",
+    )  # fmt: skip
+    parser.add_argument(
+        "--held-out", type=float, default=0.0, metavar="F",
+        help="share of documents kept out of training; default: none",
+    )  # fmt: skip
+    engine = parser.add_mutually_exclusive_group()
+    engine.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes here; default: 1"
+    )
+    engine.add_argument(
+        "--runner", metavar="R",
+        help="of Apache Beam: DirectRunner, DataflowRunner, FlinkRunner, SparkRunner",
+    )  # fmt: skip
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Leaves what follows `--` to Beam, in `args.runner_options`."""
+    if "--" not in argv:
+        return parser.parse_args(argv)
+    cut = list(argv).index("--")
+    args = parser.parse_args(argv[:cut])
+    args.runner_options = list(argv[cut + 1 :])
+    if not getattr(args, "runner", None):
+        raise arguments_lib.UsageError(
+            "jaxlab data: what follows -- is for a --runner; add one"
+        )
+    return args
 
 
 def run(args: argparse.Namespace) -> None:
@@ -27,6 +111,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> None:
+    from jaxlab.data import prepared
+
     options = {} if args.vocab_size is None else {"vocab_size": args.vocab_size}
     made = prepared.prepare(
         args.source,
@@ -49,6 +135,10 @@ def _prepare(args: argparse.Namespace) -> None:
 
 
 def _tokenize(args: argparse.Namespace) -> None:
+    from jaxlab.data.shards import beam
+    from jaxlab.data.shards import run as run_lib
+    from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
+
     if args.workers < 1:
         raise errors.UserError(f"--workers {args.workers} is too few; use 1 or more")
     engine = run_lib.in_process
@@ -79,10 +169,16 @@ def _tokenize(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
+    from jaxlab.data.shards import run as run_lib
+
     print(f"{args.out}: {run_lib.verify(args.out):,} files are as the manifest says")
 
 
 def _inspect(args: argparse.Namespace) -> None:
+    from jaxlab import load
+    from jaxlab.data.batches import inspect
+    from jaxlab.systems.olmo import pretraining
+
     if not load.is_run(args.workdir):
         raise errors.UserError(f"{args.workdir} is no run directory; it read no data")
     config = load.run_config(args.workdir)

@@ -3,15 +3,40 @@
 import argparse
 import tempfile
 
-from jaxlab import load
-from jaxlab.commands import devices, output, texts
-from jaxlab.core import errors, report
-from jaxlab.data.batches import loader
-from jaxlab.evals import perplexity
+from jaxlab.commands import arguments as arguments_lib
+from jaxlab.commands import output
+from jaxlab.core import errors
+
+SUMMARY = "Perplexity of a model on held-out text, by domain"
+DETAILS = ""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the model, the text, and how it is cut into batches."""
+    arguments_lib.add_model(parser)
+    parser.add_argument(
+        "--data",
+        metavar="DIR|FILE|embedded",
+        help="text (one subfolder or NAME.jsonl per domain), one file, or a folder of "
+        "`jaxlab data prepare`; default: the run's own held-out text",
+    )
+    parser.add_argument(
+        "--length", type=int, help="tokens per row; default: the model's"
+    )
+    parser.add_argument("--batch-size", type=int, default=8, metavar="ROWS")
+    parser.add_argument("--max-batches", type=int, help="per domain; default: all")
+    parser.add_argument("--json", metavar="OUT", help="also write the numbers there")
+    arguments_lib.add_mesh(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Prints a table; writes the same as JSON where asked to."""
+    from jaxlab import load
+    from jaxlab.commands import devices, texts
+    from jaxlab.core import report
+    from jaxlab.data.batches import loader
+    from jaxlab.evals import perplexity
+
     with devices.using(args.mesh) as mesh, tempfile.TemporaryDirectory() as folder:
         model = load.open_model(
             args.model, step=args.step, tokenizer=args.tokenizer, mesh=mesh

@@ -3,16 +3,42 @@
 import argparse
 import pathlib
 
-import jax
-
-from jaxlab import generate, load
-from jaxlab.commands import devices
+from jaxlab.commands import arguments as arguments_lib
 from jaxlab.core import errors
-from jaxlab.data.examples import chat
+
+SUMMARY = "Continue prompts"
+DETAILS = ""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the model, the prompts, and how tokens are drawn."""
+    arguments_lib.add_model(parser)
+    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT")
+    parser.add_argument("--prompts", metavar="FILE", help="one prompt per line")
+    parser.add_argument(
+        "--chat", action="store_true", help="ask as a user does: of a tuned model"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="0 always takes the likeliest"
+    )
+    parser.add_argument("--top-k", type=int, help="draw from the K likeliest only")
+    parser.add_argument(
+        "--top-p", type=float, help="draw from the likeliest that sum to P only"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-n", type=int, default=1, help="continuations of each prompt")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="ROWS")
+    arguments_lib.add_mesh(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Prints every prompt with its continuation, a line of dashes between them."""
+    import jax
+
+    from jaxlab import load
+    from jaxlab.commands import devices
+
     prompts = [*args.prompt, *_lines(args.prompts)]
     if not prompts:
         raise errors.UserError("give --prompt TEXT or --prompts FILE")
@@ -49,6 +75,9 @@ def _text(model, tokenizer, prompt) -> list[int]:
 
 def _chat(model, tokenizer, prompt) -> list[int]:
     """What a user asks, as `jaxlab train` wrote it where the model is its run."""
+    from jaxlab import load
+    from jaxlab.data.examples import chat
+
     said = load.run_config(model).data if load.is_run(model) else {}
     style = said.get("style", "open_instruct")
     begin = chat.begin_id(tokenizer, said.get("begin", "bos"))
@@ -57,6 +86,8 @@ def _chat(model, tokenizer, prompt) -> list[int]:
 
 
 def _continued(args, model, rows, key) -> list[list[int]]:
+    from jaxlab import generate
+
     return generate.generate(
         model.decoder,
         model.params,

@@ -9,15 +9,70 @@ import pathlib
 import sys
 import time
 
+from jaxlab.commands import arguments as arguments_lib
 from jaxlab.core import errors, folders
-from jaxlab.merge.files import stream
-from jaxlab.merge.files.recipe import recipe
+
+SUMMARY = "Merge models into one, streaming, by a recipe or as an average"
+DETAILS = """\
+Recipes are those of mergekit: linear, task_arithmetic, slerp, nuslerp,
+multislerp, karcher, model_stock, ties, dare, breadcrumbs, della, sce.
+Checkpoints may be larger than memory. merge.json in the result says what
+was merged, and is a recipe that makes the same bytes again. For example:
+
+  jaxlab merge general math -o merged --weights 0.7,0.3
+  jaxlab merge recipe.yaml -o merged --memory 256MB"""
 
 _BLOCKS = r"^blocks/"  # leaves of our decoder that stack the layers
 
 
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what is merged, where to, in which format, and the memory it may take."""
+    parser.add_argument(
+        "models",
+        nargs="+",
+        metavar="RECIPE|MODEL",
+        help="a recipe (.yaml, or an earlier merge's merge.json); or "
+        f"{arguments_lib.MODEL}, two or more, to average",
+    )
+    parser.add_argument("-o", "--out", required=True, help="a new folder")
+    parser.add_argument(
+        "--weights",
+        type=arguments_lib.numbers("0.7,0.3"),
+        help="e.g. 0.7,0.3; divided by their sum",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("hf", "orbax"),
+        help="a Hugging Face folder (default), or a run directory",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=arguments_lib.DTYPES,
+        help="of the result; default: that of the models",
+    )
+    parser.add_argument(
+        "--memory",
+        type=arguments_lib.byte_count,
+        default=64 * 2**20,
+        metavar="SIZE",
+        help="held at most, besides the program; default 64MB",
+    )
+    parser.add_argument(
+        "--shard-size",
+        type=arguments_lib.byte_count,
+        metavar="SIZE",
+        help="of a file; default 5GB",
+    )
+    parser.add_argument(
+        "--sha256", action="store_true", help="record SHA-256 and not CRC-32"
+    )
+    arguments_lib.add_mesh(parser)
+
+
 def run(args: argparse.Namespace) -> None:
     """Reads the recipe or makes one of the models given, and merges."""
+    from jaxlab.merge.files import stream
+
     folders.refuse_existing(args.out)
     plan = _plan(args)
     runs = [model for model in plan.models if _is_run(model)]
@@ -52,7 +107,9 @@ def run(args: argparse.Namespace) -> None:
     return None
 
 
-def _plan(args) -> recipe.Recipe:
+def _plan(args):
+    from jaxlab.merge.files.recipe import recipe
+
     first = pathlib.Path(args.models[0])
     if len(args.models) > 1:
         weights = {"weights": args.weights} if args.weights else {}

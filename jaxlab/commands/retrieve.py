@@ -3,17 +3,144 @@
 import argparse
 import pathlib
 
-import numpy as np
+from jaxlab.commands import arguments as arguments_lib
+from jaxlab.commands import output
+from jaxlab.core import errors
 
-from jaxlab.commands import devices, output
-from jaxlab.core import errors, process, progress
-from jaxlab.retrieval import formats, metrics, rerank
-from jaxlab.systems import encoder_files
-from jaxlab.systems.refit import comparison, corpus_index, report
+SUMMARY = "Search a corpus of texts, and learn from a reranker while answering"
+DETAILS = """\
+A bi-encoder makes an index of a corpus; a cross-encoder reranks what is found, and its
+scores change the query before a second search (ReFIT: Reddy et al. 2023,
+arXiv:2305.11744). Texts are BEIR's: {"_id", "title", "text"} per line. For example:
+
+  jaxlab retrieve index runs/index --corpus corpus.jsonl --encoder MODEL
+  jaxlab retrieve search runs/index --query "what is a black hole" --k 5
+  jaxlab retrieve refit runs/out --index runs/index --queries queries.jsonl \\
+      --qrels qrels/test.tsv --reranker CROSS_ENCODER
+  jaxlab retrieve evaluate --qrels qrels/test.tsv a.trec b.trec"""
+
+_ENCODER = (
+    "a Hugging Face or sentence-transformers folder (BERT, RoBERTa, XLM-R), or a run "
+    "of configs/refit.py"
+)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the four actions."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_index(arguments_lib.add_action(actions, "index", "Encode a corpus"))
+    _add_search(
+        arguments_lib.add_action(actions, "search", "Find the nearest documents")
+    )
+    _add_refit(
+        arguments_lib.add_action(
+            actions, "refit", "Answer with feedback from a reranker, and compare"
+        )
+    )
+    _add_evaluate(arguments_lib.add_action(actions, "evaluate", "Measure runs"))
+
+
+def _add_index(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("index", metavar="INDEX", help="a folder")
+    parser.add_argument("--corpus", required=True, metavar="FILE", help=".jsonl[.gz]")
+    parser.add_argument("--encoder", required=True, metavar="MODEL", help=_ENCODER)
+    parser.add_argument(
+        "--length", type=int, metavar="TOKENS", help="of a row; default: the encoder's"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--append", action="store_true", help="add the documents that it lacks"
+    )
+    arguments_lib.add_mesh(parser)
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("index", metavar="INDEX")
+    _add_queries(parser)
+    parser.add_argument("--query", action="append", default=[], metavar="TEXT")
+    parser.add_argument("--k", type=int, default=100, metavar="N")
+    parser.add_argument("--run", metavar="OUT", help="write a TREC run there")
+    _add_moved(parser)
+
+
+def _add_refit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workdir", metavar="WORKDIR", help="gets runs and report")
+    parser.add_argument("--index", required=True, metavar="INDEX")
+    _add_queries(parser, required=True)
+    parser.add_argument(
+        "--reranker", required=True, metavar="MODEL", help="a cross-encoder; see above"
+    )
+    _add_qrels(parser)
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="only so many queries, drawn by --seed"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--k", type=int, default=100, metavar="N", help="of feedback")
+    parser.add_argument("--depth", type=int, default=100, metavar="N", help="of runs")
+    parser.add_argument("--updates", type=int, default=100, metavar="N")
+    parser.add_argument(
+        "--rate", type=float, default=0.02, help="relative to the query's coordinates"
+    )
+    parser.add_argument(
+        "--max-drift", type=float, metavar="X", help="bound on 1 - cos with the start"
+    )
+    parser.add_argument(
+        "--rows", type=arguments_lib.names, default=(), metavar="A,B",
+        help="of the comparison, e.g. refit,rerank; default: all",
+    )  # fmt: skip
+    parser.add_argument(
+        "--length", type=int, default=128, metavar="TOKENS", help="of a pair"
+    )
+    parser.add_argument(
+        "--prior",
+        type=float,
+        metavar="X",
+        help="of the retriever's score in the reranker's; default: its config's",
+    )
+    _add_moved(parser)
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="TREC runs")
+    _add_qrels(parser, required=True)
+    parser.add_argument(
+        "--metrics", type=arguments_lib.names, metavar="A,B",
+        default=("ndcg@10", "recall@100", "mrr@10", "map@100"),
+        help="recall@k, ndcg@k, mrr@k, map@k",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="DIR", help="write values by query there")
+
+
+def _add_queries(parser, required=False) -> None:
+    parser.add_argument(
+        "--queries", required=required, metavar="FILE", help=".jsonl[.gz]"
+    )
+
+
+def _add_qrels(parser, required=False) -> None:
+    parser.add_argument(
+        "--qrels", required=required, metavar="FILE", help="judgments, BEIR's or TREC's"
+    )
+    parser.add_argument(
+        "--split", metavar="NAME", help="of judgments with a column of that name"
+    )
+
+
+def _add_moved(parser) -> None:
+    parser.add_argument(
+        "--corpus", action="append", default=[], metavar="FILE", help="if it was moved"
+    )
+    parser.add_argument(
+        "--encoder", default="", metavar="MODEL", help="if it was moved"
+    )
+    arguments_lib.add_mesh(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Runs one action."""
+    from jaxlab.commands import devices
+    from jaxlab.core import process
+
     actions = {"index": _index, "search": _search, "refit": _refit}
     if args.action == "evaluate":
         process.start()
@@ -23,6 +150,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _index(args, mesh) -> None:
+    from jaxlab.core import progress
+    from jaxlab.systems.refit import corpus_index
+
     watch = progress.Clock()
     encoder = corpus_index.open_encoder(args.encoder, length=args.length, mesh=mesh)
     index, truncated = corpus_index.build(
@@ -36,6 +166,10 @@ def _index(args, mesh) -> None:
 
 
 def _search(args, mesh) -> None:
+    from jaxlab.core import progress
+    from jaxlab.retrieval import formats, metrics
+    from jaxlab.systems.refit import corpus_index
+
     watch, queries = progress.Clock(), _queries(args)
     opened = _opened(args, mesh)
     found = corpus_index.vectors(
@@ -54,6 +188,9 @@ def _search(args, mesh) -> None:
 
 
 def _refit(args, mesh) -> None:
+    from jaxlab.core import progress
+    from jaxlab.systems.refit import comparison, corpus_index, report
+
     watch, workdir = progress.Clock(), pathlib.Path(args.workdir)
     settings = comparison.Settings(
         args.rows, args.k, args.depth, args.rate, args.updates, args.max_drift
@@ -86,6 +223,10 @@ def _refit(args, mesh) -> None:
 
 def _asked(args) -> tuple[dict[str, str], dict | None]:
     """Texts of the queries that are judged, where there are judgments, and those."""
+    import numpy as np
+
+    from jaxlab.retrieval import formats
+
     texts, qrels = _queries(args), None
     if args.qrels:
         qrels = formats.read_qrels(args.qrels, split=args.split)
@@ -99,8 +240,12 @@ def _asked(args) -> tuple[dict[str, str], dict | None]:
     return texts, None if qrels is None else {query: qrels[query] for query in texts}
 
 
-def _reranker(args, asked, vectors, opened, mesh, watch) -> rerank.Remembered:
+def _reranker(args, asked, vectors, opened, mesh, watch):
     """The cross-encoder; what it says is kept in WORKDIR/scores.bin."""
+    from jaxlab.retrieval import rerank
+    from jaxlab.systems import encoder_files
+    from jaxlab.systems.refit import corpus_index
+
     prior = args.prior
     if prior is None:
         prior = encoder_files.prior(args.reranker)
@@ -127,6 +272,9 @@ def _reranker(args, asked, vectors, opened, mesh, watch) -> rerank.Remembered:
 
 
 def _evaluate(args) -> None:
+    from jaxlab.retrieval import formats, metrics
+    from jaxlab.systems.refit import report
+
     qrels = formats.read_qrels(args.qrels, split=args.split)
     names = [pathlib.Path(path).stem for path in args.runs]
     if len({*names}) < len(names):
@@ -146,6 +294,8 @@ def _evaluate(args) -> None:
 
 
 def _queries(args) -> dict[str, str]:
+    from jaxlab.retrieval import formats
+
     queries = formats.read_queries(args.queries) if args.queries else {}
     queries |= {f"query-{i}": text for i, text in enumerate(getattr(args, "query", []))}
     if not queries:
@@ -153,7 +303,9 @@ def _queries(args) -> dict[str, str]:
     return queries
 
 
-def _opened(args, mesh) -> corpus_index.Opened:
+def _opened(args, mesh):
+    from jaxlab.systems.refit import corpus_index
+
     return corpus_index.open_index(
         args.index, encoder=args.encoder, corpora=args.corpus, mesh=mesh
     )

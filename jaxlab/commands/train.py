@@ -1,10 +1,34 @@
-"""`jaxlab train`: the same as `python -m jaxlab.train`."""
+"""`jaxlab train`: trains what a config describes, the same as `python -m jaxlab.train`.
+
+Every key of the config is a flag, so the flags are read by `core/config.py`.
+"""
 
 import argparse
+from collections.abc import Sequence
 
-from jaxlab import train
+SUMMARY = "Train what a config describes, or resume it"
+DETAILS = """\
+Every key of the config is a flag: --config.optim.learning_rate=3e-4. A
+stopped run continues, bit for bit, with the same command. For example:
+
+  jaxlab train --config=configs/olmo.py:tiny --workdir=runs/tiny"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Says what --help cannot know."""
+    parser.usage = (
+        "jaxlab train --config=FILE[:VARIANT] --workdir=DIR [--config.KEY=VALUE ...]"
+    )
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Leaves the config's flags as they are, in `args.flags`."""
+    args, args.flags = parser.parse_known_args(argv)
+    return args
 
 
 def run(args: argparse.Namespace) -> int:
     """Hands the config's flags on."""
+    from jaxlab import train
+
     return train.main(args.flags)

@@ -24,6 +24,7 @@ from jaxlab.core import mesh as mesh_lib
 from jaxlab.data import prepared
 from jaxlab.data.batches import loader
 from jaxlab.models import sections as sections_lib
+from jaxlab.systems import sizes
 from jaxlab.systems.olmo import config as olmo_config
 from jaxlab.systems.olmo import pretraining
 
@@ -55,35 +56,8 @@ class Recipe:
         return self.unit_steps * self.base.data.length * self.base.data.batch_size
 
 
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """A model, and how long it and its experts are trained."""
-
-    embed: int
-    layers: int
-    heads: int
-    mlp: int
-    vocab_size: int
-    length: int
-    batch_size: int
-    steps: int  # of the seed model
-    rate: float  # its peak
-    warmup_steps: int
-    unit_steps: int
-    unit_rate: float
-    eval_batches: int  # of each target
-    embedded_bytes: int  # of each embedded domain that are read; 0 for all
-
-
-# Rates of the small ones were tried on the embedded text. `standard` was not trained:
-# its rates follow the small ones', less a half for twice the width.
-SIZES = {
-    "quick": Size(64, 2, 4, 256, 1024, 128, 8, 60, 1e-2, 10, 20, 4e-3, 2, 150_000),
-    "small": Size(128, 4, 4, 512, 2048, 256, 8, 400, 6e-3, 50, 40, 2e-3, 4, 900_000),
-    "standard": Size(256, 6, 8, 1024, 8192, 512, 16, 3000, 3e-3, 200, 150, 1e-3, 8, 0),
-}
 _HELD_OUT = 0.1  # of the documents of each domain
-# Of experts of the user's own model, against its training, as in SIZES.
+# Of experts of the user's own model, against its training, as in `sizes.SIZES`.
 _UNIT_STEPS, _UNIT_RATE = 1 / 10, 1 / 3
 
 
@@ -101,7 +75,7 @@ def recipe_at_size(
     """A recipe that trains the seed model too.
 
     Args:
-        size: one of SIZES.
+        size: one of `sizes.SIZES`.
         source: of the text, as `data.source` of a config; or one folder of token files.
         pool: the folder that holds the data and the runs.
         unit_steps: updates of a base unit; None for the size's.
@@ -110,7 +84,7 @@ def recipe_at_size(
         parts: partitions of each domain.
         seed_domains: what the seed model is trained on; () is all.
     """
-    chosen = SIZES[size]
+    chosen = sizes.SIZES[size]
     base = olmo_config.pretraining()
     base.steps, base.eval_batches = chosen.steps, chosen.eval_batches
     base.model.update({"dtype": "float32", "tied": True})

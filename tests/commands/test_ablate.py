@@ -4,15 +4,14 @@ import json
 import math
 import pathlib
 import random
+import re
 import shutil
 
 import pytest
 
 from jaxlab import ablation, cli, train
-from jaxlab.ablation import methods
-from jaxlab.commands import grammar_ablate
-from jaxlab.systems import branches
-from jaxlab.systems.data_ablation import recipe
+from jaxlab.ablation import method_names
+from jaxlab.systems import sizes
 
 WORDS = {
     "law": "the licensee shall retain this notice and any person may distribute it",
@@ -20,14 +19,14 @@ WORDS = {
     "cook": "stir the butter into warm flour then add salt and simmer gently",
     "sea": "the captain sailed his ship over the cold waves to a far harbour",
 }
-TINY = recipe.Size(32, 1, 2, 64, 330, 32, 8, 6, 1e-2, 1, 3, 5e-3, 2, 0)
+TINY = sizes.Size(32, 1, 2, 64, 330, 32, 8, 6, 1e-2, 1, 3, 5e-3, 2, 0)
 MADE = ("--size=quick", "--unit-steps=3")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(branches.SIZES, "quick", TINY)
+        patch.setitem(sizes.SIZES, "quick", TINY)
         yield
 
 
@@ -63,12 +62,16 @@ def run(*argv):
 
 @pytest.fixture
 def said(capsys):
-    """Runs an action that must succeed, and returns its stdout."""
+    """Runs an action that must succeed, and returns its stdout.
+
+    A slow machine's lines of progress, `[   8s] law: batches ...`, are left out.
+    """
 
     def succeed(*argv):
         capsys.readouterr()
         assert run(*argv) == 0
-        return capsys.readouterr().out
+        lines = capsys.readouterr().out.splitlines(keepends=True)
+        return "".join(x for x in lines if not re.match(r"\[ *\S+\] .* left$", x))
 
     return succeed
 
@@ -132,12 +135,14 @@ def last_perplexity(run_dir, target):
     return next(row[key] for row in reversed(rows) if key in row)
 
 
-# ------------------------------------------------------------------ grammar
+# ------------------------------------------------------------------ arguments
 
 
-def test_the_grammar_names_the_methods_and_sizes_that_there_are():
-    assert [m.replace("-", " ") for m in grammar_ablate.METHODS] == [*methods.METHODS]
-    assert list(branches.SIZES) == [*grammar_ablate.SIZES]
+def test_the_options_offer_the_methods_and_sizes_that_there_are(line):
+    message = line("search", "p", "--target", "a", "--method=guess")
+    assert all(name.replace(" ", "-") in message for name in method_names.METHODS)
+    message = line("pool", "p", "--data", "d", "--size=huge")
+    assert all(name in message for name in sizes.SIZES)
 
 
 @pytest.mark.parametrize(
@@ -500,7 +505,7 @@ def test_every_method_chooses_and_json_agrees(said, pool, tmp_path):
     )  # fmt: skip
     found = json.loads(out.read_text())
     assert found["targets"] == {"law": 3.0, "code": 1.0}
-    assert set(found["found"]) == set(methods.METHODS)
+    assert set(found["found"]) == set(method_names.METHODS)
     for method, row in found["found"].items():
         [printed] = [
             each for each in shown.splitlines() if each.startswith(method + "  ")

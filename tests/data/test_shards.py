@@ -15,7 +15,6 @@ import pytest
 import zstandard
 
 from jaxlab import cli
-from jaxlab.commands import grammar
 from jaxlab.core import errors
 from jaxlab.data import prepared
 from jaxlab.data.batches import inspect, loader, mixture
@@ -467,7 +466,7 @@ def test_the_command_says_what_it_wrote(source, model, tmp_path, capsys):
 
 def test_what_follows_two_dashes_is_for_beam():
     argv = ["tokenize", "a", "b", "--tokenizer=t", "--runner=R", "--", "--x=1", "-y"]
-    args = grammar.parse("data", argv)
+    args = cli.parse("data", argv)
     assert (args.source, args.out, args.runner) == ("a", "b", "R")
     assert args.runner_options == ["--x=1", "-y"]
 

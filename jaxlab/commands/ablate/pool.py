@@ -3,12 +3,78 @@
 import argparse
 import pathlib
 
-from jaxlab import ablation
+from jaxlab.commands import arguments as arguments_lib
 from jaxlab.commands import output
-from jaxlab.core import errors, process, progress, report
-from jaxlab.core import mesh as mesh_lib
-from jaxlab.systems import branches
-from jaxlab.systems.data_ablation import pools
+from jaxlab.core import errors
+from jaxlab.systems import sizes
+
+SUMMARY = "Train a pool of experts, finish one, or add to one"
+DETAILS = """\
+Trains a seed model and one expert a partition, all on as many tokens. Killed anywhere,
+the same command finishes it. With --add nothing is trained again: each partition costs
+one training run. Everything needed later is in POOL, the text may go."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the pool, its text or what to add to it, and how it is made."""
+    parser.add_argument("pool", metavar="POOL", help="its folder")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--data",
+        metavar="SRC[,SRC]",
+        help="folders of text (a subfolder or NAME.jsonl a partition), or embedded; or "
+        "one folder of `jaxlab data prepare`",
+    )
+    what.add_argument(
+        "--add",
+        nargs="+",
+        type=arguments_lib.named("NAME=PATH"),
+        metavar="NAME=PATH",
+        help="partitions to add: a folder or file of text, or a token file NAME.npy",
+    )
+    parser.add_argument(
+        "--seed-model",
+        metavar="RUN",
+        help="a run directory to branch from: its model and tokenizer are the pool's; "
+        "default: train one",
+    )
+    parser.add_argument(
+        "--size",
+        choices=[*sizes.SIZES],
+        help="of the models: quick (2 layers of 64, minutes), small (4 of 128; the "
+        "default), standard (6 of 256, 3000 steps of 8192 tokens for the seed model, "
+        "150 a unit: wants an accelerator or patience)",
+    )
+    parser.add_argument(
+        "--vocab-size", type=int, metavar="V", help="of the tokenizer; default: size's"
+    )
+    parser.add_argument(
+        "--units", type=arguments_lib.names, metavar="A,B",
+        help="partitions that get an expert; the others are targets; default: all",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed-domains", type=arguments_lib.names, metavar="A,B",
+        help="partitions of the seed model, in equal shares; default: all, by size",
+    )  # fmt: skip
+    parser.add_argument(
+        "--parts", type=int, metavar="N", help="partitions of each domain; default: 1"
+    )
+    parser.add_argument(
+        "--unit-steps",
+        type=int,
+        metavar="N",
+        help="updates of an expert; default: the size's (20, 40, 150), or a tenth of "
+        "the seed model's",
+    )
+    parser.add_argument(
+        "--unit-rate",
+        type=float,
+        metavar="R",
+        help="their learning rate; default: the size's (4e-3, 2e-3, 1e-3), or a third "
+        "of the seed model's peak",
+    )
+    arguments_lib.add_mesh(parser, "default: all devices, each with rows of its own")
+
 
 # Options that say how a pool is made: not for one that is there.
 _MAKING = (
@@ -21,6 +87,10 @@ _OF_SEED = ("size", "vocab_size", "seed_domains")
 
 def run(args: argparse.Namespace) -> None:
     """Makes the pool or adds to it, and prints what it holds."""
+    from jaxlab import ablation
+    from jaxlab.core import process, progress, report
+    from jaxlab.systems.data_ablation import pools
+
     pool, watch = pathlib.Path(args.pool), progress.Clock()
     if args.add:
         _refuse(args, _MAKING, "--add")
@@ -50,7 +120,12 @@ def run(args: argparse.Namespace) -> None:
     print(f"{pool}: {len(contents.units)} experts, took {took}")
 
 
-def _make(args: argparse.Namespace, pool: pathlib.Path, watch: progress.Clock) -> None:
+def _make(args: argparse.Namespace, pool: pathlib.Path, watch) -> None:
+    from jaxlab.core import mesh as mesh_lib
+    from jaxlab.core import progress
+    from jaxlab.systems import branches
+    from jaxlab.systems.data_ablation import pools
+
     parts = 1 if args.parts is None else args.parts
     options = {
         "unit_steps": args.unit_steps, "unit_rate": args.unit_rate, "parts": parts,

@@ -5,17 +5,65 @@ import functools
 import math
 from typing import Any
 
-import numpy as np
-
-from jaxlab import ablation
+from jaxlab.commands import arguments as arguments_lib
 from jaxlab.commands import output
-from jaxlab.commands.ablate import opened as opened_lib
-from jaxlab.core import progress, report
-from jaxlab.systems.data_ablation import experts, predictions, summary
+from jaxlab.commands.ablate import scoring
+
+SUMMARY = "Rank all mixtures for each target"
+DETAILS = """\
+Merges every mixture of a pool's experts, or of --experts, and evaluates it on each
+target; shows beside it the ensemble of the members' predictions and the mean of their
+own losses, which needs no merging. POOL/cache keeps what was computed."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the experts, the targets, and what ranks."""
+    parser.add_argument("pool", nargs="?", metavar="POOL", help="or give --experts")
+    parser.add_argument(
+        "--experts",
+        nargs="+",
+        type=arguments_lib.named("NAME=MODEL"),
+        metavar="NAME=MODEL",
+        help=arguments_lib.MODEL,
+    )
+    parser.add_argument(
+        "--seed-model", metavar="MODEL", help="what --experts were branched from"
+    )
+    parser.add_argument(
+        "--target",
+        nargs="+",
+        default=[],
+        metavar="NAME|DIR",
+        help="held-out sets of the pool or of the experts' runs, or text; default: all "
+        "held-out sets",
+    )
+    parser.add_argument(
+        "--proxy",
+        choices=("merged", "ensemble"),
+        default="merged",
+        help="what ranks: merged models (default), or the ensemble, which merges none",
+    )
+    parser.add_argument(
+        "--max-size", type=int, metavar="N", help="experts in a mixture; default: all"
+    )
+    parser.add_argument(
+        "--weighting",
+        choices=("macro", "micro", "tokens"),
+        default="macro",
+        help="of members: sources alike (default), base units alike, or by tokens of "
+        "their partitions",
+    )
+    parser.add_argument(
+        "--top", type=int, default=10, metavar="N", help="mixtures shown; default: 10"
+    )
+    scoring.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Prints the ranking of every target, with what it has to beat."""
+    from jaxlab.commands.ablate import opened as opened_lib
+    from jaxlab.core import progress, report
+
     watch, results = progress.Clock(), {}
     with opened_lib.opening(args, args.target) as opened:
         pool = opened.subject.pool
@@ -38,19 +86,24 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _ranked(
-    subject: predictions.Subject,
+    subject: Any,
     mixtures: list[dict[str, float]],
     batches: list,
     proxy: str,
     meter: Any,
 ) -> dict[str, Any]:
     """One target: rows as in report.json, the seed model, the best single expert."""
+    import numpy as np
+
+    from jaxlab import ablation
+    from jaxlab.systems.data_ablation import experts, predictions, summary
+
     logps = predictions.expert_logps(subject, batches, meter("experts' predictions"))
     ensemble = predictions.ensemble(subject, mixtures, logps)
     alone = [{name: 1.0} for name in subject.pool.names]
     losses = predictions.ensemble(subject, alone, logps).loss.tolist()
     individual = dict(zip(subject.pool.names, losses, strict=True))
-    means = ablation.mean_of_individual_losses(subject.pool, mixtures, individual)
+    means = (subject.pool.weights(mixtures) @ np.array(losses)).astype(np.float32)
     chosen = ensemble
     if proxy == "merged":
         chosen = predictions.merged(
@@ -71,7 +124,7 @@ def _ranked(
     }
 
 
-def _meter(watch: progress.Clock, target: str, what: str) -> Any:
+def _meter(watch: Any, target: str, what: str) -> Any:
     return watch.meter(f"{target}: batches of {what}")
 
 
@@ -88,6 +141,8 @@ def _print(target: str, result: dict[str, Any], args: argparse.Namespace) -> Non
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
+    from jaxlab.systems.data_ablation import experts
+
     interval, best = row["interval"], row["best_probability"]
     return [
         experts.name_of(row["mixture"]),

@@ -5,28 +5,87 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from jaxlab import ablation
-from jaxlab.ablation import methods as methods_lib
+from jaxlab.ablation import method_names
+from jaxlab.commands import arguments as arguments_lib
 from jaxlab.commands import output
-from jaxlab.commands.ablate import opened as opened_lib
-from jaxlab.core import errors, progress, report
-from jaxlab.systems.data_ablation import experts, predictions
+from jaxlab.commands.ablate import scoring
+from jaxlab.core import errors
 
-_OF_ENSEMBLE = ("enumerate ensemble", "convex")
+SUMMARY = "Search the best mixture for some targets"
+DETAILS = """\
+best-single, enumerate, greedy: by losses of merged models. gradient: any weights, by
+gradients through the merge. enumerate-ensemble, convex: by the ensemble of the experts'
+predictions; convex finds the best weights of all, and says how far from it (gap)."""
+
+# As an option takes them: enumerate-ensemble is "enumerate ensemble".
+_METHODS = {name.replace(" ", "-"): name for name in method_names.METHODS}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the pool, the targets, the methods and their limits."""
+    parser.add_argument("pool", metavar="POOL", help="its folder")
+    parser.add_argument(
+        "--target",
+        nargs="+",
+        required=True,
+        type=_weighted,
+        metavar="T[=WEIGHT]",
+        help="held-out sets of the pool, or text; WEIGHT (default 1) is how much each "
+        "counts",
+    )
+    parser.add_argument(
+        "--method", choices=(*_METHODS, "all"), default="all", help="default: all"
+    )
+    parser.add_argument(
+        "--max-size", type=int, metavar="N", help="experts in a mixture; default: all"
+    )
+    parser.add_argument(
+        "--must", type=arguments_lib.names, default=(), metavar="A,B",
+        help="members that take part (gradient, convex: with 5%% or more)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--forbid", type=arguments_lib.names, default=(), metavar="A,B",
+        help="members that do not",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cap",
+        type=float,
+        metavar="TOKENS",
+        help="on the tokens of the members' partitions together; gradient and convex: "
+        "on their mean under the weights",
+    )
+    parser.add_argument(
+        "--pareto",
+        action="store_true",
+        help="also show which allowed mixtures no other beats on all targets",
+    )
+    scoring.add_arguments(parser)
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    """T or T=WEIGHT; a path may have = in it."""
+    name, _, weight = text.rpartition("=")
+    try:
+        return (name, float(weight)) if name else (text, 1.0)
+    except ValueError:
+        return text, 1.0
 
 
 def run(args: argparse.Namespace) -> None:
     """Prints what each method chose, and the Pareto front if that is asked for."""
+    from jaxlab.ablation import methods as methods_lib
+    from jaxlab.commands.ablate import opened as opened_lib
+    from jaxlab.core import progress, report
+    from jaxlab.systems.data_ablation import predictions
+
     weights = dict(args.target)
     if len(weights) < len(args.target):
         raise errors.UserError("a target is given twice; give each once")
     if args.pareto and len(weights) < 2:
         raise errors.UserError("--pareto needs two or more targets")
-    methods = list(methods_lib.METHODS)
+    methods = list(_METHODS.values())
     if args.method != "all":
-        methods = [args.method.replace("-", " ")]
+        methods = [_METHODS[args.method]]
     watch = progress.Clock()
     with opened_lib.opening(args, list(weights)) as opened:
         subject, evaluation = opened.subject, opened.evaluation
@@ -36,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
         mixtures = within.subsets(subject.pool) if every else []
         logps, merged = {}, {}
         for target, batches in evaluation.items():
-            if {*methods} & {*_OF_ENSEMBLE}:
+            if "ensemble" in [method_names.METHODS[m] for m in methods]:
                 logps[target] = predictions.expert_logps(
                     subject, batches, watch.meter(f"{target}: batches of experts")
                 )
@@ -85,7 +144,9 @@ def _weights_of(wanted: dict[str, float], targets: list[str]) -> dict[str, float
     return wanted
 
 
-def _limits(args: argparse.Namespace, pool: ablation.ModelPool) -> ablation.Limits:
+def _limits(args: argparse.Namespace, pool: Any) -> Any:
+    from jaxlab import ablation
+
     costs = None
     if args.cap is not None:
         costs = dict(zip(pool.names, pool.tokens, strict=True))
@@ -102,7 +163,7 @@ def _limits_shown(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("max_size", "must", "forbid", "cap")}
 
 
-def _row(found: ablation.Found) -> dict[str, Any]:
+def _row(found: Any) -> dict[str, Any]:
     return {
         "mixture": found.mixture,
         "predicted_loss": found.predicted_loss,
@@ -112,10 +173,12 @@ def _row(found: ablation.Found) -> dict[str, Any]:
     }
 
 
-def _front(
-    mixtures: Sequence[ablation.Mixture], losses: dict[str, np.ndarray]
-) -> list[dict[str, Any]]:
+def _front(mixtures: Sequence[dict], losses: dict[str, Any]) -> list[dict[str, Any]]:
     """The mixtures that none beats on every target, by the first target's loss."""
+    import numpy as np
+
+    from jaxlab import ablation
+
     table = np.stack(list(losses.values()), axis=1)
     places = np.flatnonzero(ablation.pareto_front(table))
     return [
@@ -127,13 +190,13 @@ def _front(
     ]
 
 
-def _print(found: dict[str, ablation.Found], targets: list[str]) -> None:
+def _print(found: dict[str, Any], targets: list[str]) -> None:
     output.table(
         ["method", "by", *targets, "evaluations", "gap", "mixture"],
         [
             [
                 method,
-                "ensemble" if method in _OF_ENSEMBLE else "merged",
+                method_names.METHODS[method],
                 *(f"{math.exp(each.by_target[target]):,.2f}" for target in targets),
                 f"{each.evaluations:.0f}",
                 "" if each.gap is None else f"{each.gap:.1e}",
@@ -145,6 +208,8 @@ def _print(found: dict[str, ablation.Found], targets: list[str]) -> None:
 
 
 def _print_front(front: list[dict[str, Any]], targets: list[str]) -> None:
+    from jaxlab.systems.data_ablation import experts
+
     print(f"\n{len(front)} mixtures that none beats on all targets, by merged models")
     output.table(
         ["mixture", *targets],
@@ -158,6 +223,6 @@ def _print_front(front: list[dict[str, Any]], targets: list[str]) -> None:
     )
 
 
-def _percentages(mixture: ablation.Mixture) -> str:
+def _percentages(mixture: dict[str, float]) -> str:
     ordered = sorted(mixture.items(), key=lambda item: -item[1])
     return ", ".join(f"{name} {weight:.0%}" for name, weight in ordered)

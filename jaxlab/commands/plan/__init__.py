@@ -4,23 +4,83 @@ import argparse
 import json
 import math
 import pathlib
+import re
+from collections.abc import Sequence
 from typing import Any
 
-import ml_collections
-
-from jaxlab import plan as planning
-from jaxlab.commands.plan import compiled as compiled_lib
-from jaxlab.commands.plan import merge, tables
-from jaxlab.core import config as config_lib
+from jaxlab.commands import arguments as arguments_lib
 from jaxlab.core import errors
-from jaxlab.plan import environment
-from jaxlab.systems.planning import shapes
+
+SUMMARY = "Memory, time and cost of a training step on TPUs that are not here"
+DETAILS = """\
+By arithmetic, within a second; with --aot the true step is compiled by XLA:TPU for
+these chips, which takes a minute and `pip install jaxlab[plan]`, and no TPU. The exit
+code is 0 where the step fits into memory, 1 where it does not. Every key of the config
+is a flag, as of `jaxlab train`. For example:
+
+  jaxlab plan --config=configs/olmo.py:7b --topology=v5e:16x16
+  jaxlab plan --config=configs/olmo.py:7b --topology=v5p:4x4x8 --search --price=4.2
+  jaxlab plan --config=configs/olmo.py:7b --topology=v5e:16x16 --slices=2 --aot
+  jaxlab plan --config=configs/olmo.py:7b --topology=v5e:4x4 --mesh=fsdp=16 \\
+    --merge=ties --models=3 --aot"""
 
 _FINALISTS = 3  # of a search, that are compiled until one fits
 
 
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what is planned, where, and what is written."""
+    parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]")
+    parser.add_argument(
+        "--topology", required=True, metavar="CHIP:GRID",
+        help="v4:4x4x4, v5e:16x16, v5p:4x8x8, v6e:16x16 ...",
+    )  # fmt: skip
+    parser.add_argument(
+        "--slices", type=int, default=1, metavar="N",
+        help="such topologies, joined by the data centre's network",
+    )  # fmt: skip
+    arguments_lib.add_mesh(
+        parser, "e.g. data=16,fsdp=16; one may be -1; default: the config's"
+    )
+    parser.add_argument(
+        "--search", action="store_true",
+        help="try meshes, remat policies and microbatches; plan the best",
+    )  # fmt: skip
+    parser.add_argument(
+        "--aot", action="store_true", help="compile the step, ahead of time"
+    )
+    parser.add_argument(
+        "--tokens", type=float, metavar="D", help="of the run; default: the config's"
+    )
+    parser.add_argument(
+        "--price", type=float, metavar="P", help="of a chip-hour, in any currency"
+    )
+    parser.add_argument(
+        "--merge", metavar="METHOD", help="plan a merge instead: linear, ties ..."
+    )
+    parser.add_argument(
+        "--models", type=int, default=2, metavar="N", help="that --merge merges: 2"
+    )
+    parser.add_argument("--json", metavar="OUT", help="also write the numbers there")
+    parser.add_argument("--plot", metavar="OUT.png", help="also draw bars there")
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Leaves the flags that set keys of the config as they are, in `args.flags`."""
+    flags = [word for word in argv if re.match("--(no)?config[.]", word)]
+    args = parser.parse_args([word for word in argv if word not in flags])
+    args.flags = flags
+    return args
+
+
 def run(args: argparse.Namespace) -> int:
     """Plans, prints, writes; 1 where the step does not fit into memory."""
+    from jaxlab import plan as planning
+    from jaxlab.commands.plan import compiled as compiled_lib
+    from jaxlab.commands.plan import merge, tables
+    from jaxlab.core import config as config_lib
+    from jaxlab.plan import environment
+    from jaxlab.systems.planning import shapes
+
     topology = planning.parse(args.topology, args.slices)
     if args.aot:
         environment.prepare(topology.chip.platform)  # before anything imports jax
@@ -51,9 +111,9 @@ def run(args: argparse.Namespace) -> int:
     return 0 if (chosen if compiled is None else compiled).fits else 1
 
 
-def _compiled(config: ml_collections.ConfigDict, plans: list[planning.Plan]) -> tuple:
+def _compiled(config: Any, plans: list) -> tuple:
     """The first plan that the compiler says fits, or the last, and what it says."""
-    from jaxlab.systems.planning import steps  # imports jax
+    from jaxlab.systems.planning import shapes, steps
 
     for plan in plans:
         compiled = steps.compile_config(
@@ -64,9 +124,9 @@ def _compiled(config: ml_collections.ConfigDict, plans: list[planning.Plan]) -> 
     return plan, compiled
 
 
-def _write(
-    args: argparse.Namespace, plan: planning.Plan, compiled: Any, tokens: float
-) -> None:
+def _write(args: argparse.Namespace, plan: Any, compiled: Any, tokens: float) -> None:
+    from jaxlab.commands.plan import tables
+
     if args.json:
         answer = plan.to_json() | tables.run_json(plan, tokens, args.price)
         if compiled is not None:

@@ -47,7 +47,7 @@ def protocol(
         source: the domain that is fine-tuned on.
         workdir: where the data, the model and the runs go.
         model: a run to start from; "" pre-trains one of `size`.
-        size: one of `branches.SIZES`.
+        size: one of `sizes.SIZES`.
         pretrained_on: domains of that pre-training; () is all but `source`.
         targets: domains that are looked at; () is all but `source`.
         steps: updates of a run; None for the size's.

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlab import models, objectives, optim
-from jaxlab.commands import grammar
+from jaxlab import cli, models, objectives, optim
+from jaxlab.commands import arguments
 from jaxlab.core import errors, mesh, state
 from jaxlab.evals import perplexity
 from jaxlab.systems import trust_methods, trust_regions
@@ -194,14 +194,14 @@ def test_mistakes_end_in_one_line(protocol, tmp_path):
 
 
 def test_the_command_line_knows_both_protocols():
-    args = grammar.parse(
+    args = cli.parse(
         "tram", ["domains", "W", "--data", "embedded", "--source", "legal"]
     )
     assert (args.action, args.seeds, args.optimizers) == ("domains", 6, ())
-    args = grammar.parse(
+    args = cli.parse(
         "tram",
         ["languages", "W", "--data", "D", "--model", "M", "--optimizers", "adam,asam"],
     )
     assert args.optimizers == ("adam", "asam")
-    with pytest.raises(grammar.UsageError, match="--source"):
-        grammar.parse("tram", ["domains", "W", "--data", "embedded"])
+    with pytest.raises(arguments.UsageError, match="--source"):
+        cli.parse("tram", ["domains", "W", "--data", "embedded"])
