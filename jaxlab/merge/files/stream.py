@@ -31,8 +31,10 @@ from typing import Any
 import numpy as np
 
 from jaxlab.core import errors, folders
+from jaxlab.merge.files.passes import job as job_lib
 from jaxlab.merge.files.passes import parts, run
 from jaxlab.merge.files.read import compatible, digests
+from jaxlab.merge.files.read import reader as reader_lib
 from jaxlab.merge.files.read import source as source_lib
 from jaxlab.merge.files.recipe import recipe as recipe_lib
 from jaxlab.merge.files.write import outputs, provenance
@@ -156,7 +158,7 @@ def merge_recipe(
         )
     provenance.check_sizes(recipe)
     found_parts = parts.parts(recipe, inputs, options["layer_axis"])
-    run.check(recipe.method, found_parts, chunk_bytes)
+    job_lib.check_rows(recipe.method, found_parts, chunk_bytes)
     notes = [
         *recipe.notes,
         *recipe_lib.unused_conditions(recipe, list(inputs[0].tensors)),
@@ -176,7 +178,7 @@ def merge_recipe(
     ledger = digests.Ledger(options["digest"])
     blank = provenance.metadata(provenance.report(*described))
     with (
-        source_lib.Reader(inputs, ledger) as reader,
+        reader_lib.Reader(inputs, ledger) as reader,
         outputs.Output(
             out,
             specs,
@@ -185,7 +187,7 @@ def merge_recipe(
             is_rewritten=writer is not None,
         ) as output,
     ):
-        job = run.Job(recipe, reader, output, dtypes, chunk_bytes)
+        job = job_lib.Job(recipe, reader, output, dtypes, chunk_bytes)
         run.run(job, found_parts, _total_bytes(inputs), progress)
         reader.check_fingerprints()
         found = provenance.digests_of(ledger, inputs, chunk_bytes)

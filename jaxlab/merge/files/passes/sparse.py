@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.merge.files.passes import blocks, run, spheres
+from jaxlab.merge.files.passes import blocks
+from jaxlab.merge.files.passes import job as job_lib
 from jaxlab.merge.files.passes import parts as parts_lib
 from jaxlab.merge.sparse import at_random, random_bits, select_on_host, sums, thresholds
 
@@ -47,7 +48,7 @@ Keep = Callable[[Block], np.ndarray]
 Blocks = Callable[[], Iterator[Block]]
 
 
-def merge(job: run.Job, part: parts_lib.Part, space: blocks.Workspace) -> None:
+def merge(job: job_lib.Job, part: parts_lib.Part, space: blocks.Workspace) -> None:
     """Merges one part."""
     if not part.size:
         return
@@ -85,10 +86,10 @@ def merge(job: run.Job, part: parts_lib.Part, space: blocks.Workspace) -> None:
             job.write(part, block.start + at, piece, space)
 
 
-def block_size(job: run.Job, part: parts_lib.Part) -> int:
+def block_size(job: job_lib.Job, part: parts_lib.Part) -> int:
     """Numbers of a block: with everything that is made of them, some four chunks."""
-    row = max(run.whole_row(job.recipe.method, part), 1)
-    return min(run.rows_held(part, row, job.chunk_bytes) * row, part.size)
+    row = max(job_lib.whole_row(job.recipe.method, part), 1)
+    return min(job_lib.rows_per_chunk(part, row, job.chunk_bytes) * row, part.size)
 
 
 def _blocks(job, part, space, survey) -> Iterator[Block]:
@@ -100,7 +101,7 @@ def _blocks(job, part, space, survey) -> Iterator[Block]:
         differences = np.zeros((len(members), size), np.float32)
         origin, count = np.zeros(size, np.float32), min(size, part.size - start)
         rows, into = differences[:, :count], origin[:count]
-        spheres.load(job, part, members, base, start, rows, space, into, survey)
+        job_lib.read_wide(job, part, members, base, start, rows, space, into, survey)
         yield Block(start, count, origin, differences)
 
 
@@ -258,7 +259,7 @@ def _by_shares(base, differences, kept, shares):
     return sums.combine_by_shares(base, thinned, shares)
 
 
-_KEEPERS: dict[str, Callable[[run.Job, parts_lib.Part, Blocks], Keep]] = {
+_KEEPERS: dict[str, Callable[[job_lib.Job, parts_lib.Part, Blocks], Keep]] = {
     "ties": _by_size,
     "breadcrumbs": _by_size,
     "breadcrumbs_ties": _by_size,

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab.merge.files.passes import blocks as blocks_lib
+from jaxlab.merge.files.passes import job as job_lib
+from jaxlab.merge.files.passes import linear
 from jaxlab.merge.files.passes import parts as parts_lib
-from jaxlab.merge.files.passes import run
 from jaxlab.merge.spheres import coefficients as coefficients_lib
 
 _FORMULAS = {
@@ -38,14 +39,14 @@ def along(recipe_method: str, part: parts_lib.Part) -> str:
     return "row" if is_row else "leaf"
 
 
-def merge(job: run.Job, part: parts_lib.Part, space: blocks_lib.Workspace) -> None:
+def merge(job: job_lib.Job, part: parts_lib.Part, space: blocks_lib.Workspace) -> None:
     """Merges one part."""
     if not part.size:
         return
     kind = along(job.recipe.method, part)
     if kind == "leaf":
         found = _combination(job, part, space)
-        run.combine(job, part, found, 0, part.size, space)
+        linear.combine(job, part, found, 0, part.size, space)
     else:
         _slices(job, part, kind, space)
 
@@ -60,7 +61,9 @@ def _combination(job, part, space) -> blocks_lib.Combination:
     for start in range(0, part.size, step):
         size = min(step, part.size - start)
         block = vectors[:, :size]
-        load(job, part, members, base if is_delta else None, start, block, space)
+        job_lib.read_wide(
+            job, part, members, base if is_delta else None, start, block, space
+        )
         for at in range(0, size, _DOT):
             piece = block[:, at : at + _DOT]
             gram += piece @ piece.T
@@ -85,7 +88,7 @@ def _slices(job, part, kind, space) -> None:
     wide = blocks_lib.wide_dtype(part.dtypes)
     row = part.shape[-1] if kind == "row" else math.prod(part.shape[1:])
     rows = part.size // row
-    step = run.rows_held(part, row, job.chunk_bytes)
+    step = job_lib.rows_per_chunk(part, row, job.chunk_bytes)
     vectors = np.empty((len(members), step * row), wide)
     origin = np.zeros(step * row, wide)
     gram = np.zeros((len(members), len(members), row if kind == "column" else step))
@@ -97,7 +100,9 @@ def _slices(job, part, kind, space) -> None:
             block, at = vectors[:, : count * row], first * row
             anchor = base if is_delta else None
             into = origin[: count * row]
-            load(job, part, members, anchor, at, block, space, into, survey)
+            job_lib.read_wide(
+                job, part, members, anchor, at, block, space, into, survey
+            )
             yield at, count, block.reshape(len(members), count, row)
 
     if kind == "column":
@@ -118,51 +123,6 @@ def _slices(job, part, kind, space) -> None:
         limit = space.block_bytes // wide.itemsize
         for start in range(0, len(total), limit):
             job.write(part, at + start, total[start : start + limit], space)
-
-
-def load(
-    job: run.Job,
-    part: parts_lib.Part,
-    members: list[int],
-    base: int | None,
-    start: int,
-    out: np.ndarray,
-    space: blocks_lib.Workspace,
-    origin: np.ndarray | None = None,
-    survey: bool = True,
-) -> None:
-    """Fills the rows of `out` with the models, or with their differences from a base.
-
-    Args:
-        members: the models.
-        base: what is subtracted, or None.
-        start: the first number, within the part.
-        out: [members, numbers], wide.
-        space: its buffers are used.
-        origin: where the base goes, if the caller wants it.
-        survey: the numbers will be read once more.
-    """
-    size, wide = out.shape[1], out.dtype
-    limit = space.block_bytes // wide.itemsize
-    for at in range(0, size, limit):
-        count = min(limit, size - at)
-
-        def wide_block(k, into, at=at, count=count):
-            raw = space.view(3, part.dtypes[k], count)
-            where = part.start + start + at
-            job.reader.read(k, part.name, where, raw, survey=survey)
-            np.copyto(into, raw)
-
-        if base is not None:
-            kept = space.view(0, wide, count)
-            wide_block(base, kept)
-            if origin is not None:
-                origin[at : at + count] = kept
-        for row, k in enumerate(members):
-            into = out[row, at : at + count]
-            wide_block(k, into)
-            if base is not None:
-                np.subtract(into, kept, out=into)
 
 
 def _members(recipe, part) -> tuple[int | None, list[int], bool]:

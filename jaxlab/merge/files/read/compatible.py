@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxlab.core import errors
+from jaxlab.merge.files.read import opener
 from jaxlab.merge.files.read import source as source_lib
 
 # Keys of config.json that change nothing a merged model computes.
@@ -34,7 +35,7 @@ def open_all(paths: Sequence[str]) -> list[source_lib.Source]:
     found, lines = [], []
     for path in paths:
         try:
-            found.append(source_lib.open_source(path))
+            found.append(opener.open_source(path))
         except errors.UserError as error:
             lines.append(str(error))
     if len(lines) == 1:
