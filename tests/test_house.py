@@ -36,7 +36,7 @@ RANKS = (
 )  # fmt: skip
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 PEERS = {"torch", "transformers", "tensorflow", "grain", "scipy"}
-MAY_PRINT = ("cli.py", "commands/", "core/report.py")
+MAY_PRINT = ("cli.py", "commands/", "core/progress.py")
 
 
 def _name(file):

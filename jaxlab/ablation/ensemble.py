@@ -28,6 +28,7 @@ import numpy as np
 from jaxlab.ablation import documents
 from jaxlab.ablation import pool as pools
 from jaxlab.core import errors, mesh, types
+from jaxlab.core import progress as progress_lib
 
 # (params, batch) -> (log p of every label, weight of every label), f32[B, L] each.
 TokenLogpsFn = Callable[[types.Params, types.Batch], tuple[jax.Array, jax.Array]]
@@ -55,7 +56,7 @@ def expert_logps(
     logps_fn: TokenLogpsFn,
     batches: Iterable[types.Batch],
     *,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: progress_lib.Progress | None = None,
 ) -> TokenLogps:
     """One pass of every expert over the evaluation set.
 

@@ -19,7 +19,7 @@ leaving out the smallest weights half-way, which is a heuristic.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from jaxlab import merge
 from jaxlab.ablation import documents, limits, proxies, search
 from jaxlab.ablation import pool as pools
 from jaxlab.core import errors, mesh, types
+from jaxlab.core import progress as progress_lib
 
 _BACKWARD = 3  # a forward and a backward pass cost about three forward passes
 
@@ -68,7 +69,7 @@ def gradient_search(
     steps: int = 40,
     learning_rate: float = 0.5,
     entropy: float = 0.0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: progress_lib.Progress | None = None,
 ) -> search.Found:
     """Weights on the allowed simplex that minimise the merged model's loss.
 

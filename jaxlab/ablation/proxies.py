@@ -32,11 +32,11 @@ from jaxlab import merge
 from jaxlab.ablation import documents, ensemble
 from jaxlab.ablation import pool as pools
 from jaxlab.core import errors, mesh, types
+from jaxlab.core import progress as progress_lib
 
 # (params, batch) -> (total nats, tokens): each f32[], or f32[B] by row.
 TokenLosses = Callable[[types.Params, types.Batch], tuple[jax.Array, jax.Array]]
 # (evaluations done, evaluations in all or None): after each batch.
-Progress = Callable[[int, int | None], None]
 Mode = Literal["map", "vmap"]
 
 
@@ -47,7 +47,7 @@ def document_losses(
     batches: Iterable[types.Batch],
     *,
     mode: Mode = "map",
-    progress: Progress | None = None,
+    progress: progress_lib.Progress | None = None,
 ) -> documents.DocumentLosses:
     """The losses of each mixture's merged model, by document.
 
@@ -88,7 +88,7 @@ def proxy_losses(
     *,
     mode: Mode = "map",
     by_document: bool = False,
-    progress: Progress | None = None,
+    progress: progress_lib.Progress | None = None,
 ) -> np.ndarray:
     """The loss of each mixture's merged model, in nats a token.
 
@@ -124,7 +124,7 @@ def predictions(
     *,
     logps: ensemble.TokenLogps | None = None,
     mode: Mode = "map",
-    progress: Progress | None = None,
+    progress: progress_lib.Progress | None = None,
 ) -> dict[str, documents.DocumentLosses]:
     """What every proxy and baseline says of the mixtures on one evaluation set.
 

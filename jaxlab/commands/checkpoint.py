@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from jaxlab.core import checkpoint, checkpoint_files, report
+    from jaxlab.core import checkpoint, checkpoint_files, progress
 
     folder = checkpoint.folder_of(args.run)
     every = _keep_every(folder.parent / "config.json")
@@ -54,7 +54,7 @@ def _list(args: argparse.Namespace) -> int:
     for entry in _entries(args.run):
         age = "-"  # of a save that was killed nothing says when
         if entry.is_finished:
-            age = report.duration(
+            age = progress.duration(
                 time.time() - checkpoint_files.finished_at(entry.path)
             )
         rows.append(

@@ -10,7 +10,7 @@ import sys
 import time
 
 from jaxlab.commands import arguments as arguments_lib
-from jaxlab.core import errors, folders
+from jaxlab.core import errors, folders, progress
 
 SUMMARY = "Merge models into one, streaming, by a recipe or as an average"
 DETAILS = """\
@@ -93,9 +93,9 @@ def run(args: argparse.Namespace) -> None:
 
         options["writer"] = merge_opened.writer(plan, args.out)
     started = time.monotonic()
-    progress = _Progress(started)
+    meter = progress.Meter("read", number=lambda size: f"{size / 1e9:.1f} GB")
     report = stream.merge_recipe(
-        plan, args.out, chunk_bytes=args.memory // 16, progress=progress, **options
+        plan, args.out, chunk_bytes=args.memory // 16, progress=meter, **options
     )
     for note in report["notes"]:
         print(f"warning: {note}", file=sys.stderr)
@@ -130,21 +130,3 @@ def _is_run(model) -> bool:
 def _is_folder_to_run(plan, written) -> bool:
     first = pathlib.Path(plan.models[0])
     return written == "orbax" and not (first / "_CHECKPOINT_METADATA").exists()
-
-
-class _Progress:
-    """Says every two seconds how far the merge is."""
-
-    def __init__(self, started: float):
-        self.started = self.said = started
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self.said < 2.0 or done == total:
-            return
-        self.said = now
-        left = (now - self.started) / done * (total - done)
-        print(
-            f"read {done / 1e9:.1f} of {total / 1e9:.1f} GB, eta {left:.0f} s",
-            flush=True,
-        )

@@ -1,16 +1,81 @@
-"""What long work tells while it runs: where it is, how long each stage took, the rest.
+"""Progress of long work: lines on stdout with the time since the start and the rest.
 
-A line on stdout says the time since the start. `Stages` counts work that is known
-beforehand, in training steps; `Clock.meter` counts one loop, and keeps silent where it
-takes a few seconds only.
+`Meter` counts one loop, and keeps silent where it takes a few seconds only; it is a
+`Progress`, which rooms take as an argument. `Clock` puts the time since the start in
+front of its lines. `Stages` counts work that is known beforehand, in training steps.
 """
 
+import sys
 import time
 from collections.abc import Callable
+from typing import TextIO
 
-from jaxlab.core import report
+Progress = Callable[[int, int | None], None]  # called with (done, all or None)
 
 _EVERY_SECONDS = 5.0  # between two lines of a meter
+
+
+def line(text: str, out: TextIO | None = None) -> None:
+    """One line to stdout, at once."""
+    print(text, file=sys.stdout if out is None else out, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    >>> duration(75), duration(3900)
+    ('1m15s', '1h05m')
+    """
+    seconds = max(int(seconds), 0)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+
+
+def time_left(seconds: float, done: float, total: float) -> str:
+    """What the rest will take, if it goes on as before, for people.
+
+    Args:
+        seconds: that `done` took.
+        done: of the work, in any unit.
+        total: of the work, in that unit.
+
+    >>> time_left(10.0, 2, 20)
+    '1m30s'
+    """
+    return duration(seconds * (total - done) / max(done, 1e-9))
+
+
+class Meter:
+    """Says every few seconds how far a loop is: a `Progress`.
+
+    Args:
+        what: is counted.
+        say: is called with a line.
+        number: writes a count, e.g. of bytes as gigabytes.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        say: Callable[[str], None] = line,
+        number: Callable[[int], str] = str,
+    ):
+        self._what, self._say, self._number = what, say, number
+        self._started = self._shown = time.monotonic()
+
+    def __call__(self, done: int, count: int | None) -> None:
+        """Takes how much is done, and how much there is, if that is known."""
+        now = time.monotonic()
+        if now - self._shown < _EVERY_SECONDS or done == count:
+            return
+        self._shown, end = now, ""
+        if count:
+            left = time_left(now - self._started, done, count)
+            end = f" of {self._number(count)}, {left} left"
+        self._say(f"{self._what}: {self._number(done)}{end}")
 
 
 class Clock:
@@ -26,29 +91,16 @@ class Clock:
 
     def say(self, text: str) -> None:
         """A line with the time in front."""
-        report.line(f"[{report.duration(self.elapsed()):>5}] {text}")
+        line(f"[{duration(self.elapsed()):>5}] {text}")
 
     def progress(self, stage: str, share: float) -> None:
         """A line with the share of everything that is done, and the time left."""
-        left = self.elapsed() * (1 - share) / max(share, 1e-9)
-        self.say(f"{stage}: {share:.0%} of all done, {report.duration(left)} left")
+        left = time_left(self.elapsed(), share, 1.0)
+        self.say(f"{stage}: {share:.0%} of all done, {left} left")
 
-    def meter(self, what: str) -> Callable[[int, int | None], None]:
-        """A callback of (done, all or None) that says so every few seconds."""
-        started = shown = time.monotonic()
-
-        def tell(done: int, count: int | None) -> None:
-            nonlocal shown
-            now = time.monotonic()
-            if now - shown < _EVERY_SECONDS or done == count:
-                return
-            shown, end = now, ""
-            if count:
-                left = (now - started) * (count - done) / done
-                end = f" of {count}, {report.duration(left)} left"
-            self.say(f"{what}: {done}{end}")
-
-        return tell
+    def meter(self, what: str) -> Meter:
+        """A meter whose lines have the time in front."""
+        return Meter(what, self.say)
 
 
 class Stages:

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 
-from jaxlab.core import errors, folders, paths
+from jaxlab.core import errors, folders, paths, progress
 from jaxlab.core import peak_flops as peak_flops_lib
 
 _log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class Reporter:
         """One line to stdout, from process 0."""
         if self._is_writer:
             prefix = f"[{self.name}] " if self.name else ""
-            line(prefix + text, self._out)
+            progress.line(prefix + text, self._out)
 
     def _say(self, step, row, end=""):
         shown = {name: value for name, value in row.items() if name not in _QUIET}
@@ -121,9 +121,8 @@ class Reporter:
         self.say(f"step {step}/{self.steps} {words}{end}")
 
     def _eta(self, step, now):
-        done = step - self.first
-        left = (now - self._started) / max(done, 1) * (self.steps - step)
-        return f" eta {duration(left)}"
+        done, total = step - self.first, self.steps - self.first
+        return f" eta {progress.time_left(now - self._started, done, total)}"
 
     def _write(self, step, row):
         if self._file is not None:
@@ -141,25 +140,6 @@ class Reporter:
         if self._board is not None:
             for name, value in row.items():
                 self._board.add_scalar(name, value, step)
-
-
-def line(text: str, out: TextIO | None = None) -> None:
-    """One line to stdout, at once."""
-    print(text, file=sys.stdout if out is None else out, flush=True)
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people.
-
-    >>> duration(75), duration(3900)
-    ('1m15s', '1h05m')
-    """
-    seconds = max(int(seconds), 0)
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02d}s"
-    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

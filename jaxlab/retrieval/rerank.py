@@ -17,6 +17,7 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxlab.core import errors
+from jaxlab.core import progress as progress_lib
 
 Reranker = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -52,7 +53,7 @@ class Remembered:
         *,
         made_from: str = "",
         at_once: int = 4096,
-        progress: Callable[[int, int], None] | None = None,
+        progress: progress_lib.Progress | None = None,
     ):
         self._score, self._at_once, self._progress = score, at_once, progress
         self._known: dict[tuple[int, int], tuple[float, float]] = {}

@@ -365,15 +365,6 @@ def _circular():
     return value
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(-3, "0s"), (0.9, "0s"), (59.9, "59s"), (60, "1m00s"), (3599, "59m59s"),
-     (3600, "1h00m"), (90_000, "25h00m")],
-)  # fmt: skip
-def test_durations_are_for_people(seconds, text):
-    assert report.duration(seconds) == text
-
-
 # ---- peak
 
 

@@ -88,7 +88,7 @@ _OF_SEED = ("size", "vocab_size", "seed_domains")
 def run(args: argparse.Namespace) -> None:
     """Makes the pool or adds to it, and prints what it holds."""
     from jaxlab import ablation
-    from jaxlab.core import process, progress, report
+    from jaxlab.core import process, progress
     from jaxlab.systems.data_ablation import pools
 
     pool, watch = pathlib.Path(args.pool), progress.Clock()
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
             for unit in contents.units.values()
         ],
     )
-    took = report.duration(watch.elapsed())
+    took = progress.duration(watch.elapsed())
     print(f"{pool}: {len(contents.units)} experts, took {took}")
 
 

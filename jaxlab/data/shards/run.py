@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxlab.core import errors, folders, paths, report
+from jaxlab.core import errors, folders, paths, progress, report
 from jaxlab.data.corpus import documents as documents_
 from jaxlab.data.shards import plan, worker
 from jaxlab.data.tokenizers import tokenizer as tokenizer_
@@ -246,7 +246,7 @@ def _progress(
         time.monotonic(),
     )
     if done:
-        report.line(f"{done} of {len(shards)} shards are written already")
+        progress.line(f"{done} of {len(shards)} shards are written already")
     sizes = {s.prefix + plan.RECORD: s.size_bytes for s in missing}
 
     def show() -> None:
@@ -259,10 +259,10 @@ def _progress(
             size, seconds = sum(map(sizes.get, new)), time.monotonic() - started
             line = f"{done + len(new)} of {len(shards)} shards"
             if size:
-                left = seconds * (sum(sizes.values()) - size) / size
-                line += f", {size / seconds / 1e6:.1f} MB of files a second"
-                line += f", eta {report.duration(left)}"
-            report.line(line)
+                line += f", {size / seconds / 1e6:.1f} MB of files per second"
+                left = progress.time_left(seconds, size, sum(sizes.values()))
+                line += f", {left} left"
+            progress.line(line)
 
     thread = threading.Thread(target=show, daemon=True)
     thread.start()

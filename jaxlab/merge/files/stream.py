@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from jaxlab.core import errors, folders
+from jaxlab.core import progress as progress_lib
 from jaxlab.merge.files.passes import job as job_lib
 from jaxlab.merge.files.passes import parts, run
 from jaxlab.merge.files.read import compatible, digests
@@ -65,7 +66,7 @@ def merge_files(
     digest: str | None = "crc32",
     seed: int = 0,
     layer_axis: str | None = None,
-    progress: run.Progress | None = None,
+    progress: progress_lib.Progress | None = None,
     **parameters: Any,
 ) -> dict[str, Any]:
     """Merges checkpoints on disk into a new one.
@@ -126,7 +127,7 @@ def merge_recipe(
     out: str | os.PathLike,
     *,
     chunk_bytes: int = 4 << 20,
-    progress: run.Progress | None = None,
+    progress: progress_lib.Progress | None = None,
     writer: Writer | None = None,
     **options: Any,
 ) -> dict[str, Any]:

@@ -69,7 +69,8 @@ def main(
     report_lib.write(workdir / "report.html", outcome, page, pages, workdir)
     for line in summary.headlines(outcome):
         watch.say(line)
-    watch.say(f"report: {workdir / 'report.html'} ({report.duration(watch.elapsed())})")
+    took = progress.duration(watch.elapsed())
+    watch.say(f"report: {workdir / 'report.html'} ({took})")
     return outcome
 
 

@@ -8,17 +8,16 @@ merged mixtures and of the seed model are kept alike.
 
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxlab import ablation, models
+from jaxlab.core import progress as progress_lib
 from jaxlab.core import types
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.systems.data_ablation import experts
-
-Progress = Callable[[int, int | None], None]
 
 
 class Subject(NamedTuple):
@@ -47,7 +46,9 @@ class Subject(NamedTuple):
 
 
 def expert_logps(
-    subject: Subject, batches: Sequence[types.Batch], progress: Progress | None = None
+    subject: Subject,
+    batches: Sequence[types.Batch],
+    progress: progress_lib.Progress | None = None,
 ) -> ablation.TokenLogps:
     """One pass of every expert whose predictions are not kept yet."""
     pool, logps_fn = subject.pool, experts.logps_of(subject.decoder)
@@ -76,7 +77,7 @@ def merged(
     subject: Subject,
     mixtures: Sequence[ablation.Mixture],
     batches: Sequence[types.Batch],
-    progress: Progress | None = None,
+    progress: progress_lib.Progress | None = None,
 ) -> ablation.DocumentLosses:
     """The losses of merged models, by document."""
     rows = subject.pool.weights(mixtures)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxlab.core import report
+from jaxlab.core import progress
 from jaxlab.reports import page
 from jaxlab.systems.data_ablation import experts, results
 from jaxlab.systems.data_ablation.study import Outcome
@@ -193,8 +193,8 @@ def _noise(outcome) -> list[str]:
 def _costs(outcome) -> str:
     rows = [
         [
-            way.name, f"{way.units:,}", report.duration(way.train_seconds),
-            report.duration(way.score_seconds),
+            way.name, f"{way.units:,}", progress.duration(way.train_seconds),
+            progress.duration(way.score_seconds),
         ]
         for way in results.costs(outcome)
     ]  # fmt: skip

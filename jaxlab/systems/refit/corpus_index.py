@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxlab import models, retrieval
 from jaxlab.core import errors, report, types
+from jaxlab.core import progress as progress_lib
 from jaxlab.data.examples import text_rows
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.retrieval import encode, formats, rerank
@@ -28,8 +29,6 @@ from jaxlab.systems import encoder_files
 
 _SOURCE = "source.json"
 _WINDOW = 4096  # texts that are sorted by length together; a build resumes at one
-
-Progress = Callable[[int, int | None], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +93,7 @@ def build(
     *,
     dtype: str = "float32",
     append: bool = False,
-    progress: Progress = lambda done, count: None,
+    progress: progress_lib.Progress = lambda done, count: None,
 ) -> tuple[retrieval.Index, int]:
     """Encodes a corpus; where it was interrupted it goes on.
 
@@ -205,7 +204,7 @@ def open_index(
 def vectors(
     encoder: Encoder,
     texts: Sequence[str],
-    progress: Progress = lambda done, count: None,
+    progress: progress_lib.Progress = lambda done, count: None,
 ) -> encode.Encoded:
     """Vectors of queries."""
     return encode.embed_texts(

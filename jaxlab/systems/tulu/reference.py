@@ -11,14 +11,13 @@ file, and refuses one of other pairs or another start.
 import functools
 import json
 import pathlib
-import time
 from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 from jaxlab import load, objectives
-from jaxlab.core import errors, folders, paths, report
+from jaxlab.core import errors, folders, paths, progress
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data.examples import conversation_rows
 
@@ -61,16 +60,13 @@ def give(
 
 def _computed(part: conversation_rows.PairRows, opened: load.Opened) -> np.ndarray:
     """f32[N, 2]."""
-    score, found, started = _scorer(opened.decoder.apply), [], time.monotonic()
-    batches, shown = -(-part.count // part.rows), started
+    score, logps = _scorer(opened.decoder.apply), []
+    meter, batches = progress.Meter("reference batches"), -(-part.count // part.rows)
     for done, batch in enumerate(conversation_rows.eval_batches(part), start=1):
-        found.append(np.asarray(score(opened.params, batch)))
-        now = time.monotonic()
-        if jax.process_index() == 0 and (now - shown > 5 or done == batches):
-            left = report.duration((now - started) / done * (batches - done))
-            report.line(f"reference: batch {done} of {batches}, {left} left")
-            shown = now
-    return np.concatenate(found)[: part.count]
+        logps.append(np.asarray(score(opened.params, batch)))
+        if jax.process_index() == 0:
+            meter(done, batches)
+    return np.concatenate(logps)[: part.count]
 
 
 @functools.cache

@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from jaxlab.core import progress as progress_lib
 from jaxlab.merge.files.passes import blocks, linear
 from jaxlab.merge.files.passes import job as job_lib
 from jaxlab.merge.files.passes import parts as parts_lib
 
 Task = Callable[[blocks.Workspace], None]
-Progress = Callable[[int, int], None]
-
 THREADS = 2  # reading, summing and writing keep about two cores busy
 ON_SPHERES = ("slerp", "nuslerp", "multislerp", "karcher", "model_stock")
 
@@ -23,7 +22,7 @@ def run(
     job: job_lib.Job,
     parts: Sequence[parts_lib.Part],
     total: int,
-    progress: Progress | None,
+    progress: progress_lib.Progress | None,
 ) -> None:
     """Makes all parts; stops all threads at the first error."""
     tasks = iter(_tasks(job, parts))
