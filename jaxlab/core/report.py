@@ -126,9 +126,8 @@ class Reporter:
 
     def _write(self, step, row):
         if self._file is not None:
-            values = {name: _finite_or_none(value) for name, value in row.items()}
             try:
-                self._file.write(json.dumps({"step": step, **values}) + "\n")
+                self._file.write(json.dumps(json_value({"step": step, **row})) + "\n")
                 self._file.flush()
             except OSError as error:
                 with contextlib.suppress(OSError):
@@ -143,9 +142,33 @@ class Reporter:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never half."""
-    text = json.dumps(value, indent=2, sort_keys=True, default=_plain)
+    """Writes `json_value(value)`; a reader sees the old file or the new, never half."""
+    text = json.dumps(json_value(value), indent=2, sort_keys=True, allow_nan=False)
     folders.write_text(path, text + "\n")
+
+
+def json_value(value: Any) -> Any:
+    """A value as JSON has it: what every report and record of ours is written with.
+
+    Mappings, named tuples and dataclasses become objects; tuples and arrays, lists; NaN
+    and infinities, which JSON does not have, null; anything else, its text.
+
+    >>> json_value({"losses": (0.5, float("nan")), "steps": np.arange(2)})
+    {'losses': [0.5, None], 'steps': [0, 1]}
+    """
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    elif isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: json_value(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(each) for each in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, int | str) else str(value)
 
 
 def versions() -> dict[str, str]:
@@ -172,8 +195,9 @@ def check_config(
     text = paths.read_text(paths.path(workdir) / "config.json")
     if text is None:
         return
-    old = _flat(json.loads(text))
-    new = _flat(json.loads(json.dumps(config, default=_plain)))
+    # Both sides: older versions wrote an infinity as it is.
+    old = _flat(json_value(json.loads(text)))
+    new = _flat(json.loads(json.dumps(json_value(config))))
     keys = sorted(
         key
         for key in old.keys() | new.keys()
@@ -221,21 +245,7 @@ def _number(value: Any) -> float | int:
     return int(value) if np.issubdtype(value.dtype, np.integer) else float(value)
 
 
-def _finite_or_none(value: float | int) -> float | int | None:
-    return value if math.isfinite(value) else None  # JSON has no NaN
-
-
 def _short(value: float | int) -> str:
     if isinstance(value, int):
         return str(value)
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return dataclasses.asdict(value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    return str(value)

@@ -264,8 +264,7 @@ def _train(protocol, setting, seed, folder, is_tuning) -> Run:
             result.state.params, trust_methods.TrustConfig(**config.trust.to_dict())
         )
         found = found._replace(**_measured(protocol, params))
-    content = {k: None if v != v else v for k, v in found._asdict().items()}  # no NaN
-    report.write_json(folder / _RESULT, content)
+    report.write_json(folder / _RESULT, found)
     shutil.rmtree(folder / "checkpoints")
     return found
 
