@@ -1,1 +1,1 @@
-"""Reports that people look at: one self-contained page, and its numbers."""
+"""Reports that people and programs read: one HTML page and one JSON file each."""

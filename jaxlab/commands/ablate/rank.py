@@ -96,7 +96,8 @@ def _ranked(
     import numpy as np
 
     from jaxlab import ablation
-    from jaxlab.systems.data_ablation import experts, predictions, summary
+    from jaxlab.systems.data_ablation import experts, predictions
+    from jaxlab.systems.data_ablation import results as results_lib
 
     logps = predictions.expert_logps(subject, batches, meter("experts' predictions"))
     ensemble = predictions.ensemble(subject, mixtures, logps)
@@ -113,7 +114,7 @@ def _ranked(
     best = min(individual, key=lambda name: np.nan_to_num(individual[name], nan=np.inf))
     seed = predictions.seed_loss(subject, batches)
     return {
-        "rows": summary.ranking_rows(
+        "rows": results_lib.ranking_rows(
             ablation.ranked(mixtures, chosen),
             dict(zip(names, np.exp(ensemble.loss).tolist(), strict=True)),
             dict(zip(names, np.exp(means).tolist(), strict=True)),

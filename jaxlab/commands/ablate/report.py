@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> None:
     from jaxlab.systems.data_ablation import mixtures as mixtures_lib
     from jaxlab.systems.data_ablation import recipe as recipe_lib
     from jaxlab.systems.data_ablation import report as report_lib
+    from jaxlab.systems.data_ablation import results
     from jaxlab.systems.data_ablation import study as study_lib
-    from jaxlab.systems.data_ablation import summary
 
     process.start()
     pool, watch = pathlib.Path(args.pool), progress.Clock()
@@ -85,10 +85,8 @@ def run(args: argparse.Namespace) -> None:
     outcome = study_lib.judge(study, pool, plan, to_check=to_check, say=watch.say)
     if args.trained:
         report.write_json(pool / _CHECKED, {"options": options, "mixtures": to_check})
-    found = summary.summarise(outcome, {**outcome.seconds, "total": watch.elapsed()})
-    report.write_json(pool / "report.json", found)
-    report_lib.write(pool / "report.html", outcome, found, {}, pool)
-    for line in summary.headlines(outcome):
+    report_lib.write(pool, outcome, {**outcome.seconds, "total": watch.elapsed()})
+    for line in results.headlines(outcome):
         watch.say(line)
     watch.say(f"report: {pool / 'report.html'}")
 

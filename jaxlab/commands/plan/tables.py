@@ -95,17 +95,19 @@ def draw(
     path: pathlib.Path, plan: planning.Plan, compiled_bytes: float | None = None
 ) -> None:
     """Bars of memory, by category and as compiled, and of time, as a picture."""
-    from jaxlab.reports import page
+    from jaxlab.reports import figures
 
-    pyplot = page.pyplot()
-    figure, (memory, time) = pyplot.subplots(2, 1, figsize=(9, 4))
-    left = 0.0
-    for name, size in plan.memory._asdict().items():
-        if size:
-            memory.barh(0, size / GIB, left=left, label=_MEMORY[name])
-            left += size / GIB
+    figure, [[memory], [time]] = figures.panels(2, 1, size=(9, 4))
+    parts = plan.memory._asdict().items()
+    figures.stacked_bars(
+        memory,
+        ["planned"],
+        {_MEMORY[name]: [size / GIB] for name, size in parts if size},
+    )
     if compiled_bytes is not None:
-        memory.barh(1, compiled_bytes / GIB, color="grey", label="as compiled")
+        memory.barh(
+            "as compiled", compiled_bytes / GIB, color="grey", label="as compiled"
+        )
     memory.axvline(plan.topology.chip.hbm_bytes / GIB, color="black", ls="--")
     memory.set(yticks=[], xlabel="GiB of a chip; dashed: what it has")
     memory.legend(
@@ -116,10 +118,9 @@ def draw(
     low, likely, high = plan.times.low, plan.times.likely, plan.times.high
     error = [[likely - low], [high - likely]]
     time.barh("likely step", likely, xerr=error, color="lightgrey")
-    time.set(xlabel="seconds a step")
+    time.set(xlabel="seconds per step")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
 
 
 def _show_memory(plan: planning.Plan) -> None:

@@ -13,10 +13,10 @@ import pathlib
 import jax
 
 from jaxlab import generate, models
-from jaxlab.core import process, progress, report
+from jaxlab.core import process, progress
 from jaxlab.data import prepared
 from jaxlab.systems import branches
-from jaxlab.systems.data_ablation import experts, pools, summary
+from jaxlab.systems.data_ablation import experts, pools, results
 from jaxlab.systems.data_ablation import report as report_lib
 from jaxlab.systems.data_ablation import study as study_lib
 
@@ -59,15 +59,12 @@ def main(
     outcome = study_lib.run(study, workdir, say=watch.say, done=watch.progress)
     watch.say("generating a sample, exporting, writing the report")
     pool = experts.open_pool(workdir)
-    pages = {
-        "samples": _samples(study, pool, corpus),
-        "exports": _export(study, workdir, pool, corpus, outcome),
-    }
+    samples = _samples(study, pool, corpus)
+    exports = _export(study, workdir, pool, corpus, outcome)
     watch.seconds |= outcome.seconds
-    page = summary.summarise(outcome, {**watch.seconds, "total": watch.elapsed()})
-    report.write_json(workdir / "report.json", page)
-    report_lib.write(workdir / "report.html", outcome, page, pages, workdir)
-    for line in summary.headlines(outcome):
+    seconds = {**watch.seconds, "total": watch.elapsed()}
+    report_lib.write(workdir, outcome, seconds, samples=samples, exports=exports)
+    for line in results.headlines(outcome):
         watch.say(line)
     took = progress.duration(watch.elapsed())
     watch.say(f"report: {workdir / 'report.html'} ({took})")

@@ -1,4 +1,4 @@
-"""The report of a data ablation: one self-contained HTML file, plots inline.
+"""The report of a data ablation: what merging predicted, and whether it was right.
 
 Sections stand where there is something to say: agreement where mixtures were trained,
 regret where searches were judged, noise where training was repeated.
@@ -7,12 +7,13 @@ regret where searches were judged, noise where training was repeated.
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from jaxlab.core import progress
-from jaxlab.reports import page
+from jaxlab.reports import figures
+from jaxlab.reports import page as page_lib
 from jaxlab.systems.data_ablation import experts, results
 from jaxlab.systems.data_ablation.study import Outcome
 
@@ -24,34 +25,49 @@ _PROXY_NAMES = {
 
 
 def write(
-    path: pathlib.Path,
-    outcome: Outcome,
-    summary: Mapping,
-    pages: Mapping,
     workdir: pathlib.Path,
+    outcome: Outcome,
+    seconds: Mapping[str, float],
+    *,
+    samples: Sequence[tuple[str, str]] = (),
+    exports: Sequence[pathlib.Path] = (),
 ) -> None:
-    """Writes the report; every number in it is in report.json or metrics.jsonl."""
-    parts = [
-        _introduction(outcome),
-        *_correlations(outcome),
-        *_agreement(summary),
-        *_choices(outcome),
-        *_misses(outcome),
-        *_noise(outcome),
-        "<h2>Ranking by target</h2>",
-        *(_ranking(outcome, target) for target in outcome.ranking),
-        "<h2>What each expert gained and lost</h2>",
-        page.image(_heatmap(outcome)),
-        "<h2>What it cost</h2>",
-        _costs(outcome),
-        "<h2>Training loss</h2>",
-        page.image(_curves(outcome, workdir)),
-        *_samples(pages),
-        *_files(pages, workdir),
-        "<h2>Time and versions</h2>",
-        _seconds(summary),
-    ]
-    page.write(path, "Which data mixture would train best?", parts)
+    """Writes WORKDIR/report.html and report.json.
+
+    Every number of the page is in report.json or in a metrics.jsonl.
+
+    Args:
+        workdir: that holds the runs.
+        outcome: of the study.
+        seconds: stage -> what it took.
+        samples: (prompt, continuation) by the average of all experts.
+        exports: Hugging Face folders in `workdir`.
+    """
+    numbers = results.numbers(outcome, seconds)
+    page = page_lib.Page("Which data mixture would train best?")
+    page.numbers(**numbers)
+    page.text(_introduction(outcome))
+    _add_correlations(page, outcome)
+    _add_agreement(page, numbers["agreement"])
+    _add_choices(page, outcome)
+    _add_misses(page, outcome)
+    _add_noise(page, outcome)
+    page.heading("Ranking by target")
+    for target in outcome.ranking:
+        _add_ranking(page, outcome, target)
+    page.heading("What each expert gained and lost")
+    page.figure(_heatmap(outcome))
+    page.heading("What it cost")
+    _add_costs(page, outcome)
+    page.heading("Training loss")
+    page.figure(_curves(outcome, workdir))
+    _add_samples(page, samples)
+    _add_files(page, [folder.relative_to(workdir) for folder in exports])
+    page.heading("Time and versions")
+    rows = [[stage, f"{took:.1f} s"] for stage, took in numbers["seconds"].items()]
+    rows += [[package, version] for package, version in numbers["versions"].items()]
+    page.table(["stage or package", ""], rows)
+    page.write(workdir)
 
 
 def _introduction(outcome) -> str:
@@ -60,46 +76,43 @@ def _introduction(outcome) -> str:
     tokens = recipe.base.data.length * recipe.base.data.batch_size
     budget = {
         "mixture": "on as many tokens as one expert",
-        "member": "on as many tokens a member as one expert",
+        "member": "on as many tokens per member as one expert",
     }[study.budget]
     return (
-        f"<p>One seed model ({recipe.base.steps * tokens:,} tokens), one expert for "
+        f"One seed model ({recipe.base.steps * tokens:,} tokens), one expert for "
         f"each of {len(outcome.units)} partitions ({recipe.unit_tokens:,} tokens "
         f"each), {len(outcome.mixtures):,} averages of experts scored on the held-out "
         f"text of {len(outcome.actual)} domains. {len(outcome.checked) or 'No'} "
         f"mixtures were then trained for real, {budget}, to see whether merging "
-        "predicted them (Na et al. 2024, arXiv:2410.15661).</p>"
+        "predicted them (Na et al. 2024, arXiv:2410.15661)."
     )
 
 
-def _correlations(outcome) -> list[str]:
+def _add_correlations(page, outcome) -> None:
     if not outcome.checked:
-        return []
-    found = results.correlations(outcome)
+        return
     kinds = ("spearman", "pearson")
     rows = [
         [target, str(c["n"])]
         + [_two(c[p + kind]) for p in ("", "ensemble_", "baseline_") for kind in kinds]
-        for target, c in found.items()
+        for target, c in results.correlations(outcome).items()
     ]
     head = ["target", "mixtures", "merged: Spearman", "Pearson"]
     head += ["ensemble: Spearman", "Pearson", "mean of members: Spearman", "Pearson"]
-    return [
-        "<h2>Did merging predict training?</h2>",
-        page.table(head, rows),
-        page.image(_scatter(outcome)),
-        page.note(
-            "Each point is a mixture of two or more members that was also trained; "
-            "single ones are left out, since their prediction is the trained model. "
-            "The hollow points are the trivial prediction, the mean of the members' "
-            "own losses: a merge that does not beat it has shown nothing. Where points "
-            "form two clusters, the lower one are mixtures with the target's own "
-            "domain: telling the two apart is the easy part."
-        ),
-    ]
+    page.heading("Did merging predict training?")
+    page.table(head, rows)
+    page.figure(_scatter(outcome))
+    page.note(
+        "Each point is a mixture of two or more members that was also trained; "
+        "single ones are left out, since their prediction is the trained model. "
+        "The hollow points are the trivial prediction, the mean of the members' "
+        "own losses: a merge that does not beat it has shown nothing. Where points "
+        "form two clusters, the lower one are mixtures with the target's own "
+        "domain: telling the two apart is the easy part."
+    )
 
 
-def _agreement(summary) -> list[str]:
+def _add_agreement(page, agreement: Mapping[str, Mapping]) -> None:
     """Pearson and Kendall with intervals, in and out of domain and at fixed size."""
     where = {
         "all": "all mixtures",
@@ -107,9 +120,8 @@ def _agreement(summary) -> list[str]:
         "out": "target's domain not in it",
     }
     rows = []
-    found = summary["agreement"]
     for group, what in (("units", "text of the units"), ("others", "other text")):
-        columns = [found[proxy][group] for proxy in results.PROXIES]
+        columns = [agreement[proxy][group] for proxy in results.PROXIES]
         for cells in zip(*columns, strict=True):
             size = {None: "any", "within": "within sizes"}
             first = cells[0]
@@ -120,25 +132,20 @@ def _agreement(summary) -> list[str]:
                 + [_interval(cell["kendall"]) for cell in cells]
             )
     if not rows:
-        return []
+        return
     names = [_PROXY_NAMES[proxy] for proxy in results.PROXIES]
     head = ["targets", "members", "pairs", *(f"Pearson, {n}" for n in names)]
     head += [f"Kendall, {name}" for name in names]
-    return [
-        "<h3>At fixed size, in and out of domain</h3>",
-        page.table(head, rows),
-        page.note(
-            "The mean of the targets' correlations of losses, with the 95 % interval "
-            "over the choice of mixtures. Within sizes: after subtracting the mean of "
-            "each size."
-        ),
-    ]
+    page.heading("At fixed size, in and out of domain", level=3)
+    page.table(head, rows)
+    page.note(
+        "The mean of the targets' correlations of losses, with the 95 % interval "
+        "over the choice of mixtures. Within sizes: after subtracting the mean of "
+        "each size."
+    )
 
 
-def _choices(outcome) -> list[str]:
-    found = results.choices(outcome)
-    if not found:
-        return []
+def _add_choices(page, outcome) -> None:
     rows = [
         [
             f"{choice.target}: {choice.method}",
@@ -148,75 +155,74 @@ def _choices(outcome) -> list[str]:
             f"{math.exp(choice.trained):.2f}",
             f"{choice.regret:.4f}",
         ]
-        for choice in found
+        for choice in results.choices(outcome)
     ]
+    if not rows:
+        return
     head = ["target and search", "choice", "evaluations", "predicted perplexity"]
-    return [
-        "<h2>What each search chose, and what that costs</h2>",
-        page.table([*head, "trained perplexity", "regret, nats"], rows),
-        page.note(
-            f"At most {outcome.study.search_size} members; every choice is trained on "
-            f"{outcome.study.choice_units} units of data. Regret: the loss of that "
-            "model, less that of the best model trained on as much."
-        ),
-    ]
+    page.heading("What each search chose, and what that costs")
+    page.table([*head, "trained perplexity", "regret, nats"], rows)
+    page.note(
+        f"At most {outcome.study.search_size} members; every choice is trained on "
+        f"{outcome.study.choice_units} units of data. Regret: the loss of that "
+        "model, less that of the best model trained on as much."
+    )
 
 
-def _misses(outcome) -> list[str]:
+def _add_misses(page, outcome) -> None:
     rows = [
         [f"{target}: {name}", str(predicted), str(trained), str(count)]
         for target, name, predicted, trained, count in results.misses(outcome, "merged")
         if predicted != trained
     ]
-    if not rows:
-        return []
-    return [
-        "<h3>Where merging failed most</h3>",
+    if rows:
+        page.heading("Where merging failed most", level=3)
         page.table(
             ["target: mixture", "rank predicted", "rank trained", "of that size"], rows
-        ),
-    ]
+        )
 
 
-def _noise(outcome) -> list[str]:
-    found = results.noise(outcome)
-    if not found:
-        return []
+def _add_noise(page, outcome) -> None:
     rows = [
         [target, f"{within:.4f}", f"{between:.4f}", f"{between / within:.0f}"]
-        for target, (within, between) in found.items()
+        for target, (within, between) in results.noise(outcome).items()
     ]
-    head = ["target", "between data orders, nats", "between mixtures, nats", "ratio"]
-    return ["<h3>How noisy training is</h3>", page.table(head, rows)]
+    if rows:
+        head = ["target", "between data orders, nats", "between mixtures, nats"]
+        page.heading("How noisy training is", level=3)
+        page.table([*head, "ratio"], rows)
 
 
-def _costs(outcome) -> str:
+def _add_costs(page, outcome) -> None:
     rows = [
         [
-            way.name, f"{way.units:,}", progress.duration(way.train_seconds),
+            way.name,
+            f"{way.units:,}",
+            progress.duration(way.train_seconds),
             progress.duration(way.score_seconds),
         ]
         for way in results.costs(outcome)
-    ]  # fmt: skip
+    ]
     head = [f"losses of {len(outcome.mixtures):,} mixtures by", "units trained"]
-    return page.table([*head, "training", "scoring"], rows)
+    page.table([*head, "training", "scoring"], rows)
 
 
-def _ranking(outcome, target: str, shown: int = 8) -> str:
+def _add_ranking(page, outcome, target: str, shown: int = 8) -> None:
+    """The first rows of a ranking, and all that were trained."""
     trained = results.trained_perplexity(outcome)[target]
     others = [
         results.predicted_perplexity(outcome, proxy)[target]
         for proxy in results.PROXIES[1:]
     ]
     rows = []
-    for place, row in enumerate(outcome.ranking[target], start=1):
+    for rank, row in enumerate(outcome.ranking[target], start=1):
         name = experts.name_of(row.mixture)
         actual = trained.get(name)
-        if place <= shown or actual is not None:
+        if rank <= shown or actual is not None:
             low, high = row.perplexity_interval
             rows.append(
                 [
-                    f"{place}. {name}",
+                    f"{rank}. {name}",
                     f"{row.predicted_perplexity:.2f}",
                     f"{low:.2f} to {high:.2f}" if math.isfinite(low) else "",
                     f"{row.best_probability:.0%}" if math.isfinite(low) else "",
@@ -225,56 +231,37 @@ def _ranking(outcome, target: str, shown: int = 8) -> str:
                 ]
             )
     head = ["mixture", "predicted perplexity", "interval", "best", "ensemble"]
-    return (
-        f"<h3>{page.safe(target)} <span class=note>seed model "
-        f"{outcome.seed[target]:.2f}</span></h3>"
-        + page.table([*head, "mean of members", "trained"], rows)
+    page.heading(target, level=3, aside=f"seed model {outcome.seed[target]:.2f}")
+    page.table([*head, "mean of members", "trained"], rows)
+
+
+def _add_samples(page, samples: Sequence[tuple[str, str]]) -> None:
+    if samples:
+        page.heading("A sample of the average of all experts")
+    for prompt, text in samples:
+        page.quote(prompt, text)
+
+
+def _add_files(page, exports: Sequence[pathlib.Path]) -> None:
+    page.heading("Files")
+    page.files(
+        [
+            *((f"{folder}", " (Hugging Face folder)") for folder in exports),
+            ("pool.json", ": every expert, what it was trained on, hashes"),
+            ("runs/*/metrics.jsonl", ""),
+            ("runs/*/checkpoints", ""),
+        ]
     )
 
 
-def _seconds(summary) -> str:
-    rows = [
-        [stage, f"{seconds:.1f} s"] for stage, seconds in summary["seconds"].items()
-    ]
-    rows += [[name, version] for name, version in summary["versions"].items()]
-    return page.table(["stage or package", ""], rows)
-
-
-def _samples(pages) -> list[str]:
-    if not pages.get("samples"):
-        return []
-    safe = page.safe
-    return [
-        "<h2>A sample of the average of all experts</h2>",
-        *(f"<pre><b>{safe(p)}</b>{safe(text)}</pre>" for p, text in pages["samples"]),
-    ]
-
-
-def _files(pages, workdir) -> list[str]:
-    exports = [
-        f"<li><code>{page.safe(folder.relative_to(workdir))}</code> (Hugging Face "
-        "folder)</li>"
-        for folder in pages.get("exports", ())
-    ]
-    return [
-        "<h2>Files</h2><ul>",
-        *exports,
-        "<li><code>pool.json</code>: every expert, what it was trained on, hashes</li>",
-        "<li><code>runs/*/metrics.jsonl</code>, <code>runs/*/checkpoints</code></li>",
-        "</ul>",
-    ]
-
-
 def _scatter(outcome):
-    plot = page.pyplot()
     actual = results.trained_losses(outcome)
     merged = results.losses(outcome, "merged")
     trivial = results.losses(outcome, "mean_of_individual")
     columns = min(len(actual), 5)
     rows = -(-len(actual) // columns)
-    figure, axes = plot.subplots(
-        rows, columns, figsize=(3.1 * columns, 3.3 * rows), squeeze=False
-    )
+    size = (3.1 * columns, 3.3 * rows)
+    figure, axes = figures.panels(rows, columns, size=size)
     for axis in axes.ravel()[len(actual) :]:
         axis.set_axis_off()
     for axis, target in zip(axes.ravel(), actual, strict=False):
@@ -286,14 +273,13 @@ def _scatter(outcome):
             edgecolors="#999999",
         )
         axis.scatter(np.exp(merged[target].loss), trained, color="#b3261e")
-        axis.set_title(target, fontsize=10)
+        axis.set_title(figures.label(target), fontsize=10)
         axis.set_xlabel("predicted perplexity", fontsize=9)
     axes[0][0].set_ylabel("trained perplexity", fontsize=9)
     return figure
 
 
 def _heatmap(outcome):
-    plot = page.pyplot()
     single = results.predicted_perplexity(outcome, "merged")
     change = np.array(
         [
@@ -301,14 +287,13 @@ def _heatmap(outcome):
             for unit in outcome.units
         ]
     )
+    targets, units = map(figures.label, single), map(figures.label, outcome.units)
     bound = max(np.abs(change).max(), 1e-9)
     size = (1.1 * len(single) + 3, 0.45 * len(outcome.units) + 2)
-    figure, axis = plot.subplots(figsize=size)
+    figure, [[axis]] = figures.panels(size=size)
     axis.imshow(change, cmap="RdBu_r", vmin=-bound, vmax=bound, aspect="auto")
-    axis.set_xticks(
-        range(len(single)), list(single), fontsize=8, rotation=30, ha="right"
-    )
-    axis.set_yticks(range(len(outcome.units)), list(outcome.units), fontsize=8)
+    axis.set_xticks(range(len(single)), targets, fontsize=8, rotation=30, ha="right")
+    axis.set_yticks(range(len(outcome.units)), units, fontsize=8)
     axis.set_ylabel("expert")
     axis.set_title("change of perplexity against the seed model, %", fontsize=10)
     for (i, j), value in np.ndenumerate(change):
@@ -317,8 +302,7 @@ def _heatmap(outcome):
 
 
 def _curves(outcome, workdir: pathlib.Path):
-    plot = page.pyplot()
-    figure, axis = plot.subplots(figsize=(8, 3.2))
+    figure, [[axis]] = figures.panels(size=(8, 3.2))
     start = 0
     members = [model.path for model in outcome.models if model.why == "expert"]
     for run in [workdir / "runs" / "seed", *members]:
@@ -327,20 +311,19 @@ def _curves(outcome, workdir: pathlib.Path):
         rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
         points = [(row["step"], row["loss"]) for row in rows if row.get("loss")]
         steps, losses = np.array(points).T
-        axis.plot(start + steps, losses, label=run.name, linewidth=1)
+        axis.plot(start + steps, losses, label=figures.label(run.name), linewidth=1)
         start = steps[-1] if run.name == "seed" else start
     axis.set_xlabel("step")
-    axis.set_ylabel("loss, nats a token")
+    axis.set_ylabel("loss, nats per token")
     axis.legend(fontsize=7, ncols=2)
     return figure
 
 
-def _interval(found) -> str:
-    if found["value"] is None:
+def _interval(estimate: Mapping) -> str:
+    value, low, high = (estimate[key] for key in ("value", "low", "high"))
+    if value is None:
         return "undefined"
-    if found["low"] is None:
-        return f"{found['value']:.2f}"
-    return f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+    return f"{value:.2f}" if low is None else f"{value:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _two(value: float) -> str:

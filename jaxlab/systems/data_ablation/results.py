@@ -1,17 +1,21 @@
-"""What a data ablation found: agreement, regret, noise and cost, from its `Outcome`.
+"""Results of a data ablation from its `Outcome`: agreement, regret, noise, cost.
 
 A correlation over all mixtures is easily high: mixtures with the target's own domain
 are better, larger ones are different. So agreement is given in and out of the mixture's
 domains, at fixed size and within sizes, with intervals, and beside the trivial
 prediction that merges nothing. Regret is what a decision by the proxy costs.
+
+`numbers` is report.json, `headlines` what the terminal says; `report` has the page.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxlab import ablation
+from jaxlab.core import report
 from jaxlab.stats import correlation
 from jaxlab.systems.data_ablation import experts
 from jaxlab.systems.data_ablation.study import Outcome
@@ -26,10 +30,10 @@ class Choice(NamedTuple):
         target: that it was to be good at.
         method: of searching.
         mixture: its choice.
-        predicted: nats a token, by what the method reads.
-        trained: nats a token of the model trained on it.
+        predicted: nats per token, by what the method reads.
+        trained: nats per token of the model trained on it.
         regret: `trained` less that of the best model trained on as many tokens, chosen
-            or not, in nats a token.
+            or not, in nats per token.
         evaluations: what the search cost, as `ablation.Found` counts.
     """
 
@@ -54,9 +58,9 @@ class Way(NamedTuple):
 def losses(outcome: Outcome, proxy: str) -> dict[str, ablation.DocumentLosses]:
     """Target -> a proxy's losses of the mixtures that were trained to check it."""
     names = [experts.name_of(mixture) for mixture in outcome.mixtures]
-    places = [names.index(_name(outcome, i)) for i in outcome.checked]
+    rows = [names.index(_name(outcome, i)) for i in outcome.checked]
     return {
-        target: by_proxy[proxy]._replace(nats=by_proxy[proxy].nats[places])
+        target: by_proxy[proxy]._replace(nats=by_proxy[proxy].nats[rows])
         for target, by_proxy in outcome.predicted.items()
     }
 
@@ -64,8 +68,8 @@ def losses(outcome: Outcome, proxy: str) -> dict[str, ablation.DocumentLosses]:
 def trained_losses(outcome: Outcome) -> dict[str, ablation.DocumentLosses]:
     """Target -> losses of those mixtures, trained for real."""
     return {
-        target: found._replace(nats=found.nats[outcome.checked])
-        for target, found in outcome.actual.items()
+        target: every._replace(nats=every.nats[outcome.checked])
+        for target, every in outcome.actual.items()
     }
 
 
@@ -84,16 +88,16 @@ def trained_perplexity(outcome: Outcome) -> dict[str, dict[str, float]]:
     Choices of searches that were trained on another budget than a checked mixture of
     their size are left out too.
     """
-    places = [
+    rows = [
         i
         for i, model in enumerate(outcome.models)
         if model.why in ("checked", "chosen")
         and model.units == outcome.study.units_of(model.mixture)
     ]
-    names = [_name(outcome, i) for i in places]
+    names = [_name(outcome, i) for i in rows]
     return {
-        target: dict(zip(names, np.exp(found.loss[places]).tolist(), strict=True))
-        for target, found in outcome.actual.items()
+        target: dict(zip(names, np.exp(every.loss[rows]).tolist(), strict=True))
+        for target, every in outcome.actual.items()
     }
 
 
@@ -103,15 +107,15 @@ def correlations(outcome: Outcome) -> dict[str, dict[str, float]]:
     `spearman` and `pearson` are of merging, those with `ensemble_` of the ensemble,
     those with `baseline_` of the mean of the members' own losses; NaN of one mixture.
     """
-    actual = {t: np.exp(found.loss) for t, found in trained_losses(outcome).items()}
+    actual = {t: np.exp(real.loss) for t, real in trained_losses(outcome).items()}
     result = {t: {"n": len(values)} for t, values in actual.items()}
     prefixes = ("", "ensemble_", "baseline_")
     for prefix, proxy in zip(prefixes, PROXIES, strict=True):
-        for target, found in losses(outcome, proxy).items():
+        for target, predicted in losses(outcome, proxy).items():
             for kind in ("spearman", "pearson"):
                 value = math.nan
-                if len(found.nats) > 1:
-                    sides = np.exp(found.loss), actual[target]
+                if len(predicted.nats) > 1:
+                    sides = np.exp(predicted.loss), actual[target]
                     value = float(getattr(correlation, kind)(*sides))
                 result[target][prefix + kind] = value
     return result
@@ -150,25 +154,25 @@ def choices(outcome: Outcome) -> list[Choice]:
     result = []
     for target, by_method in outcome.found.items():
         trained = outcome.actual[target].loss
-        for method, found in by_method.items():
-            same = np.array(names) == experts.name_of(found.mixture)
-            place = int(np.flatnonzero(same & rivals)[0])
+        for method, choice in by_method.items():
+            same = np.array(names) == experts.name_of(choice.mixture)
+            own = trained[np.flatnonzero(same & rivals)[0]]
             result.append(
                 Choice(
                     target,
                     method,
-                    found.mixture,
-                    found.predicted_loss,
-                    float(trained[place]),
-                    float(trained[place] - trained[rivals].min()),
-                    found.evaluations,
+                    choice.mixture,
+                    choice.predicted_loss,
+                    float(own),
+                    float(own - trained[rivals].min()),
+                    choice.evaluations,
                 )
             )
     return result
 
 
 def noise(outcome: Outcome) -> dict[str, tuple[float, float]]:
-    """Target -> (spread between repeats, spread between mixtures), in nats a token.
+    """Target -> (spread between repeats, spread between mixtures), in nats per token.
 
     The standard deviations of trained losses: of one mixture with other data orders,
     and of the mixtures that were repeated. {} where nothing was repeated.
@@ -177,12 +181,12 @@ def noise(outcome: Outcome) -> dict[str, tuple[float, float]]:
     for i, model in enumerate(outcome.models):
         if model.why in ("checked", "repeated"):
             groups.setdefault(experts.name_of(model.mixture), []).append(i)
-    groups = {name: places for name, places in groups.items() if len(places) > 1}
+    groups = {name: rows for name, rows in groups.items() if len(rows) > 1}
     if len(groups) < 2:
         return {}
     result = {}
-    for target, found in outcome.actual.items():
-        table = [found.loss[places] for places in groups.values()]
+    for target, every in outcome.actual.items():
+        table = [every.loss[rows] for rows in groups.values()]
         within = np.sqrt(np.mean([np.var(row, ddof=1) for row in table]))
         between = np.std([row.mean() for row in table], ddof=1)
         result[target] = (float(within), float(between))
@@ -227,13 +231,95 @@ def misses(outcome: Outcome, proxy: str, count: int = 5) -> list[tuple]:
                 np.argsort(np.argsort(side[target].loss[where])) + 1
                 for side in (predicted, actual)
             ]
-            for k, place in enumerate(where):
-                name = experts.name_of(mixtures[place])
+            for k, number in enumerate(where):
+                name = experts.name_of(mixtures[number])
                 rows.append(
                     (target, name, int(ranks[0][k]), int(ranks[1][k]), len(where))
                 )
     rows.sort(key=lambda row: -abs(row[2] - row[3]) / row[4])
     return rows[:count]
+
+
+def numbers(outcome: Outcome, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """report.json: what was predicted, how well, versions, seconds.
+
+    Args:
+        outcome: of the study.
+        seconds: stage -> what it took.
+    """
+    trained = trained_perplexity(outcome)
+    means = predicted_perplexity(outcome, "mean_of_individual")
+    ensemble = predicted_perplexity(outcome, "ensemble")
+    ranking = {
+        target: ranking_rows(rows, ensemble[target], means[target], trained[target])
+        for target, rows in outcome.ranking.items()
+    }
+    return report.json_value(
+        {
+            "ranking": ranking,
+            "correlation": correlations(outcome),
+            "agreement": {proxy: agreement(outcome, proxy) for proxy in PROXIES},
+            "choices": choices(outcome),
+            "noise": noise(outcome),
+            "cost": costs(outcome),
+            "seed_perplexity": outcome.seed,
+            "versions": report.versions(),
+            "seconds": seconds,
+        }
+    )
+
+
+def ranking_rows(
+    ranking: Sequence[ablation.RankedMixture],
+    ensemble: Mapping[str, float],
+    means: Mapping[str, float],
+    trained: Mapping[str, float],
+) -> list[dict[str, Any]]:
+    """A ranking as JSON, best first.
+
+    Args:
+        ranking: of one target.
+        ensemble: name of a mixture -> perplexity of its ensemble.
+        means: name -> that of the mean of the members' own losses.
+        trained: name -> that of the model trained on it, where there is one.
+    """
+    return [
+        {
+            "mixture": row.mixture,
+            "predicted_perplexity": row.predicted_perplexity,
+            "interval": report.json_value(row.perplexity_interval),
+            "best_probability": report.json_value(row.best_probability),
+            "trained_perplexity": trained.get(name),
+            "ensemble_perplexity": ensemble[name],
+            "mean_of_members_perplexity": means[name],
+        }
+        for row in ranking
+        for name in [experts.name_of(row.mixture)]
+    ]
+
+
+def headlines(outcome: Outcome) -> list[str]:
+    """What a researcher wants to know, one line per target."""
+    by_target = correlations(outcome)
+    lines = ["best predicted mixture of two or more domains, by target:"]
+    for target in outcome.ranking:
+        mixed = (row for row in outcome.ranking[target] if len(row.mixture) > 1)
+        best = next(mixed, None)
+        if best is None:
+            continue
+        line = (
+            f"  {target}: {experts.name_of(best.mixture)} at perplexity "
+            f"{best.predicted_perplexity:.1f} (seed model {outcome.seed[target]:.1f})"
+        )
+        row = by_target[target]
+        if row["n"]:
+            line += (
+                f"; spearman {row['spearman']:.2f} over {row['n']} trained "
+                f"mixtures (ensemble {row['ensemble_spearman']:.2f}, mean of members "
+                f"alone {row['baseline_spearman']:.2f})"
+            )
+        lines.append(line)
+    return lines
 
 
 def _name(outcome: Outcome, index: int) -> str:

@@ -1,16 +1,17 @@
-"""What a comparison of feedback found: one page, and its numbers.
+"""The report of a comparison of feedback: measures, curves, latency, examples.
 
 Differences are means over queries with paired-bootstrap intervals (95 %, 10,000
 resamples); one whose interval holds 0 is not one, and is printed without a star.
 """
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxlab.core import report
+from jaxlab.reports import figures
 from jaxlab.reports import page as page_lib
 from jaxlab.retrieval import feedback_loop, formats, metrics
 from jaxlab.systems.refit import comparison
@@ -41,34 +42,36 @@ def write(
     """
     judged = queries.qrels is not None
     differences = comparison.differences(outcomes, settings) if judged else {}
-    numbers: dict[str, Any] = {
-        "title": title,
-        "queries": len(queries.ids),
-        "documents": len(corpus.ids),
-        "settings": vars(settings),
-        "rows": {name: _row(x, differences.get(name)) for name, x in outcomes.items()},
-        "seconds": {"total": seconds},
-        "versions": report.versions(),
-    }
-    page = [
-        page_lib.note(
-            f"{len(queries.ids)} queries, {len(corpus.ids)} documents; the reranker "
-            f"reads {settings.k} documents a round, {settings.num_updates} updates, "
-            f"rankings to {settings.depth}. * : the interval does not hold 0."
-        ),
-        page_lib.table(*cells(outcomes, differences, settings)),
-    ]
+    page = page_lib.Page(title)
+    page.numbers(
+        title=title,
+        queries=len(queries.ids),
+        documents=len(corpus.ids),
+        settings=settings,
+        rows={name: _row(x, differences.get(name)) for name, x in outcomes.items()},
+        seconds={"total": seconds},
+        versions=report.versions(),
+    )
+    page.note(
+        f"{len(queries.ids)} queries, {len(corpus.ids)} documents; the reranker "
+        f"reads {settings.k} documents per round, {settings.num_updates} updates, "
+        f"rankings to {settings.depth}. * : the interval does not hold 0."
+    )
+    page.table(*cells(outcomes, differences, settings))
     if curves is not None:
-        numbers["curves"] = {
-            "recall_by_updates": curves.by_updates,
-            "recall_by_feedback": curves.by_feedback,
-        }
-        page += ["<h2>Recall</h2>", page_lib.image(_curves(curves, settings))]
-    page += ["<h2>Latency</h2>", page_lib.image(_latency(outcomes, len(queries.ids)))]
+        page.numbers(
+            curves={
+                "recall_by_updates": curves.by_updates,
+                "recall_by_feedback": curves.by_feedback,
+            }
+        )
+        page.heading("Recall")
+        page.figure(_curves(curves, settings))
+    page.heading("Latency")
+    page.figure(_latency(outcomes, len(queries.ids)))
     if judged and {"refit", "rerank"} <= outcomes.keys():
-        page += _examples(outcomes, queries, corpus, settings)
-    report.write_json(workdir / "report.json", numbers)
-    page_lib.write(workdir / "report.html", title, page)
+        _add_examples(page, outcomes, queries, corpus, settings)
+    page.write(workdir)
 
 
 def cells(
@@ -83,7 +86,7 @@ def cells(
     head = [
         "row", *(settings.metrics if judged else ()),
         *(f"{name} less {x}" for x in references for name in (recall, ndcg)),
-        "reranked", "ms a query",
+        "reranked", "ms per query",
     ]  # fmt: skip
     body = []
     for name, outcome in outcomes.items():
@@ -125,23 +128,23 @@ def _total(outcome) -> float:
     return sum(outcome.answer.seconds.values())
 
 
-def _difference(found) -> str:
-    if found is None:
+def _difference(estimate: tuple[float, float, float] | None) -> str:
+    if estimate is None:
         return ""
-    value, low, high = (round(x, 3) + 0.0 for x in found)  # no -0.000
+    value, low, high = (round(x, 3) + 0.0 for x in estimate)  # no -0.000
     star = "*" if low > 0 or high < 0 else ""
     return f"{value:+.3f}{star} [{low:+.3f}, {high:+.3f}]"
 
 
 def _curves(curves, settings):
-    figure, (left, right) = page_lib.pyplot().subplots(1, 2, figsize=(9, 3.4))
+    figure, [[left, right]] = figures.panels(1, 2, size=(9, 3.4))
     updates = [*curves.by_updates]
     left.plot(updates, [*curves.by_updates.values()], "o-")
     left.set_xscale("symlog", linthresh=1)
     left.set_xlabel(f"updates of the query (feedback of {settings.k}, second round)")
     left.set_ylabel(f"recall@{settings.depth}")
     for merge in ("second", "union_rerank"):
-        values = [found[merge] for found in curves.by_feedback.values()]
+        values = [recall[merge] for recall in curves.by_feedback.values()]
         right.plot([*curves.by_feedback], values, "o-", label=merge)
     right.set_xscale("log")
     right.set_xlabel("documents of feedback")
@@ -152,60 +155,60 @@ def _curves(curves, settings):
 
 
 def _latency(outcomes, count):
-    figure, axes = page_lib.pyplot().subplots(figsize=(8, 0.4 * len(outcomes) + 1))
-    names, left = [*outcomes][::-1], np.zeros(len(outcomes))
-    for stage in feedback_loop.STAGES:
-        values = [1000 * outcomes[x].answer.seconds[stage] / count for x in names]
-        axes.barh(names, values, left=left, label=stage.replace("_", " "))
-        left += values
-    axes.set_xlabel("milliseconds a query")
+    figure, [[axes]] = figures.panels(size=(8, 0.4 * len(outcomes) + 1))
+    names = [*outcomes][::-1]
+    stages = {
+        stage.replace("_", " "): [
+            1000 * outcomes[name].answer.seconds[stage] / count for name in names
+        ]
+        for stage in feedback_loop.STAGES
+    }
+    figures.stacked_bars(axes, names, stages)
+    axes.set_xlabel("milliseconds per query")
     axes.legend(fontsize=8)
     return figure
 
 
-def _examples(outcomes, queries, corpus, settings) -> list[str]:
+def _add_examples(page, outcomes, queries, corpus, settings) -> None:
     """Queries whose recall changed most, and a document that came or went."""
     recall = settings.metrics[0]
     after, before = outcomes["refit"], outcomes["rerank"]
     change = after.evaluation.values[recall] - before.evaluation.values[recall]
-    texts = dict(zip(queries.ids, queries.texts, strict=True))
-    places = {query: i for i, query in enumerate(queries.ids)}
-    documents = {each: row for row, each in enumerate(corpus.ids)}
     won, lost = int(np.sum(change > 0)), int(np.sum(change < 0))
-    parts = [
-        "<h2>Queries won and lost</h2>",
-        page_lib.note(
-            f"{recall}, refit against rerank: {won} queries are better, {lost} worse, "
-            f"{len(change) - won - lost} equal."
-        ),
-    ]
-    for word, order, (more, less) in (
-        ("won", np.argsort(-change, kind="stable"), (after, before)),
-        ("lost", np.argsort(change, kind="stable"), (before, after)),
+    page.heading("Queries won and lost")
+    page.note(
+        f"{recall}, refit against rerank: {won} queries are better, {lost} worse, "
+        f"{len(change) - won - lost} equal."
+    )
+    texts = dict(zip(queries.ids, queries.texts, strict=True))
+    numbers = {query: i for i, query in enumerate(queries.ids)}
+    for word, sign, (more, less) in (
+        ("won", 1, (after, before)),
+        ("lost", -1, (before, after)),
     ):
         rows = []
-        for number in order[:_SHOWN]:
-            if change[number] == 0 or (change[number] > 0) != (word == "won"):
+        for i in np.argsort(-sign * change, kind="stable")[:_SHOWN]:
+            if sign * change[i] <= 0:
                 break
-            query = after.evaluation.queries[number]
-            held = {corpus.ids[row] for row in more.answer.rows[places[query]]}
-            held -= {corpus.ids[row] for row in less.answer.rows[places[query]]}
-            judged = queries.qrels[query]
-            moved = [x for x in sorted(held) if judged.get(x, 0) > 0]
-            text = texts[query] or query
-            rows.append(
-                [text, f"{change[number]:+.2f}", _shown(moved, documents, corpus)]
-            )
+            query = after.evaluation.queries[i]
+            sides = (x.answer.rows[numbers[query]] for x in (more, less))
+            moved = _relevant_in_one(*sides, corpus.ids, queries.qrels[query])
+            document = _excerpt(corpus, moved[0]) if moved else ""
+            rows.append([texts[query] or query, f"{change[i]:+.2f}", document])
         if rows:
-            parts.append(page_lib.table([f"query {word}", "recall", "document"], rows))
-    return parts
+            page.table([f"query {word}", "recall", "document"], rows)
 
 
-def _shown(ids: Sequence[str], documents, corpus) -> str:
-    if not ids:
-        return ""
-    row = documents[ids[0]]
-    text = f"{corpus.titles[row]} {corpus.texts[row]}".strip() or ids[0]
+def _relevant_in_one(rows, others, ids, judgments) -> list[int]:
+    """Rows of relevant documents in one ranking and not in the other, by their ids."""
+    gone = {*np.asarray(rows).tolist()} - {*np.asarray(others).tolist()}
+    gone = [row for row in gone if judgments.get(ids[row], 0) > 0]
+    return sorted(gone, key=lambda row: ids[row])
+
+
+def _excerpt(corpus: formats.Corpus, row: int) -> str:
+    """The start of a document's text; its id where there is none."""
+    text = f"{corpus.titles[row]} {corpus.texts[row]}".strip() or corpus.ids[row]
     return text if len(text) <= 160 else text[:157] + "..."
 
 
@@ -215,8 +218,8 @@ def evaluation_cells(
     """Head and rows of the measures of several runs."""
     names = list(next(iter(evaluations.values())).values)
     rows = [
-        [name, *(f"{found.means[x]:.4f}" for x in names), str(len(found.missing))]
-        for name, found in evaluations.items()
+        [name, *(f"{every.means[x]:.4f}" for x in names), str(len(every.missing))]
+        for name, every in evaluations.items()
     ]
     return ["run", *names, "missing"], rows
 
@@ -225,10 +228,9 @@ def against_first(
     evaluations: Mapping[str, metrics.Evaluation],
 ) -> list[tuple[str, str, str]]:
     """(run, metric, difference from the first run with its interval as text)."""
-    (_, base), *others = evaluations.items()
-    found = []
-    for name, evaluation in others:
-        for metric in evaluation.values:
-            interval = comparison.difference(evaluation, base, metric)
-            found.append((name, metric, _difference(interval)))
-    return found
+    (_, first), *others = evaluations.items()
+    return [
+        (name, metric, _difference(comparison.difference(evaluation, first, metric)))
+        for name, evaluation in others
+        for metric in evaluation.values
+    ]

@@ -1,4 +1,4 @@
-"""What a comparison of optimizers found: tables, tests, one page and its numbers.
+"""The report of a comparison of optimizers: table, tests by seed, figures.
 
 Means are over seeds, intervals are Student's 95 %, differences are paired by seed (the
 same data order) with a sign-flip test; a difference is one where its interval does not
@@ -8,11 +8,12 @@ The zero-shot number of a run is the mean of its targets: of perplexities or acc
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxlab.core import report
+from jaxlab.reports import figures
 from jaxlab.reports import page as page_lib
 from jaxlab.stats import paired
 from jaxlab.systems.tram import study
@@ -76,21 +77,20 @@ def rows(
 
 
 def verdicts(table: Sequence[Row], protocol: study.Protocol) -> list[str]:
-    """What holds of the paper's claim, in words; differences that are none are said."""
+    """What holds of the paper's claim, in words; "not different" is said as well."""
     sign = 1 if protocol.higher_is_better else -1
     lines = []
     for row in table:
         if not row.row.startswith("tram"):
             continue
-        for reference, found in row.against.items():
-            better = sign * found.mean
-            word = "better than" if better > 0 else "worse than"
-            if not _is_certain(found):
+        for reference, gap in row.against.items():
+            word = "better than" if sign * gap.mean > 0 else "worse than"
+            if not _is_certain(gap):
                 word = "not different from"
             lines.append(
                 f"{row.row} is {word} {reference} on the other targets: "
-                f"{found.mean:+.3f} {protocol.metric} [{found.low:+.3f}, "
-                f"{found.high:+.3f}], p {found.p_value:.3f}, {found.n} seeds"
+                f"{gap.mean:+.3f} {protocol.metric} [{gap.low:+.3f}, "
+                f"{gap.high:+.3f}], p {gap.p_value:.3f}, {gap.n} seeds"
             )
     return lines
 
@@ -105,34 +105,33 @@ def write(
     """Writes WORKDIR/report.html and report.json; returns the table."""
     table = rows(runs, protocol)
     lines = verdicts(table, protocol)
-    numbers: dict[str, Any] = {
-        "title": title,
-        "metric": protocol.metric,
-        "source": protocol.source,
-        "targets": list(protocol.targets),
-        "table": [_plain(row) for row in table],
-        "runs": {row: [_plain(run) for run in some] for row, some in runs.items()},
-        "verdicts": lines,
-        "seconds": {"total": seconds},
-        "versions": report.versions(),
-    }
-    report.write_json(workdir / "report.json", numbers)
+    page = page_lib.Page(title)
+    page.numbers(
+        title=title,
+        metric=protocol.metric,
+        source=protocol.source,
+        targets=list(protocol.targets),
+        table=table,
+        runs=runs,
+        verdicts=lines,
+        seconds={"total": seconds},
+        versions=report.versions(),
+    )
     seeds = len(next(iter(runs.values())))
-    page = [
-        page_lib.note(
-            f"{seeds} seeds each at the setting that was best on {protocol.tuned_on}; "
-            f"{protocol.metric} on {len(protocol.targets)} targets that nothing was "
-            "trained or chosen on. Intervals are 95 %."
-        ),
-        page_lib.table(*cells(table, protocol)),
-        page_lib.image(_bars(table, protocol)),
-        "<h2>Does the paper's claim hold here?</h2>",
-        *(page_lib.note(line) for line in lines),
-        "<h2>By target</h2>",
-        page_lib.table(*_by_target(runs, table, protocol)),
-        page_lib.image(_scatter(table, protocol)),
-    ]
-    page_lib.write(workdir / "report.html", title, page)
+    page.note(
+        f"{seeds} seeds each at the setting that was best on {protocol.tuned_on}; "
+        f"{protocol.metric} on {len(protocol.targets)} targets that nothing was "
+        "trained or chosen on. Intervals are 95 %."
+    )
+    page.table(*cells(table, protocol))
+    page.figure(_bars(table, protocol))
+    page.heading("Does the paper's claim hold here?")
+    for line in lines:
+        page.note(line)
+    page.heading("By target")
+    page.table(*_by_target(runs, table, protocol))
+    page.figure(_scatter(table, protocol))
+    page.write(workdir)
     return table
 
 
@@ -173,19 +172,16 @@ def _by_target(runs, table, protocol):
 
 
 def _bars(table, protocol):
-    pyplot = page_lib.pyplot()
-    figure, axes = pyplot.subplots(figsize=(8, 0.4 * len(table) + 1))
+    figure, [[axes]] = figures.panels(size=(8, 0.4 * len(table) + 1))
     names = [row.row for row in table][::-1]
     means, errors = zip(*[row.zero_shot for row in table][::-1], strict=True)
-    axes.errorbar(means, names, xerr=errors, fmt="o", capsize=3)
+    figures.points_with_errors(axes, names, means, errors)
     axes.set_xlabel(f"mean zero-shot {protocol.metric}")
-    axes.grid(axis="x", alpha=0.3)
     return figure
 
 
 def _scatter(table, protocol):
-    pyplot = page_lib.pyplot()
-    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.5), sharey=True)
+    figure, [panels] = figures.panels(1, 2, size=(9, 3.5), sharey=True)
     for axes, name in zip(panels, ("sharpness", "drift"), strict=True):
         for row in table:
             axes.plot(getattr(row, name), row.zero_shot[0], "o")
@@ -213,23 +209,12 @@ def _with_interval(pair) -> str:
     return f"{pair[0]:.3f} ± {pair[1]:.3f}"
 
 
-def _difference(found) -> str:
-    if found is None:
+def _difference(gap: paired.PairedDifference | None) -> str:
+    if gap is None:
         return ""
-    star = "*" if _is_certain(found) else ""
-    return f"{found.mean:+.3f}{star} (p {found.p_value:.2f})"
+    star = "*" if _is_certain(gap) else ""
+    return f"{gap.mean:+.3f}{star} (p {gap.p_value:.2f})"
 
 
-def _is_certain(found) -> bool:
-    return (found.low > 0 or found.high < 0) and found.p_value < 0.05
-
-
-def _plain(value):
-    """Named tuples as dicts, NaN as None."""
-    if hasattr(value, "_asdict"):
-        return {key: _plain(each) for key, each in value._asdict().items()}
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(each) for each in value]
-    return None if value != value else value
+def _is_certain(gap: paired.PairedDifference) -> bool:
+    return (gap.low > 0 or gap.high < 0) and gap.p_value < 0.05

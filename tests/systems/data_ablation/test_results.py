@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from jaxlab import ablation
+from jaxlab.reports import page as page_lib
 from jaxlab.systems import branches
-from jaxlab.systems.data_ablation import experts, report, results, summary
+from jaxlab.systems.data_ablation import experts, report, results
 from jaxlab.systems.data_ablation import mixtures as mixtures_lib
 from jaxlab.systems.data_ablation import study as study_lib
 from jaxlab.systems.olmo import config as olmo_config
@@ -141,14 +142,38 @@ def test_the_worst_misses_are_reversed_ranks(outcome):
 
 
 def test_the_page_has_every_section_and_only_finite_json(outcome, tmp_path):
-    numbers = summary.summarise(outcome, {"total": 1.0})
-    json.dumps(numbers, allow_nan=False)
-    report.write(tmp_path / "report.html", outcome, numbers, {}, tmp_path)
+    report.write(tmp_path, outcome, {"total": 1.0}, samples=[("The ", "<b>cat</b>")])
     page = (tmp_path / "report.html").read_text()
+    numbers = json.loads((tmp_path / "report.json").read_text())
+    json.dumps(numbers, allow_nan=False)
     for title in (
         "Did merging predict training?", "At fixed size, in and out of domain",
         "What each search chose", "Where merging failed most", "How noisy training is",
         "Ranking by target", "What it cost", "Training loss",
     ):  # fmt: skip
         assert title in page
-    assert "text of the units, target&#x27;s domain not in it" in page
+    assert "text of the units, target&#39;s domain not in it" in page
+    assert "<b>The </b>&lt;b&gt;cat&lt;/b&gt;" in page
+
+
+def test_the_page_shows_the_numbers_of_report_json(outcome, tmp_path):
+    report.write(tmp_path, outcome, {"total": 1.0})
+    page = (tmp_path / "report.html").read_text()
+    numbers = json.loads((tmp_path / "report.json").read_text())
+    for target, row in numbers["correlation"].items():
+        cells = [target, "10", f"{row['spearman']:.2f}", f"{row['pearson']:.2f}"]
+        assert "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) in page
+    (choice,) = numbers["choices"]
+    assert f"<td>{choice['regret']:.4f}</td></tr>" in page
+    best = numbers["ranking"]["law"][0]
+    name = experts.name_of(best["mixture"])
+    cells = [f"1. {name}", f"{best['predicted_perplexity']:.2f}"]
+    assert "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) in page
+
+
+def test_a_domain_may_be_called_like_a_formula(outcome, tmp_path):
+    name = r"$\notacommand{$"
+    for by_target in (outcome.predicted, outcome.actual, outcome.seed):
+        by_target[name] = by_target["law"]
+    report.write(tmp_path, outcome, {"total": 1.0})
+    assert page_lib.image(report._heatmap(outcome))

@@ -1,0 +1,152 @@
+"""A report's page: what it escapes, what it leaves out, and that it stands alone."""
+
+import base64
+import html
+import json
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from jaxlab.reports import figures
+from jaxlab.reports import page as page_lib
+
+HOSTILE = "<script src=\"http://x.y/z.js\">alert('1')</script> & {{ 7 * 6 }}"
+
+
+class Loss(NamedTuple):
+    mean: float
+    spread: float
+
+
+def drawn(name="loss"):
+    figure, [[axes]] = figures.panels(size=(2, 2))
+    axes.plot([1, 2], [3, 4], label=figures.label(name))
+    axes.set_xticks([1], [figures.label(name)])
+    axes.legend()
+    return figure
+
+
+def a_page():
+    """One of each part, with text of somebody who means harm."""
+    page = page_lib.Page(HOSTILE)
+    page.text(HOSTILE)
+    page.note(HOSTILE)
+    page.heading(HOSTILE, level=3, aside=HOSTILE)
+    page.table([HOSTILE, "loss"], [[HOSTILE, "3.10"]])
+    page.figure(drawn(), alt=HOSTILE)
+    page.quote(HOSTILE, HOSTILE)
+    page.files([(HOSTILE, HOSTILE)])
+    return page
+
+
+def cells(content):
+    rows = re.findall("<tr>(.*?)</tr>", content, re.DOTALL)
+    return [
+        [html.unescape(cell) for cell in re.findall("<t[hd]>(.*?)</t[hd]>", row)]
+        for row in rows
+    ]
+
+
+def test_all_text_is_escaped():
+    content = a_page().html()
+    assert "<script" not in content
+    assert "42" not in re.sub('src="data:[^"]*"', "", content)  # nothing is evaluated
+    # The title twice, text, note, heading and aside, head, cell, alt, lead, quote, file
+    # and what it holds.
+    assert content.count("&lt;script src=") == 13
+    assert cells(content) == [[HOSTILE, "loss"], [HOSTILE, "3.10"]]
+
+
+def test_a_page_loads_nothing():
+    page = page_lib.Page("Losses")
+    page.table(["a", "b"], [["c", "d"]])
+    page.figure(drawn())
+    content = page.html()
+    for pattern in ("http:", "https:", "<link", "<script", "@import", "url("):
+        assert pattern not in content
+    assert all(x.startswith("data:") for x in re.findall('src="([^"]*)"', content))
+
+
+def test_parts_come_in_the_order_they_were_added():
+    page = page_lib.Page("Title")
+    page.heading("First")
+    page.quote("lead", " indented\n\n  text ")
+    page.heading("Second", level=3)
+    page.note("last")
+    content = page.html()
+    order = ["<h1>Title</h1>", "<h2>First</h2>", "<h3>Second</h3>", ">last</p>"]
+    starts = [content.index(part) for part in order]
+    assert starts == sorted(starts)
+    assert "<pre><b>lead</b> indented\n\n  text </pre>" in content
+
+
+def test_a_figure_is_a_png_inside():
+    head, data = page_lib.image(drawn()).split(",")
+    assert head == "data:image/png;base64"
+    assert base64.b64decode(data).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", [r"$\notacommand{$", "$5 to $10", "a_b^c", "$", r"\$"])
+def test_any_name_can_be_drawn(name):
+    assert page_lib.image(drawn(name))
+
+
+def test_figures_leave_pyplot_as_it_is():
+    import matplotlib
+    from matplotlib import pyplot
+
+    before = matplotlib.get_backend(), pyplot.get_fignums()
+    page_lib.image(drawn())
+    assert (matplotlib.get_backend(), pyplot.get_fignums()) == before
+
+
+def test_stacked_bars_begin_where_the_last_part_ended():
+    figure, [[axes]] = figures.panels(size=(2, 2))
+    figures.stacked_bars(axes, ["a", "b"], {"one": [1.0, 2.0], "two": [3.0, 5.0]})
+    ends = [(bar.get_x(), bar.get_width()) for bar in axes.patches]
+    assert ends == [(0, 1), (0, 2), (1, 3), (2, 5)]
+    assert page_lib.image(figure)
+
+
+def test_numbers_that_json_lacks_are_null(tmp_path):
+    page = page_lib.Page("Losses")
+    page.numbers(
+        loss=Loss(1.5, math.nan),
+        array=np.array([1.0, np.inf, -np.inf], np.float32),
+        scalar=np.float32("nan"),
+        count=np.int64(3),
+        nested={"rows": ({"x": math.nan}, None, True, "nan")},
+    )
+    page.write(tmp_path)
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    text = (tmp_path / "report.json").read_text()
+    assert json.loads(text, parse_constant=refuse) == {
+        "loss": {"mean": 1.5, "spread": None},
+        "array": [1.0, None, None],
+        "scalar": None,
+        "count": 3,
+        "nested": {"rows": [{"x": None}, None, True, "nan"]},
+    }
+
+
+def test_page_and_json_say_the_same_numbers(tmp_path):
+    losses = {"adam": 3.0625, "asam": 2.984375}
+    page = page_lib.Page("Losses")
+    page.numbers(loss={"adam": 0.0}, kind="loss")
+    page.table(["optimizer", "loss"], [[k, f"{v:.6f}"] for k, v in losses.items()])
+    page.numbers(loss=losses)  # the later one counts
+    path = page.write(tmp_path)
+    numbers = json.loads((tmp_path / "report.json").read_text())
+    assert numbers == {"kind": "loss", "loss": losses}
+    _, *rows = cells(path.read_text())
+    assert {name: float(value) for name, value in rows} == numbers["loss"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == [
+        "report.html",
+        "report.json",
+    ]
