@@ -1,124 +1,224 @@
-"""Opening models for use: run directories and Hugging Face folders alike.
+"""A model by its path: a run directory, a run in a bucket, or a Hugging Face folder.
 
-A run's `config.json` says what `train` was told: its `model` section and its tokenizer
-make the TransformerConfig, its `data` section says where the tokenizer and the held-out
-text are. A Hugging Face folder says the same in its own words (`models/hf/folder.py`).
+    decoder(path)    a language model, ready for use
+    encoder(path)    a bi-encoder: texts to vectors
+    scorer(path)     a cross-encoder: a pair of texts to one number
+    alike(paths)     several that can be averaged
+    save(out, ...)   any of them as a Hugging Face folder
+
+What a run is, and where its tokenizer lies, is asked of `core/runs.py`; a Hugging Face
+folder says the same in its own words (`models/hf/folder.py`).
 """
 
 import dataclasses
-import json
 import pathlib
 import tempfile
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 
 from jaxlab import models
-from jaxlab.core import checkpoint, errors, folders, runs, types
+from jaxlab.core import checkpoint, errors, runs, types
 from jaxlab.core import paths as paths_lib
 from jaxlab.data import prepared
 from jaxlab.data.corpus import token_files
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
-from jaxlab.models import sections as sections_lib
+from jaxlab.models import sections
 
-# Fields of TransformerConfig that change no number that a trained model computes, but
-# in rounding; models that differ in them can be merged.
-_FREE = (
-    "attention", "remat", "scan", "fuse_projections", "loss_block_bytes", "dtype",
-    "initializer", "initializer_std", "length",
-)  # fmt: skip
+_BERTS = ("encoder", "scorer")  # kinds of runs
 
 
-class Opened(NamedTuple):
-    """A model that is ready for use."""
+class Loaded(NamedTuple):
+    """A model that is ready for use.
 
-    decoder: models.Decoder
+    Attributes:
+        config: a TransformerConfig or a BertConfig.
+        model: the flax module of the config: `model.apply({"params": params}, ...)`.
+        params: its parameters; None of what `architecture` returns.
+        tokenizer: its own.
+        template: of conversations; None where there is none.
+    """
+
+    config: models.TransformerConfig | models.BertConfig
+    model: Any
     params: types.Params
     tokenizer: tokenizer_lib.Tokenizer
+    template: Any = None
 
 
-def open_model(
+def decoder(
     path: str | pathlib.Path,
     *,
     step: int | None = None,
     tokenizer: str | pathlib.Path | None = None,
     mesh: jax.sharding.Mesh | None = None,
-) -> Opened:
-    """Opens a run directory or a Hugging Face folder.
+) -> Loaded:
+    """A language model: the model is a `models.Decoder`.
 
     Args:
-        path: of either; of a run also in a bucket, gs://BUCKET/RUN.
+        path: a run directory, also in a bucket, gs://BUCKET/RUN; or a Hugging Face
+            folder.
         step: which checkpoint of a run; None for the newest good one.
         tokenizer: where the folder has none of its own.
         mesh: where the parameters go, sharded; None for the first device.
 
     Raises:
-        UserError: neither of the two, no tokenizer, one with more tokens than the model
-            has rows, one that the run was not trained with, or unreadable weights.
+        UserError: not a language model, no tokenizer, one with more tokens than the
+            model has rows, one that the run was not trained with, or unreadable
+            weights.
     """
-    own = tokenizer_path(path)
-    if is_run(path):
-        found = tokenizer_lib.load(own)
-        if tokenizer and tokenizer_lib.load(tokenizer).fingerprint != found.fingerprint:
-            raise errors.UserError(
-                f"{path} was trained with {own}, not with {tokenizer}; leave out "
-                "--tokenizer"
-            )
-        params = checkpoint.load_params(path, step, mesh)
-        section = run_config(path).model
-        # As it was made: `vocab` 0 was rounded up for the mesh of then.
-        section.vocab = params["embed"]["embedding"].shape[0]
-        config = sections_lib.transformer_config(section, found)
-        return Opened(models.Decoder(config), params, found)
-    if step is not None:
-        raise errors.UserError(f"{path} is a Hugging Face folder, it has no --step")
-    if tokenizer is None and not _has_tokenizer(own):
-        raise errors.UserError(f"{path} has no tokenizer; give one with --tokenizer")
-    if not isinstance(models.hf.read_config(path), models.TransformerConfig):
-        raise errors.UserError(f"{path} is an encoder; this needs a language model")
-    found = tokenizer_lib.load(tokenizer or own)
-    sections_lib.check_vocab(found, models.hf.read_config(path).vocab)
-    config, params = models.hf.load(path, mesh=mesh)
-    return Opened(models.Decoder(config), params, found)
+    run = runs.find(path)
+    if run is None:
+        return _published_decoder(path, step, tokenizer, mesh)
+    own = _own_tokenizer(run)
+    if tokenizer and tokenizer_lib.load(tokenizer).fingerprint != own.fingerprint:
+        raise errors.UserError(
+            f"{path} was trained with {run.tokenizer()}, not with {tokenizer}; leave "
+            "out --tokenizer"
+        )
+    params = checkpoint.load_params(run.folder, step, mesh)
+    # As it was made: `vocab` 0 was rounded up for the mesh of then.
+    return _decoder(run, own, params, vocab=params["embed"]["embedding"].shape[0])
 
 
-def open_alike(
+def architecture(path: str | pathlib.Path, *, vocab: int | None = None) -> Loaded:
+    """What a run of a language model trains, without its parameters.
+
+    Args:
+        path: a run directory.
+        vocab: rows of its embedding, where the run left them to its tokenizer.
+
+    Raises:
+        UserError: it is something else.
+    """
+    run = runs.read(path)
+    rows = _model(run)["vocab"] if vocab is None else vocab
+    return _decoder(run, _own_tokenizer(run), None, vocab=rows)
+
+
+def params(
+    path: str | pathlib.Path, *, mesh: jax.sharding.Mesh | None = None
+) -> types.Params:
+    """The parameters alone, of a run or a Hugging Face folder of any kind.
+
+    Raises:
+        UserError: neither of the two, or unreadable weights.
+    """
+    run = runs.find(path)
+    if run is None:
+        return models.hf.load(path, mesh=mesh)[1]
+    return checkpoint.load_params(run.folder, mesh=mesh)
+
+
+def alike(
     paths: Sequence[str | pathlib.Path], *, mesh: jax.sharding.Mesh | None = None
-) -> list[Opened]:
-    """Opens models that can be averaged.
+) -> list[Loaded]:
+    """Language models that can be averaged.
 
     Raises:
         UserError: their tokenizers or architectures differ; the differences are named.
     """
-    opened = [open_model(path, mesh=mesh) for path in paths]
-    first = opened[0]
-    for path, other in zip(paths[1:], opened[1:], strict=True):
+    loaded = [decoder(path, mesh=mesh) for path in paths]
+    first = loaded[0]
+    for path, other in zip(paths[1:], loaded[1:], strict=True):
         if other.tokenizer.fingerprint != first.tokenizer.fingerprint:
             raise errors.UserError(
-                f"{tokenizer_path(paths[0])} and {tokenizer_path(path)} are different "
-                "tokenizers; merge models that share one"
+                f"{_tokenizer_folder(paths[0])} and {_tokenizer_folder(path)} are "
+                "different tokenizers; merge models that share one"
             )
-        ours = dataclasses.asdict(first.decoder.config)
-        theirs = dataclasses.asdict(other.decoder.config)
+        ours, theirs = (dataclasses.asdict(one.config) for one in (first, other))
         lines = [
             f"{name} {ours[name]} and {theirs[name]}"
             for name in ours
-            if name not in _FREE and ours[name] != theirs[name]
+            if name not in first.config.UNTIED and ours[name] != theirs[name]
         ]
         if lines:
             raise errors.UserError(
                 f"{paths[0]} and {path} cannot be merged, they differ: "
                 f"{'; '.join(lines)}"
             )
-    return opened
+    return loaded
+
+
+def encoder(
+    path: str | pathlib.Path,
+    *,
+    step: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Loaded:
+    """A bi-encoder: the model is a `models.BertEncoder`.
+
+    Args:
+        path: a run of `encoders.embed`, or a Hugging Face folder.
+        step: which checkpoint of a run; None for the newest good one.
+        mesh: where the parameters go; None for the first device.
+
+    Raises:
+        UserError: not an encoder, a cross-encoder, no tokenizer, or unreadable weights.
+    """
+    loaded = bert(path, step=step, mesh=mesh)
+    if loaded.config.head == "score":
+        raise errors.UserError(
+            f"{path} scores pairs, it has no vectors of texts; give a bi-encoder"
+        )
+    return loaded
+
+
+def scorer(
+    path: str | pathlib.Path,
+    *,
+    step: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Loaded:
+    """A cross-encoder: the model is a `models.BertScorer`, with one label.
+
+    Args:
+        path: a run of `encoders.rerank`, or a Hugging Face folder.
+        step, mesh: as for `encoder`.
+
+    Raises:
+        UserError: not an encoder, one without a single score, no tokenizer, or
+            unreadable weights.
+    """
+    loaded = bert(path, step=step, mesh=mesh)
+    if loaded.config.head != "score" or len(loaded.config.labels) != 1:
+        raise errors.UserError(
+            f"{path} does not score pairs with one number; give a cross-encoder, e.g. "
+            "a run of configs/refit.py:cross_encoder"
+        )
+    return loaded
+
+
+def bert(
+    path: str | pathlib.Path,
+    *,
+    step: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Loaded:
+    """An encoder with whatever head it has; arguments as for `encoder`."""
+    run = runs.find(path)
+    if run is None:
+        if step is not None:
+            raise errors.UserError(f"{path} is a Hugging Face folder, it has no step")
+        config, weights = models.hf.load(path, mesh=mesh)
+        if not isinstance(config, models.BertConfig):
+            raise errors.UserError(f"{path} is a language model; this needs an encoder")
+    elif run.kind not in _BERTS:
+        raise errors.UserError(
+            f"{path} is a run of {run.system}; this needs an encoder"
+        )
+    else:
+        config = models.BertConfig(**run.config["encoder"])
+        weights = checkpoint.load_params(run.folder, step, mesh)
+    kind = models.BertScorer if config.head == "score" else models.BertEncoder
+    tokenizer = path if run is None else run.tokenizer()
+    return Loaded(config, kind(config), weights, tokenizer_lib.load(tokenizer))
 
 
 def save(
-    out: pathlib.Path,
-    opened: Opened,
-    params: types.Params,
+    out: str | pathlib.Path,
+    loaded: Loaded,
     source: str | pathlib.Path,
     *,
     dtype: str = "float32",
@@ -127,66 +227,19 @@ def save(
 
     Args:
         out: the folder, which must not exist.
-        opened: its decoder's config and its tokenizer are written.
-        params: the weights.
+        loaded: what is written.
         source: the model whose tokenizer files are copied as they are, if it is the
             tokenizer's folder.
         dtype: of the weights on disk.
     """
     with tempfile.TemporaryDirectory() as folder:
-        own = tokenizer_path(source)
+        own = _tokenizer_folder(source)
         if not (own.is_dir() and _has_tokenizer(own)):
-            opened.tokenizer.save(folder)
+            loaded.tokenizer.save(folder)
             own = pathlib.Path(folder)
         models.hf.save(
-            out, opened.decoder.config, params, dtype=dtype, tokenizer_folder=own
+            out, loaded.config, loaded.params, dtype=dtype, tokenizer_folder=own
         )
-
-
-def is_run(path: str | pathlib.Path) -> bool:
-    """Whether a folder is a run directory; False for a Hugging Face folder.
-
-    Raises:
-        UserError: neither.
-    """
-    raw = _config_json(path)
-    if "model_type" in raw:
-        if paths_lib.is_remote(path):
-            raise errors.UserError(
-                f"{path} is a Hugging Face folder; copy it to a local folder"
-            )
-        return False
-    if isinstance(raw.get("model"), Mapping) and isinstance(raw.get("data"), Mapping):
-        return True
-    raise errors.UserError(
-        f"{path} is neither a run directory nor a Hugging Face folder: its config.json "
-        "has neither model and data nor model_type"
-    )
-
-
-def run_config(path: str | pathlib.Path) -> ml_collections.ConfigDict:
-    """The config that a run was started with."""
-    # Domains are keys of data.weights, and their names may have dots.
-    return ml_collections.ConfigDict(_config_json(path), allow_dotted_keys=True)
-
-
-def tokenizer_path(path: str | pathlib.Path) -> pathlib.Path:
-    """Where a model's tokenizer is: a local folder or file; a copy of a bucket's."""
-    if not is_run(path):
-        return pathlib.Path(path)
-    if paths_lib.is_remote(path):
-        kept = paths_lib.path(path) / "data" / "tokenizer"
-        if not paths_lib.is_folder(kept):
-            raise errors.UserError(f"{kept} is missing; restore it from a copy")
-        copy = paths_lib.cache("tokenizers", *kept.parts[2:])
-        folders.copy_files(kept, copy)
-        return copy
-    data = run_config(path).data
-    if "files" not in data:  # a run that started from a model keeps that one's
-        return pathlib.Path(data.get("folder") or f"{path}/data") / "tokenizer"
-    if data.files:
-        return pathlib.Path(data.tokenizer)
-    return runs.data_folder(data, path) / "tokenizer"
 
 
 def held_out(path: str | pathlib.Path) -> dict[str, token_files.TokenFile]:
@@ -195,36 +248,55 @@ def held_out(path: str | pathlib.Path) -> dict[str, token_files.TokenFile]:
     Raises:
         UserError: its prepared data was removed, or is on another machine.
     """
-    data = run_config(path).data if is_run(path) else {"files": True}
-    if "files" not in data or data["files"]:
+    run = runs.find(path)
+    folder = None if run is None else run.data
+    if folder is None:
         return {}
-    folder = runs.data_folder(data, path)
-    if paths_lib.is_remote(path) and not folder.is_dir():
+    if paths_lib.is_remote(run.folder) and not folder.is_dir():
         raise errors.UserError(f"the text of {path} was not prepared here; give --data")
     return dict(prepared.open_folder(folder).held_out)
+
+
+def _published_decoder(path, step, tokenizer, mesh) -> Loaded:
+    """Of a Hugging Face folder."""
+    if step is not None:
+        raise errors.UserError(f"{path} is a Hugging Face folder, it has no --step")
+    if tokenizer is None and not _has_tokenizer(pathlib.Path(path)):
+        raise errors.UserError(f"{path} has no tokenizer; give one with --tokenizer")
+    stated = models.hf.read_config(path)
+    if not isinstance(stated, models.TransformerConfig):
+        raise errors.UserError(f"{path} is an encoder; this needs a language model")
+    own = tokenizer_lib.load(tokenizer or path)
+    sections.check_vocab(own, stated.vocab)
+    config, weights = models.hf.load(path, mesh=mesh)
+    return Loaded(config, models.Decoder(config), weights, own)
+
+
+def _decoder(run: runs.Run, tokenizer, weights, *, vocab: int) -> Loaded:
+    section = {**_model(run), "vocab": vocab}
+    config = sections.transformer_config(section, tokenizer)
+    return Loaded(config, models.Decoder(config), weights, tokenizer)
+
+
+def _own_tokenizer(run: runs.Run) -> tokenizer_lib.Tokenizer:
+    _model(run)  # what is not a language model need not have a tokenizer
+    return tokenizer_lib.load(run.tokenizer())
+
+
+def _model(run: runs.Run) -> dict[str, Any]:
+    """The `model` section of a language model's run."""
+    if run.kind != "decoder" or "model" not in run.config:
+        raise errors.UserError(
+            f"{run.folder} is a run of {run.system}; this needs a language model"
+        )
+    return run.config["model"]
+
+
+def _tokenizer_folder(path) -> pathlib.Path:
+    run = runs.find(path)
+    return pathlib.Path(path) if run is None else run.tokenizer()
 
 
 def _has_tokenizer(folder: pathlib.Path) -> bool:
     names = ("tokenizer.json", "tokenizer.json.gz", "tokenizer.model")
     return any((folder / name).is_file() for name in names)
-
-
-def _config_json(path: str | pathlib.Path) -> dict:
-    if not paths_lib.is_folder(path):
-        raise errors.UserError(
-            f"model {path} does not exist; give a run directory or a Hugging Face "
-            "folder"
-        )
-    file = paths_lib.path(path) / "config.json"
-    try:
-        text = paths_lib.read_text(file)
-        raw = None if text is None else json.loads(text)
-    except ValueError:
-        text, raw = "", None
-    if text is None:
-        raise errors.UserError(
-            f"{path} has no config.json; give a run directory or a Hugging Face folder"
-        )
-    if not isinstance(raw, dict):
-        raise errors.UserError(f"{file} is damaged; restore it from a copy")
-    return raw

@@ -28,6 +28,7 @@ from jaxlab.core import (
     process,
     profiling,
     report,
+    runs,
     step_rows,
     tree,
     types,
@@ -36,9 +37,6 @@ from jaxlab.core import config as config_lib
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import state as state_lib
 from jaxlab.core import step as step_lib
-
-# Config keys that say how a run is computed, not what: they may change on resume.
-FREE_KEYS = ("mesh", "run", "model.attention", "model.remat", "model.scan")
 
 
 class Result(NamedTuple):
@@ -84,9 +82,9 @@ def fit(
     workdir, steps = paths.path(workdir), experiment.steps
     mesh = mesh_lib.make_mesh() if mesh is None else mesh
     paths.make_folder(workdir)
-    folder = workdir / "checkpoints"
+    folder = runs.checkpoints(workdir)
     if checkpoint.steps(folder):  # else there is nothing to be spoilt
-        report.check_config(workdir, experiment.config, free=FREE_KEYS)
+        runs.check_config(workdir, experiment.config, free=_free_keys(experiment))
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mesh_lib.use(mesh))
@@ -98,7 +96,7 @@ def fit(
         first, state = found or (0, state_lib.initial(experiment, target))
         _check_finite(state.params)
         if jax.process_index() == 0:
-            report.write_json(workdir / "config.json", experiment.config)
+            runs.write_config(workdir, experiment.config)
         saver = stack.enter_context(
             checkpoint.Checkpointer(folder, keep=keep, keep_every=keep_every, axes=axes)
         )
@@ -168,6 +166,17 @@ def main(argv: Sequence[str]) -> int:
         raise errors.UserError(f"this config does not work: {error}") from error
     fit(experiment, workdir, mesh=mesh, **config.run.to_dict())
     return 0
+
+
+def _free_keys(experiment: types.Experiment) -> tuple[str, ...]:
+    """Keys that say how a run is computed, not what: they may change on resume.
+
+    Of the model, those that its config calls free; but not the dtype: the run would go
+    on in another rounding than it began.
+    """
+    config = getattr(experiment.model, "config", None)
+    names = [name for name in getattr(config, "FREE", ()) if name != "dtype"]
+    return ("mesh", "run", *(f"model.{name}" for name in names))
 
 
 def _check_finite(params: types.Params) -> None:

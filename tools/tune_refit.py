@@ -11,17 +11,15 @@ of the first 20 is printed beside it.
 
 import argparse
 import functools
-import json
 import pathlib
 
 import ml_collections
 import numpy as np
 
-from jaxlab import retrieval
+from jaxlab import load, retrieval
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import progress
+from jaxlab.core import progress, runs
 from jaxlab.retrieval import rerank
-from jaxlab.systems import encoder_files
 from jaxlab.systems.refit import comparison, corpus_index, mining
 
 
@@ -53,11 +51,9 @@ def main() -> None:
 
 def _held_out(args, watch):
     """Name -> index, queries, reranker without prior."""
-    config = ml_collections.ConfigDict(
-        json.loads((args.run / "config.json").read_text())
-    )
+    config = ml_collections.ConfigDict(runs.read(args.run).config)
     path = config.mine.encoder or config.init_from
-    encoder, opened = encoder_files.load_encoder(path), corpus_index.open_encoder(path)
+    encoder, opened = load.encoder(path), corpus_index.open_encoder(path)
     folder = pathlib.Path(config.mine.index or args.run / "index")
     sets = {}
     for number, entry in enumerate(config.data.sets):

@@ -1,12 +1,11 @@
 """`jaxlab checkpoint`: what a run has saved, whether it is whole, and as a folder."""
 
 import argparse
-import json
 import time
 
 from jaxlab.commands import arguments as arguments_lib
 from jaxlab.commands import convert, output
-from jaxlab.core import errors, paths
+from jaxlab.core import errors, paths, runs
 
 SUMMARY = "List, verify or export the checkpoints of a run"
 DETAILS = """\
@@ -49,7 +48,7 @@ def _list(args: argparse.Namespace) -> int:
     from jaxlab.core import checkpoint, checkpoint_files, progress
 
     folder = checkpoint.folder_of(args.run)
-    every = _keep_every(folder.parent / "config.json")
+    every = runs.keep_every(folder.parent)
     rows = []
     for entry in _entries(args.run):
         age = "-"  # of a save that was killed nothing says when
@@ -99,13 +98,12 @@ def _verify_one(step: int, path) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from jaxlab import load
-
     if paths.is_remote(args.out):
         raise errors.UserError(f"{args.out} is no local folder; export, then copy it")
-    if not load.is_run(args.run):
+    run = runs.find(args.run)
+    if run is None:
         raise errors.UserError(f"{args.run} is a Hugging Face folder already")
-    if "encoder" in load.run_config(args.run):
+    if run.kind in ("encoder", "scorer"):
         raise errors.UserError(f"{args.run} is an encoder; only decoders are exported")
     convert.run(
         argparse.Namespace(
@@ -127,9 +125,3 @@ def _entries(run: str) -> list:
     if not entries:
         raise errors.UserError(f"{run} has no checkpoint; give a run directory")
     return entries
-
-
-def _keep_every(file) -> int:
-    """How many steps are between the checkpoints that stay, as the run was told."""
-    config = json.loads(paths.read_text(file) or "{}")
-    return config.get("run", {}).get("keep_every") or 0

@@ -24,8 +24,8 @@ def run(args: argparse.Namespace) -> None:
 
     out = folders.refuse_existing(args.out)
     with devices.using(args.mesh) as mesh:
-        model = load.open_model(
+        model = load.decoder(
             args.model, step=args.step, tokenizer=args.tokenizer, mesh=mesh
         )
-        load.save(out, model, model.params, args.model, dtype=args.dtype)
+        load.save(out, model, args.model, dtype=args.dtype)
     print(f"{out}: {tree.count(model.params):,} parameters, {args.dtype}")

@@ -1,13 +1,12 @@
 """`jaxlab data`: prepare, tokenize, verify, inspect."""
 
 import argparse
-import pathlib
 import time
 from collections.abc import Sequence
 
 from jaxlab.commands import arguments as arguments_lib
 from jaxlab.commands import output
-from jaxlab.core import errors
+from jaxlab.core import errors, runs
 
 SUMMARY = "Prepare text, or look up what a step read"
 DETAILS = """\
@@ -175,21 +174,24 @@ def _verify(args: argparse.Namespace) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    from jaxlab import load
+    import ml_collections
+
     from jaxlab.data.batches import inspect
     from jaxlab.systems.olmo import pretraining
 
-    if not load.is_run(args.workdir):
+    trained = runs.find(args.workdir)
+    if trained is None:
         raise errors.UserError(f"{args.workdir} is no run directory; it read no data")
-    config = load.run_config(args.workdir)
-    if "files" not in config.data:
+    if trained.system != "olmo.pretrain":
         raise errors.UserError(
-            f"{args.workdir} is a run of {config.system}; only those of olmo.pretrain "
+            f"{args.workdir} is a run of {trained.system}; only those of olmo.pretrain "
             "are inspected"
         )
-    corpus = pretraining.open_corpus(config.data, pathlib.Path(args.workdir))
-    batches = pretraining.batches_of(config.data, corpus.train)
-    recorded = config.to_dict().get("data_order")
+    # Domains are keys of data.weights, and their names may have dots.
+    data = ml_collections.ConfigDict(trained.config["data"], allow_dotted_keys=True)
+    corpus = pretraining.open_corpus(data, trained.folder)
+    batches = pretraining.batches_of(data, corpus.train)
+    recorded = trained.config.get("data_order")
     if recorded is not None and recorded != batches.fingerprint:
         raise errors.UserError(
             f"the data is not what {args.workdir} was trained on (other files or "

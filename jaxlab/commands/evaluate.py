@@ -38,21 +38,21 @@ def run(args: argparse.Namespace) -> None:
     from jaxlab.evals import perplexity
 
     with devices.using(args.mesh) as mesh, tempfile.TemporaryDirectory() as folder:
-        model = load.open_model(
+        loaded = load.decoder(
             args.model, step=args.step, tokenizer=args.tokenizer, mesh=mesh
         )
         if args.data:
-            files = texts.open_text(args.data, model.tokenizer, folder)
+            files = texts.open_text(args.data, loaded.tokenizer, folder)
         else:
             files = load.held_out(args.model)
         if not files:
             raise errors.UserError(f"{args.model} has no held-out text; give --data")
-        length = args.length or model.decoder.config.length
+        length = args.length or loaded.config.length
         rows = devices.rounded(args.batch_size, mesh)
         results = {
             name: perplexity.evaluate(
-                model.decoder.apply,
-                model.params,
+                loaded.model.apply,
+                loaded.params,
                 loader.eval_batches(file, length, rows, args.max_batches),
             )
             for name, file in files.items()

@@ -4,7 +4,7 @@ import argparse
 import pathlib
 
 from jaxlab.commands import arguments as arguments_lib
-from jaxlab.core import errors
+from jaxlab.core import errors, runs
 
 SUMMARY = "Continue prompts"
 DETAILS = ""
@@ -45,10 +45,10 @@ def run(args: argparse.Namespace) -> None:
     if args.n < 1 or args.batch_size < 1:
         raise errors.UserError("-n and --batch-size must be 1 or more")
     with devices.using(args.mesh) as mesh:
-        model = load.open_model(
+        loaded = load.decoder(
             args.model, step=args.step, tokenizer=args.tokenizer, mesh=mesh
         )
-        tokenizer = model.tokenizer
+        tokenizer = loaded.tokenizer
         written = _chat if args.chat else _text
         rows = [written(args.model, tokenizer, prompt) for prompt in prompts]
         rows = [row for row in rows for _ in range(args.n)]
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
                 devices.rounded(len(batch), mesh) - len(batch)
             )
             key = jax.random.fold_in(jax.random.key(args.seed), start)
-            new = _continued(args, model, filled, key)
+            new = _continued(args, loaded, filled, key)
             for number, row in enumerate(batch):
                 if start + number:
                     print("-" * 8)
@@ -75,30 +75,30 @@ def _text(model, tokenizer, prompt) -> list[int]:
 
 def _chat(model, tokenizer, prompt) -> list[int]:
     """What a user asks, as `jaxlab train` wrote it where the model is its run."""
-    from jaxlab import load
     from jaxlab.data.examples import chat
 
-    said = load.run_config(model).data if load.is_run(model) else {}
+    run = runs.find(model)
+    said = {} if run is None else run.config.get("data", {})
     style = said.get("style", "open_instruct")
     begin = chat.begin_id(tokenizer, said.get("begin", "bos"))
     asked = [chat.Message("user", prompt)]
     return chat.prompt(tokenizer, asked, style=style, begin=begin)
 
 
-def _continued(args, model, rows, key) -> list[list[int]]:
+def _continued(args, loaded, rows, key) -> list[list[int]]:
     from jaxlab import generate
 
     return generate.generate(
-        model.decoder,
-        model.params,
+        loaded.model,
+        loaded.params,
         rows,
         max_new_tokens=args.max_new_tokens,
         key=key,
         temperature=args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,
-        eos_id=model.tokenizer.eos_id,
-        pad_id=model.tokenizer.pad_id,
+        eos_id=loaded.tokenizer.eos_id,
+        pad_id=loaded.tokenizer.pad_id,
     )
 
 

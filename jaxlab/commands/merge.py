@@ -10,7 +10,7 @@ import sys
 import time
 
 from jaxlab.commands import arguments as arguments_lib
-from jaxlab.core import errors, folders, progress
+from jaxlab.core import errors, folders, progress, runs
 
 SUMMARY = "Merge models into one, streaming, by a recipe or as an average"
 DETAILS = """\
@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> None:
 
     folders.refuse_existing(args.out)
     plan = _plan(args)
-    runs = [model for model in plan.models if _is_run(model)]
-    if 0 < len(runs) < len(plan.models):
+    are_runs = [runs.has_checkpoints(model) for model in plan.models]
+    if any(are_runs) and not all(are_runs):
         from jaxlab.commands import merge_opened
 
         return merge_opened.average(plan, args)
@@ -84,14 +84,16 @@ def run(args: argparse.Namespace) -> None:
         raise errors.UserError("files are merged on no device; leave out --mesh")
     options = {"format": args.format, "shard_bytes": args.shard_size}
     options |= {"digest": "sha256" if args.sha256 else None}
-    options |= {"layer_axis": _BLOCKS if runs else None}
+    options |= {"layer_axis": _BLOCKS if any(are_runs) else None}
     options = {name: value for name, value in options.items() if value is not None}
     written = args.format or plan.options.get("format", "hf")
-    is_converted = written == "hf" if runs else _is_folder_to_run(plan, written)
+    is_converted = _is_folder_to_run(plan, written)
+    if any(are_runs):
+        is_converted = written == "hf"
     if is_converted:
         from jaxlab.commands import merge_opened
 
-        options["writer"] = merge_opened.writer(plan, args.out)
+        options["writer"] = merge_opened.writer(plan)
     started = time.monotonic()
     meter = progress.Meter("read", number=lambda size: f"{size / 1e9:.1f} GB")
     report = stream.merge_recipe(
@@ -121,10 +123,6 @@ def _plan(args):
     if args.weights:
         raise errors.UserError("--weights is for models; a recipe has its own")
     return recipe.read(first, dtype=args.dtype)
-
-
-def _is_run(model) -> bool:
-    return (pathlib.Path(model) / "checkpoints").is_dir()
 
 
 def _is_folder_to_run(plan, written) -> bool:

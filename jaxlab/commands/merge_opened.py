@@ -6,8 +6,6 @@ both kinds are opened and averaged in memory.
 """
 
 import argparse
-import dataclasses
-import os
 import pathlib
 from collections.abc import Callable, Mapping
 
@@ -15,11 +13,10 @@ import numpy as np
 
 from jaxlab import load, merge, models
 from jaxlab.commands import devices
-from jaxlab.core import errors
-from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
+from jaxlab.core import errors, runs
 from jaxlab.merge.files.recipe import recipe as recipe_lib
 from jaxlab.merge.files.write import orbax_folder, outputs
-from jaxlab.models import sections as sections_lib
+from jaxlab.models import sections
 from jaxlab.models.hf import names
 
 
@@ -33,52 +30,48 @@ def average(plan: recipe_lib.Recipe, args: argparse.Namespace) -> None:
             "Hugging Face folder; `jaxlab convert` makes them alike"
         )
     with devices.using(args.mesh) as mesh:
-        opened = load.open_alike(plan.models, mesh=mesh)
+        loaded = load.alike(plan.models, mesh=mesh)
         try:
-            merged = merge.average([model.params for model in opened], weights)
+            merged = merge.average([model.params for model in loaded], weights)
         except ValueError as error:  # such as weights that sum to 0
             raise errors.UserError(str(error)) from None
         dtype = plan.dtype or "float32"
         out = pathlib.Path(args.out)
-        load.save(out, opened[0], merged, plan.models[0], dtype=dtype)
-    print(f"{out}: the average of {len(opened)} models, {dtype}")
+        first = loaded[0]._replace(params=merged)
+        load.save(out, first, plan.models[0], dtype=dtype)
+    print(f"{out}: the average of {len(loaded)} models, {dtype}")
 
 
 def writer(
-    plan: recipe_lib.Recipe, out: str | os.PathLike
+    plan: recipe_lib.Recipe,
 ) -> Callable[[Mapping[str, np.ndarray], pathlib.Path], None]:
     """Fills a folder with a merge of runs as a Hugging Face folder, or the reverse."""
     source = pathlib.Path(plan.tokenizer or plan.models[0])
-    if load.is_run(source):
+    if runs.find(source) is not None:
         return lambda tensors, folder: _to_folder(source, tensors, folder)
-    return lambda tensors, folder: _to_run(source, tensors, folder, pathlib.Path(out))
+    return lambda tensors, folder: _to_run(source, tensors, folder)
 
 
 def _to_folder(source, tensors, folder) -> None:
     """Leaves of runs, mapped, as a Hugging Face folder."""
-    found = tokenizer_lib.load(load.tokenizer_path(source))
-    section = load.run_config(source).model
-    section.vocab = tensors["embed/embedding"].shape[0]
-    decoder = models.Decoder(sections_lib.transformer_config(section, found))
-    params = orbax_folder.nested(tensors)
-    opened = load.Opened(decoder, params, found)
-    dtype = str(tensors["embed/embedding"].dtype)
-    load.save(folder / "model", opened, params, source, dtype=dtype)
+    embedding = tensors["embed/embedding"]
+    described = load.architecture(source, vocab=embedding.shape[0])
+    merged = described._replace(params=orbax_folder.nested(tensors))
+    load.save(folder / "model", merged, source, dtype=str(embedding.dtype))
     for file in (folder / "model").iterdir():
         file.rename(folder / file.name)
     (folder / "model").rmdir()
 
 
-def _to_run(source, tensors, folder, out) -> None:
+def _to_run(source, tensors, folder) -> None:
     """Tensors of a Hugging Face folder, mapped, as a run directory."""
     config = models.hf.read_config(source)
     if not isinstance(config, models.TransformerConfig):
         raise errors.UserError(
             f"{source} is an encoder, which no run has; leave out --format orbax"
         )
-    section = dataclasses.asdict(config)
-    for name in ("eos_id", "pad_id", "bos_id", "window_rope"):  # the tokenizer's; rope
-        del section[name]
+    section = sections.section(config)
+    del section["window_rope"]  # which `rope` says
     if config.window_rope not in (None, config.rope):
         raise errors.UserError(
             f"{source} has other rotary positions in its sliding layers, which no run "
@@ -92,5 +85,5 @@ def _to_run(source, tensors, folder, out) -> None:
         leaves[leaf.path] = np.stack(values) if leaf.is_stacked else values[0]
     (folder / "tokenizer").mkdir()
     outputs.copy_extras(source, folder / "tokenizer")
-    data = {"files": ["not kept"], "tokenizer": str(out.absolute() / "tokenizer")}
-    orbax_folder.write(folder, leaves, {"model": section, "data": data}, {})
+    config = {"system": runs.MERGE, "model": section, "tokenizer": "tokenizer"}
+    orbax_folder.write(folder, leaves, config, {})

@@ -243,12 +243,11 @@ def _asked(args) -> tuple[dict[str, str], dict | None]:
 def _reranker(args, asked, vectors, opened, mesh, watch):
     """The cross-encoder; what it says is kept in WORKDIR/scores.bin."""
     from jaxlab.retrieval import rerank
-    from jaxlab.systems import encoder_files
     from jaxlab.systems.refit import corpus_index
 
     prior = args.prior
     if prior is None:
-        prior = encoder_files.prior(args.reranker)
+        prior = corpus_index.prior_of(args.reranker)
     passages = opened.corpus.passages()
     score = corpus_index.reranker(
         args.reranker,

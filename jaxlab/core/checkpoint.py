@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxlab.core import checkpoint_files, errors, paths, types
+from jaxlab.core import checkpoint_files, errors, paths, runs, types
 from jaxlab.core import mesh as mesh_lib
 
 _log = logging.getLogger(__name__)
@@ -151,9 +151,7 @@ def steps(directory: str | pathlib.Path) -> list[int]:
 
 def folder_of(run: str | pathlib.Path) -> pathlib.Path:
     """Where the step folders are: of a run directory, or this folder itself."""
-    folder = paths.path(run)
-    inner = folder / "checkpoints"
-    return inner if paths.is_folder(inner) else folder
+    return runs.checkpoints(run) if runs.has_checkpoints(run) else paths.path(run)
 
 
 def _unfinished(directory: pathlib.Path) -> list[int]:

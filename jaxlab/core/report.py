@@ -5,11 +5,9 @@ that two runs can be compared bit for bit. Only process 0 writes.
 """
 
 import contextlib
-import dataclasses
 import importlib.metadata
 import json
 import logging
-import math
 import pathlib
 import platform
 import sys
@@ -20,7 +18,7 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 
-from jaxlab.core import errors, folders, paths, progress
+from jaxlab.core import errors, folders, json_text, paths, progress, runs
 from jaxlab.core import peak_flops as peak_flops_lib
 
 _log = logging.getLogger(__name__)
@@ -59,8 +57,9 @@ class Reporter:
         self._file = self._board = None
         self._is_writer = jax.process_index() == 0
         if workdir is not None and self._is_writer:
-            path = paths.path(workdir) / "metrics.jsonl"
-            self._file = folders.Growing(path, _rows_until(path, first))
+            path = paths.path(workdir) / runs.METRICS
+            old = [line for line, row in runs.lines(workdir) if row["step"] <= first]
+            self._file = folders.Growing(path, "".join(line + "\n" for line in old))
             self._board = _tensorboard(workdir)
 
     def __enter__(self) -> "Reporter":
@@ -127,7 +126,9 @@ class Reporter:
     def _write(self, step, row):
         if self._file is not None:
             try:
-                self._file.write(json.dumps(json_value({"step": step, **row})) + "\n")
+                self._file.write(
+                    json.dumps(json_text.json_value({"step": step, **row})) + "\n"
+                )
                 self._file.flush()
             except OSError as error:
                 with contextlib.suppress(OSError):
@@ -142,33 +143,8 @@ class Reporter:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes `json_value(value)`; a reader sees the old file or the new, never half."""
-    text = json.dumps(json_value(value), indent=2, sort_keys=True, allow_nan=False)
-    folders.write_text(path, text + "\n")
-
-
-def json_value(value: Any) -> Any:
-    """A value as JSON has it: what every report and record of ours is written with.
-
-    Mappings, named tuples and dataclasses become objects; tuples and arrays, lists; NaN
-    and infinities, which JSON does not have, null; anything else, its text.
-
-    >>> json_value({"losses": (0.5, float("nan")), "steps": np.arange(2)})
-    {'losses': [0.5, None], 'steps': [0, 1]}
-    """
-    if hasattr(value, "_asdict"):
-        value = value._asdict()
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    elif isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {key: json_value(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_value(each) for each in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, int | str) else str(value)
+    """Writes a value as JSON; a reader sees the old file or the new, never half."""
+    folders.write_text(path, json_text.dumps(value))
 
 
 def versions() -> dict[str, str]:
@@ -176,60 +152,6 @@ def versions() -> dict[str, str]:
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece")
     found = {name: importlib.metadata.version(name) for name in packages}
     return {"python": platform.python_version(), **found}
-
-
-def check_config(
-    workdir: pathlib.Path, config: Mapping[str, Any], *, free: tuple[str, ...] = ()
-) -> None:
-    """Refuses to resume a run under another config.
-
-    Args:
-        workdir: of the run; nothing is checked when it has no config.json.
-        config: of this start.
-        free: prefixes of keys that may differ, e.g. `mesh`: they change how the run
-            is computed, not what.
-
-    Raises:
-        UserError: with every differing key, its old and its new value.
-    """
-    text = paths.read_text(paths.path(workdir) / "config.json")
-    if text is None:
-        return
-    # Both sides: older versions wrote an infinity as it is.
-    old = _flat(json_value(json.loads(text)))
-    new = _flat(json.loads(json.dumps(json_value(config))))
-    keys = sorted(
-        key
-        for key in old.keys() | new.keys()
-        if old.get(key) != new.get(key)
-        and not any(key == f or key.startswith(f + ".") for f in free)
-    )
-    if keys:
-        shown = "; ".join(f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in keys)
-        raise errors.UserError(
-            f"{workdir} holds a run with another config: {shown}. Use another "
-            "--workdir, or the old values to resume"
-        )
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(config, Mapping):
-        return {prefix: config}
-    items = [_flat(v, f"{prefix}.{k}" if prefix else k) for k, v in config.items()]
-    return {key: value for item in items for key, value in item.items()}
-
-
-def _rows_until(path: pathlib.Path, step: int) -> str:
-    """The rows up to `step`; a last line cut by a kill is dropped too."""
-    rows = []
-    for line in (paths.read_text(path) or "").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if row["step"] <= step:
-            rows.append(line)
-    return "".join(row + "\n" for row in rows)
 
 
 def _tensorboard(workdir: pathlib.Path):

@@ -1,18 +1,142 @@
-"""Run directories: what `train` leaves, and where each part of it is.
+"""Run directories: what `train` leaves, which kind of run it is, where each part is.
 
 RUN/config.json      what was trained, as flags say it; `system` names the system
-RUN/metrics.jsonl    one row per step
+RUN/metrics.jsonl    one row per step, one per evaluation
 RUN/checkpoints/     the parameters, per step
-RUN/data/            prepared text of a run that keeps its own
+RUN/data/            prepared text and tokenizer, of a run that keeps its own
+RUN/tokenizer/       the tokenizer, of runs of encoders and of merged folders
+
+This file alone knows the layout and the keys. No jax is imported: `jaxlab merge` looks
+at its inputs without.
+
+Written before `system` was always there (commit 865b6a5 and older), and told apart in
+`_recognise` alone: merges of Hugging Face folders, which recorded token files that
+never were, `data: {"files": ["not kept"]}`; and whatever was trained by a config
+without `system`.
 """
 
+import dataclasses
 import hashlib
+import json
 import os
 import pathlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jaxlab.core import paths
+from jaxlab.core import errors, folders, json_text, paths
+
+CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
+# `system` of what no config of ours trained: a merge of Hugging Face folders, and an
+# Experiment that somebody gave to `train.fit`.
+MERGE, FIT = "merge", "fit"
+# What the parameters are of; a decoder's where the system is not listed.
+_KINDS = {
+    "languages.classify": "classifier",
+    "encoders.embed": "encoder",
+    "encoders.rerank": "scorer",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run directory.
+
+    Attributes:
+        folder: where it is; also in a bucket.
+        config: its config.json.
+        system: which system trained it, as `systems.SYSTEMS` calls it; or MERGE, FIT.
+    """
+
+    folder: pathlib.Path
+    config: Mapping[str, Any]
+    system: str
+
+    @property
+    def kind(self) -> str:
+        """What its parameters are of: decoder, classifier, encoder or scorer."""
+        return _KINDS.get(self.system, "decoder")
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        """Where its step folders are."""
+        return self.folder / CHECKPOINTS
+
+    @property
+    def data(self) -> pathlib.Path | None:
+        """Where its prepared text is; None where it keeps none.
+
+        Only `olmo.pretrain` prepares text; from token files it prepares nothing.
+        """
+        data = self.config.get("data", {})
+        if self.system != "olmo.pretrain" or data.get("files"):
+            return None
+        return data_folder(data, self.folder)
+
+    def tokenizer(self) -> pathlib.Path:
+        """Where its tokenizer is: a local folder or file; a copy of a bucket's.
+
+        Raises:
+            UserError: that of a run in a bucket is missing.
+        """
+        data = self.config.get("data", {})
+        if paths.is_remote(self.folder):
+            return _copy(self.folder / "data" / "tokenizer")
+        if "tokenizer" in self.config:  # merged: beside it, or where its inputs have it
+            return self.folder / self.config["tokenizer"]
+        if self.kind in ("encoder", "scorer"):
+            return self.folder / "tokenizer"
+        if data.get("files"):
+            return pathlib.Path(data["tokenizer"])
+        folder = self.data or data.get("folder") or self.folder / "data"
+        return pathlib.Path(folder) / "tokenizer"
+
+
+def find(path: str | os.PathLike) -> Run | None:
+    """The run directory at a path; None for a Hugging Face folder.
+
+    Raises:
+        UserError: neither of the two, or a Hugging Face folder in a bucket.
+    """
+    folder = paths.path(path)
+    raw = _config_json(folder)
+    if "model_type" in raw:
+        if paths.is_remote(folder):
+            raise errors.UserError(
+                f"{path} is a Hugging Face folder; copy it to a local folder"
+            )
+        return None
+    config = _recognise(raw)
+    if config is None and has_checkpoints(folder):
+        config = _named(raw)  # an Experiment of somebody's own
+    if config is None:
+        raise errors.UserError(
+            f"{path} is neither a run directory nor a Hugging Face folder: its "
+            f"{CONFIG} has neither system nor model_type"
+        )
+    return Run(folder, config, config["system"])
+
+
+def read(path: str | os.PathLike) -> Run:
+    """The run directory at a path.
+
+    Raises:
+        UserError: it is something else.
+    """
+    run = find(path)
+    if run is None:
+        raise errors.UserError(f"{path} is a Hugging Face folder, not a run directory")
+    return run
+
+
+def checkpoints(folder: str | os.PathLike) -> pathlib.Path:
+    """Where the step folders of a run directory are, begun or not."""
+    return paths.path(folder) / CHECKPOINTS
+
+
+def has_checkpoints(path: str | os.PathLike) -> bool:
+    """Whether a path is a directory that some run of `train` saves steps in."""
+    return paths.is_folder(checkpoints(path))
 
 
 def data_folder(data: Mapping[str, Any], workdir: str | os.PathLike) -> pathlib.Path:
@@ -32,3 +156,163 @@ def data_folder(data: Mapping[str, Any], workdir: str | os.PathLike) -> pathlib.
         text += sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
     key = hashlib.sha256(repr((str(paths.path(workdir)), text)).encode())
     return paths.cache("data", key.hexdigest()[:16])
+
+
+# ------------------------------------------------------------------ config.json
+
+
+def write_config(folder: str | os.PathLike, config: Mapping[str, Any]) -> None:
+    """Writes config.json; a config that names no system is one given to `train.fit`."""
+    text = json_text.dumps(_named(config))
+    folders.write_text(paths.path(folder) / CONFIG, text)
+
+
+def merged_config(run: Run) -> dict[str, Any]:
+    """What a merge of runs like this one writes as its config.json elsewhere.
+
+    It keeps neither text nor tokenizer of its own, and says where theirs are.
+    """
+    config, tokenizer = dict(run.config), run.tokenizer().absolute()
+    if tokenizer.exists():  # a classifier has none
+        config["tokenizer"] = str(tokenizer)
+    if run.data is not None:
+        config["data"] = {**config["data"], "folder": str(run.data.absolute())}
+    return config
+
+
+def copy(
+    source: pathlib.Path, folder: pathlib.Path, step: int, config: Mapping[str, Any]
+) -> None:
+    """Copies one checkpoint of a local run, and its rows, under another config."""
+    newest = pathlib.Path(CHECKPOINTS, str(step))
+    shutil.copytree(source / newest, folder / newest)
+    if (source / METRICS).exists():
+        shutil.copyfile(source / METRICS, folder / METRICS)
+    write_config(folder, config)
+
+
+def check_config(
+    folder: str | os.PathLike, config: Mapping[str, Any], *, free: tuple[str, ...] = ()
+) -> None:
+    """Refuses to resume a run under another config.
+
+    Args:
+        folder: of the run; nothing is checked when it has no config.json.
+        config: of this start.
+        free: prefixes of keys that may differ, e.g. `mesh`: they change how the run
+            is computed, not what.
+
+    Raises:
+        UserError: with every differing key, its old and its new value.
+    """
+    text = paths.read_text(paths.path(folder) / CONFIG)
+    if text is None:
+        return
+    saved = json_text.json_value(json.loads(text))  # once, an infinity was written
+    old = _flat(_named(_recognise(saved) or saved))
+    new = _flat(json.loads(json_text.dumps(_named(config))))
+    keys = sorted(
+        key
+        for key in old.keys() | new.keys()
+        if old.get(key) != new.get(key)
+        and not any(key == f or key.startswith(f + ".") for f in free)
+    )
+    if keys:
+        shown = "; ".join(f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in keys)
+        raise errors.UserError(
+            f"{folder} holds a run with another config: {shown}. Use another "
+            "--workdir, or the old values to resume"
+        )
+
+
+def keep_every(folder: str | os.PathLike) -> int:
+    """Steps between the checkpoints that a run keeps for good; 0 where it says none."""
+    config = json.loads(paths.read_text(paths.path(folder) / CONFIG) or "{}")
+    return config.get("run", {}).get("keep_every") or 0
+
+
+def _named(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"system": FIT, **config}
+
+
+def _recognise(raw: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A config.json with its `system`; None for one that is not a run's.
+
+    The only place that looks at other keys to tell what a run is.
+    """
+    if isinstance(raw.get("system"), str):
+        return dict(raw)
+    data, encoder = raw.get("data"), raw.get("encoder")
+    if isinstance(encoder, Mapping):
+        is_scorer = encoder.get("head") == "score"
+        return {**raw, "system": "encoders.rerank" if is_scorer else "encoders.embed"}
+    if not isinstance(raw.get("model"), Mapping) or not isinstance(data, Mapping):
+        return None
+    if data.get("files") == ["not kept"]:
+        return {
+            "system": MERGE, "model": raw["model"], "tokenizer": data["tokenizer"],
+        }  # fmt: skip
+    if "files" in data:
+        system = "olmo.pretrain"
+    elif "train_language" in data:
+        system = "languages.classify"
+    else:
+        system = "tulu.dpo" if "preference" in raw else "tulu.sft"
+    return {**raw, "system": system}
+
+
+def _config_json(folder: pathlib.Path) -> dict[str, Any]:
+    if not paths.is_folder(folder):
+        raise errors.UserError(
+            f"model {folder} does not exist; give a run directory or a Hugging Face "
+            "folder"
+        )
+    try:
+        text = paths.read_text(folder / CONFIG)
+        raw = None if text is None else json.loads(text)
+    except ValueError:
+        text, raw = "", None
+    if text is None:
+        raise errors.UserError(
+            f"{folder} has no {CONFIG}; give a run directory or a Hugging Face folder"
+        )
+    if not isinstance(raw, dict):
+        raise errors.UserError(f"{folder / CONFIG} is damaged; restore it from a copy")
+    return raw
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(config, Mapping):
+        return {prefix: config}
+    items = [_flat(v, f"{prefix}.{k}" if prefix else k) for k, v in config.items()]
+    return {key: value for item in items for key, value in item.items()}
+
+
+def _copy(tokenizer: pathlib.Path) -> pathlib.Path:
+    """A local copy of a tokenizer in a bucket."""
+    if not paths.is_folder(tokenizer):
+        raise errors.UserError(f"{tokenizer} is missing; restore it from a copy")
+    copy = paths.cache("tokenizers", *tokenizer.parts[2:])
+    folders.copy_files(tokenizer, copy)
+    return copy
+
+
+# ------------------------------------------------------------------ metrics.jsonl
+
+
+def rows(folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """The rows of a run, the first step's first; [] where it has none.
+
+    A last line that was cut by a kill is left out.
+    """
+    return [row for _, row in lines(folder)]
+
+
+def lines(folder: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of metrics.jsonl and the row that each holds."""
+    for line in (paths.read_text(paths.path(folder) / METRICS) or "").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        yield line, row

@@ -1,6 +1,7 @@
 """What distinguishes one decoder from another: `TransformerConfig`."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 
@@ -37,7 +38,17 @@ class TransformerConfig:
             where it pays and where no tensor axis would have to be regrouped.
         loss_block_bytes: logits a device holds at once in `Decoder.token_logps`.
         eos_id, pad_id, bos_id: token ids that travel with published checkpoints.
+        FREE: fields that change no number, but in rounding: how it is computed.
+        UNTIED: fields that trained parameters do not depend on: models that differ in
+            them can be merged. Rotary positions have no weights, so `length` is one.
     """
+
+    FREE: ClassVar[tuple[str, ...]] = (
+        "dtype", "attention", "remat", "scan", "fuse_projections", "loss_block_bytes",
+    )  # fmt: skip
+    UNTIED: ClassVar[tuple[str, ...]] = (
+        *FREE, "initializer", "initializer_std", "length",
+    )  # fmt: skip
 
     vocab: int
     embed: int

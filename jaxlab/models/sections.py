@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from jaxlab.core import errors
 from jaxlab.core import mesh as mesh_lib
+from jaxlab.models.bert.config import BertConfig
 from jaxlab.models.config import TransformerConfig
 from jaxlab.models.rope import Rope
 
@@ -48,6 +49,15 @@ def section(config: TransformerConfig) -> dict[str, Any]:
     """The section that `transformer_config` makes `config` of, without token ids."""
     values = dataclasses.asdict(config)
     return {name: value for name, value in values.items() if name not in _IDS}
+
+
+def encoder_section(config: BertConfig) -> dict[str, Any]:
+    """The `encoder` section of a run's config: what it is, not how it is computed.
+
+    `BertConfig(**section)` makes it again; how, the run says in its `model` section.
+    """
+    values = dataclasses.asdict(config)
+    return {name: value for name, value in values.items() if name not in config.FREE}
 
 
 def check_vocab(tokenizer: Any, rows: int) -> None:

@@ -9,7 +9,7 @@
 
 The HTML is self-contained: it loads nothing from anywhere, figures are inside. All text
 is escaped by Jinja2, whatever a domain, a query or a document is called. The JSON holds
-what `core.report.json_value` makes of the numbers: null where one is not finite.
+what `core.json_text.json_value` makes of the numbers: null where one is not finite.
 """
 
 import base64

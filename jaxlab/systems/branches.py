@@ -19,7 +19,7 @@ import jax
 import ml_collections
 
 from jaxlab import load, models, train
-from jaxlab.core import checkpoint, errors
+from jaxlab.core import checkpoint, errors, runs
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data import prepared
 from jaxlab.data.batches import loader
@@ -128,19 +128,20 @@ def recipe_from_run(
     Raises:
         UserError: no run directory, or one that was not trained but merged.
     """
-    if not load.is_run(run) or "optim" not in load.run_config(run):
+    trained = runs.find(run)
+    if trained is None or "optim" not in trained.config:
         raise errors.UserError(
             f"{run} does not say how it was trained; give a run of `jaxlab train`, "
             "which may start from it (--config.init_from)"
         )
-    opened = load.open_model(run)
+    model = load.decoder(run)
     base = olmo_config.pretraining()
-    saved = tuples(load.run_config(run).to_dict())
+    saved = tuples(trained.config)
     data = saved["data"] | {"files": (), "weights": {}}
     saved = {name: saved[name] for name in base if name in saved}
     base.update(saved | {"data": data, "init_from": ""})
-    base.model.vocab = opened.decoder.config.vocab  # as it was rounded up then
-    base.data.tokenizer = str(load.tokenizer_path(run))
+    base.model.vocab = model.config.vocab  # as it was rounded up then
+    base.data.tokenizer = str(trained.tokenizer())
     base.data.max_bytes_per_domain = 0
     return _recipe(
         base,
@@ -251,9 +252,9 @@ def _is_finished(config, workdir) -> bool:
 
     Another config is left to `train.fit`, which refuses it.
     """
-    if checkpoint.steps(workdir / "checkpoints")[:1] != [config.steps]:
+    if checkpoint.steps(runs.checkpoints(workdir))[:1] != [config.steps]:
         return False
-    saved = json.loads((workdir / "config.json").read_text("utf-8"))
+    saved = dict(runs.read(workdir).config)
     wanted = json.loads(json.dumps(config.to_dict()))
     for each in (saved, wanted):
         each.update({"init_from": "", "mesh": {}, "run": {}})

@@ -221,7 +221,7 @@ def test_mistakes_in_flags_of_train_are_one_line(line, flags, message):
         ("system=olmo.pretrian", "config.system 'olmo.pretrian' is unknown"),
         ("data.weights.web=1", "data.weights names web; the domains are code, law"),
         ("micro_batches=3", "micro_batches 3 does not divide a batch of 8 rows"),
-        ("init_from=nowhere", "no folder nowhere to start from"),
+        ("init_from=nowhere", "model nowhere does not exist"),
     ],
 )
 def test_configs_that_cannot_work_are_one_line(
@@ -260,7 +260,7 @@ def test_a_run_and_its_hugging_face_folder_score_alike(said, text, workdir, publ
 
 def test_text_is_encoded_and_evaluated_whole(said, text, published):
     table = said("evaluate", published, "--data", text / "law" / "3.txt")
-    tokenizer = load.open_model(published).tokenizer
+    tokenizer = load.decoder(published).tokenizer
     tokens = len(tokenizer.encode((text / "law" / "3.txt").read_text())) + 1
     assert table.splitlines()[1].split()[-1] == str(tokens)
 
@@ -364,7 +364,7 @@ def test_mistakes_in_generation_are_one_line(line, workdir, flags, message):
 
 
 def test_a_run_is_converted_with_its_tokenizer(workdir, published):
-    ours, theirs = load.open_model(workdir), load.open_model(published)
+    ours, theirs = load.decoder(workdir), load.decoder(published)
     assert theirs.tokenizer.fingerprint == ours.tokenizer.fingerprint
     for a, b in zip(leaves(ours.params), leaves(theirs.params), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -387,7 +387,7 @@ def test_a_folder_is_converted_to_another_dtype(said, published, tmp_path):
 def test_a_merge_is_the_weighted_average(said, published, expert, tmp_path):
     said("merge", published, expert, "-o", tmp_path / "m", "--weights", "1,3")
     merged, ours, theirs = (
-        leaves(load.open_model(path).params)
+        leaves(load.decoder(path).params)
         for path in (tmp_path / "m", published, expert)
     )
     for m, a, b in zip(merged, ours, theirs, strict=True):
@@ -400,7 +400,7 @@ def test_runs_are_merged_to_a_folder_or_to_a_run(said, workdir, expert, tmp_path
     said("merge", workdir, expert, "-o", tmp_path / "run", "--weights=1,3",
          "--format=orbax")  # fmt: skip
     ours, theirs, folder, run = (
-        load.open_model(path)
+        load.decoder(path)
         for path in (workdir, expert, tmp_path / "hf", tmp_path / "run")
     )
     columns = zip(*(leaves(m.params) for m in (ours, theirs, folder, run)), strict=True)
@@ -415,7 +415,7 @@ def test_runs_are_merged_to_a_folder_or_to_a_run(said, workdir, expert, tmp_path
 def test_folders_are_merged_to_a_run(said, published, text, tmp_path):
     out = tmp_path / "run"
     said("merge", published, published, "-o", out, "--format=orbax")
-    merged, source = load.open_model(out), load.open_model(published)
+    merged, source = load.decoder(out), load.decoder(published)
     for a, b in zip(leaves(merged.params), leaves(source.params), strict=True):
         np.testing.assert_array_equal(a, b)
     target = text / "law" / "3.txt"
@@ -431,7 +431,7 @@ def test_layers_of_runs_are_merged_each_for_itself(said, workdir, expert, tmp_pa
     )
     said("merge", recipe, "-o", tmp_path / "merged")
     merged, a, b = (
-        load.open_model(path).params for path in (tmp_path / "merged", workdir, expert)
+        load.decoder(path).params for path in (tmp_path / "merged", workdir, expert)
     )
     kernel = merged["blocks"]["mlp"]["up"]["kernel"]
     for layer in range(len(kernel)):

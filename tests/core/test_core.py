@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxlab.core import errors, peak_flops, report, tree
+from jaxlab.core import errors, peak_flops, report, runs, tree
 from jaxlab.core import mesh as mesh_lib
 
 # ---- mesh
@@ -322,10 +322,10 @@ def test_a_full_disk_ends_in_one_line_and_closing_does_not_hide_it(
 def test_another_config_is_refused_with_every_old_and_new_value(tmp_path):
     old = {"lr": 1e-3, "model": {"width": 8, "remat": "none"}, "mesh": {"data": 1}}
     report.write_json(tmp_path / "config.json", old)
-    report.check_config(tmp_path, old)
+    runs.check_config(tmp_path, old)
     new = {"lr": 2e-3, "model": {"width": 9, "remat": "full"}, "mesh": {"data": 8}}
     with pytest.raises(errors.UserError) as caught:
-        report.check_config(tmp_path, new, free=("mesh", "model.remat"))
+        runs.check_config(tmp_path, new, free=("mesh", "model.remat"))
     message = str(caught.value)
     assert "lr: 0.001 -> 0.002; model.width: 8 -> 9." in message
     assert "mesh" not in message
@@ -336,19 +336,19 @@ def test_another_config_is_refused_with_every_old_and_new_value(tmp_path):
 def test_a_free_prefix_is_a_whole_key(tmp_path):
     report.write_json(tmp_path / "config.json", {"mesh_size": 1})
     with pytest.raises(errors.UserError, match="mesh_size: 1 -> 2"):
-        report.check_config(tmp_path, {"mesh_size": 2}, free=("mesh",))
+        runs.check_config(tmp_path, {"mesh_size": 2}, free=("mesh",))
 
 
 def test_added_and_removed_keys_are_differences(tmp_path):
     report.write_json(tmp_path / "config.json", {"a": 1})
     with pytest.raises(errors.UserError, match="a: 1 -> None; b: None -> 2"):
-        report.check_config(tmp_path, {"b": 2})
+        runs.check_config(tmp_path, {"b": 2})
 
 
 def test_tuples_and_numpy_numbers_equal_what_json_made_of_them(tmp_path):
     config = {"files": ("a", "b"), "rate": np.float64(0.5), "steps": np.int32(3)}
     report.write_json(tmp_path / "config.json", config)
-    report.check_config(tmp_path, config)
+    runs.check_config(tmp_path, config)
 
 
 def test_json_is_replaced_whole(tmp_path):

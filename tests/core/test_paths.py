@@ -18,6 +18,7 @@ from jaxlab.core import (
     folders,
     paths,
     report,
+    runs,
     tree,
 )
 from tests.support import object_store, tiny_run
@@ -267,8 +268,8 @@ def test_a_run_in_a_bucket_moves_from_machine_to_machine(
 
     # A third opens it, starts from it, and exports it; it has none of the text.
     _machine(monkeypatch, tmp_path / "third")
-    opened = load.open_model(run)
-    own = load.tokenizer_path(run)
+    opened = load.decoder(run)
+    own = runs.read(run).tokenizer()
     assert own.is_relative_to(tmp_path / "third")
     assert opened.tokenizer.decode(opened.tokenizer.encode("law 3")) == "law 3"
     assert _train(text, tmp_path / "next", f"--config.init_from={run}") == 0
@@ -276,7 +277,7 @@ def test_a_run_in_a_bucket_moves_from_machine_to_machine(
     assert cli.run(["checkpoint", "export", run, str(out), "--dtype=bfloat16"]) == 0
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
     rounded = jax.tree.map(lambda x: x.astype("bfloat16"), opened.params)
-    again = jax.tree.map(lambda x: x.astype("bfloat16"), load.open_model(out).params)
+    again = jax.tree.map(lambda x: x.astype("bfloat16"), load.decoder(out).params)
     assert tree.fingerprint(again) == tree.fingerprint(rounded)
     for number in range(20, 30):
         (text / "law" / f"{number}.txt").write_text("more law\n" * 40)

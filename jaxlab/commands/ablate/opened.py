@@ -89,7 +89,7 @@ def _models(
     if len(paths) < len(named):
         raise errors.UserError("an expert's name is given twice; name each differently")
     seed = [args.seed_model] if args.seed_model else []
-    opened = load.open_alike([*paths.values(), *seed], mesh=mesh)
+    opened = load.alike([*paths.values(), *seed], mesh=mesh)
     pool = ablation.ModelPool.create(
         {name: model.params for name, model in zip(paths, opened, strict=False)},
         seed=opened[-1].params if seed else None,
@@ -100,7 +100,7 @@ def _models(
             other = known.setdefault(name, file)
             if other.info.get("sha256") != file.info.get("sha256"):
                 known[f"{expert}:{name}"] = file  # another text of the same name
-    decoder = opened[0].decoder
+    decoder = opened[0].model
     subject = predictions.Subject(pool, decoder, opened[0].tokenizer)
     sizes = decoder.config.length, _ROWS, _MOST_BATCHES
     return subject, known, sizes, {"experts": paths}

@@ -6,6 +6,7 @@ xlm-roberta   the same under another name
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 
@@ -48,7 +49,10 @@ class BertConfig:
         remat: what the backward pass recomputes: "none", "full" (all), "dots" (all but
             matmul outputs).
         scan: layers as a `lax.scan` (fast to compile) or unrolled.
+        FREE: fields that change no number, but in rounding: how it is computed.
     """
+
+    FREE: ClassVar[tuple[str, ...]] = ("dtype", "attention", "remat", "scan")
 
     vocab: int
     embed: int

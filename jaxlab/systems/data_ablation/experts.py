@@ -19,7 +19,6 @@ import hashlib
 import json
 import pathlib
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +26,7 @@ import jax
 import numpy as np
 
 from jaxlab import ablation, models
-from jaxlab.core import checkpoint, errors, folders, report, types
+from jaxlab.core import checkpoint, errors, folders, runs, types
 from jaxlab.data import prepared
 from jaxlab.evals import perplexity
 from jaxlab.systems import branches
@@ -170,23 +169,18 @@ def trained_losses(
 
 def training_seconds(run: pathlib.Path) -> float:
     """What the steps of a run took, evaluations and start left out."""
-    rows = (run / "metrics.jsonl").read_text("utf-8").splitlines()
-    return sum(json.loads(row).get("seconds", 0.0) for row in rows)
+    return sum(row.get("seconds", 0.0) for row in runs.rows(run))
 
 
 def _copy_run(run: pathlib.Path, folder: pathlib.Path, config: Any) -> None:
     """The newest checkpoint of a run, under the config that its experts start from."""
     if folder.exists():
         return
-    steps = checkpoint.steps(run / "checkpoints")
+    steps = checkpoint.steps(runs.checkpoints(run))
     if not steps:
         raise errors.UserError(f"{run} has no checkpoint; train it first")
-    newest = pathlib.Path("checkpoints", str(steps[0]))
     with folders.new_folder(folder) as part:
-        shutil.copytree(run / newest, part / newest)
-        if (run / "metrics.jsonl").exists():
-            shutil.copyfile(run / "metrics.jsonl", part / "metrics.jsonl")
-        report.write_json(part / "config.json", config.to_dict())
+        runs.copy(run, part, steps[0], config.to_dict())
 
 
 def _sha256(value: Any) -> str:

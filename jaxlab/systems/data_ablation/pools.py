@@ -37,7 +37,7 @@ from jaxlab.systems.olmo import pretraining
 _SUFFIXES = (".csv.gz", ".bytes", ".json", ".npy")  # of a token file; it counts by .npy
 
 
-class Opened(NamedTuple):
+class Pool(NamedTuple):
     """A pool that is ready for use.
 
     Attributes:
@@ -160,7 +160,7 @@ def add(
     return ablation.pool_folder.read(pool).units[name]
 
 
-def open_pool(pool: pathlib.Path, mesh: jax.sharding.Mesh | None = None) -> Opened:
+def open_pool(pool: pathlib.Path, mesh: jax.sharding.Mesh | None = None) -> Pool:
     """Opens a pool for use; only what is in it is needed.
 
     Args:
@@ -171,7 +171,7 @@ def open_pool(pool: pathlib.Path, mesh: jax.sharding.Mesh | None = None) -> Open
         UserError: no pool, an empty one, or members that have changed.
     """
     load = functools.partial(checkpoint.load_params, mesh=mesh)
-    return Opened(
+    return Pool(
         recipe_lib.read(pool),
         prepared.open_folder(pool / "data"),
         ablation.pool_folder.read(pool),

@@ -4,14 +4,13 @@ Sections stand where there is something to say: agreement where mixtures were tr
 regret where searches were judged, noise where training was repeated.
 """
 
-import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxlab.core import progress
+from jaxlab.core import progress, runs
 from jaxlab.reports import figures
 from jaxlab.reports import page as page_lib
 from jaxlab.systems.data_ablation import experts, results
@@ -306,10 +305,10 @@ def _curves(outcome, workdir: pathlib.Path):
     start = 0
     members = [model.path for model in outcome.models if model.why == "expert"]
     for run in [workdir / "runs" / "seed", *members]:
-        if not (run / "metrics.jsonl").exists():
-            continue  # a seed model of the user's may come without
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+        rows = runs.rows(run)
         points = [(row["step"], row["loss"]) for row in rows if row.get("loss")]
+        if not points:
+            continue  # a seed model of the user's may come without
         steps, losses = np.array(points).T
         axis.plot(start + steps, losses, label=figures.label(run.name), linewidth=1)
         start = steps[-1] if run.name == "seed" else start

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlab import ablation
-from jaxlab.core import report
+from jaxlab.core import json_text, report
 from jaxlab.stats import correlation
 from jaxlab.systems.data_ablation import experts
 from jaxlab.systems.data_ablation.study import Outcome
@@ -254,7 +254,7 @@ def numbers(outcome: Outcome, seconds: Mapping[str, float]) -> dict[str, Any]:
         target: ranking_rows(rows, ensemble[target], means[target], trained[target])
         for target, rows in outcome.ranking.items()
     }
-    return report.json_value(
+    return json_text.json_value(
         {
             "ranking": ranking,
             "correlation": correlations(outcome),
@@ -287,8 +287,8 @@ def ranking_rows(
         {
             "mixture": row.mixture,
             "predicted_perplexity": row.predicted_perplexity,
-            "interval": report.json_value(row.perplexity_interval),
-            "best_probability": report.json_value(row.best_probability),
+            "interval": json_text.json_value(row.perplexity_interval),
+            "best_probability": json_text.json_value(row.best_probability),
             "trained_perplexity": trained.get(name),
             "ensemble_perplexity": ensemble[name],
             "mean_of_members_perplexity": means[name],

@@ -18,7 +18,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from jaxlab import models, objectives, optim
+from jaxlab import load, models, objectives, optim
 from jaxlab.core import checkpoint, errors, folders, paths, process, runs, types
 from jaxlab.data import prepared
 from jaxlab.data.batches import loader, mixture
@@ -164,9 +164,7 @@ def keep_tokenizer(
 ) -> None:
     """Into a run directory that has none, so that it can be opened anywhere."""
     kept = paths.path(workdir) / "data" / "tokenizer"
-    if jax.process_index() != 0 or checkpoint.steps(
-        paths.path(workdir) / "checkpoints"
-    ):
+    if jax.process_index() != 0 or checkpoint.steps(runs.checkpoints(workdir)):
         return  # else it is that of the weights
     if not paths.is_remote(workdir):
         tokenizer.save(kept)
@@ -235,15 +233,6 @@ def _start(
 
     None where nothing is named, and where the run will resume anyway.
     """
-    if not path or checkpoint.steps(workdir / "checkpoints"):
+    if not path or checkpoint.steps(runs.checkpoints(workdir)):
         return None
-    if not paths.is_folder(path):
-        raise errors.UserError(
-            f"no folder {path} to start from; init_from is a run directory or a "
-            "Hugging Face folder"
-        )
-    if paths.is_folder(paths.path(path) / "checkpoints"):
-        return checkpoint.load_params(path, mesh=mesh)
-    if paths.is_remote(path):
-        raise errors.UserError(f"{path} holds no run; copy it to a local folder")
-    return models.hf.load(path, mesh=mesh)[1]
+    return load.params(path, mesh=mesh)

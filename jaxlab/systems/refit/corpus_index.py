@@ -19,13 +19,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxlab import models, retrieval
-from jaxlab.core import errors, report, types
+from jaxlab import load, retrieval
+from jaxlab.core import errors, report, runs, types
 from jaxlab.core import progress as progress_lib
 from jaxlab.data.examples import text_rows
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.retrieval import encode, formats, rerank
-from jaxlab.systems import encoder_files
 
 _SOURCE = "source.json"
 _WINDOW = 4096  # texts that are sorted by length together; a build resumes at one
@@ -51,7 +50,7 @@ class Encoder:
     mesh: jax.sharding.Mesh | None = None
 
 
-class Opened(NamedTuple):
+class OpenIndex(NamedTuple):
     """An index and what it was made of."""
 
     index: retrieval.Index
@@ -76,13 +75,14 @@ def open_encoder(
     Raises:
         UserError: not such a folder, or longer rows than it has positions for.
     """
-    config, params, tokenizer = encoder_files.load_encoder(path, mesh=mesh)
-    longest = length or config.row_length or config.length
-    if longest > config.length:
+    loaded = load.encoder(path, mesh=mesh)
+    most = loaded.config.length
+    longest = length or loaded.config.row_length or most
+    if longest > most:
         raise errors.UserError(
-            f"length {longest} is more than the {config.length} positions of {path}"
+            f"length {longest} is more than the {most} positions of {path}"
         )
-    apply = models.BertEncoder(config).apply
+    apply, params, tokenizer = loaded.model.apply, loaded.params, loaded.tokenizer
     return Encoder(str(path), apply, params, tokenizer, longest, mesh)
 
 
@@ -165,7 +165,7 @@ def open_index(
     encoder: str = "",
     corpora: Sequence[str] = (),
     mesh: jax.sharding.Mesh | None = None,
-) -> Opened:
+) -> OpenIndex:
     """Opens what `build` made, with its encoder and its texts.
 
     Args:
@@ -198,7 +198,7 @@ def open_index(
             "files with --corpus"
         )
     titles, bodies = zip(*(texts[each] for each in ids), strict=True)
-    return Opened(index, opened, formats.Corpus(ids, list(titles), list(bodies)))
+    return OpenIndex(index, opened, formats.Corpus(ids, list(titles), list(bodies)))
 
 
 def vectors(
@@ -238,7 +238,7 @@ def reranker(
         path: a Hugging Face folder or a run of `configs/refit.py:cross_encoder`.
         queries, passages: all texts.
         length: of the rows; of longer pairs the longer text is cut.
-        prior: weight of the retriever; see `encoder_files.prior`.
+        prior: weight of the retriever; see `prior_of`.
         retriever: index and vectors of the queries, for the prior.
         batch_tokens: of a batch.
         mesh: whose devices share a batch.
@@ -248,20 +248,23 @@ def reranker(
     """
     if prior and retriever is None:
         raise errors.UserError("a prior needs the retriever; give index and vectors")
-    config, params, tokenizer = encoder_files.load_scorer(path, mesh=mesh)
-    apply = models.BertScorer(config).apply
-    length = min(length, config.length)
+    scorer = load.scorer(path, mesh=mesh)
+    length = min(length, scorer.config.length)
 
     def score(numbers: np.ndarray, rows: np.ndarray) -> np.ndarray:
         encoded = text_rows.encode_pairs(
-            tokenizer,
+            scorer.tokenizer,
             [queries[i] for i in numbers],
             [passages[i] for i in rows],
             length,
             cut="longest",
         )
         logits = encode.apply_rows(
-            apply, params, encoded, batch_tokens=batch_tokens, mesh=mesh
+            scorer.model.apply,
+            scorer.params,
+            encoded,
+            batch_tokens=batch_tokens,
+            mesh=mesh,
         )
         if not prior:
             return logits
@@ -269,6 +272,18 @@ def reranker(
         return logits + prior * np.sum(vectors[numbers] * index.take(rows), axis=1)
 
     return score
+
+
+def prior_of(path: str | pathlib.Path) -> float:
+    """The weight of the bi-encoder's score beside a cross-encoder's; 0 of a folder.
+
+    A run's config has it as `eval.prior`; older ones have `prior` alone.
+    """
+    run = runs.find(path)
+    if run is None:
+        return 0.0
+    own = run.config.get("prior", 0.0)
+    return float(run.config.get("eval", {}).get("prior", own))
 
 
 def identity(*parts: Any) -> str:
@@ -282,8 +297,8 @@ def model_sha256(path: str) -> str:
     found = hashlib.sha256()
     kinds = ("*.safetensors", "*.json", "*.model")
     folder = pathlib.Path(path)
-    if not any(folder.glob("*.safetensors")):  # a run: its last checkpoint decides
-        kinds = ("config.json", "checkpoints/*/**/*", "data/*.json")
+    if runs.has_checkpoints(folder):  # the last one decides
+        kinds = (runs.CONFIG, f"{runs.CHECKPOINTS}/*/**/*", "data/*.json")
     chosen = sorted({x for kind in kinds for x in folder.glob(kind) if x.is_file()})
     for file in chosen:
         found.update(str(file.relative_to(folder)).encode() + b"\0")

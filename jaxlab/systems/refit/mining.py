@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlab import models, retrieval
+from jaxlab import load, retrieval
 from jaxlab.core import errors
 from jaxlab.data.examples import ranked_lists
 from jaxlab.retrieval import encode, formats
-from jaxlab.systems import encoder_files
 from jaxlab.systems.refit import corpus_index
 
 _FIELDS = ("folder", "name", "split")
@@ -60,7 +59,7 @@ class Mined(NamedTuple):
 def mine(
     entry: Mapping[str, Any],
     path: str | pathlib.Path,
-    encoder: encoder_files.Opened,
+    encoder: load.Loaded,
     folder: pathlib.Path,
     *,
     length: int,
@@ -96,7 +95,7 @@ def mine(
     passages = read.corpus.passages()
     index = _index(folder / name, read.corpus.ids, passages, path, encoder, length)
     vectors = encode.embed_texts(
-        models.BertEncoder(encoder.config).apply,
+        encoder.model.apply,
         encoder.params,
         encoder.tokenizer,
         list(read.queries.values()),
@@ -165,7 +164,7 @@ def _index(folder, ids, passages, path, encoder, length) -> retrieval.Index:
 
     def batches(done: int):
         windows = encode.embed_windows(
-            models.BertEncoder(encoder.config).apply,
+            encoder.model.apply,
             encoder.params,
             encoder.tokenizer,
             passages[done:],

@@ -22,13 +22,13 @@ import jax
 import ml_collections
 import numpy as np
 
-from jaxlab import models, objectives, optim, retrieval
+from jaxlab import load, models, objectives, optim, retrieval
 from jaxlab.core import errors, paths, types
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data.examples import ranked_lists, text_rows
+from jaxlab.models import sections
 from jaxlab.models.bert import encoder as encoder_lib
 from jaxlab.retrieval import encode, metrics
-from jaxlab.systems import encoder_files
 from jaxlab.systems.refit import mining
 
 OBJECTIVES = {"listwise": objectives.listwise, "pointwise": objectives.pointwise}
@@ -68,7 +68,7 @@ def rerank(
         workdir,
         model=model,
         objective=OBJECTIVES[config.objective](model.apply),
-        start=encoder_files.Opened(scorer, params, start.tokenizer),
+        start=start._replace(config=scorer, model=model, params=params),
         batches=batches,
         evals=rerank_evals(model.apply, start.tokenizer, sets, config),
     )
@@ -144,7 +144,7 @@ def rerank_evals(
 
 def embed_evals(
     apply: Callable,
-    start: encoder_files.Opened,
+    start: load.Loaded,
     sets: Sequence[mining.Mined],
     config: ml_collections.ConfigDict,
 ) -> dict[str, Callable[[types.Params], dict[str, float]]]:
@@ -200,7 +200,7 @@ def _experiment(config, workdir, *, model, objective, start, batches, evals):
         seed=config.seed,
         config={
             **config.to_dict(),
-            "encoder": encoder_files.described(start.config),
+            "encoder": sections.encoder_section(start.config),
             "data_order": {
                 "queries": len(batches.data.queries),
                 "sha256": batches.data.sha256(),
@@ -211,13 +211,13 @@ def _experiment(config, workdir, *, model, objective, start, batches, evals):
     )
 
 
-def _open(config, mesh) -> encoder_files.Opened:
+def _open(config, mesh) -> load.Loaded:
     """`init_from`, computed as the config's `model` section says."""
     if not config.init_from:
         raise errors.UserError(
             "set --config.init_from to an encoder: a Hugging Face folder or a run"
         )
-    start = encoder_files.load(config.init_from, mesh=mesh)
+    start = load.bert(config.init_from, mesh=mesh)
     changed = dataclasses.replace(start.config, **config.model.to_dict())
     return start._replace(config=changed)
 
@@ -237,7 +237,7 @@ def _mined(config, workdir, mesh) -> list[mining.Mined]:
             "'split': 'train'},)\""
         )
     path = config.mine.encoder or config.init_from
-    encoder = encoder_files.load_encoder(path, mesh=mesh)
+    encoder = load.encoder(path, mesh=mesh)
     length = config.mine.length or encoder.config.row_length
     _check_length(length, encoder.config)
     folder = pathlib.Path(config.mine.index or workdir / "index")

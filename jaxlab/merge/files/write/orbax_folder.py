@@ -1,6 +1,5 @@
 """A merge as an Orbax checkpoint: of a run, or of any tree."""
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlab.core import checkpoint, checkpoint_files, tree
+from jaxlab.core import checkpoint, checkpoint_files, runs, tree
 from jaxlab.merge.files.read import source as source_lib
 
 STEP = 0  # no update was made
@@ -28,8 +27,8 @@ def write(
         config: of the run.
         axes: logical axis names by path, for loading onto a mesh.
     """
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    with checkpoint.Checkpointer(folder / "checkpoints", axes=axes) as checkpointer:
+    runs.write_config(folder, config)
+    with checkpoint.Checkpointer(runs.checkpoints(folder), axes=axes) as checkpointer:
         checkpointer.save(STEP, {"params": nested(tensors)})
 
 
@@ -57,13 +56,8 @@ def write_checkpoint(
 
 
 def run_config(source: source_lib.Source) -> dict[str, Any]:
-    """The config of a run for another folder: its data stay where they are."""
-    config = dict(source.config)
-    data = config.get("data")
-    if isinstance(data, Mapping) and not data.get("files"):
-        own = data.get("folder") or pathlib.Path(source.path) / "data"
-        config["data"] = {**data, "folder": str(pathlib.Path(own).absolute())}
-    return config
+    """The config of a merge of runs like this one; {} where it has none."""
+    return runs.merged_config(runs.read(source.path)) if source.config else {}
 
 
 def nested(tensors: Mapping[str, Any]) -> dict[str, Any]:
