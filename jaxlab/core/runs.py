@@ -83,7 +83,8 @@ class Run:
         if paths.is_remote(self.folder):
             return _copy(self.folder / "data" / "tokenizer")
         if "tokenizer" in self.config:  # merged: beside it, or where its inputs have it
-            return self.folder / self.config["tokenizer"]
+            beside = self.folder / "tokenizer"
+            return beside if beside.exists() else self.folder / self.config["tokenizer"]
         if self.kind in ("encoder", "scorer"):
             return self.folder / "tokenizer"
         if data.get("files"):
