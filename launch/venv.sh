@@ -6,7 +6,7 @@
 #     "$JAXLAB_BIN/python" ...
 #
 # Needs Python 3.11 or newer and the package index. The environment is .venv beside
-# this folder, or JAXLAB_VENV. It is brought up to date only when pyproject.toml, the
+# this folder, or JAXLAB_VENV; JAXLAB_PYTHON names the Python that makes it. It is brought up to date only when pyproject.toml, the
 # extras or the folder changed: their hash is kept inside. JAX comes as it does by
 # default, for CPU: `pip install -e '.[cuda]'` or `'.[tpu]'` is left to the user.
 
@@ -56,7 +56,7 @@ _jaxlab_pip() {
 
 _jaxlab_make_venv() {
   local python
-  for python in python3 python3.14 python3.13 python3.12 python3.11 ""; do
+  for python in ${JAXLAB_PYTHON:+"$JAXLAB_PYTHON"} python3 python3.14 python3.13 python3.12 python3.11 ""; do
     [[ -z "$python" ]] && _jaxlab_fail "Python 3.11 or newer is needed; found $(
       python3 --version 2>&1 || true)"
     _jaxlab_is_new_enough "$python" && break

@@ -375,13 +375,14 @@ def test_watch_joins_what_runs_and_ends_when_somebody_deletes_the_tpu(cloud):
     assert "create" not in found
 
 
-# ------------------------------------------------------------------ all of launch/
+# ------------------------------------------------------------------ all scripts
 
 
 @pytest.mark.oracle
 def test_shellcheck_finds_nothing():
     shellcheck = pathlib.Path(sys.executable).parent / "shellcheck"
     scripts = sorted(str(path) for path in (ROOT / "launch").glob("*.sh"))
+    scripts.append(str(ROOT / ".ci" / "run"))
     done = subprocess.run(
         [shellcheck, "-x", *scripts], cwd=ROOT, capture_output=True, text=True
     )
