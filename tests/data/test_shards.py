@@ -21,7 +21,7 @@ from jaxlab.data.batches import inspect, loader, mixture
 from jaxlab.data.corpus import domains, token_files
 from jaxlab.data.shards import beam, plan, run, token_shards
 from jaxlab.data.tokenizers import tokenizer
-from tests.support import object_store
+from tests.support import objects as objects_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 LANGUAGES = ("word number {}. ", "слово {}, ", "語{}、", "كلمة {} ", "🙂 {}\n")
@@ -473,7 +473,7 @@ def test_what_follows_two_dashes_is_for_beam():
 
 @pytest.mark.oracle
 def test_a_bucket_gets_the_same_bytes(done, source, model, monkeypatch):
-    with object_store.serve() as (objects, environment):
+    with objects_lib.serve() as (objects, environment):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         for name, data in contents(source).items():

@@ -15,7 +15,7 @@ from jaxlab import models, objectives, optim, train
 from jaxlab.core import checkpoint, errors, factored_logits, mesh, state, step, types
 from jaxlab.systems import trust_methods, trust_regions
 from tests.optim import test_tram
-from tests.support import tiny_run
+from tests.support import runs
 
 # One method of each kind is tried always, the others with the oracles.
 FIRST = ("plain", "asam", "tram_x", "mesa")
@@ -29,7 +29,7 @@ def with_slow(methods, always=FIRST):
     ]
 
 
-MODEL = dataclasses.replace(tiny_run.CONFIG, scan=True)
+MODEL = dataclasses.replace(runs.CONFIG, scan=True)
 
 
 def one_device():
@@ -39,7 +39,7 @@ def one_device():
 def experiment(method, *, model=MODEL, **changes):
     settings = {k: changes.pop(k) for k in list(changes) if k in _FIELDS}
     config = trust_methods.TrustConfig(method, **settings)
-    base = tiny_run.experiment(model_config=model, **changes)
+    base = runs.experiment(model_config=model, **changes)
     predictor = objectives.language_model(base.model.apply)
     precise = None
     if config.second_pass:

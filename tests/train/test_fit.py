@@ -14,8 +14,8 @@ from flax import linen as nn
 
 from jaxlab import optim, train
 from jaxlab.core import checkpoint, errors, mesh, step, types
-from tests.support import tiny_run
-from tests.support.tiny_run import launch, losses, wait_for_rows
+from tests.support import runs
+from tests.support.runs import launch, losses, wait_for_rows
 
 
 def one_device():
@@ -26,7 +26,7 @@ def one_device():
 def whole(tmp_path_factory):
     """An uninterrupted run on one device: 12 steps, saved at 4, 8 and 12."""
     workdir = tmp_path_factory.mktemp("whole")
-    train.fit(tiny_run.experiment(), workdir, mesh=one_device(), save_every=4, keep=3)
+    train.fit(runs.experiment(), workdir, mesh=one_device(), save_every=4, keep=3)
     return workdir
 
 
@@ -51,7 +51,7 @@ def test_the_loss_falls_and_every_step_has_a_row(whole):
 
 def test_a_resumed_run_continues_bit_for_bit(whole, tmp_path):
     resumed = copy_upto(whole, tmp_path, 4)
-    result = train.fit(tiny_run.experiment(), resumed, mesh=one_device())
+    result = train.fit(runs.experiment(), resumed, mesh=one_device())
     assert result.finished
     assert losses(resumed) == losses(whole)
     a = checkpoint.load_params(whole, 12)
@@ -68,14 +68,14 @@ def test_a_resumed_run_continues_bit_for_bit(whole, tmp_path):
     ],
 )
 def test_a_mesh_changes_nothing_but_rounding(whole, tmp_path, shape):
-    train.fit(tiny_run.experiment(), tmp_path, mesh=mesh.make_mesh(shape))
+    train.fit(runs.experiment(), tmp_path, mesh=mesh.make_mesh(shape))
     np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=2e-5)
 
 
 def test_a_run_saved_on_one_device_continues_on_a_mesh(whole, tmp_path):
     resumed = copy_upto(whole, tmp_path, 4)
     other = mesh.make_mesh({"fsdp": 4, "tensor": 2})
-    state = train.fit(tiny_run.experiment(), resumed, mesh=other, profile=1).state
+    state = train.fit(runs.experiment(), resumed, mesh=other, profile=1).state
     assert [*resumed.glob("profile/plugins/profile/*/*.xplane.pb")]
     kernel = state.params["blocks"]["mlp"]["up"]["kernel"]
     assert kernel.sharding.spec == jax.P(None, ("fsdp", "context"), "tensor")
@@ -86,13 +86,13 @@ def test_a_run_saved_on_one_device_continues_on_a_mesh(whole, tmp_path):
 
 def test_microbatches_weigh_tokens_not_batches(tmp_path, whole):
     def uneven(step, rows=slice(None)):
-        batch = tiny_run.batches(step)
+        batch = runs.batches(step)
         mask = np.ones((8, 16), np.float32)
         mask[::2, 4:] = 0.0  # even rows have 3 labels, odd rows 15
         return {**batch, "loss_mask": mask}
 
     for count in (1, 4):
-        changed = tiny_run.experiment(3, batches=uneven, micro_batches=count)
+        changed = runs.experiment(3, batches=uneven, micro_batches=count)
         train.fit(changed, tmp_path / str(count), mesh=one_device())
     np.testing.assert_allclose(
         losses(tmp_path / "1"), losses(tmp_path / "4"), rtol=1e-5
@@ -100,7 +100,7 @@ def test_microbatches_weigh_tokens_not_batches(tmp_path, whole):
 
 
 def test_a_non_finite_step_changes_nothing_and_is_counted(tmp_path):
-    experiment = tiny_run.experiment(5)
+    experiment = runs.experiment(5)
 
     def objective(params, batch, *, key, frozen):
         loss = experiment.objective(params, batch, key=key, frozen=frozen)
@@ -108,7 +108,7 @@ def test_a_non_finite_step_changes_nothing_and_is_counted(tmp_path):
         return loss._replace(total=jnp.where(bad, jnp.nan, loss.total))
 
     def batches(step, rows=slice(None)):
-        return tiny_run.batches(step)
+        return runs.batches(step)
 
     changed = dataclasses.replace(experiment, objective=objective)
     state = train.fit(changed, tmp_path, mesh=one_device()).state
@@ -121,7 +121,7 @@ def test_a_non_finite_step_changes_nothing_and_is_counted(tmp_path):
 
 
 def test_too_many_bad_steps_stop_the_run_with_the_good_weights_on_disk(tmp_path):
-    experiment = tiny_run.experiment(12)
+    experiment = runs.experiment(12)
 
     def objective(params, batch, *, key, frozen):
         loss = experiment.objective(params, batch, key=key, frozen=frozen)
@@ -141,10 +141,10 @@ def test_too_many_bad_steps_stop_the_run_with_the_good_weights_on_disk(tmp_path)
 def test_init_from_is_copied_and_must_fit(tmp_path, whole):
     start = checkpoint.load_params(whole)
     kernel = np.asarray(start["lm_head"]["kernel"]).copy()
-    train.fit(tiny_run.experiment(1, init_from=start), tmp_path, mesh=one_device())
+    train.fit(runs.experiment(1, init_from=start), tmp_path, mesh=one_device())
     np.testing.assert_array_equal(start["lm_head"]["kernel"], kernel)  # not donated
     lacking = {k: v for k, v in start.items() if k != "lm_head"}
-    changed = tiny_run.experiment(1, init_from=lacking)
+    changed = runs.experiment(1, init_from=lacking)
     with pytest.raises(errors.UserError, match="lm_head/kernel"):
         train.fit(changed, tmp_path / "b", mesh=one_device())
 
@@ -152,7 +152,7 @@ def test_init_from_is_copied_and_must_fit(tmp_path, whole):
 def test_nan_in_the_starting_weights_is_named(tmp_path, whole):
     start = checkpoint.load_params(whole)
     start["embed"]["embedding"] = start["embed"]["embedding"].at[3, 4].set(jnp.nan)
-    changed = tiny_run.experiment(1, init_from=start)
+    changed = runs.experiment(1, init_from=start)
     with pytest.raises(errors.UserError, match=r"NaN.*embed/embedding"):
         train.fit(changed, tmp_path, mesh=one_device())
 
@@ -160,7 +160,7 @@ def test_nan_in_the_starting_weights_is_named(tmp_path, whole):
 def test_a_changed_config_is_refused_with_the_differing_keys(whole):
     changed = {"optim": {"learning_rate": 2e-2}, "mesh": {"data": 8}}
     with pytest.raises(errors.UserError) as raised:
-        train.fit(tiny_run.experiment(config=changed), whole, mesh=one_device())
+        train.fit(runs.experiment(config=changed), whole, mesh=one_device())
     assert "optim.learning_rate: 0.01 -> 0.02" in str(raised.value)
     assert "mesh" not in str(raised.value)  # where it runs may change
 
@@ -169,26 +169,26 @@ def test_data_that_vanishes_mid_run_loses_nothing(tmp_path, whole):
     def vanishing(step, rows=slice(None)):
         if step == 6:
             raise errors.UserError("tokens.npy was removed; put it back")
-        return tiny_run.batches(step)
+        return runs.batches(step)
 
     with pytest.raises(errors.UserError, match="put it back"):
-        train.fit(tiny_run.experiment(batches=vanishing), tmp_path, mesh=one_device())
+        train.fit(runs.experiment(batches=vanishing), tmp_path, mesh=one_device())
     assert checkpoint.steps(tmp_path / "checkpoints") == [6]
-    train.fit(tiny_run.experiment(), tmp_path, mesh=one_device())
+    train.fit(runs.experiment(), tmp_path, mesh=one_device())
     assert losses(tmp_path) == losses(whole)
 
 
 def test_rows_that_the_mesh_does_not_divide_are_refused(tmp_path):
     def six(step, rows=slice(None)):
-        return {"tokens": tiny_run.batches(step)["tokens"][:6]}
+        return {"tokens": runs.batches(step)["tokens"][:6]}
 
     with pytest.raises(errors.UserError, match="6 rows are not divisible by 8"):
-        train.fit(tiny_run.experiment(batches=six), tmp_path, mesh=mesh.make_mesh())
+        train.fit(runs.experiment(batches=six), tmp_path, mesh=mesh.make_mesh())
 
 
 def test_ema_follows_the_parameters(tmp_path):
-    state = train.fit(tiny_run.experiment(1), tmp_path, mesh=one_device()).state
-    start = train.fit(tiny_run.experiment(0), tmp_path / "b", mesh=one_device()).state
+    state = train.fit(runs.experiment(1), tmp_path, mesh=one_device()).state
+    start = train.fit(runs.experiment(0), tmp_path / "b", mesh=one_device()).state
     average = optim.ema_of(state.opt_state)["lm_head"]["kernel"]
     old, new = (s.params["lm_head"]["kernel"] for s in (start, state))
     np.testing.assert_allclose(average, 0.9 * old + 0.1 * new, atol=1e-6)
@@ -203,14 +203,14 @@ def test_an_optimizer_that_asks_for_gradients_elsewhere_gets_them():
         return jax.tree.map(lambda x: -0.1 * x + 0 * value, updates), state
 
     tx = optax.GradientTransformationExtraArgs(lambda params: (), update)
-    experiment = tiny_run.experiment(
+    experiment = runs.experiment(
         tx=tx, update_args=lambda params, batch, key, frozen: {"anchor": frozen}
     )
     params = experiment.model.init(jax.random.key(0), *experiment.example)["params"]
     state = types.TrainState(
         jnp.zeros((), jnp.int32), nn.unbox(params), (), jax.random.key(1)
     )
-    new, metrics = step.make_step(experiment)(state, tiny_run.batches(0), jnp.ones(()))
+    new, metrics = step.make_step(experiment)(state, runs.batches(0), jnp.ones(()))
     assert set(seen["extra"]) == {"anchor"}
     assert float(metrics["skipped"]) == 0
     assert int(new.step) == 1

@@ -11,8 +11,8 @@ import pytest
 
 from jaxlab import train
 from jaxlab.core import checkpoint, mesh
-from tests.support import tiny_run
-from tests.support.tiny_run import launch, losses, wait_for_rows
+from tests.support import runs
+from tests.support.runs import launch, losses, wait_for_rows
 
 HEARTBEAT_SECONDS = 10
 ENDED = "another host is gone, or this one was killed (lines above may tell)"
@@ -23,7 +23,7 @@ def whole(tmp_path_factory):
     """An uninterrupted run of 12 steps on one device."""
     workdir = tmp_path_factory.mktemp("whole")
     one = mesh.make_mesh({"data": 1}, jax.devices()[:1])
-    train.fit(tiny_run.experiment(), workdir, mesh=one)
+    train.fit(runs.experiment(), workdir, mesh=one)
     return losses(workdir)
 
 
@@ -33,7 +33,7 @@ def hosts(workdir, count, **options):
     heartbeat = {"JAXLAB_HEARTBEAT_SECONDS": str(HEARTBEAT_SECONDS)}
     found = [
         launch(workdir, **options, **variables, **heartbeat)
-        for variables in tiny_run.hosts(count)
+        for variables in runs.hosts(count)
     ]
     try:
         yield found
@@ -55,7 +55,7 @@ def test_two_hosts_train_as_one_and_one_continues(tmp_path, whole):
     with hosts(tmp_path, 2, steps=6) as found:
         finish(found)
     one = mesh.make_mesh({"data": 1}, jax.devices()[:1])
-    train.fit(tiny_run.experiment(), tmp_path, mesh=one)
+    train.fit(runs.experiment(), tmp_path, mesh=one)
     np.testing.assert_allclose(losses(tmp_path), whole, rtol=1e-5)
 
 
@@ -67,7 +67,7 @@ def test_what_four_hosts_saved_two_and_one_continue(tmp_path, whole):
     with hosts(tmp_path / "two", 2) as found:
         finish(found)
     one = mesh.make_mesh({"data": 1}, jax.devices()[:1])
-    train.fit(tiny_run.experiment(), tmp_path / "four", mesh=one)
+    train.fit(runs.experiment(), tmp_path / "four", mesh=one)
     for name in ("four", "two"):
         np.testing.assert_allclose(losses(tmp_path / name), whole, rtol=1e-5)
 

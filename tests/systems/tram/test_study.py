@@ -18,7 +18,7 @@ from jaxlab.systems import trust_methods, trust_regions
 from jaxlab.systems.olmo import config as olmo_config
 from jaxlab.systems.tram import domains, report
 from jaxlab.systems.tram import study as study_lib
-from tests.support import tiny_run
+from tests.support import runs as runs_lib
 
 
 @pytest.fixture(scope="module")
@@ -26,18 +26,18 @@ def protocol():
     config = olmo_config.pretraining()
     config.steps = 4
     config.optim.update({"learning_rate": 1e-2, "schedule": "constant"})
-    model = models.Decoder(tiny_run.CONFIG)
+    model = models.Decoder(runs_lib.CONFIG)
     predictor = objectives.language_model(model.apply)
 
     def evaluate(first):
-        batches = [tiny_run.batches(first)]
+        batches = [runs_lib.batches(first)]
         return lambda params: perplexity.evaluate(model.apply, params, batches)
 
     def system(config, workdir, mesh):
         del workdir, mesh
         tx, _ = optim.build(optim.OptimConfig(**config.optim.to_dict()), config.steps)
         base = dataclasses.replace(
-            tiny_run.experiment(config.steps),
+            runs_lib.experiment(config.steps),
             tx=tx,
             seed=0,  # of the parameters; the data order is the seed of the study
             batches=shifted(config.data.seed),
@@ -56,14 +56,14 @@ def protocol():
     return study_lib.Protocol(
         config=config, system=system, predictor=predictor, metric="perplexity",
         higher_is_better=False, tuned_on="own", source="own", targets=("far",),
-        surface=[tiny_run.batches(0)], probes={"far": [tiny_run.batches(10**7)]},
+        surface=[runs_lib.batches(0)], probes={"far": [runs_lib.batches(10**7)]},
         start=start,
     )  # fmt: skip
 
 
 def shifted(seed):
     def batches(step, rows=slice(None)):
-        return tiny_run.batches(step + 100 * seed, rows)
+        return runs_lib.batches(step + 100 * seed, rows)
 
     batches.rows = 8
     return batches

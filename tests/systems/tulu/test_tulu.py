@@ -20,7 +20,7 @@ from jaxlab.models import sections as sections_lib
 from jaxlab.systems.olmo import pretraining
 from jaxlab.systems.planning import shapes
 from jaxlab.systems.tulu import tuning
-from tests.support.tiny_run import hosts, losses
+from tests.support.runs import hosts, losses
 
 CONFIGS = pathlib.Path(__file__).parents[3] / "configs"
 COLOURS = ["red", "green", "blue", "black", "white", "brown"]

@@ -1,6 +1,6 @@
 """A small real training run, for tests in this process and in killed ones.
 
-python -m tests.support.tiny_run WORKDIR STEPS SAVE_EVERY
+python -m tests.support.runs WORKDIR STEPS SAVE_EVERY
 """
 
 import json
@@ -67,7 +67,7 @@ def launch(workdir, steps=12, save_every=2, **extra) -> subprocess.Popen:
         "JAX_PLATFORMS": "cpu",
         **extra,
     }
-    command = [sys.executable, "-m", "tests.support.tiny_run", str(workdir), str(steps)]
+    command = [sys.executable, "-m", "tests.support.runs", str(workdir), str(steps)]
     return subprocess.Popen(
         [*command, str(save_every)],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
