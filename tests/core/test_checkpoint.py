@@ -1,9 +1,7 @@
 """Checkpoints: moved between meshes and dtypes, and broken in every way."""
 
 import json
-import pathlib
 import shutil
-import subprocess
 import sys
 import textwrap
 
@@ -19,6 +17,7 @@ from jaxlab import cli
 from jaxlab.core import checkpoint, errors, tree, types
 from jaxlab.core import checkpoint_files as saved
 from jaxlab.core import mesh as mesh_lib
+from tests.support import runs
 
 # What orbax leaves behind in its event loop when a read fails.
 pytestmark = pytest.mark.filterwarnings(
@@ -282,13 +281,7 @@ FULL_DISK = """
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
 def test_a_save_that_fails_is_one_line_and_leaves_the_one_before(tmp_path):
     script = textwrap.dedent(FULL_DISK)
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=pathlib.Path(__file__).parents[2],
-    )
+    done = runs.python(script, tmp_path)
     (line,) = done.stdout.splitlines()
     assert line.startswith(
         f"saving step 2 to {tmp_path} failed; step 1 is the last good"

@@ -1,11 +1,11 @@
 """Configs from the command line: every override typed, every mistake one line."""
 
-import subprocess
 import sys
 
 import pytest
 
 from jaxlab.core import config, errors
+from tests.support import runs
 
 FILE = """
 import ml_collections
@@ -191,4 +191,4 @@ def test_reading_a_config_does_not_import_jax(file):
         f"config.parse(['--config={file}', '--workdir=w', '--config.steps=2']); "
         "sys.exit('jax' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert runs.python(code, check=False).returncode == 0

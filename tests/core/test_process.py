@@ -1,13 +1,12 @@
 """The process before its first computation."""
 
 import os
-import pathlib
-import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.support import runs
+
 FAULTS = """
 import resource
 from jaxlab.core import host_memory
@@ -21,13 +20,9 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def run(code, **environment):
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True,
-        check=True,
-    )  # fmt: skip
-    return done.stdout.split()
+def words(code, **environment):
+    """What a process of its own prints."""
+    return runs.python(code, **environment).stdout.split()
 
 
 def has_glibc():
@@ -36,10 +31,10 @@ def has_glibc():
 
 @pytest.mark.skipif(not has_glibc(), reason="only glibc can be told")
 def test_freed_memory_is_used_again_without_page_faults():
-    kept, faults = run(FAULTS, JAXLAB_KEEP_MEMORY="1")
+    kept, faults = words(FAULTS, JAXLAB_KEEP_MEMORY="1")
     assert kept == "True"
     assert int(faults) < 100  # of 48,828 pages
-    kept, faults = run(FAULTS, JAXLAB_KEEP_MEMORY="0")
+    kept, faults = words(FAULTS, JAXLAB_KEEP_MEMORY="0")
     assert kept == "False"
     assert int(faults) > 100
 
@@ -54,7 +49,7 @@ print(jax.config.jax_enable_compilation_cache, jax.config.jax_compilation_cache_
 
 def test_programs_are_cached_in_the_users_folder_unless_told_otherwise(tmp_path):
     home = {"XDG_CACHE_HOME": str(tmp_path), "JAX_COMPILATION_CACHE_DIR": ""}
-    assert run(CACHE, **home) == ["True", str(tmp_path / "jaxlab" / "compiled")]
-    assert run(CACHE, **home, JAXLAB_COMPILATION_CACHE="0")[0] == "False"
+    assert words(CACHE, **home) == ["True", str(tmp_path / "jaxlab" / "compiled")]
+    assert words(CACHE, **home, JAXLAB_COMPILATION_CACHE="0")[0] == "False"
     mine = {**home, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "mine")}
-    assert run(CACHE, **mine) == ["True", str(tmp_path / "mine")]
+    assert words(CACHE, **mine) == ["True", str(tmp_path / "mine")]

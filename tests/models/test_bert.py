@@ -25,8 +25,9 @@ from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.models import BertConfig, BertEncoder, BertScorer, hf
 from jaxlab.models.bert import encoder
 from jaxlab.models.bert import json as json_lib
+from tests.support import peers
 
-VALUES = pathlib.Path(__file__).parents[1] / "values" / "bert"
+VALUES = peers.VALUES / "bert"
 KINDS = ("bert", "bert_scorer", "roberta_scorer", "xlm_roberta")
 SCORERS = ("bert_scorer", "roberta_scorer")
 TOLERANCE = 1e-4
@@ -52,8 +53,7 @@ def loaded(kind):
 
 @functools.cache
 def expected(kind):
-    with np.load(VALUES / kind / "expected.npz") as file:
-        values = dict(file)
+    values = peers.expected(VALUES / kind)
     return values | {"mask": values["mask"].astype(bool)}
 
 

@@ -18,8 +18,9 @@ from jaxlab.core import mesh as mesh_lib
 from jaxlab.models import Decoder, TransformerConfig, empty_cache, hf
 from jaxlab.models import rope as rope_lib
 from jaxlab.models.hf import config as config_lib
+from tests.support import peers
 
-VALUES = pathlib.Path(__file__).parents[1] / "values" / "models"
+VALUES = peers.VALUES / "models"
 FAMILIES = sorted(folder.name for folder in VALUES.iterdir())
 TOLERANCE = 1e-4  # every single mistake that was tried moves a logit by more
 
@@ -34,10 +35,8 @@ def loaded(family):
     return hf.load(VALUES / family)
 
 
-@functools.cache
 def expected(family):
-    with np.load(VALUES / family / "expected.npz") as values:
-        return dict(values)
+    return peers.expected(VALUES / family)
 
 
 def distance(a, b, mask=None):

@@ -1,7 +1,6 @@
 """The losses against the same sums in numpy."""
 
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlab import models, objectives
+from tests.support import peers
 
 TOKENS = jnp.array([[3, 1, 4, 1, 5], [2, 6, 5, 3, 5]])
 SEGMENTS = jnp.array([[1, 1, 2, 2, 2], [1, 1, 1, 0, 0]])
@@ -291,7 +291,7 @@ def test_preferences_are_those_of_trl(test_data):
 def test_preferences_of_a_real_model_are_those_of_torch(tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    folder = pathlib.Path(__file__).parents[1] / "values" / "models" / "llama2_gqa"
+    folder = peers.VALUES / "models" / "llama2_gqa"
     config, params = models.hf.load(folder)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32

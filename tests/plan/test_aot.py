@@ -24,6 +24,7 @@ from jaxlab.merge.sparse import select_on_device
 from jaxlab.plan import comparison, compiled, environment, flops, hlo, merging, traced
 from jaxlab.plan import topology as topologies
 from jaxlab.systems.planning import merges, shapes, steps
+from tests.support import runs
 
 ROOT = pathlib.Path(__file__).parents[2]
 GIB = 2**30
@@ -420,14 +421,7 @@ def test_a_step_compiles_for_gpus_and_has_the_arithmetics_state(tmp_path):
     flags += ["--mesh=data=2,fsdp=8", "--config.model.layers=4"]
     flags += ["--config.data.batch_size=32", f"--json={tmp_path}/plan.json"]
     # A process of its own: the plugin is read when jax loads, and writes to stderr.
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", script, "plan", *flags],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-        timeout=900,
-    )
+    done = runs.python(script, "plan", *flags, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads((tmp_path / "plan.json").read_text())
     held, state = found["compiled"]["argument_bytes"], found["hbm_bytes"]["state"]

@@ -2,11 +2,8 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import statistics
-import subprocess
-import sys
 
 import pytest
 
@@ -18,7 +15,7 @@ from jaxlab.merge.files.recipe import methods
 from jaxlab.plan import merging, topology
 from jaxlab.plan import shape as shapes
 from jaxlab.systems.planning import shapes as shapes_lib
-from tests.support import plan_rows
+from tests.support import plan_rows, runs
 
 ROOT = pathlib.Path(__file__).parents[2]
 GIB = 2**30
@@ -424,14 +421,7 @@ def test_arithmetic_imports_neither_jax_nor_numpy():
         "import sys; from jaxlab import cli; code = cli.run(sys.argv[1:]);"
         "print(code, *sorted(sys.modules), file=sys.stderr)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, *OLMO_7B, V5E, "--search"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    done = runs.python(script, *OLMO_7B, V5E, "--search")
     code, *modules = done.stderr.split()
     assert code == "0"
     assert not {"jax", "numpy", "flax", "matplotlib", "libtpu"} & {*modules}

@@ -1,4 +1,4 @@
-"""A small real training run, for tests in this process and in killed ones.
+"""A small real training run, in this process and in killed ones; other processes.
 
 python -m tests.support.runs WORKDIR STEPS SAVE_EVERY
 """
@@ -90,6 +90,18 @@ def hosts(count: int) -> list[dict[str, str]]:
         }
         for number in range(count)
     ]
+
+
+def python(code: str, *argv, check=True, **extra) -> subprocess.CompletedProcess:
+    """Runs code in a process of its own, at the root, with its output as text."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, argv)],
+        capture_output=True,
+        text=True,
+        check=check,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **extra},
+    )
 
 
 def wait_for_rows(workdir, count, process, seconds=120.0):

@@ -14,7 +14,7 @@ from jaxlab.plan import shape as shapes
 from jaxlab.systems import trust_methods, trust_regions
 from jaxlab.systems.planning import shapes as planning
 from jaxlab.systems.tram import study
-from tests.support import tiny_run
+from tests.support import runs
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 TOY = trust_methods.Row(
@@ -68,7 +68,7 @@ def test_a_new_row_is_planned_with_its_passes(table):
 
 
 def test_a_new_row_trains(table):
-    base = tiny_run.experiment()
+    base = runs.experiment()
     task = objectives.language_model(base.model.apply)
     run = trust_regions.with_trust(base, task, trust("toy"))
     at = mesh.make_mesh({"data": 1}, jax.devices()[:1])

@@ -15,7 +15,7 @@ from jaxlab import models, objectives, optim, train
 from jaxlab.core import checkpoint, errors, factored_logits, mesh, state, step, types
 from jaxlab.systems import trust_methods, trust_regions
 from tests.optim import test_tram
-from tests.support import runs
+from tests.support import devices, runs
 
 # One method of each kind is tried always, the others with the oracles.
 FIRST = ("plain", "asam", "tram_x", "mesa")
@@ -30,10 +30,6 @@ def with_slow(methods, always=FIRST):
 
 
 MODEL = dataclasses.replace(runs.CONFIG, scan=True)
-
-
-def one_device():
-    return mesh.make_mesh({"data": 1}, jax.devices()[:1])
 
 
 def experiment(method, *, model=MODEL, **changes):
@@ -53,7 +49,7 @@ _FIELDS = {field.name for field in dataclasses.fields(trust_methods.TrustConfig)
 
 def steps_of(run, count=3, at=None):
     """Parameters and metrics after a few steps, without the loop."""
-    at, traced = at or one_device(), []
+    at, traced = at or devices.one(), []
 
     def objective(*arguments, **named):
         traced.append(True)
@@ -158,10 +154,10 @@ def test_a_mesh_changes_nothing_but_rounding(method):
 def test_a_run_killed_between_steps_continues_bit_for_bit(method, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run = experiment(method, steps=6)
-    train.fit(run, whole, mesh=one_device(), save_every=3)
+    train.fit(run, whole, mesh=devices.one(), save_every=3)
     shutil.copytree(whole, cut)
     shutil.rmtree(cut / "checkpoints" / "6")
-    train.fit(run, cut, mesh=one_device())
+    train.fit(run, cut, mesh=devices.one())
     a, b = (checkpoint.load_params(folder, 6) for folder in (whole, cut))
     assert furthest(a, b) == 0.0
     rows = [json.loads(x) for x in (cut / "metrics.jsonl").read_text().splitlines()]

@@ -14,19 +14,15 @@ from flax import linen as nn
 
 from jaxlab import optim, train
 from jaxlab.core import checkpoint, errors, mesh, step, types
-from tests.support import runs
+from tests.support import devices, runs
 from tests.support.runs import launch, losses, wait_for_rows
-
-
-def one_device():
-    return mesh.make_mesh({"data": 1}, jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An uninterrupted run on one device: 12 steps, saved at 4, 8 and 12."""
     workdir = tmp_path_factory.mktemp("whole")
-    train.fit(runs.experiment(), workdir, mesh=one_device(), save_every=4, keep=3)
+    train.fit(runs.experiment(), workdir, mesh=devices.one(), save_every=4, keep=3)
     return workdir
 
 
@@ -51,7 +47,7 @@ def test_the_loss_falls_and_every_step_has_a_row(whole):
 
 def test_a_resumed_run_continues_bit_for_bit(whole, tmp_path):
     resumed = copy_upto(whole, tmp_path, 4)
-    result = train.fit(runs.experiment(), resumed, mesh=one_device())
+    result = train.fit(runs.experiment(), resumed, mesh=devices.one())
     assert result.finished
     assert losses(resumed) == losses(whole)
     a = checkpoint.load_params(whole, 12)
@@ -93,7 +89,7 @@ def test_microbatches_weigh_tokens_not_batches(tmp_path, whole):
 
     for count in (1, 4):
         changed = runs.experiment(3, batches=uneven, micro_batches=count)
-        train.fit(changed, tmp_path / str(count), mesh=one_device())
+        train.fit(changed, tmp_path / str(count), mesh=devices.one())
     np.testing.assert_allclose(
         losses(tmp_path / "1"), losses(tmp_path / "4"), rtol=1e-5
     )
@@ -111,7 +107,7 @@ def test_a_non_finite_step_changes_nothing_and_is_counted(tmp_path):
         return runs.batches(step)
 
     changed = dataclasses.replace(experiment, objective=objective)
-    state = train.fit(changed, tmp_path, mesh=one_device()).state
+    state = train.fit(changed, tmp_path, mesh=devices.one()).state
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     assert [row["skipped"] for row in rows] == [0, 0, 1, 0, 0]
     assert rows[2]["loss"] is None  # JSON has no NaN
@@ -128,12 +124,12 @@ def test_too_many_bad_steps_stop_the_run_with_the_good_weights_on_disk(tmp_path)
         return loss._replace(total=loss.total * jnp.where(frozen > 0, 1.0, jnp.nan))
 
     good = dataclasses.replace(experiment, objective=objective, frozen=jnp.ones(()))
-    train.fit(dataclasses.replace(good, steps=4), tmp_path, mesh=one_device())
+    train.fit(dataclasses.replace(good, steps=4), tmp_path, mesh=devices.one())
     bad = dataclasses.replace(good, frozen=jnp.zeros(()))
     with pytest.raises(
         errors.UserError, match=r"3 steps in a row.*weights are.*step 4"
     ):
-        train.fit(bad, tmp_path, mesh=one_device(), max_skipped=3)
+        train.fit(bad, tmp_path, mesh=devices.one(), max_skipped=3)
     params = checkpoint.load_params(tmp_path)
     assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(params))
 
@@ -141,12 +137,12 @@ def test_too_many_bad_steps_stop_the_run_with_the_good_weights_on_disk(tmp_path)
 def test_init_from_is_copied_and_must_fit(tmp_path, whole):
     start = checkpoint.load_params(whole)
     kernel = np.asarray(start["lm_head"]["kernel"]).copy()
-    train.fit(runs.experiment(1, init_from=start), tmp_path, mesh=one_device())
+    train.fit(runs.experiment(1, init_from=start), tmp_path, mesh=devices.one())
     np.testing.assert_array_equal(start["lm_head"]["kernel"], kernel)  # not donated
     lacking = {k: v for k, v in start.items() if k != "lm_head"}
     changed = runs.experiment(1, init_from=lacking)
     with pytest.raises(errors.UserError, match="lm_head/kernel"):
-        train.fit(changed, tmp_path / "b", mesh=one_device())
+        train.fit(changed, tmp_path / "b", mesh=devices.one())
 
 
 def test_nan_in_the_starting_weights_is_named(tmp_path, whole):
@@ -154,13 +150,13 @@ def test_nan_in_the_starting_weights_is_named(tmp_path, whole):
     start["embed"]["embedding"] = start["embed"]["embedding"].at[3, 4].set(jnp.nan)
     changed = runs.experiment(1, init_from=start)
     with pytest.raises(errors.UserError, match=r"NaN.*embed/embedding"):
-        train.fit(changed, tmp_path, mesh=one_device())
+        train.fit(changed, tmp_path, mesh=devices.one())
 
 
 def test_a_changed_config_is_refused_with_the_differing_keys(whole):
     changed = {"optim": {"learning_rate": 2e-2}, "mesh": {"data": 8}}
     with pytest.raises(errors.UserError) as raised:
-        train.fit(runs.experiment(config=changed), whole, mesh=one_device())
+        train.fit(runs.experiment(config=changed), whole, mesh=devices.one())
     assert "optim.learning_rate: 0.01 -> 0.02" in str(raised.value)
     assert "mesh" not in str(raised.value)  # where it runs may change
 
@@ -172,9 +168,9 @@ def test_data_that_vanishes_mid_run_loses_nothing(tmp_path, whole):
         return runs.batches(step)
 
     with pytest.raises(errors.UserError, match="put it back"):
-        train.fit(runs.experiment(batches=vanishing), tmp_path, mesh=one_device())
+        train.fit(runs.experiment(batches=vanishing), tmp_path, mesh=devices.one())
     assert checkpoint.steps(tmp_path / "checkpoints") == [6]
-    train.fit(runs.experiment(), tmp_path, mesh=one_device())
+    train.fit(runs.experiment(), tmp_path, mesh=devices.one())
     assert losses(tmp_path) == losses(whole)
 
 
@@ -187,8 +183,8 @@ def test_rows_that_the_mesh_does_not_divide_are_refused(tmp_path):
 
 
 def test_ema_follows_the_parameters(tmp_path):
-    state = train.fit(runs.experiment(1), tmp_path, mesh=one_device()).state
-    start = train.fit(runs.experiment(0), tmp_path / "b", mesh=one_device()).state
+    state = train.fit(runs.experiment(1), tmp_path, mesh=devices.one()).state
+    start = train.fit(runs.experiment(0), tmp_path / "b", mesh=devices.one()).state
     average = optim.ema_of(state.opt_state)["lm_head"]["kernel"]
     old, new = (s.params["lm_head"]["kernel"] for s in (start, state))
     np.testing.assert_allclose(average, 0.9 * old + 0.1 * new, atol=1e-6)

@@ -5,13 +5,12 @@ import shutil
 import signal
 import time
 
-import jax
 import numpy as np
 import pytest
 
 from jaxlab import train
-from jaxlab.core import checkpoint, mesh
-from tests.support import runs
+from jaxlab.core import checkpoint
+from tests.support import devices, runs
 from tests.support.runs import launch, losses, wait_for_rows
 
 HEARTBEAT_SECONDS = 10
@@ -22,7 +21,7 @@ ENDED = "another host is gone, or this one was killed (lines above may tell)"
 def whole(tmp_path_factory):
     """An uninterrupted run of 12 steps on one device."""
     workdir = tmp_path_factory.mktemp("whole")
-    one = mesh.make_mesh({"data": 1}, jax.devices()[:1])
+    one = devices.one()
     train.fit(runs.experiment(), workdir, mesh=one)
     return losses(workdir)
 
@@ -54,7 +53,7 @@ def finish(found):
 def test_two_hosts_train_as_one_and_one_continues(tmp_path, whole):
     with hosts(tmp_path, 2, steps=6) as found:
         finish(found)
-    one = mesh.make_mesh({"data": 1}, jax.devices()[:1])
+    one = devices.one()
     train.fit(runs.experiment(), tmp_path, mesh=one)
     np.testing.assert_allclose(losses(tmp_path), whole, rtol=1e-5)
 
@@ -66,7 +65,7 @@ def test_what_four_hosts_saved_two_and_one_continue(tmp_path, whole):
     shutil.copytree(tmp_path / "four", tmp_path / "two")
     with hosts(tmp_path / "two", 2) as found:
         finish(found)
-    one = mesh.make_mesh({"data": 1}, jax.devices()[:1])
+    one = devices.one()
     train.fit(runs.experiment(), tmp_path / "four", mesh=one)
     for name in ("four", "two"):
         np.testing.assert_allclose(losses(tmp_path / name), whole, rtol=1e-5)

@@ -19,6 +19,7 @@ from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.systems import trust_methods
 from jaxlab.systems.olmo import pretraining
 from jaxlab.systems.tram import classification
+from tests.support import devices
 from tools.multilingual import latent_semantics
 from tools.multilingual.parallel_text import Texts, pretraining_text
 
@@ -83,7 +84,7 @@ def decoder_run(toy, tmp_path_factory):
         }
     )  # fmt: skip
     run = folder / "run"
-    mesh = mesh_lib.make_mesh({"data": 1}, devices=jax.devices()[:1])
+    mesh = devices.one()
     with mesh_lib.use(mesh):
         train.fit(pretraining.pretrain(config, run, mesh), run, mesh=mesh)
     return run
@@ -91,7 +92,7 @@ def decoder_run(toy, tmp_path_factory):
 
 @pytest.fixture
 def mesh():
-    return mesh_lib.make_mesh({"data": 1}, devices=jax.devices()[:1])
+    return devices.one()
 
 
 def config_of(decoder_run, toy, variant="adam", **changes):

@@ -6,7 +6,6 @@ import json
 import pathlib
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
@@ -18,6 +17,7 @@ from jaxlab.systems import trust_methods, trust_regions
 from jaxlab.systems.olmo import config as olmo_config
 from jaxlab.systems.tram import domains, report
 from jaxlab.systems.tram import study as study_lib
+from tests.support import devices
 from tests.support import runs as runs_lib
 
 
@@ -49,7 +49,7 @@ def protocol():
         )
 
     experiment = system(config, None, None)
-    at = mesh.make_mesh({"data": 1}, jax.devices()[:1])
+    at = devices.one()
     with mesh.use(at):
         target, _ = state.abstract(experiment, at)
         start = state.initial(experiment, target).params

@@ -20,6 +20,7 @@ from jaxlab.models import sections as sections_lib
 from jaxlab.systems.olmo import pretraining
 from jaxlab.systems.planning import shapes
 from jaxlab.systems.tulu import tuning
+from tests.support import devices
 from tests.support.runs import hosts, losses
 
 CONFIGS = pathlib.Path(__file__).parents[3] / "configs"
@@ -45,10 +46,6 @@ def talk(tmp_path_factory):
     return str(path)
 
 
-def one_device():
-    return mesh_lib.make_mesh({"data": 1}, devices=jax.devices()[:1])
-
-
 @pytest.fixture(scope="module")
 def start(talk, tmp_path_factory):
     """A decoder that was pre-trained for two steps."""
@@ -66,7 +63,7 @@ def start(talk, tmp_path_factory):
             "max_bytes_per_domain": 0, "held_out_fraction": 0.2,
         }
     )  # fmt: skip
-    run, mesh = folder / "run", one_device()
+    run, mesh = folder / "run", devices.one()
     with mesh_lib.use(mesh):
         train.fit(pretraining.pretrain(config, run, mesh), run, mesh=mesh)
     return run
@@ -83,7 +80,7 @@ def config_of(variant, start, talk, **changes):
 
 
 def run(config, workdir, mesh=None, **settings):
-    mesh = one_device() if mesh is None else mesh
+    mesh = devices.one() if mesh is None else mesh
     system = getattr(tuning, config.system.split(".")[1])
     with mesh_lib.use(mesh):
         experiment = system(config, workdir, mesh)
@@ -278,7 +275,7 @@ def test_a_packed_row_has_the_loss_of_its_conversations(start, talk, tmp_path):
     for packed in (False, True):
         more = {"data.packed": packed, "data.held_out_fraction": 0.0}
         config = config_of("tiny", start, talk, **more, **{"data.length": 128})
-        mesh = one_device()
+        mesh = devices.one()
         with mesh_lib.use(mesh):
             experiment = tuning.sft(config, tmp_path / str(packed), mesh)
         batches = experiment.batches
