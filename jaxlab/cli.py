@@ -19,7 +19,7 @@ from types import ModuleType
 
 import jaxlab
 from jaxlab.commands import arguments
-from jaxlab.core import host_memory
+from jaxlab.core import accelerators, host_memory
 
 # Verb -> its line in `jaxlab --help` (SUMMARY in its file) and its module.
 VERBS = {
@@ -100,6 +100,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     try:
         with _quiet(args.verbose):
             host_memory.keep_freed()  # before jax has threads
+            accelerators.skip_absent_tpu()  # before jax looks for one
             return _command(verb).run(args) or 0
     except KeyboardInterrupt:
         return _fail(f"jaxlab {verb}: interrupted", code=130)

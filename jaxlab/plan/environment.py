@@ -3,7 +3,7 @@
 Call `prepare` before jax is imported. libtpu (the extra `plan` of this package)
 compiles without a TPU, and without these settings it looks for one, waits for a
 metadata server, takes a lock on the machine and writes to stderr. The CUDA plugin
-(extra `plan_gpu`) compiles without CUDA, and only where jax computes on the CPU: with
+(extra `plan-gpu`) compiles without CUDA, and only where jax computes on the CPU: with
 the CUDA platform allowed, jax drops a plugin that finds no driver.
 
 A compiler reads the programs of one version of jax. Which one fits is written in an
@@ -32,7 +32,7 @@ _SETTINGS = {
 }
 _COMPILERS = {  # platform -> (package, our extra, jax's extra, what is not needed)
     "tpu": ("libtpu", "plan", "tpu", "a TPU"),
-    "cuda": ("jax-cuda12-plugin", "plan_gpu", "cuda12-local", "CUDA and a GPU"),
+    "cuda": ("jax-cuda12-plugin", "plan-gpu", "cuda12-local", "CUDA and a GPU"),
 }
 
 

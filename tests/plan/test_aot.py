@@ -414,7 +414,7 @@ def test_a_step_that_does_not_fit_exits_with_1(libtpu, capsys):
 def test_a_step_compiles_for_gpus_and_has_the_arithmetics_state(tmp_path):
     if not importlib.util.find_spec("jax_cuda12_plugin"):
         pytest.skip(
-            "jax-cuda12-plugin is not installed: pip install 'jaxlab[plan_gpu]'"
+            "jax-cuda12-plugin is not installed: pip install 'jaxlab[plan-gpu]'"
         )
     script = "import sys; from jaxlab import cli; sys.exit(cli.run(sys.argv[1:]))"
     flags = [f"--config={ROOT}/configs/olmo.py:7b", "--topology=h100:2x8", "--aot"]

@@ -45,7 +45,7 @@ def test_a_compiler_for_another_jax_is_named_with_the_right_version(installed):
         "pip install 'jaxlab[plan]'"
     )
     installed["jax-cuda12-plugin"] = "0.12.0"
-    assert "jaxlab[plan_gpu]" in environment.mismatch("cuda")
+    assert "jaxlab[plan-gpu]" in environment.mismatch("cuda")
 
 
 def test_a_compiler_that_is_absent_is_asked_for_by_its_extra(installed):
