@@ -22,7 +22,7 @@ from jaxlab.core import (
     tree,
 )
 from tests.support import objects as objects_lib
-from tests.support import runs
+from tests.support import runs as tiny_run
 
 # What orbax leaves behind in its event loop when a read fails.
 pytestmark = pytest.mark.filterwarnings(
@@ -88,7 +88,7 @@ def test_a_bucket_is_recognised_after_pathlib_took_a_slash(store):
 @pytest.mark.oracle
 def test_a_bucket_that_is_not_there_is_one_line(store, tmp_path):
     with pytest.raises(errors.UserError, match="there is no bucket gs://other"):
-        train.fit(runs.experiment(2), "gs://other/run")
+        train.fit(tiny_run.experiment(2), "gs://other/run")
     with pytest.raises(errors.UserError, match="cannot reach gs://other/run"):
         folders.write_text("gs://other/run", "text")
     assert not pathlib.Path("gs:").exists()
@@ -146,15 +146,15 @@ def test_rows_after_the_checkpoint_are_dropped_when_a_run_resumes(store):
 
 @pytest.mark.oracle
 def test_a_run_killed_in_a_bucket_continues_bit_for_bit(store, tmp_path):
-    reference = runs.launch(tmp_path / "local", 12)
-    killed = runs.launch("gs://bucket/run", 2000)
+    reference = tiny_run.launch(tmp_path / "local", 12)
+    killed = tiny_run.launch("gs://bucket/run", 2000)
     _wait_for(store, "run/checkpoints/4/commit_success.txt", killed)
     killed.kill()
     killed.communicate()
     newest = checkpoint.steps("gs://bucket/run/checkpoints")[0]
     assert 4 <= newest < 12
 
-    resumed = runs.launch("gs://bucket/run", 12)
+    resumed = tiny_run.launch("gs://bucket/run", 12)
     said = resumed.communicate()[0]
     assert resumed.returncode == 0, said
     assert f"resuming at step {newest} of 12" in said
@@ -163,7 +163,7 @@ def test_a_run_killed_in_a_bucket_continues_bit_for_bit(store, tmp_path):
     rows = map(json.loads, store.data["run/metrics.jsonl"].decode().splitlines())
     losses = [row["loss"] for row in rows if "loss" in row]
     assert len(losses) == 12
-    assert losses == runs.losses(tmp_path / "local")
+    assert losses == tiny_run.losses(tmp_path / "local")
     remote = checkpoint.load_params("gs://bucket/run")
     local = checkpoint.load_params(tmp_path / "local")
     assert tree.fingerprint(remote) == tree.fingerprint(local)
