@@ -32,7 +32,7 @@ import time
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from jaxlab.data.corpus import domains
+from jaxlab.data.corpus import domains as domains_lib
 from jaxlab.data.shards import beam, run
 from jaxlab.data.tokenizers import tokenizer
 
@@ -51,7 +51,7 @@ def main() -> None:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     texts = [
         document.text
-        for documents in domains.read_domains(options.text).values()
+        for documents in domains_lib.read_domains(options.text).values()
         for document in documents
     ]
     with tempfile.TemporaryDirectory() as folder:

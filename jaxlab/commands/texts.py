@@ -4,7 +4,7 @@ import pathlib
 
 from jaxlab.core import errors
 from jaxlab.data import prepared
-from jaxlab.data.corpus import domains, token_files
+from jaxlab.data.corpus import token_files
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
 _EMBEDDED_BYTES = 1_000_000  # a domain; a twentieth of its documents is evaluated
@@ -43,7 +43,7 @@ def open_text(
         raise errors.UserError(
             f"data {data} does not exist; give a folder or file of text, or embedded"
         )
-    return domains.prepare(path, tokenizer, folder)
+    return prepared.write_domains(path, tokenizer, folder)
 
 
 def check_tokenizer(

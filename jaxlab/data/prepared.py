@@ -8,12 +8,20 @@ import itertools
 import json
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from jaxlab.core import errors, report
-from jaxlab.data.corpus import domains, embedded, token_files
+from jaxlab.data.corpus import (
+    documents,
+    domains,
+    embedded,
+    split,
+    token_files,
+    token_writer,
+)
 from jaxlab.data.shards import plan, token_shards
+from jaxlab.data.tokenizers import sentence_pieces
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
 EMBEDDED = "embedded"
@@ -49,7 +57,7 @@ def prepare(
     """Opens the corpus prepared in `folder`, or prepares it there.
 
     Args:
-        source: "embedded", or a folder with a subfolder or NAME.jsonl a domain; or
+        source: "embedded", or a folder with a subfolder or NAME.jsonl per domain; or
             several, joined by commas.
         folder: where the token files go.
         tokenizer: path of a tokenizer; "" trains SentencePiece on the training text.
@@ -111,7 +119,8 @@ def open_folder(folder: str | pathlib.Path) -> Prepared:
             f"{folder} is not finished; start the same `jaxlab data tokenize` again"
         )
     files = {
-        path.stem: domains.TokenFile.open(path) for path in sorted(folder.glob("*.npy"))
+        path.stem: token_files.TokenFile.open(path)
+        for path in sorted(folder.glob("*.npy"))
     }
     if not files:
         raise errors.UserError(
@@ -126,28 +135,142 @@ def open_folder(folder: str | pathlib.Path) -> Prepared:
     return Prepared(tokenizer_lib.load(folder / "tokenizer"), train, held_out)
 
 
+def write_domains(
+    source: str | pathlib.Path,
+    tokenizer: tokenizer_lib.Tokenizer,
+    folder: str | pathlib.Path,
+    **options,
+) -> dict[str, token_files.TokenFile]:
+    """Writes the token files of every domain of a source, and the tokenizer beside.
+
+    Args:
+        source: a folder with one subfolder or JSON-lines file per domain, or a single
+            file, which is one domain.
+        tokenizer: encodes the text; saved to FOLDER/tokenizer.
+        folder: for NAME.npy ... of each domain.
+        **options: of `write_domain`.
+
+    Returns:
+        Name -> token file: NAME, and NAME.held_out where something is held out.
+    """
+    folder, files = pathlib.Path(folder), {}
+    paths = domains.find_domains(source)
+    tokenizer.save(folder / "tokenizer")
+    for name, path in paths.items():
+        files |= write_domain(path, name, tokenizer, folder, **options)
+        _log.info("%s: written", name)
+    return files
+
+
+def write_domain(
+    path: str | pathlib.Path,
+    name: str,
+    tokenizer: tokenizer_lib.Tokenizer,
+    folder: pathlib.Path,
+    *,
+    held_out_fraction: float = 0.0,
+    seed: int = 0,
+    parts: int = 1,
+) -> dict[str, token_files.TokenFile]:
+    """Writes the token files of one domain.
+
+    Args:
+        path: of its documents, see `documents.read_documents`.
+        name: of the files.
+        tokenizer: encodes the text.
+        folder: for NAME.npy and the files beside it.
+        held_out_fraction: above 0, documents go to NAME.held_out by the rule of
+            `corpus.split`.
+        seed: of that rule.
+        parts: above 1, cuts the training documents into that many disjoint files
+            NAME.1, NAME.2 ...: every parts-th document. They share NAME.held_out.
+
+    Raises:
+        UserError: too few documents, or parts without held-out documents.
+    """
+
+    def read() -> Iterator[documents.Document]:
+        return documents.read_documents(path, domain=name)
+
+    rule, sides = None, [name] if parts == 1 else _part_names(name, parts)
+    training, held_out = itertools.cycle(sides), f"{name}.held_out"
+    if held_out_fraction:
+        with_text = (document for document in read() if document.text.strip())
+        rule = split.find_rule(with_text, held_out_fraction, seed, domain=name)
+        sides = [*sides, held_out]
+    if parts > 1:
+        _check_parts(read(), rule, name, parts)
+
+    def side_of(document: documents.Document) -> str:
+        is_held_out = rule is not None and rule.holds_out(document)
+        return held_out if is_held_out else next(training)
+
+    prefixes = {side: folder / side for side in sides}
+    return token_writer.write_files(read(), tokenizer, prefixes, side_of)
+
+
+def training_texts(
+    source: str | pathlib.Path, *, held_out_fraction: float = 0.0, seed: int = 0
+) -> Iterator[str]:
+    """The texts that `write_domains` would train on, to train a tokenizer from.
+
+    Documents without text are among them, and count where a domain's limit moves:
+    tokenizers keep the fingerprints that they have in older runs and pools.
+    """
+    for name, path in domains.find_domains(source).items():
+        rule = None
+        if held_out_fraction:
+            everything = documents.read_documents(path, domain=name)
+            rule = split.find_rule(everything, held_out_fraction, seed, domain=name)
+        for document in documents.read_documents(path, domain=name):
+            if rule is None or not rule.holds_out(document):
+                yield document.text
+
+
+def _part_names(name: str, parts: int) -> list[str]:
+    return [f"{name}.{number}" for number in range(1, parts + 1)]
+
+
+def _check_parts(
+    read: Iterable[documents.Document],
+    rule: split.Rule | None,
+    name: str,
+    parts: int,
+) -> None:
+    if rule is None:
+        raise errors.UserError("parts of a domain need a held_out_fraction above 0")
+    count = sum(bool(d.text.strip()) and not rule.holds_out(d) for d in read)
+    if count < parts:
+        raise errors.UserError(
+            f"domain {name!r} has {count} training documents, too few for {parts} parts"
+        )
+
+
+# ------------------------------------------------------------------ several sources
+
+
 def _prepare(folder: pathlib.Path, made_from: Mapping) -> None:
     sources = [
-        _written(name, folder, made_from) for name in made_from["source"].split(",")
+        _source_path(name, folder, made_from) for name in made_from["source"].split(",")
     ]
     _refuse_repeated(sources)
-    split = {
+    rule = {
         "held_out_fraction": made_from["held_out_fraction"],
         "seed": made_from["seed"],
     }
-    parts = made_from.get("parts", 1)
     if made_from["tokenizer"]:
         tokenizer = tokenizer_lib.load(made_from["tokenizer"])
     else:
         texts = itertools.chain.from_iterable(
-            domains.training_texts(source, **split) for source in sources
+            training_texts(source, **rule) for source in sources
         )
-        tokenizer = tokenizer_lib.train_sentencepiece(texts, made_from["vocab_size"])
+        tokenizer = sentence_pieces.train(texts, made_from["vocab_size"])
     for source in sources:
-        domains.prepare(source, tokenizer, folder, **split, parts=parts)
+        parts = made_from.get("parts", 1)
+        write_domains(source, tokenizer, folder, parts=parts, **rule)
 
 
-def _written(source: str, folder: pathlib.Path, made_from: Mapping) -> pathlib.Path:
+def _source_path(source: str, folder: pathlib.Path, made_from: Mapping) -> pathlib.Path:
     """A source as a path; the embedded text is written to FOLDER/text first."""
     if source != EMBEDDED:
         return pathlib.Path(source)
@@ -158,7 +281,7 @@ def _written(source: str, folder: pathlib.Path, made_from: Mapping) -> pathlib.P
 def _refuse_repeated(sources: Sequence[pathlib.Path]) -> None:
     seen: dict[str, pathlib.Path] = {}
     for source in sources:
-        for name in domains.domain_names(source):
+        for name in domains.find_domains(source):
             if name in seen:
                 raise errors.UserError(
                     f"domain {name!r} is in {seen[name]} and in {source}; rename one"
@@ -169,13 +292,13 @@ def _refuse_repeated(sources: Sequence[pathlib.Path]) -> None:
 def _write_embedded(folder: pathlib.Path, max_bytes: int | None) -> None:
     """Writes the embedded corpus as JSON lines, so that its sources can be read."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, documents in embedded.embedded(max_bytes).items():
-        if not documents:
+    for name, texts in embedded.embedded(max_bytes).items():
+        if not texts:
             _log.warning("embedded domain %s has no text here; left out", name)
             continue
         rows = (
             {"id": d.id, "text": d.text, "source": d.source, "domain": name}
-            for d in documents
+            for d in texts
         )
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(lines, "utf-8")

@@ -8,6 +8,7 @@ import pytest
 
 from jaxlab.core import errors
 from jaxlab.data.examples import chat, conversation_rows, conversations
+from jaxlab.data.tokenizers import sentence_pieces
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
 TALK = [
@@ -22,7 +23,7 @@ TALK = [
 @pytest.fixture(scope="module")
 def tokenizer():
     text = "<|user|> <|assistant|> <|system|> Be kind. Add 2 and 3. Welcome back. Hi. "
-    return tokenizer_lib.train_sentencepiece([text * 20], 300)
+    return sentence_pieces.train([text * 20], 300)
 
 
 def spelled(tokenizer, examples, place=0):

@@ -4,8 +4,8 @@ import ast
 
 import pytest
 
-from jaxlab.data.corpus import domains
 from jaxlab.data.corpus import embedded as embedded_lib
+from jaxlab.data.corpus import split
 
 LIMIT = 60_000
 
@@ -22,7 +22,7 @@ def test_every_domain_is_filled_to_its_limit_by_many_documents(embedded):
         assert 0.9 * LIMIT < size <= LIMIT, domain
         assert len(found) >= 25, domain
         assert all(document.domain == domain for document in found)
-        train, held_out = domains.split_documents(found, 0.1)
+        train, held_out = split.split_documents(found, 0.1)
         assert train
         assert held_out
 

@@ -10,7 +10,8 @@ import pytest
 
 from jaxlab.core import errors
 from jaxlab.data.batches import inspect, loader, mixture, packing
-from jaxlab.data.corpus import domains
+from jaxlab.data.corpus import documents as documents_lib
+from jaxlab.data.corpus import token_files, token_writer
 
 EOS = 2
 
@@ -35,9 +36,9 @@ def make(folder, name, sizes, first=100):
     documents = []
     for i, size in enumerate(sizes):
         text = " ".join(str(first + k) for k in range(size))
-        documents.append(domains.Document(f"{name}{i}", text, f"src:{i}"))
+        documents.append(documents_lib.Document(f"{name}{i}", text, f"src:{i}"))
         first += size
-    return domains.write_tokens(documents, Numbers(), folder / name)
+    return token_writer.write_tokens(documents, Numbers(), folder / name)
 
 
 @pytest.fixture
@@ -273,7 +274,7 @@ def test_the_fingerprint_tells_different_data_and_orders_apart(two, tmp_path):
     (tmp_path / "copy").mkdir()
     for file in tmp_path.glob("a.*"):
         (tmp_path / "copy" / file.name).write_bytes(file.read_bytes())
-    copy = domains.TokenFile.open(tmp_path / "copy" / "a")
+    copy = token_files.TokenFile.open(tmp_path / "copy" / "a")
     assert fingerprint([copy, two[1]]) == fingerprint(two)  # a folder may move
     for changes in ({"length": 9}, {"seed": 1}, {"batch_size": 2}):
         assert fingerprint(two, **changes) != fingerprint(two)

@@ -1,4 +1,4 @@
-"""Shards: the same bytes by every engine, resumed, in a bucket, read as one file."""
+"""Shards: the same bytes by every engine, resumed, in a bucket."""
 
 import gzip
 import hashlib
@@ -10,51 +10,30 @@ import signal
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-import zstandard
 
 from jaxlab import cli
 from jaxlab.core import errors
 from jaxlab.data import prepared
-from jaxlab.data.batches import inspect, loader, mixture
-from jaxlab.data.corpus import domains, token_files
-from jaxlab.data.shards import beam, plan, run, token_shards
-from jaxlab.data.tokenizers import tokenizer
+from jaxlab.data.corpus import documents as documents_lib
+from jaxlab.data.corpus import split
+from jaxlab.data.shards import beam, plan, run
+from jaxlab.data.tokenizers import sentence_pieces
+from tests.support import corpora
 from tests.support import objects as objects_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
-LANGUAGES = ("word number {}. ", "слово {}, ", "語{}、", "كلمة {} ", "🙂 {}\n")
 SMALL = {"held_out_fraction": 0.25, "seed": 3, "shard_bytes": 1500}
-
-
-def lines(name, count):
-    texts = [LANGUAGES[i % 5].format(i) * (3 + i % 7) for i in range(count)]
-    texts[1] = " \n"  # left out
-    rows = [{"id": f"{name}{i}", "text": text} for i, text in enumerate(texts)]
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A folder of two domains: web of many files and kinds, law of one file."""
-    folder = tmp_path_factory.mktemp("text")
-    web = folder / "web"
-    (web / "more").mkdir(parents=True)
-    (web / "a.jsonl").write_bytes(lines("a", 30))
-    (web / "b.jsonl.gz").write_bytes(gzip.compress(lines("b", 25)))
-    (web / "c.json.gz").write_bytes(gzip.compress(lines("c", 12)))
-    (web / "more" / "d.jsonl.zst").write_bytes(zstandard.compress(lines("d", 40)))
-    for i in range(8):
-        (web / "more" / f"{i}.txt").write_text(f"Text {i}. " * 40)
-    (web / "more" / "empty.txt").touch()  # left out
-    (folder / "law.jsonl").write_bytes(lines("law", 20))
-    return folder
+    return corpora.write_corpus(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")
 def model(source):
-    return tokenizer.train_sentencepiece(domains.training_texts(source), 330)
+    return sentence_pieces.train(prepared.training_texts(source), 330)
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +44,10 @@ def done(source, model, tmp_path_factory):
     return out
 
 
-def contents(folder):
-    """Every file's bytes by its name."""
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-
-
 def test_the_manifest_says_what_was_written(done, source, model):
     manifest = json.loads((done / "manifest.json").read_text())
     files = {n: e for record in manifest["shards"] for n, e in record["files"].items()}
-    written = contents(done)
+    written = corpora.contents(done)
     own = {n for n in written if n.startswith(("web", "law")) and "record" not in n}
     assert own == files.keys()
     assert len([n for n in own if n.startswith("web/") and n.endswith(".npy")]) > 2
@@ -97,7 +70,7 @@ def test_every_document_is_there_in_order_and_decodes(done, source, model):
     texts = {
         (document.domain, document.id): document.text
         for domain, path in (("web", source / "web"), ("law", source / "law.jsonl"))
-        for document in domains.read_documents(path, domain=domain)
+        for document in documents_lib.read_documents(path, domain=domain)
         if document.text.strip()
     }
     order = list(texts)
@@ -117,13 +90,13 @@ def test_every_document_is_there_in_order_and_decodes(done, source, model):
             read += own
         assert sorted(read) == sorted(name for name in order if name[0] == domain)
         kept = [texts[domain, span.id] for span in spans]  # of the held-out side
-        assert all(domains.hash_share(text, 3) < 0.25 for text in kept)
+        assert all(split.hash_share(text, 3) < 0.25 for text in kept)
 
 
 def test_several_processes_write_the_same_bytes(done, source, model, tmp_path):
     engine = run.in_processes(2)
     run.tokenize(str(source), str(tmp_path / "o"), model, engine=engine, **SMALL)
-    assert contents(tmp_path / "o") == contents(done)
+    assert corpora.contents(tmp_path / "o") == corpora.contents(done)
 
 
 @pytest.mark.oracle
@@ -132,7 +105,7 @@ def test_beam_writes_the_same_bytes(done, source, model, tmp_path, mode):
     options = ["--direct_num_workers=2", f"--direct_running_mode={mode}"]
     engine = beam.engine("DirectRunner", options)
     run.tokenize(str(source), str(tmp_path / "o"), model, engine=engine, **SMALL)
-    assert contents(tmp_path / "o") == contents(done)
+    assert corpora.contents(tmp_path / "o") == corpora.contents(done)
 
 
 @pytest.mark.oracle
@@ -158,7 +131,7 @@ def test_without_beam_the_extra_is_named(monkeypatch):
 KILLED = """
 import os, signal, sys
 from jaxlab.data.shards import run, worker
-from jaxlab.data.tokenizers import tokenizer
+from jaxlab.data import tokenizers
 source, out, model, *numbers = sys.argv[1:]
 for number in map(int, numbers):
     if child := os.fork():
@@ -172,7 +145,7 @@ for number in map(int, numbers):
         left -= 1
         publish(*paths)
     worker._publish = dying
-    run.tokenize(source, out, tokenizer.load(model), **{settings})
+    run.tokenize(source, out, tokenizers.load(model), **{settings})
     os._exit(0)
 """
 
@@ -194,7 +167,7 @@ def test_killed_at_any_file_and_resumed_is_as_never_killed(
     before = {path: path.stat().st_ino for path in out.glob("*/*.record.json")}
     assert 0 < len(before) < 5
     run.tokenize(str(source), str(out), model, **SMALL)
-    assert contents(out) == contents(done)
+    assert corpora.contents(out) == corpora.contents(done)
     assert {path: path.stat().st_ino for path in before} == before  # not made again
 
 
@@ -239,7 +212,7 @@ def test_a_bad_line_is_named_the_rest_is_written_and_it_can_be_repaired(
     (copy / "web" / "a.jsonl").write_bytes(good)
     tokenize(copy, model)
     out = copy.with_name("text.out")
-    written, wanted = contents(out), contents(done)
+    written, wanted = corpora.contents(out), corpora.contents(done)
     for each in (written, wanted):
         del each["plan.json"]  # names the source and the bytes of before
     assert written == wanted
@@ -248,7 +221,7 @@ def test_a_bad_line_is_named_the_rest_is_written_and_it_can_be_repaired(
 def test_a_file_that_changed_after_its_shard_was_written_is_named(copy, model):
     tokenize(copy, model)
     with (copy / "law.jsonl").open("ab") as file:
-        file.write(lines("new", 2))
+        file.write(corpora.lines("new", 2))
     with pytest.raises(errors.UserError, match=r"law.jsonl changed since .*; restore"):
         tokenize(copy, model)
     (copy.with_name("text.out") / "law" / "00000-of-00001.record.json").unlink()
@@ -261,7 +234,7 @@ def test_other_files_settings_or_tokenizers_are_refused(copy, source, model):
     tokenize(copy, model)
     with pytest.raises(errors.UserError, match=r"seed 3, not 4; use the same, or"):
         tokenize(copy, model, seed=4)
-    other = tokenizer.train_sentencepiece(domains.training_texts(source), 320)
+    other = sentence_pieces.train(prepared.training_texts(source), 320)
     with pytest.raises(errors.UserError, match="was begun with tokenizer "):
         tokenize(copy, other)
     (copy / "web" / "new.txt").write_text("new")
@@ -348,96 +321,87 @@ def test_a_damaged_shard_is_found_and_made_again(copy, done, model):
     run.verify(str(out))
 
 
-# ------------------------------------------------------------------ reading
+# ------------------------------------------------------------------ held out
 
 
-@pytest.fixture(scope="module")
-def both(source, model, tmp_path_factory):
-    """Shards and single files of the same documents, nothing held out."""
-    folder = tmp_path_factory.mktemp("both")
-    out = str(folder / "shards")
-    run.tokenize(str(source), out, model, shard_bytes=1500)
-    return prepared.open_folder(out).train, domains.prepare(
-        source, model, folder / "one"
+@pytest.fixture
+def small_domains(copy):
+    """Beside web and law, domains in which the limit of held-out documents moves."""
+    for name, texts in {
+        "two": ["one text", "another"],
+        "same": ["the same"] * 4,
+        "blank": ["one", " ", "other", ""],
+    }.items():
+        rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (copy / f"{name}.jsonl").write_text(rows)
+    (copy / "spread").mkdir()
+    for i in range(6):
+        (copy / "spread" / f"{i}.txt").write_text(f"text {i // 2}")
+    return copy
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.25, 0.99])
+def test_held_out_is_what_prepare_holds_out(small_domains, model, tmp_path, fraction):
+    tokenize(small_domains, model, held_out_fraction=fraction, shard_bytes=10)
+    out = tmp_path / "prepared"
+    model.save(tmp_path / "model")
+    files = prepared.prepare(
+        str(small_domains),
+        out,
+        tokenizer=str(tmp_path / "model"),
+        held_out_fraction=fraction,
+        seed=SMALL["seed"],
     )
+    shards = prepared.open_folder(f"{small_domains}.out")
+    for domain in ("web", "law", "two", "same", "blank", "spread"):
+        for single, several in (
+            (files.train[domain], shards.train[domain]),
+            (files.held_out[domain], shards.held_out[domain]),
+        ):
+            assert several.tokens[:].tolist() == single.tokens.tolist()
+            ids = [
+                [f.span(i).id for i in range(len(f.ends))] for f in (single, several)
+            ]
+            assert ids[0] == ids[1]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"document_mask": True}, {"layout": "packed"}],
-    ids=["chunks", "masked", "packed"],
-)
-def test_batches_are_those_of_single_files(both, options, monkeypatch):
-    monkeypatch.setattr(token_shards, "_OPEN", 2)
-    shards, files = both
-    assert list(shards) == list(files)
-    loaders = [
-        loader.Loader(
-            mixture.Mixture(list(found.values()), [3, 1], list(found)),
-            length=48,
-            batch_size=8,
-            seed=1,
-            **options,
+def test_what_was_begun_by_the_fraction_alone_continues_with_the_one_rule(
+    small_domains, model, monkeypatch
+):
+    """Commit 865b6a5 ended in an error where a domain had nothing on one side."""
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            split,
+            "find_rule",
+            lambda _, fraction, seed, domain: split.Rule(fraction, seed),
         )
-        for found in both
-    ]
-    for step in range(40):  # several epochs
-        batches = [made(step) for made in loaders]
-        assert batches[0].keys() == batches[1].keys()
-        for key, value in batches[0].items():
-            np.testing.assert_array_equal(value, batches[1][key])
-    assert len(shards["web"].files) > 3
+        with pytest.raises(errors.UserError, match="has no held out documents"):
+            tokenize(small_domains, model, held_out_fraction=0.05)
+    records = list(pathlib.Path(f"{small_domains}.out").glob("*/*.record.json"))
+    before = {path: path.read_bytes() for path in records}
+    assert not any(b'"rule"' in record for record in before.values())
+    manifest = tokenize(small_domains, model, held_out_fraction=0.05)
+    again = {path for path in records if path.read_bytes() != before[path]}
+    assert {path.parent.name for path in again} >= {"two", "same", "blank", "spread"}
+    assert any(path.parent.name == "web" for path in {*records} - again)
+    fresh = shutil.copytree(small_domains, small_domains.with_name("fresh"))
+    assert tokenize(fresh, model, held_out_fraction=0.05) == manifest
 
 
-def test_held_out_batches_are_those_of_single_files(both):
-    for domain in both[0]:
-        pairs = [list(loader.eval_batches(f[domain], 32, 4)) for f in both]
-        for batches in zip(*pairs, strict=True):
-            for key, value in batches[0].items():
-                np.testing.assert_array_equal(value, batches[1][key])
-
-
-def test_tokens_are_indexed_as_an_array(both):
-    shards, files = (found["web"] for found in both)
-    whole = np.asarray(files.tokens)
-    assert len(shards.tokens) == shards.size == len(whole)
-    assert shards.dtype == files.dtype
-    for start in range(-3, len(whole) + 3, 101):
-        for stop in (start, start + 1, start + 700):
-            np.testing.assert_array_equal(shards.tokens[start:stop], whole[start:stop])
-    assert [shards.tokens[i] for i in (0, 700, -1)] == whole[[0, 700, -1]].tolist()
-    with pytest.raises(IndexError):
-        shards.tokens[len(whole)]
-    with pytest.raises(IndexError, match="steps of 1"):
-        shards.tokens[::2]
-
-
-def test_shards_are_opened_when_they_are_read_and_few_stay_open(done, monkeypatch):
-    opened = []
-    really = token_files.TokenFile.open
+def test_a_rule_is_found_without_reading_the_whole_corpus(
+    source, model, tmp_path, monkeypatch
+):
+    read = []
+    really = documents_lib.read_file
     monkeypatch.setattr(
-        token_files.TokenFile, "open", lambda path: opened.append(path) or really(path)
+        documents_lib,
+        "read_file",
+        lambda *names: read.append(names[1]) or really(*names),
     )
-    monkeypatch.setattr(token_shards, "_OPEN", 1)
-    web = prepared.open_folder(done).train["web"]
-    mixed = loader.Loader([web], length=16, batch_size=4)
-    assert not opened
-    mixed(0)
-    assert opened
-    assert web._open.cache_info().currsize == 1
-
-
-def test_inspection_names_the_source_of_every_document(both):
-    found = both[0]
-    mixed = loader.Loader(
-        mixture.Mixture(list(found.values()), names=list(found)),
-        length=512,
-        batch_size=8,
-    )
-    shown = []
-    inspect.print_order(mixed, 0, out=shown.append)
-    assert any("of law3 from law.jsonl:4" in line for line in shown)
-    assert any("from web/more/d.jsonl.zst:" in line for line in shown)
+    job = plan.Job("", str(tmp_path), 0.25, 3, model.fingerprint, {})
+    job, shards = plan.make(str(source), job, 1)
+    assert run._find_rules(job, shards).keys() == {"law", "web"}
+    assert read == ["law.jsonl", "a.jsonl"]
 
 
 # ------------------------------------------------------------------ command, bucket
@@ -476,13 +440,13 @@ def test_a_bucket_gets_the_same_bytes(done, source, model, monkeypatch):
     with objects_lib.serve() as (objects, environment):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        for name, data in contents(source).items():
+        for name, data in corpora.contents(source).items():
             objects.put(f"text/{name}", data)
         arguments = "gs://bucket/text", "gs://bucket/out", model
         run.tokenize(*arguments, **SMALL)
         names = [name for name in objects.data if name.startswith("out/")]
         written = {n.removeprefix("out/"): objects.data[n] for n in names}
-        wanted = contents(done)
+        wanted = corpora.contents(done)
         for each in (written, wanted):
             del each["plan.json"]  # names the source
         assert written == wanted

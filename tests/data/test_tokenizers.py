@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import pytest
 
 from jaxlab.core import errors
-from jaxlab.data.tokenizers import tokenizer
+from jaxlab.data.tokenizers import sentence_pieces, tokenizer
 from jaxlab.models import sections
 
 TEXTS = [
@@ -21,7 +21,7 @@ ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=60)
 
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
 def trained(request):
-    return tokenizer.train_sentencepiece(TEXTS, 305, model_type=request.param)
+    return sentence_pieces.train(TEXTS, 305, model_type=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -157,16 +157,16 @@ def test_saving_and_loading_gives_the_same_tokenizer(trained, olmo, tmp_path):
 
 
 def test_training_is_deterministic_and_says_what_fits():
-    first, again = (tokenizer.train_sentencepiece(TEXTS, 305) for _ in range(2))
+    first, again = (sentence_pieces.train(TEXTS, 305) for _ in range(2))
     assert first.fingerprint == again.fingerprint
     assert first.vocab_size == 305
     assert (first.bos_id, first.eos_id, first.pad_id) == (None, 2, 1)
     with pytest.raises(errors.UserError, match=r"too large for this text; use at most"):
-        tokenizer.train_sentencepiece(TEXTS, 50_000)
+        sentence_pieces.train(TEXTS, 50_000)
     with pytest.raises(errors.UserError, match=r"too small; use at least \d+"):
-        tokenizer.train_sentencepiece(TEXTS, 100)
+        sentence_pieces.train(TEXTS, 100)
     with pytest.raises(errors.UserError, match="no text to train"):
-        tokenizer.train_sentencepiece([], 300)
+        sentence_pieces.train([], 300)
 
 
 def test_tokens_added_beyond_a_sentencepiece_model_are_read(trained, tmp_path):

@@ -11,6 +11,7 @@ the place the document was read from, so that every token can be traced to its l
 """
 
 import contextlib
+import functools
 import gzip
 import io
 import json
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 
 from jaxlab.core import errors, paths
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 JSON_LINES = re.compile(  # C4 and Dolma call their JSON lines .json.gz
     r"(\.(jsonl|ndjson)(\.gz|\.zst)?|\.json\.(gz|zst))$"
@@ -34,7 +35,6 @@ PLAIN_TEXT = re.compile(
     re.IGNORECASE,
 )
 TFDS = "dataset_info.json"  # a folder with this file is a prepared TFDS data set
-SPLITS = ("train", "val", "valid", "validation", "dev", "test")
 
 
 class Document(NamedTuple):
@@ -78,64 +78,6 @@ def read_documents(
     else:
         for name in readable_files(listing(path), path):
             yield from read_file(path / name, name, domain)
-
-
-def read_domains(
-    folder: str | pathlib.Path, *, split: str = "train"
-) -> dict[str, list[Document]]:
-    """Documents by domain: a subfolder NAME or a file NAME.jsonl[.gz|.zst] is a domain.
-
-    Files called NAME.train.jsonl, NAME.val.jsonl, NAME.test.jsonl ... belong to one
-    split only: those of another split are left out.
-
-    Raises:
-        UserError: no domain, a domain without text (names it), and everything that
-            `read_documents` raises.
-    """
-    domains = {}
-    for name, path in domain_paths(folder, split=split).items():
-        documents = list(read_documents(path, domain=name))
-        if not any(document.text.strip() for document in documents):
-            raise errors.UserError(
-                f"domain {name!r} ({path}) holds no text; add documents or remove it"
-            )
-        domains[name] = documents
-    return domains
-
-
-def domain_paths(
-    folder: str | pathlib.Path, *, split: str = "train"
-) -> dict[str, pathlib.Path]:
-    """Domain name -> its folder or JSON-lines file, sorted by name."""
-    folder = paths.path(folder)
-    if not folder.is_dir():
-        raise errors.UserError(f"{folder} is not a folder; give one subfolder a domain")
-    found: dict[str, pathlib.Path] = {}
-    for path in sorted(folder.iterdir()):
-        name, of_split = path.name, None
-        if path.name.startswith((".", "__")):
-            continue
-        if path.is_file():
-            if not JSON_LINES.search(path.name):
-                continue
-            name = JSON_LINES.sub("", path.name)
-            stem, _, last = name.rpartition(".")
-            if stem and last in SPLITS:
-                name, of_split = stem, last
-        if of_split not in (None, split):
-            log.info("%s is of split %s, not %s: left out", path, of_split, split)
-            continue
-        if name in found:
-            raise errors.UserError(
-                f"domain {name!r} is both {found[name].name} and {path.name} in "
-                f"{folder}; rename one"
-            )
-        found[name] = path
-    if not found:
-        raise errors.UserError(
-            f"{folder} holds no domain; put one subfolder or one NAME.jsonl a domain"
-        )
-    return dict(sorted(found.items()))
 
 
 # ------------------------------------------------------------------ files
@@ -190,9 +132,9 @@ def readable_files(names: Mapping[str, int], folder: str | pathlib.Path) -> list
         else:
             skipped.add(pathlib.PurePosixPath(name).suffix or parts[-1])
     if skipped:
-        log.warning("%s: skipped files of kind %s", folder, ", ".join(sorted(skipped)))
+        _warn_once(f"{folder}: skipped files of kind {', '.join(sorted(skipped))}")
     if empty:
-        log.warning("%s: skipped %d empty text files", folder, len(empty))
+        _warn_once(f"{folder}: skipped {len(empty)} empty text files")
     if not files:
         if empty:
             return empty[:1]  # its reader says what is wrong
@@ -202,9 +144,17 @@ def readable_files(names: Mapping[str, int], folder: str | pathlib.Path) -> list
     return files
 
 
+@functools.cache
+def _warn_once(text: str) -> None:
+    """A corpus is read several times: for its rule, for a tokenizer, for its tokens."""
+    _log.warning("%s", text)
+
+
 def read_file(path: pathlib.Path, name: str, domain: str) -> Iterator[Document]:
     """Documents of one file, which is called `name` in their ids."""
-    if path.stat().st_size == 0:
+    with path.open("rb") as stream:
+        is_empty = not stream.read(1)
+    if is_empty:
         raise errors.UserError(
             f"{path} is empty (0 bytes); remove it or put text in it"
         )
@@ -285,7 +235,7 @@ def well_formed(text: str, place: str) -> str:
 def _lines(path: pathlib.Path) -> Iterator[bytes]:
     try:
         if path.suffix == ".gz":
-            with gzip.open(path, "rb") as stream:
+            with path.open("rb") as file, gzip.open(file, "rb") as stream:
                 yield from stream
         elif path.suffix == ".zst":
             import zstandard

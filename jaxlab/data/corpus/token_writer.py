@@ -2,46 +2,148 @@
 
 The layout is in `token_files`. The same documents and the same tokenizer give the same
 bytes, whoever writes them: there is no time, no host and no folder in them.
+
+    documents -> encode_documents -> side_of(document) -> a TokenWriter per side
+
+`write_tokens` has one side; a domain with held-out documents has two, a shard too.
 """
 
+import contextlib
 import csv
 import gzip
 import hashlib
 import io
 import itertools
+import json
 import logging
+import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import numpy as np
 
-from jaxlab.data.corpus import documents as documents_
-from jaxlab.data.tokenizers import tokenizer as tokenizer_
+from jaxlab.core import errors, folders
+from jaxlab.data.corpus import documents as documents_lib
+from jaxlab.data.corpus import token_files
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _BATCH_BYTES = 1 << 20  # text encoded at once: bounds memory, feeds encode_batch
 
 
-def encoded(
-    documents: Iterable[documents_.Document],
-    tokenizer: tokenizer_.Tokenizer,
-    place: str | pathlib.Path,
-) -> Iterator[tuple[list[documents_.Document], list[list[int]]]]:
+def write_tokens(
+    documents: Iterable[documents_lib.Document],
+    tokenizer: tokenizer_lib.Tokenizer,
+    prefix: str | os.PathLike,
+) -> token_files.TokenFile:
+    """Encodes documents into PREFIX.npy and the files beside it; see `write_files`."""
+    return write_files(documents, tokenizer, {"": prefix}, lambda document: "")[""]
+
+
+def write_files(
+    documents: Iterable[documents_lib.Document],
+    tokenizer: tokenizer_lib.Tokenizer,
+    prefixes: Mapping[str, str | os.PathLike],
+    side_of: Callable[[documents_lib.Document], str],
+) -> dict[str, token_files.TokenFile]:
+    """Encodes documents into a token file per side.
+
+    Text is encoded about a megabyte at a time, so memory stays bounded. Documents
+    without text (empty or white space) are left out and counted in the log. Files
+    appear under their names only when all are complete, PREFIX.json last.
+
+    Args:
+        documents: of all sides, in order.
+        tokenizer: encodes the text.
+        prefixes: side -> where PREFIX.npy and the files beside it go.
+        side_of: the side of a document that has text; called once for each, in order.
+
+    Raises:
+        UserError: no document with text for a side.
+    """
+    files = {side: _paths(prefix) for side, prefix in prefixes.items()}
+    for own in files.values():
+        own[".npy"].parent.mkdir(parents=True, exist_ok=True)
+    parts = {
+        side: {suffix: folders.temporary_name(path) for suffix, path in own.items()}
+        for side, own in files.items()
+    }
+    try:
+        infos = write_sides(documents, tokenizer, parts, side_of)
+        for side, info in infos.items():
+            path = files[side][".npy"]
+            if not info["documents"]:
+                raise errors.UserError(
+                    f"no document with text for {path}; add documents"
+                )
+            text = json.dumps(info, indent=1) + "\n"
+            parts[side][".json"].write_text(text, "utf-8")
+        for side, own in files.items():
+            folders.publish({parts[side][suffix]: own[suffix] for suffix in own})
+    finally:
+        for own in parts.values():
+            for part in own.values():
+                part.unlink(missing_ok=True)
+    return {
+        side: token_files.TokenFile.open(own[".npy"]) for side, own in files.items()
+    }
+
+
+def write_sides(
+    documents: Iterable[documents_lib.Document],
+    tokenizer: tokenizer_lib.Tokenizer,
+    paths: Mapping[str, Mapping[str, pathlib.Path]],
+    side_of: Callable[[documents_lib.Document], str],
+    name: str = "",
+) -> dict[str, dict[str, Any]]:
+    """Encodes documents into the files of `.npy`, `.bytes` and `.csv.gz` of each side.
+
+    Args:
+        documents, tokenizer, side_of: as of `write_files`.
+        paths: side -> suffix -> path.
+        name: of the documents, in the log.
+
+    Returns:
+        Side -> what its NAME.json says.
+    """
+    with contextlib.ExitStack() as stack:
+        writers = {
+            side: stack.enter_context(TokenWriter(own, tokenizer))
+            for side, own in paths.items()
+        }
+        for batch, ids in encode_documents(documents, tokenizer, name):
+            by_side: dict[str, tuple[list, list]] = {side: ([], []) for side in paths}
+            for document, own_ids in zip(batch, ids, strict=True):
+                own_documents, all_ids = by_side[side_of(document)]
+                own_documents.append(document)
+                all_ids.append(own_ids)
+            for side, (own_documents, all_ids) in by_side.items():
+                writers[side].add(own_documents, all_ids)
+    return {side: writer.info() for side, writer in writers.items()}
+
+
+def encode_documents(
+    documents: Iterable[documents_lib.Document],
+    tokenizer: tokenizer_lib.Tokenizer,
+    name: str = "",
+) -> Iterator[tuple[list[documents_lib.Document], list[list[int]]]]:
     """Documents and their ids, about a megabyte of text at a time.
 
     Documents without text (empty or white space) are left out and counted in the log,
-    under the name of `place`.
+    under `name`, or else under the domain of the last one.
     """
     skipped = 0
     for batch in _batches(documents):
-        kept = [document for document in batch if document.text.strip()]
-        skipped += len(batch) - len(kept)
-        if kept:
-            yield kept, tokenizer.encode_batch([document.text for document in kept])
+        name = name or batch[-1].domain
+        with_text = [document for document in batch if document.text.strip()]
+        skipped += len(batch) - len(with_text)
+        if with_text:
+            texts = [document.text for document in with_text]
+            yield with_text, tokenizer.encode_batch(texts)
     if skipped:
-        log.warning("%s: left out %d empty documents", place, skipped)
+        _log.warning("%s: left out %d empty documents", name, skipped)
 
 
 class TokenWriter:
@@ -54,7 +156,7 @@ class TokenWriter:
     """
 
     def __init__(
-        self, paths: Mapping[str, pathlib.Path], tokenizer: tokenizer_.Tokenizer
+        self, paths: Mapping[str, pathlib.Path], tokenizer: tokenizer_lib.Tokenizer
     ):
         self._dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65536 else "<u4")
         self._tokenizer, self._digest = tokenizer, hashlib.sha256()
@@ -72,7 +174,7 @@ class TokenWriter:
             file.close()
 
     def add(
-        self, documents: Sequence[documents_.Document], ids: Sequence[list[int]]
+        self, documents: Sequence[documents_lib.Document], ids: Sequence[list[int]]
     ) -> None:
         """Adds documents, of which none is empty, and the ids of each."""
         eos = [self._tokenizer.eos_id]
@@ -106,9 +208,15 @@ class TokenWriter:
         }
 
 
+def _paths(prefix: str | os.PathLike) -> dict[str, pathlib.Path]:
+    """Suffix -> path of a token file, in the order in which they appear."""
+    path = token_files.npy(prefix)
+    return {suffix: token_files.beside(path, suffix) for suffix in token_files.SUFFIXES}
+
+
 def _batches(
-    documents: Iterable[documents_.Document],
-) -> Iterator[list[documents_.Document]]:
+    documents: Iterable[documents_lib.Document],
+) -> Iterator[list[documents_lib.Document]]:
     batch, size = [], 0
     for document in documents:
         batch.append(document)

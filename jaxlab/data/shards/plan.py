@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from jaxlab.core import errors, folders, paths
 from jaxlab.data.corpus import documents as documents_
 from jaxlab.data.corpus import domains as domains_lib
+from jaxlab.data.corpus import split
 
 PLAN, MANIFEST, STAGING = "plan.json", "manifest.json", ".staging"
 RECORD, MISTAKE = ".record.json", ".mistake.txt"
@@ -42,6 +43,7 @@ class Job(NamedTuple):
         held_out_fraction: share of documents that are kept out of training.
         seed: of that split.
         tokenizer: fingerprint of OUT/tokenizer.
+        rules: by domain, which of its documents are held out; {} holds out none.
     """
 
     source: str
@@ -49,6 +51,13 @@ class Job(NamedTuple):
     held_out_fraction: float
     seed: int
     tokenizer: str
+    rules: Mapping[str, split.Rule]
+
+    def rule_entry(self, domain: str) -> dict[str, Any] | None:
+        """What a shard's record says of its rule: None for the fraction itself."""
+        rule = self.rules.get(domain)
+        plain = split.Rule(self.held_out_fraction, self.seed)
+        return None if rule in (None, plain) else rule.to_json()
 
 
 class Shard(NamedTuple):
@@ -91,8 +100,12 @@ def make(
     """
     root, found = _files(source)
     job = job._replace(source=str(root))
-    settings = job._asdict() | {"shard_bytes": shard_bytes}
-    del settings["source"], settings["out"]  # a copy elsewhere is as good
+    settings = {  # no folder: a copy elsewhere is as good
+        "held_out_fraction": job.held_out_fraction,
+        "seed": job.seed,
+        "tokenizer": job.tokenizer,
+        "shard_bytes": shard_bytes,
+    }
     path = paths.path(job.out) / PLAN
     text = paths.read_text(path)
     if text is None:
@@ -140,6 +153,10 @@ def records(
             log.warning("%s is not whole: made again", shard.prefix)
             del found[shard.prefix]
             continue
+        if record.get("rule") != job.rule_entry(shard.domain):
+            log.warning("%s holds out other documents: made again", shard.prefix)
+            del found[shard.prefix]
+            continue
         for (name, size), entry in zip(shard.files, record["sources"], strict=True):
             if size != entry["bytes"]:
                 raise errors.UserError(
@@ -153,7 +170,7 @@ def records(
 def _files(source: str) -> tuple[pathlib.Path, dict[str, list[tuple[str, int]]]]:
     """The folder that names start from; by domain, name and bytes of each file."""
     root, names = paths.absolute(source), documents_.listing(source)
-    domains = domains_lib.domains_of(source)
+    domains = domains_lib.find_domains(source)
     if [*names] == [root.name] and root.is_file():
         root = root.parent
     found = {}

@@ -7,8 +7,10 @@ done is what lies in OUT, so that the same command continues a run that was kill
 the same engine or on another. The manifest has every file's size and SHA-256, the
 sources' too, and no time, host or folder: equal corpora have equal manifests.
 
-*Deviation* from `corpus.prepare`: a document is held out where its hash is below the
-fraction, and nothing more; there a domain of two documents has one on each side.
+Held out is what `jaxlab data prepare` holds out too (`corpus.split`): by the fraction
+alone, or, where a domain would have nothing on one side, by a limit of its own. Such
+domains ended in an error before there was one rule; begun then, they continue: shards
+whose record says another rule are made again.
 """
 
 import concurrent.futures
@@ -16,6 +18,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -29,9 +32,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxlab.core import errors, folders, paths, progress, report
-from jaxlab.data.corpus import documents as documents_
+from jaxlab.data.corpus import documents as documents_lib
+from jaxlab.data.corpus import split
 from jaxlab.data.shards import plan, worker
-from jaxlab.data.tokenizers import tokenizer as tokenizer_
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
 _SHOWN_SECONDS = 10.0  # between lines of progress
 
@@ -41,7 +45,7 @@ Engine = Callable[[plan.Job, Sequence[plan.Shard]], None]
 def tokenize(
     source: str,
     out: str,
-    tokenizer: tokenizer_.Tokenizer,
+    tokenizer: tokenizer_lib.Tokenizer,
     *,
     held_out_fraction: float = 0.0,
     seed: int = 0,
@@ -75,9 +79,10 @@ def tokenize(
     paths.make_folder(out)
     with _alone(out):
         fingerprint = tokenizer.fingerprint
-        job = plan.Job("", out, held_out_fraction, seed, fingerprint)
+        job = plan.Job("", out, held_out_fraction, seed, fingerprint, {})
         job, shards = plan.make(source, job, shard_bytes)
-        names = documents_.listing(out)
+        job = job._replace(rules=_find_rules(job, shards))
+        names = documents_lib.listing(out)
         _clean(out, names)
         _save_tokenizer(tokenizer, out)
         whole = plan.records(job, shards, names)
@@ -85,6 +90,25 @@ def tokenize(
         with _progress(job, shards, missing):
             (engine or in_process)(job, missing)
         return _finish(job, shards)
+
+
+def _find_rules(job: plan.Job, shards: Sequence[plan.Shard]) -> dict[str, split.Rule]:
+    """The rule of each domain, from as few of its documents as tell it."""
+    if not job.held_out_fraction:
+        return {}
+    rules = {}
+    for domain, own in itertools.groupby(shards, key=lambda shard: shard.domain):
+        documents = itertools.chain.from_iterable(
+            worker.read_shard(job, shard) for shard in own
+        )
+        with_text = (document for document in documents if document.text.strip())
+        try:
+            rules[domain] = split.find_rule(
+                with_text, job.held_out_fraction, job.seed, domain=domain
+            )
+        except errors.UserError:  # whoever writes the shards says what is wrong
+            rules[domain] = split.Rule(job.held_out_fraction, job.seed)
+    return rules
 
 
 def in_process(job: plan.Job, shards: Sequence[plan.Shard]) -> None:
@@ -227,7 +251,7 @@ def _clean(out: str, names: Mapping[str, int]) -> None:
             (paths.path(out) / name).unlink()
 
 
-def _save_tokenizer(tokenizer: tokenizer_.Tokenizer, out: str) -> None:
+def _save_tokenizer(tokenizer: tokenizer_lib.Tokenizer, out: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)
         folders.copy_files(pathlib.Path(folder), paths.path(out) / "tokenizer")
@@ -254,7 +278,7 @@ def _progress(
             new = sizes.keys() & {
                 f"{domain}/{name}"
                 for domain in {shard.domain for shard in missing}
-                for name in documents_.listing(f"{job.out}/{domain}")
+                for name in documents_lib.listing(f"{job.out}/{domain}")
             }
             size, seconds = sum(map(sizes.get, new)), time.monotonic() - started
             line = f"{done + len(new)} of {len(shards)} shards"

@@ -17,10 +17,10 @@ from typing import Any
 
 from jaxlab.core import errors, folders, report
 from jaxlab.core import paths as paths_lib
-from jaxlab.data.corpus import documents as documents_
-from jaxlab.data.corpus import domains, token_files, token_writer
+from jaxlab.data.corpus import documents as documents_lib
+from jaxlab.data.corpus import token_files, token_writer
 from jaxlab.data.shards import plan
-from jaxlab.data.tokenizers import tokenizer as tokenizer_
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
 
 def attempt(job: plan.Job, shard: plan.Shard) -> None:
@@ -43,64 +43,57 @@ def write(job: plan.Job, shard: plan.Shard) -> None:
     Raises:
         UserError: text that cannot be read, a file that changed since it was planned.
     """
-    tokenizer = _tokenizer(job.out, job.tokenizer)
+    tokenizer = _load_tokenizer(job.out, job.tokenizer)
     with _staging(job) as folder:
-        record = _written(job, shard, tokenizer, folder)
+        record = _write_files(job, shard, tokenizer, folder)
         last = f"{shard.prefix}{plan.RECORD}"
         report.write_json(folder / last, record)
         for name in (*record["files"], last):
             _publish(folder / name, paths_lib.path(job.out) / name)
 
 
-def _written(job, shard, tokenizer, folder) -> dict[str, Any]:
+def _write_files(job, shard, tokenizer, folder) -> dict[str, Any]:
     """Writes the shard's files into a folder; returns its record."""
-    sides = {"train": shard.prefix}
-    if job.held_out_fraction:
-        sides["held_out"] = f"{shard.domain}{plan.HELD_OUT}/{shard.name}"
+    prefixes = {"train": shard.prefix}
+    rule = job.rules.get(shard.domain)
+    if rule is not None:
+        prefixes["held_out"] = f"{shard.domain}{plan.HELD_OUT}/{shard.name}"
+    paths = {
+        side: {suffix: folder / f"{prefix}{suffix}" for suffix in token_files.SUFFIXES}
+        for side, prefix in prefixes.items()
+    }
+    for own in paths.values():
+        own[".npy"].parent.mkdir()
     sources: list[dict[str, Any]] = []
-    with contextlib.ExitStack() as stack:
-        writers = {}
-        for side, prefix in sides.items():
-            (folder / prefix).parent.mkdir()
-            paths = {s: folder / f"{prefix}{s}" for s in token_files.SUFFIXES}
-            writer = token_writer.TokenWriter(paths, tokenizer)
-            writers[side] = stack.enter_context(writer)
-        documents = _documents(job, shard, sources)
-        for batch, ids in token_writer.encoded(documents, tokenizer, shard.prefix):
-            _add(writers, batch, ids, job)
-    record = {"domain": shard.domain, "shard": shard.name, "sources": sources}
+    infos = token_writer.write_sides(
+        _copied_documents(job, shard, sources),
+        tokenizer,
+        paths,
+        lambda d: "held_out" if rule is not None and rule.holds_out(d) else "train",
+        shard.prefix,
+    )
+    record = {"domain": shard.domain, "shard": shard.name, "sources": sources, **infos}
+    if (entry := job.rule_entry(shard.domain)) is not None:
+        record["rule"] = entry
     files = record["files"] = {}
-    for side, prefix in sides.items():
-        record[side] = info = writers[side].info()
-        report.write_json(folder / f"{prefix}.json", info)
-        for suffix in token_files.SUFFIXES:
-            path = folder / f"{prefix}{suffix}"
-            if info["documents"]:
-                files[prefix + suffix] = _checksum(path)
+    for side, info in infos.items():
+        report.write_json(paths[side][".json"], info)
+        if info["documents"]:
+            for suffix, path in paths[side].items():
+                files[prefixes[side] + suffix] = _checksum(path)
     return record
 
 
-def _add(writers, batch, ids, job) -> None:
-    """Each document to its side, which follows from its text and the seed alone."""
-    if "held_out" not in writers:
-        writers["train"].add(batch, ids)
-        return
-    pairs = {"train": ([], []), "held_out": ([], [])}
-    for document, own in zip(batch, ids, strict=True):
-        share = domains.hash_share(document.text, job.seed)
-        side = pairs["held_out" if share < job.held_out_fraction else "train"]
-        side[0].append(document)
-        side[1].append(own)
-    for name, (documents, of_side) in pairs.items():
-        writers[name].add(documents, of_side)
+def read_shard(job: plan.Job, shard: plan.Shard) -> Iterator[documents_lib.Document]:
+    """The documents of a shard as they lie in the source, in a bucket too."""
+    for name, _ in shard.files:
+        path = paths_lib.path(job.source) / name
+        with paths_lib.reached(path):
+            yield from _read_file(path, name, shard.domain)
 
 
-def _documents(job, shard, sources) -> Iterator[documents_.Document]:
-    """The documents of a shard; `sources` gets the checksum of each file read.
-
-    A document's source is the name below the corpus's folder, so that the bytes do not
-    depend on where that folder is.
-    """
+def _copied_documents(job, shard, sources) -> Iterator[documents_lib.Document]:
+    """The same of local copies; `sources` gets the checksum of each file read."""
     for name, size in shard.files:
         with _local(paths_lib.path(job.source) / name) as path:
             sources.append({"file": name, **_checksum(path)})
@@ -109,10 +102,19 @@ def _documents(job, shard, sources) -> Iterator[documents_.Document]:
                     f"{job.source}/{name} changed meanwhile ({size} bytes, then "
                     f"{sources[-1]['bytes']}); start the same command again"
                 )
-            own = name.removeprefix(f"{shard.domain}/")
-            for document in documents_.read_file(path, own, shard.domain):
-                place = document.source.removeprefix(str(path))
-                yield document._replace(source=name + place)
+            yield from _read_file(path, name, shard.domain)
+
+
+def _read_file(path, name, domain) -> Iterator[documents_lib.Document]:
+    """The documents of a file that is called `name` below the corpus's folder.
+
+    Their source is that name, so that the bytes do not depend on where the folder is.
+    """
+    for document in documents_lib.read_file(
+        path, name.removeprefix(f"{domain}/"), domain
+    ):
+        line = document.source.removeprefix(str(path))
+        yield document._replace(source=name + line)
 
 
 def _checksum(path: pathlib.Path) -> dict[str, Any]:
@@ -122,11 +124,11 @@ def _checksum(path: pathlib.Path) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer(out: str, fingerprint: str) -> tokenizer_.Tokenizer:
+def _load_tokenizer(out: str, fingerprint: str) -> tokenizer_lib.Tokenizer:
     """Once a process, not once a shard."""
     with tempfile.TemporaryDirectory() as folder:
         folders.copy_files(paths_lib.path(out) / "tokenizer", pathlib.Path(folder))
-        tokenizer = tokenizer_.load(folder)
+        tokenizer = tokenizer_lib.load(folder)
     if tokenizer.fingerprint != fingerprint:
         raise errors.UserError(f"{out}/tokenizer is another one now; restore it")
     return tokenizer

@@ -27,7 +27,7 @@ from jaxlab import ablation
 from jaxlab.core import checkpoint, errors, folders, report
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data import prepared
-from jaxlab.data.corpus import domains, token_files
+from jaxlab.data.corpus import token_files
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.systems import branches
 from jaxlab.systems.data_ablation import experts
@@ -145,7 +145,15 @@ def add(
         if pathlib.Path(source).suffix == ".npy":
             _take(pathlib.Path(source), corpus.tokenizer, place, name)
         else:
-            _encode(recipe, source, corpus.tokenizer, place, name)
+            data = recipe.base.data
+            prepared.write_domain(
+                source,
+                name,
+                corpus.tokenizer,
+                place,
+                held_out_fraction=data.held_out_fraction,
+                seed=data.split_seed,
+            )
         file = token_files.TokenFile.open(place / name)
         pretraining.batches_of(
             recipe.base.data, {name: file}
@@ -219,23 +227,6 @@ def _taken_corpus(recipe: branches.Recipe, pool: pathlib.Path) -> prepared.Prepa
         _link(file.path, folder / file.path.name)
     report.write_json(folder / "corpus.json", record)
     return prepared.open_folder(folder)
-
-
-def _encode(recipe, source, tokenizer, place, name) -> None:
-    """One domain's text, split like the others."""
-    data = recipe.base.data
-    documents = [
-        document
-        for document in domains.read_documents(source, domain=name)
-        if document.text.strip()
-    ]
-    sides = domains.split_documents(documents, data.held_out_fraction, data.split_seed)
-    if not all(sides):
-        raise errors.UserError(
-            f"{source} has {len(documents)} documents; at least two are needed"
-        )
-    for side, suffix in zip(sides, ("", ".held_out"), strict=True):
-        domains.write_tokens(side, tokenizer, place / f"{name}{suffix}")
 
 
 def _take(source, tokenizer, place, name) -> None:
