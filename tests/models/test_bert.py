@@ -21,6 +21,7 @@ from jaxlab import merge
 from jaxlab.core import errors, safetensors, tree
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data.examples import text_rows
+from jaxlab.data.tokenizers import byte_pairs
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.models import BertConfig, BertEncoder, BertScorer, hf
 from jaxlab.models.bert import encoder
@@ -569,7 +570,7 @@ def wordpiece(pair="[CLS] $A [SEP] $B:1 [SEP]:1"):
     model.enable_truncation(4)  # as published files have it; not followed
     model.enable_padding(length=99)
     data = model.to_str().encode()
-    return tokenizer_lib.BytePairs.from_bytes(data, {}, pathlib.Path("made"))
+    return byte_pairs.BytePairs.from_bytes(data, {}, pathlib.Path("made"))
 
 
 def test_texts_become_padded_rows_with_special_tokens():

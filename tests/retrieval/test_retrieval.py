@@ -20,7 +20,7 @@ from jaxlab import retrieval
 from jaxlab.core import errors
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data.examples import text_rows
-from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
+from jaxlab.data.tokenizers import byte_pairs
 from jaxlab.retrieval import bm25, encode, formats, index_files, metrics, topk
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -393,7 +393,7 @@ def tokenizer():
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     data = model.to_str().encode()
-    return tokenizer_lib.BytePairs.from_bytes(data, {}, pathlib.Path("made"))
+    return byte_pairs.BytePairs.from_bytes(data, {}, pathlib.Path("made"))
 
 
 SHAPES = []

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlab.core import errors
+from jaxlab.data.tokenizers import byte_pairs
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
 CUTS = ("second", "longest")
@@ -129,7 +130,7 @@ def _kept(first: int, second: int, room: int, cut: str) -> tuple[int, int] | Non
 
 
 def _model(tokenizer) -> Any:
-    if not isinstance(tokenizer, tokenizer_lib.BytePairs):
+    if not isinstance(tokenizer, byte_pairs.BytePairs):
         raise errors.UserError(
             "encoders need the special tokens of a tokenizer.json; a SentencePiece "
             ".model has none: save it as tokenizer.json"

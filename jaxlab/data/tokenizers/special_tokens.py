@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from jaxlab.core import errors
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _BEGIN = ("<s>", "<|begin_of_text|>", "<bos>", "[CLS]")
 _END = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
@@ -64,7 +64,7 @@ def find(
                 f"{path} is OLMo's PII tokenizer: its id 50279 is |||IP_ADDRESS|||, "
                 "not the end of text; use allenai_gpt-neox-olmo-dolma-v1_5.json"
             )
-        log.warning(
+        _log.warning(
             "%s is OLMo's PII tokenizer (50279 is |||IP_ADDRESS|||); texts end with %s",
             path,
             token_text(config["eos_token"]),

@@ -5,7 +5,7 @@
     tokenizer.decode(ids)                # the same text again
 
 `decode(encode(text)) == text` for every text, with tokenizers made by
-`train_sentencepiece`; for published ones up to the normalisation that they prescribe
+`sentence_pieces.train`; for published ones up to the normalisation that they prescribe
 (OLMo 1: Unicode NFC; Llama's SentencePiece: U+2581 becomes a space).
 
 *Deviation* from Hugging Face's tokenizers: a special token that is spelled out in a
@@ -14,18 +14,13 @@ document could end itself. `encode(text, special=True)` is their behaviour, whic
 templates need.
 """
 
-import dataclasses
-import functools
 import gzip
-import hashlib
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 from jaxlab.core import errors
-from jaxlab.data.tokenizers import sentence_pieces, special_tokens
-
-train_sentencepiece = sentence_pieces.train
+from jaxlab.data.tokenizers import byte_pairs, sentence_pieces, special_tokens
 
 
 class Tokenizer(Protocol):
@@ -94,7 +89,7 @@ def load(path: str | pathlib.Path) -> Tokenizer:
             data = gzip.decompress(data)
         if path.name.endswith(".model"):
             return sentence_pieces.SentencePiece.from_bytes(data, config, path)
-        return BytePairs.from_bytes(data, config, path)
+        return byte_pairs.BytePairs.from_bytes(data, config, path)
     except errors.UserError:
         raise
     except Exception as error:  # tokenizers raises bare Exception
@@ -102,89 +97,3 @@ def load(path: str | pathlib.Path) -> Tokenizer:
             f"{path} is not a tokenizer ({str(error).splitlines()[0]}); give a "
             "tokenizer.json or a SentencePiece .model"
         ) from None
-
-
-# ------------------------------------------------------------------ byte-level BPE
-
-
-@dataclasses.dataclass(frozen=True)
-class BytePairs:
-    """A `tokenizer.json`, run by the `tokenizers` library."""
-
-    plain: Any  # spelled-out special tokens are ordinary text
-    vocab_size: int
-    special_tokens: special_tokens.SpecialTokens
-    fingerprint: str
-    data: bytes = dataclasses.field(repr=False)
-    config: Mapping[str, Any] = dataclasses.field(repr=False)
-
-    @classmethod
-    def from_bytes(
-        cls, data: bytes, config: Mapping[str, Any], path: pathlib.Path
-    ) -> "BytePairs":
-        """From the content of a tokenizer.json."""
-        import tokenizers
-
-        plain = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
-        plain.encode_special_tokens = True
-        plain.no_truncation()
-        plain.no_padding()
-        special = special_tokens.find(plain.token_to_id, config, path)
-        size = max(plain.get_vocab().values()) + 1
-        fingerprint = hashlib.sha256(data).hexdigest()
-        return cls(plain, size, special, fingerprint, data, config)
-
-    @property
-    def bos_id(self) -> int | None:
-        """See `Tokenizer`."""
-        return self.special_tokens.bos and self.special_tokens.bos[0]
-
-    @property
-    def eos_id(self) -> int:
-        """See `Tokenizer`."""
-        return self.special_tokens.eos[0]
-
-    @property
-    def pad_id(self) -> int:
-        """See `Tokenizer`."""
-        return self.special_tokens.pad[0]
-
-    @functools.cached_property
-    def _parsing(self) -> Any:
-        import tokenizers
-
-        parsing = tokenizers.Tokenizer.from_str(self.data.decode("utf-8"))
-        parsing.no_truncation()
-        parsing.no_padding()
-        return parsing
-
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """See `Tokenizer`."""
-        model = self._parsing if special else self.plain
-        return model.encode(text, add_special_tokens=False).ids
-
-    def encode_batch(
-        self, texts: Sequence[str], *, special: bool = False
-    ) -> list[list[int]]:
-        """See `Tokenizer`."""
-        model = self._parsing if special else self.plain
-        encoded = model.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encoded]
-
-    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """See `Tokenizer`."""
-        ids = [int(i) for i in ids]
-        if not special:
-            drop = {self.bos_id, self.eos_id, self.pad_id}
-            ids = [i for i in ids if i not in drop]
-        return self.plain.decode(ids, skip_special_tokens=not special)
-
-    def save(self, folder: str | pathlib.Path) -> None:
-        """See `Tokenizer`."""
-        special_tokens.write_files(
-            pathlib.Path(folder),
-            ("tokenizer.json", self.data),
-            self.special_tokens,
-            self.config,
-            "PreTrainedTokenizerFast",
-        )

@@ -20,7 +20,7 @@ from jaxlab.core import errors
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import step as step_lib
 from jaxlab.data.examples import ranked_lists
-from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
+from jaxlab.data.tokenizers import byte_pairs
 from jaxlab.models import BertConfig, BertEncoder, BertScorer, hf
 from jaxlab.retrieval import encode
 from jaxlab.systems.refit import corpus_index, mining, training
@@ -321,7 +321,7 @@ def tokenizer():
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     model.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
-    return tokenizer_lib.BytePairs.from_bytes(model.to_str().encode(), {}, "toy")
+    return byte_pairs.BytePairs.from_bytes(model.to_str().encode(), {}, "toy")
 
 
 DATA = ranked_lists.Judged(
