@@ -214,7 +214,7 @@ def _size_bytes(path: pathlib.Path) -> int:
         size = os.stat(path).st_size
     except OSError:
         raise errors.UserError(
-            f"{path} does not exist; make it with tools/prepare_corpus.py"
+            f"{path} does not exist; make it with `jaxlab data prepare`"
         ) from None
     if size == 0:
         raise errors.UserError(f"{path} is empty (0 bytes); prepare it again")

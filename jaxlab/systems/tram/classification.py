@@ -8,8 +8,8 @@
 The second protocol of TRAM (Sherborne et al. 2023, arXiv:2310.03646, section 4), at the
 scale of a laptop: SIB-200's topics (Adelani et al. 2023, arXiv:2309.07445) or PAWS-X's
 paraphrases (Yang et al. 2019, arXiv:1908.11828). How answers move to other languages
-hangs on the pre-trained model: `systems/parallel_text.py` makes what it is trained on,
-`systems/latent_semantics.py` gives it a start in which translations are alike.
+hangs on the pre-trained model: `tools/multilingual/` makes the text that it is trained
+on, and a start in which translations are alike.
 
 Deviations: the trunk is a decoder that was trained causally, where the paper starts
 from XLM-R; its attention sees both directions here unless `model.is_causal` is set.
