@@ -5,8 +5,8 @@
 
 SIB200 is a folder of LANG.SPLIT.tsv as SIB-200's, or of SPLIT.LANG.tsv as PAWS-X's (for
 which set `data.train_language` to en); RUN is a decoder that was pre-trained on text of
-all languages. `tools/multilingual/make_base.py` makes such a run in minutes: the text for
-it, and a start without which small models transfer little. A run's rows have accuracy
+all languages. `tools/multilingual/make_base.py` makes such a run in minutes: its text,
+and a start without which small models transfer little. A run's rows have accuracy
 and loss of every language.
 
 Of SIB-200's test texts (the most frequent topic makes up 25 %) fine-tuning that run
