@@ -120,9 +120,9 @@ def estimate(
         shape,
         topology,
         mesh,
-        memory_lib.needed(shape, topology, mesh),
+        memory_lib.estimate(shape, topology, mesh),
         flops_lib.count(shape),
-        roofline.moved(shape, topology, mesh),
+        roofline.count_bytes(shape, topology, mesh),
         roofline.times(shape, topology, mesh),
     )
 

@@ -90,7 +90,7 @@ def _devices(topology):
     if topology.slices > 1:
         described["num_slices"] = topology.slices
     try:
-        with _muffled(chip):
+        with _muffle(chip):
             found = topologies.get_topology_desc(platform=chip.platform, **described)
         return found.devices
     except Exception as error:  # whatever the plugin's client raises, with its reason
@@ -125,10 +125,10 @@ def compile_program(
     lowered = program.lower(lowering_platforms=(topology.chip.platform,))
     start, options = time.perf_counter(), dict(topology.chip.options)
     try:
-        with _without_cache(), _muffled(topology.chip):
+        with _without_cache(), _muffle(topology.chip):
             built = lowered.compile(compiler_options=options or None)
     except Exception as error:  # jaxlib's runtime error; its message is all there is
-        needed = exceeded(str(error))
+        needed = parse_out_of_memory(str(error))
         if needed is None:
             reason = _reason(error, topology.chip)
             raise errors.UserError(f"XLA refuses the step: {reason}") from error
@@ -152,11 +152,11 @@ def _reason(error: Exception, chip: topologies_lib.Chip) -> str:
     return f"{mismatch} ({line})" if mismatch else line
 
 
-def exceeded(message: str) -> tuple[float, float] | None:
+def parse_out_of_memory(message: str) -> tuple[float, float] | None:
     """(bytes needed, bytes there are) of the compiler's out-of-memory message, or None.
 
-    >>> exceeded("memory required for HLO temporaries (3.0K) exceeds available "
-    ...          "HBM (2.0K).")
+    >>> parse_out_of_memory("memory required for HLO temporaries (3.0K) exceeds "
+    ...                     "available HBM (2.0K).")
     (3072.0, 2048.0)
     """
     patterns = (
@@ -193,6 +193,6 @@ def _use_cache(is_used):
     compilation_cache.reset_cache()  # jax looks at the setting only once
 
 
-def _muffled(chip):
+def _muffle(chip):
     is_loud = chip.platform == "cuda"
     return environment.quiet() if is_loud else contextlib.nullcontext()

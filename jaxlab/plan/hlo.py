@@ -80,7 +80,7 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
             continue
         overlapped = name in beside or any(_DONE in line for line in lines)
         for line in lines:
-            one = _read(name, line, mesh, overlapped)
+            one = _parse(name, line, mesh, overlapped)
             if one is None:
                 continue
             seen = together.get(one[:5], one._replace(count=0.0, bytes=0.0))
@@ -184,7 +184,7 @@ def _integers(text: str) -> list[str]:
     return re.findall(r"s32\[\]\S* constant\((\d+)\)", text)
 
 
-def _read(name, line, mesh, overlapped) -> Collective | None:
+def _parse(name, line, mesh, overlapped) -> Collective | None:
     found = _KIND.search(line)
     if not found or " = " not in line:
         return None

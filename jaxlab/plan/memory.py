@@ -46,7 +46,7 @@ class Memory(NamedTuple):
         return float(sum(self))
 
 
-def needed(
+def estimate(
     shape: shapes.Shape, topology: topologies.Topology, mesh: Mapping[str, int]
 ) -> Memory:
     """The memory of one chip.
@@ -63,7 +63,7 @@ def needed(
     gradients = passes.gradients * 4 * shape.params / shards
     if shape.micro_batches > 1:  # the sum, and those of one microbatch
         gradients *= 2
-    kept = _kept(shape, rows, t) * passes.held
+    kept = _saved_activations(shape, rows, t) * passes.held
     exchanged = shape.compute_bytes * shape.params / (shards * mesh["data"])
     return Memory(
         state=4 * (1 + shape.moments + passes.copies) * shape.params / shards,
@@ -75,7 +75,7 @@ def needed(
     )
 
 
-def _kept(shape, rows, t):
+def _saved_activations(shape, rows, t):
     """Bytes of the activations that wait for the backward pass."""
     heads, kv_heads, C = shape.heads, shape.kv_heads, shape.head_dim
     projections = 2 * (heads + kv_heads) * C

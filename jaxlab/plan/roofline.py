@@ -69,7 +69,7 @@ class Bytes(NamedTuple):
     dcn: float
 
 
-def moved(
+def count_bytes(
     shape: shapes.Shape, topology: topologies.Topology, mesh: dict[str, int]
 ) -> Bytes:
     """What a chip moves in one step."""
@@ -98,9 +98,13 @@ def moved(
         reductions=reductions,
         tensor=repeats * shape.layers * width * tokens * shape.embed * (t - 1) / t,
         context=keys * (c - 1),
-        data=2 * passes.trained * reduced / f * _left(mesh["data"]),
+        data=2 * passes.trained * reduced / f * _share_sent(mesh["data"]),
         # Reduced within the slice first: every chip sends its part, as XLA does it.
-        dcn=2 * passes.trained * reduced / (f * mesh["data"]) * _left(mesh["slice"]),
+        dcn=2
+        * passes.trained
+        * reduced
+        / (f * mesh["data"])
+        * _share_sent(mesh["slice"]),
     )
 
 
@@ -116,7 +120,7 @@ def times(
         topology: where.
         mesh: sizes of all axes, see `topology.mesh`.
     """
-    chip, used = topology.chip, moved(shape, topology, mesh)
+    chip, used = topology.chip, count_bytes(shape, topology, mesh)
     shares = topologies.shares(topology, mesh)
     rates = {axis: topologies.rate(topology, parts) for axis, parts in shares.items()}
     compute = flops_lib.count(shape).hardware / (topology.chips * chip.flops)
@@ -151,5 +155,5 @@ def _hbm(shape, tokens, f, t):
     return weights + update + sweeps * shape.layers * live
 
 
-def _left(size):
+def _share_sent(size):
     return (size - 1) / size

@@ -31,15 +31,15 @@ def best(
     plans = [plan for plan in _all(shape, topology) if plan.fits]
     plans = [plan for plan in plans if plan.fits_surely] or plans
     found: dict[tuple, arithmetic.Plan] = {}
-    for plan in sorted(plans, key=_alone):
+    for plan in sorted(plans, key=_serial_seconds):
         found.setdefault(tuple(plan.mesh.values()), plan)
     if not found:
         return []
-    limit = _ALIKE * min(map(_alone, plans))
+    limit = _ALIKE * min(map(_serial_seconds, plans))
 
     def rank(plan):
-        if _alone(plan) > limit:
-            return 1, _alone(plan)
+        if _serial_seconds(plan) > limit:
+            return 1, _serial_seconds(plan)
         return 0, plan.mesh["tensor"], plan.mesh["fsdp"]
 
     return sorted(found.values(), key=rank)[:count]
@@ -89,7 +89,9 @@ def _first_fit(shape, topology, mesh):
     shards = math.prod(mesh[axis] for axis in ("slice", "data", "fsdp"))
     fitting, size = None, shape.rows // shape.together
     for micro in _divisors(size // shards) if size % shards == 0 else ():
-        plan = _tried(dataclasses.replace(shape, micro_batches=micro), topology, mesh)
+        plan = _estimate_or_none(
+            dataclasses.replace(shape, micro_batches=micro), topology, mesh
+        )
         if plan is None:
             return fitting
         if plan.fits_surely:
@@ -114,18 +116,18 @@ def _meshes(topology) -> Iterator[dict[str, int]]:
             }
 
 
-def _alone(plan):
+def _serial_seconds(plan):
     """Seconds of a step in which nothing overlaps."""
     times = plan.times
     return max(times.compute, times.hbm) + times.ici + times.dcn
 
 
 def _fits(shape, topology, mesh: Mapping[str, int]) -> bool:
-    plan = _tried(shape, topology, mesh)
+    plan = _estimate_or_none(shape, topology, mesh)
     return plan is not None and plan.fits
 
 
-def _tried(shape, topology, mesh):
+def _estimate_or_none(shape, topology, mesh):
     try:
         return arithmetic.estimate(shape, topology, mesh)
     except errors.UserError:  # does not divide the model or the batch

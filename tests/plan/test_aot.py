@@ -243,10 +243,12 @@ def test_out_of_memory_is_read_from_both_of_the_compilers_messages():
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for "
         "HLO temporaries (39.35G) exceeds available HBM (15.75G)."
     )
-    assert compiled.exceeded(short) == (39.35 * GIB, 15.75 * GIB)
+    assert compiled.parse_out_of_memory(short) == (39.35 * GIB, 15.75 * GIB)
     long = "Ran out of memory in memory space hbm. Used 20.51G of 15.75G hbm."
-    assert compiled.exceeded(long) == (20.51 * GIB, 15.75 * GIB)
-    assert compiled.exceeded("INVALID_ARGUMENT: No such compile option") is None
+    assert compiled.parse_out_of_memory(long) == (20.51 * GIB, 15.75 * GIB)
+    assert (
+        compiled.parse_out_of_memory("INVALID_ARGUMENT: No such compile option") is None
+    )
 
 
 def test_without_the_compiler_the_fix_is_named(monkeypatch, capsys):
