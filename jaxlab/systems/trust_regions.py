@@ -56,7 +56,9 @@ def with_trust(
     }
     if row.normalized_head:
         changes["evals"] = {
-            name: lambda params, evaluate=evaluate: evaluate(evaluated(params, config))
+            name: lambda params, evaluate=evaluate: evaluate(
+                normalize_head(params, config)
+            )
             for name, evaluate in experiment.evals.items()
         }
     if row.penalty == "anchor":
@@ -83,7 +85,9 @@ def of_decoder(
     return with_trust(experiment, predictor, config, precise=precise)
 
 
-def evaluated(params: types.Params, config: trust_methods.TrustConfig) -> types.Params:
+def normalize_head(
+    params: types.Params, config: trust_methods.TrustConfig
+) -> types.Params:
     """The parameters as the trained model uses them: r4f divides its head by its norm.
 
     Raises:

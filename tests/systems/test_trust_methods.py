@@ -56,7 +56,7 @@ def test_a_new_row_is_compared_by_the_study_and_tuned_by_its_strength(table):
     assert study.Study().grid("toy") == (study.RATES, study.STRENGTHS)
     study.check(study.Study(rows=("adam", "toy")))
     config = config_lib.load(f"{CONFIGS / 'tram'}.py:adam")
-    config = study.configured(config, study.Setting("toy", 2.0, 3.0), seed=0)
+    config = study.configure(config, study.Setting("toy", 2.0, 3.0), seed=0)
     assert config.trust.rho == pytest.approx(0.75)
     assert config.optim.learning_rate == pytest.approx(2e-3)
 

@@ -194,7 +194,7 @@ def test_r4f_is_evaluated_with_the_head_it_is_trained_with():
     assert np.linalg.norm(head, 2) == pytest.approx(1, rel=0.02)
     assert seen[0]["embed"] is params["embed"]
     with pytest.raises(errors.UserError, match="untie"):
-        trust_regions.evaluated({"embed": 1}, trust_methods.TrustConfig("r4f"))
+        trust_regions.normalize_head({"embed": 1}, trust_methods.TrustConfig("r4f"))
 
 
 def test_an_unknown_method_is_refused():

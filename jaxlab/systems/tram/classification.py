@@ -46,7 +46,7 @@ def classify(
     """The experiment that `configs/languages.py` describes."""
     del workdir  # nothing of the data is kept there
     opened = _open_decoder(config.init_from, mesh)
-    texts = _read(config.data)
+    texts = _read_texts(config.data)
     data = config.data
     encode = functools.partial(
         labelled.encode, opened.tokenizer, length=_length(config, opened)
@@ -93,7 +93,7 @@ def evaluation_batches(
 ) -> dict[str, list[dict[str, np.ndarray]]]:
     """Language -> the batches that `classify` evaluates it on."""
     opened = _open_decoder(config.init_from, mesh)
-    texts = _read(config.data)
+    texts = _read_texts(config.data)
     return {
         name: list(
             labelled.eval_batches(
@@ -204,7 +204,7 @@ class _Texts(NamedTuple):
     labels: tuple[str, ...]
 
 
-def _read(data: ml_collections.ConfigDict) -> _Texts:
+def _read_texts(data: ml_collections.ConfigDict) -> _Texts:
     """The training examples and those of every language that is tested.
 
     Raises:

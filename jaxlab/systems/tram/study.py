@@ -191,34 +191,34 @@ def run(
     tuning = sum(map(study.tuning_runs, study.rows))
     count, total = 0, tuning + study.seeds * len(study.rows)
 
-    def one(setting, seed, is_tuning):
+    def run_once(setting, seed, is_tuning):
         nonlocal count
         name = "tuning" if is_tuning else f"seed-{seed}"
         folder = workdir / "runs" / setting.name / name
-        result = _cached(folder, setting, seed) or _train(
+        result = _load_result(folder, setting, seed) or _train(
             protocol, setting, seed, folder, is_tuning
         )
         count += 1
         done(f"{setting.name}/{name}", count, total)
         return result
 
-    def tuned(row):
+    def tune(row):
         rates, strengths = study.grid(row)
         if not study.tuning_runs(row):
             return Setting(row, rates[0])
         # A seed of its own: what is compared did not choose.
-        tried = [one(Setting(row, rate), -1, True) for rate in rates]
+        tried = [run_once(Setting(row, rate), -1, True) for rate in rates]
         best = _best(protocol, tried)
         tried += [
-            one(best._replace(strength=strength), -1, True)
+            run_once(best._replace(strength=strength), -1, True)
             for strength in strengths
             if strength != best.strength
         ]
         return _best(protocol, tried)
 
-    best = {row: tuned(row) for row in study.rows}
+    best = {row: tune(row) for row in study.rows}
     return {
-        row: [one(setting, seed, False) for seed in range(study.seeds)]
+        row: [run_once(setting, seed, False) for seed in range(study.seeds)]
         for row, setting in best.items()
     }
 
@@ -233,7 +233,7 @@ def check(study: Study) -> None:
         raise errors.UserError(f"{study.seeds} seeds compare nothing; use 6 or more")
 
 
-def configured(
+def configure(
     config: ml_collections.ConfigDict, setting: Setting, seed: int
 ) -> ml_collections.ConfigDict:
     """The config of one run."""
@@ -247,7 +247,7 @@ def configured(
 
 def _train(protocol, setting, seed, folder, is_tuning) -> Run:
     """Trains, measures, keeps the numbers and not the weights."""
-    config = configured(protocol.config, setting, seed)
+    config = configure(protocol.config, setting, seed)
     mesh = mesh_lib.make_mesh(config.mesh.to_dict())
     with mesh_lib.use(mesh):
         experiment = protocol.system(config, folder, mesh)
@@ -260,16 +260,16 @@ def _train(protocol, setting, seed, folder, is_tuning) -> Run:
         raise KeyboardInterrupt
     found = _read(folder, setting, seed)
     if not is_tuning:
-        params = trust_regions.evaluated(
+        params = trust_regions.normalize_head(
             result.state.params, trust_methods.TrustConfig(**config.trust.to_dict())
         )
-        found = found._replace(**_measured(protocol, params))
+        found = found._replace(**_measure(protocol, params))
     report.write_json(folder / _RESULT, found)
     shutil.rmtree(runs.checkpoints(folder))
     return found
 
 
-def _measured(protocol, params) -> dict[str, float]:
+def _measure(protocol, params) -> dict[str, float]:
     top = sharpness_lib.top_eigenvalue(
         protocol.loss_fn, params, protocol.surface, key=jax.random.key(0), tol=1e-2
     )
@@ -317,7 +317,7 @@ def _read(folder, setting, seed) -> Run:
     return Run(setting, seed, evals, float(np.median(seconds)) * len(seconds))
 
 
-def _cached(folder, setting, seed) -> Run | None:
+def _load_result(folder, setting, seed) -> Run | None:
     file = folder / _RESULT
     if not file.exists():
         return None

@@ -135,7 +135,7 @@ def test_the_rate_is_tuned_at_the_papers_strength_and_then_the_strength(
 
 def test_seeds_are_matched_between_optimizers(protocol):
     configs = [
-        study_lib.configured(protocol.config, study_lib.Setting(row, 0.5, 3.0), seed=4)
+        study_lib.configure(protocol.config, study_lib.Setting(row, 0.5, 3.0), seed=4)
         for row in ("adam", "tram_x", "sam")
     ]
     assert {config.data.seed for config in configs} == {1004}
