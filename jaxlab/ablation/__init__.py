@@ -23,7 +23,7 @@ _NAMES = {
     "proxies": (
         "document_losses", "model_losses", "predictions", "proxy_losses",
     ),
-    "ranking": ("RankedMixture", "rank_mixtures", "ranked"),
+    "ranking": ("RankedMixture", "rank", "rank_mixtures"),
     "search": (
         "Found", "ensemble_score", "enumerate_best", "greedy_search", "merged_score",
     ),

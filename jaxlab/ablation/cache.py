@@ -71,7 +71,7 @@ def load(path: pathlib.Path, kind: type[Arrays], fingerprint: str) -> Arrays | N
         return None
 
 
-def cached(
+def load_or_compute(
     path: pathlib.Path,
     kind: type[Arrays],
     fingerprint: str,

@@ -64,7 +64,7 @@ def convex_search(
         UserError: no targets, log-probabilities of other experts, no allowed weights,
             or a token that no allowed expert gives a probability.
     """
-    weighted = search.normalized(list(logps), target_weights)
+    weighted = search.normalize(list(logps), target_weights)
     if wrong := [t for t, each in logps.items() if len(each.logps) != len(names)]:
         raise errors.UserError(f"{', '.join(wrong)}: not of {len(names)} experts")
     within = within or limits.Limits()
@@ -77,7 +77,7 @@ def convex_search(
     if smaller is not region:
         share = smaller.likeliest(share)
         share, *_ = _climb(data, smaller, share, tolerance, max_steps)
-    mixture = search.named(names, smaller.settled(share, _NEGLIGIBLE))
+    mixture = search.as_mixture(names, smaller.settle(share, _NEGLIGIBLE))
     rows = np.array([[mixture.get(name, 0.0) for name in names]])
     by_target = {
         target: float(ensemble.document_losses(each, rows).loss[0])

@@ -92,7 +92,7 @@ def gradient_search(
     Raises:
         UserError: no targets or batches, no allowed weights, or no finite loss.
     """
-    weighted = search.normalized(list(evaluation), target_weights)
+    weighted = search.normalize(list(evaluation), target_weights)
     if steps < 1 or not all(map(len, evaluation.values())):
         raise errors.UserError(
             "a gradient search needs a step, and batches of a target"
@@ -124,8 +124,8 @@ def gradient_search(
             progress(step + 1, steps)
 
     # ---- the mixture, and its loss on all batches
-    weights = region.settled(share, search.NEGLIGIBLE)
-    mixture = search.named(pool.names, weights)
+    weights = region.settle(share, search.NEGLIGIBLE)
+    mixture = search.as_mixture(pool.names, weights)
     by_target = _losses(pool, mixture, losses_fn, evaluation)
     used = [len(evaluation[t]) for t, weight in weighted.items() if weight]
     passes = _BACKWARD * steps * sum(1 / count for count in used) / len(evaluation)

@@ -97,7 +97,7 @@ class Limits:
         costs = np.array([self.costs[n] if self.costs else 0.0 for n in names], float)
         cap = np.inf if self.cap is None else (self.cap - floor @ costs) / free
         allowed = np.array([name not in self.forbid for name in names])
-        return Region(floor, free, costs, cap, allowed).checked()
+        return Region(floor, free, costs, cap, allowed).drop_excluded()
 
     def check(self, names: Sequence[str]) -> None:
         """Raises a UserError for limits that no mixture of these experts can keep."""
@@ -138,7 +138,7 @@ class Region(NamedTuple):
     cap: float
     allowed: np.ndarray
 
-    def checked(self) -> "Region":
+    def drop_excluded(self) -> "Region":
         """Itself, experts that a cap excludes left out; UserError if none are left."""
         cheapest = self.costs[self.allowed].min()
         if cheapest > self.cap:
@@ -164,7 +164,7 @@ class Region(NamedTuple):
             with np.errstate(under="ignore"):
                 return share * np.exp(-lam * (self.costs - lowest) / scale)
 
-        return self._tilted(share, tilt)
+        return self._tilt(share, tilt)
 
     def likeliest(self, share: np.ndarray) -> np.ndarray:
         """The allowed v with the largest `sum_k share_k log v_k`."""
@@ -175,7 +175,7 @@ class Region(NamedTuple):
                 1 + position * (self.costs - self.cap) / gap, 1e-16
             )
 
-        return self._tilted(share, tilt)
+        return self._tilt(share, tilt)
 
     def largest(self, slopes: np.ndarray) -> float:
         """The maximum of `w . slopes` over the allowed weights.
@@ -212,16 +212,16 @@ class Region(NamedTuple):
             kept[-1] = next(k for k in left if affordable[k])
         allowed = np.zeros_like(self.allowed)
         allowed[kept] = True
-        return self._replace(allowed=self.allowed & allowed).checked()
+        return self._replace(allowed=self.allowed & allowed).drop_excluded()
 
-    def settled(self, share: np.ndarray, negligible: float) -> np.ndarray:
+    def settle(self, share: np.ndarray, negligible: float) -> np.ndarray:
         """The weights f64[M] of `share`, negligible ones left out if the cap allows."""
         kept = self.allowed & (self.weights(share) >= negligible)
         if not kept.any() or self.costs[kept].min() >= self.cap:
             return self.weights(self.nearest(share))
         return self.weights(self._replace(allowed=kept).nearest(share))
 
-    def _tilted(
+    def _tilt(
         self, share: np.ndarray, tilt: Callable[[np.ndarray, float], np.ndarray]
     ) -> np.ndarray:
         share = np.where(self.allowed, share, 0.0)

@@ -1,39 +1,103 @@
-"""What each way of searching a pool would train on, for the same target.
+"""The ways of searching a pool for what to train on, by name, for the same target.
 
-The methods and what they cost are in `jaxlab.ablation`: subsets by the losses of their
-merged models (`enumerate`, `greedy`), any weights by gradients through the merge
-(`gradient`), subsets and any weights by the ensemble of the experts' predictions
-(`enumerate ensemble`, `convex`), and the `best single` expert, which needs no search.
+best single           the expert of the lowest loss, which needs no search
+enumerate, greedy     subsets, by the losses of their merged models
+gradient              any weights, by gradients through the merge
+enumerate ensemble    subsets, by the ensemble of the experts' predictions
+convex                any weights, by the ensemble
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlab import ablation
-from jaxlab.ablation import method_names
+from jaxlab.ablation import convex, ensemble, gradient, limits, search
+from jaxlab.ablation import pool as pools
 from jaxlab.core import errors, types
 
 
-def by_method(
+class _Question(NamedTuple):
+    """What every method is asked; see `search_by`."""
+
+    pool: pools.ModelPool
+    evaluation: Mapping[str, Sequence[types.Batch]]
+    logps: Mapping[str, ensemble.TokenLogps] | None
+    losses_fn: Any
+    within: limits.Limits
+    target_weights: Mapping[str, float] | None
+    known: tuple[Sequence[pools.Mixture], Mapping[str, np.ndarray]] | None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What all searches take."""
+        return {"within": self.within, "target_weights": self.target_weights}
+
+    @property
+    def merged_score(self) -> search.Score:
+        """Mixtures -> the losses of their merged models, looked up where known."""
+        score = search.merged_score(self.pool, self.evaluation, self.losses_fn)
+        return score if self.known is None else _look_up_first(score, *self.known)
+
+
+def _best_single(ask: _Question) -> search.Found:
+    alone = limits.Limits(forbid=ask.within.forbid, max_size=1)
+    options = ask.options | {"within": alone}
+    return search.enumerate_best(ask.pool, ask.merged_score, **options)
+
+
+def _enumerate(ask: _Question) -> search.Found:
+    return search.enumerate_best(ask.pool, ask.merged_score, **ask.options)
+
+
+def _greedy(ask: _Question) -> search.Found:
+    return search.greedy_search(ask.pool, ask.merged_score, **ask.options)
+
+
+def _gradient(ask: _Question) -> search.Found:
+    return gradient.gradient_search(
+        ask.pool, ask.evaluation, ask.losses_fn, **ask.options
+    )
+
+
+def _enumerate_ensemble(ask: _Question) -> search.Found:
+    score = search.ensemble_score(ask.pool, ask.logps)
+    return search.enumerate_best(ask.pool, score, **ask.options)
+
+
+def _convex(ask: _Question) -> search.Found:
+    return convex.convex_search(ask.pool.names, ask.logps, **ask.options)
+
+
+# As many as `method_names.METHODS`, which the command line reads without jax.
+_SEARCHES: dict[str, Callable[[_Question], search.Found]] = {
+    "best single": _best_single,
+    "enumerate": _enumerate,
+    "greedy": _greedy,
+    "gradient": _gradient,
+    "enumerate ensemble": _enumerate_ensemble,
+    "convex": _convex,
+}
+
+
+def search_by(
     method: str,
-    pool: ablation.ModelPool,
+    pool: pools.ModelPool,
     evaluation: Mapping[str, Sequence[types.Batch]],
-    logps: Mapping[str, ablation.TokenLogps] | None,
+    logps: Mapping[str, ensemble.TokenLogps] | None,
     losses_fn: Any,
-    within: ablation.Limits,
+    within: limits.Limits,
     *,
     target_weights: Mapping[str, float] | None = None,
-    known: tuple[Sequence[ablation.Mixture], Mapping[str, np.ndarray]] | None = None,
-) -> ablation.Found:
+    known: tuple[Sequence[pools.Mixture], Mapping[str, np.ndarray]] | None = None,
+) -> search.Found:
     """The choice of one method.
 
     Args:
         method: one of `method_names.METHODS`.
         pool: the experts.
         evaluation: target -> held-out batches.
-        logps: target -> the experts' predictions, where the method reads them.
+        logps: target -> the experts' predictions, for those that ask an "ensemble".
         losses_fn: (params, batch) -> nats and tokens by row.
         within: what a mixture may be.
         target_weights: target -> importance; None for equal ones.
@@ -42,54 +106,29 @@ def by_method(
     Raises:
         UserError: an unknown method, or as the search itself.
     """
-    options = {"within": within, "target_weights": target_weights}
-    if method_names.METHODS.get(method) == "ensemble":
-        if method == "convex":
-            return ablation.convex_search(pool.names, logps, **options)
-        score = ablation.ensemble_score(pool, logps)
-        return ablation.enumerate_best(pool, score, **options)
-    if method == "gradient":
-        return ablation.gradient_search(pool, evaluation, losses_fn, **options)
-    score = ablation.merged_score(pool, evaluation, losses_fn)
-    if known is not None:
-        score = _known(score, *known)
-    if method == "best single":
-        options["within"] = ablation.Limits(forbid=within.forbid, max_size=1)
-        return ablation.enumerate_best(pool, score, **options)
-    searches = {
-        "enumerate": ablation.enumerate_best,
-        "greedy": ablation.greedy_search,
-    }
-    if method not in searches:
-        known_methods = ", ".join(method_names.METHODS)
-        raise errors.UserError(f"no search {method!r}; use one of {known_methods}")
-    return searches[method](pool, score, **options)
+    if method not in _SEARCHES:
+        raise errors.UserError(
+            f"no search {method!r}; use one of {', '.join(_SEARCHES)}"
+        )
+    return _SEARCHES[method](
+        _Question(pool, evaluation, logps, losses_fn, within, target_weights, known)
+    )
 
 
-def by_every_method(
-    pool: ablation.ModelPool,
-    evaluation: Mapping[str, Sequence[types.Batch]],
-    logps: Mapping[str, ablation.TokenLogps],
-    losses_fn: Any,
-    within: ablation.Limits,
-    **options: Any,
-) -> dict[str, ablation.Found]:
-    """Method -> its choice; arguments as for `by_method`."""
-    return {
-        method: by_method(method, pool, evaluation, logps, losses_fn, within, **options)
-        for method in method_names.METHODS
-    }
+def search_by_all(*arguments: Any, **options: Any) -> dict[str, search.Found]:
+    """Method -> its choice; arguments as for `search_by`, but for the method."""
+    return {method: search_by(method, *arguments, **options) for method in _SEARCHES}
 
 
-def _known(score, mixtures, losses):
+def _look_up_first(score, mixtures, losses):
     """A score that looks up mixtures scored before, and merges the others."""
-    place = {frozenset(mixture.items()): k for k, mixture in enumerate(mixtures)}
+    index = {frozenset(mixture.items()): k for k, mixture in enumerate(mixtures)}
 
     def look_up(wanted):
         keys = [frozenset(mixture.items()) for mixture in wanted]
-        if not all(key in place for key in keys):
+        if not all(key in index for key in keys):
             return score(wanted)
-        rows = [place[key] for key in keys]
+        rows = [index[key] for key in keys]
         return {target: found[rows] for target, found in losses.items()}
 
     return look_up

@@ -130,7 +130,7 @@ def create(
     folder = pathlib.Path(folder)
     _inside(seed_path)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with _lock(folder):
         wanted = Contents(seed_path, seed_fingerprint, branch, {})
         if (folder / _FILE).exists():
             if dataclasses.replace(read(folder), units={}) != wanted:
@@ -150,7 +150,7 @@ def add(folder: pathlib.Path, unit: Unit) -> None:
     """
     folder = pathlib.Path(folder)
     _inside(unit.path)
-    with _locked(folder):
+    with _lock(folder):
         contents = read(folder)
         if contents.units.get(unit.name, unit) != unit:
             raise errors.UserError(
@@ -271,7 +271,7 @@ def _write(folder: pathlib.Path, contents: Contents) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: pathlib.Path):
+def _lock(folder: pathlib.Path):
     """Units trained at the same time are added one after the other."""
     import fcntl  # not on Windows, where the rest of the room works
 

@@ -72,7 +72,7 @@ def rank_mixtures(
         progress: called with (target, batches done, batches in all or None).
 
     Returns:
-        target -> ranking, as `ranked`.
+        target -> ranking, as `rank`.
 
     Raises:
         UserError: no targets, or as `proxies.document_losses`.
@@ -85,13 +85,13 @@ def rank_mixtures(
         losses = proxies.document_losses(
             pool, mixtures, losses_fn, batches, mode=mode, progress=report
         )
-        ranking[target] = ranked(
+        ranking[target] = rank(
             mixtures, losses, key=key, resamples=resamples, confidence=confidence
         )
     return ranking
 
 
-def ranked(
+def rank(
     mixtures: Sequence[pools.Mixture],
     losses: documents.DocumentLosses,
     *,

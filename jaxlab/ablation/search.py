@@ -123,7 +123,7 @@ def enumerate_best(
         UserError: no subset is allowed, or no loss is finite.
     """
     mixtures = (within or limits.Limits()).subsets(pool, weighting)
-    losses, by_target = _scored(score, mixtures, target_weights)
+    losses, by_target = _score_all(score, mixtures, target_weights)
     best = _least(losses)
     return Found(
         mixture=mixtures[best],
@@ -172,7 +172,7 @@ def greedy_search(
         if not candidates:
             break
         mixtures = [pool.mixture(names, weighting) for names in candidates]
-        losses, by_target = _scored(score, mixtures, target_weights)
+        losses, by_target = _score_all(score, mixtures, target_weights)
         evaluations += len(mixtures)
         place = _least(losses)
         if best is not None and not losses[place] < best.predicted_loss:
@@ -195,7 +195,7 @@ def greedy_search(
     return best._replace(evaluations=evaluations)
 
 
-def normalized(
+def normalize(
     targets: Sequence[str], weights: Mapping[str, float] | None
 ) -> dict[str, float]:
     """Target weights that sum to 1, equal ones for None.
@@ -218,14 +218,14 @@ def normalized(
     return dict(zip(targets, (values / values.sum()).tolist(), strict=True))
 
 
-def named(names: Sequence[str], weights: np.ndarray) -> dict[str, float]:
+def as_mixture(names: Sequence[str], weights: np.ndarray) -> dict[str, float]:
     """Weights f64[M] as a mixture of those that take part."""
     return {n: float(w) for n, w in zip(names, weights, strict=True) if w > 0}
 
 
-def _scored(score, mixtures, target_weights):
+def _score_all(score, mixtures, target_weights):
     by_target = score(mixtures)
-    weights = normalized(list(by_target), target_weights)
+    weights = normalize(list(by_target), target_weights)
     # A target of weight 0 is reported, but 0 times infinity must not decide.
     parts = [weights[t] * losses for t, losses in by_target.items() if weights[t]]
     return np.sum(parts, axis=0), by_target

@@ -91,7 +91,7 @@ def recipe_at_size(
     for name in ("embed", "layers", "heads", "mlp"):
         base.model[name] = getattr(chosen, name)
     base.data.update({"length": chosen.length, "batch_size": chosen.batch_size})
-    base.data.vocab_size = _given(vocab_size, chosen.vocab_size)
+    base.data.vocab_size = _or_default(vocab_size, chosen.vocab_size)
     base.data.max_bytes_per_domain = chosen.embedded_bytes
     base.optim.update({"learning_rate": chosen.rate, "epsilon": 1e-8})
     base.optim.warmup_steps = chosen.warmup_steps
@@ -100,8 +100,8 @@ def recipe_at_size(
         source,
         pool,
         parts,
-        unit_steps=_given(unit_steps, chosen.unit_steps),
-        unit_rate=_given(unit_rate, chosen.unit_rate),
+        unit_steps=_or_default(unit_steps, chosen.unit_steps),
+        unit_rate=_or_default(unit_rate, chosen.unit_rate),
         seed_domains=tuple(seed_domains),
     )
 
@@ -148,8 +148,8 @@ def recipe_from_run(
         source,
         pool,
         parts,
-        unit_steps=_given(unit_steps, max(1, round(base.steps * _UNIT_STEPS))),
-        unit_rate=_given(unit_rate, base.optim.learning_rate * _UNIT_RATE),
+        unit_steps=_or_default(unit_steps, max(1, round(base.steps * _UNIT_STEPS))),
+        unit_rate=_or_default(unit_rate, base.optim.learning_rate * _UNIT_RATE),
         seed_model=str(pathlib.Path(run)),
     )
 
@@ -238,7 +238,7 @@ def _recipe(base, source, pool, parts, **fields) -> Recipe:
     return Recipe(base, **fields)
 
 
-def _given(value, default):
+def _or_default(value, default):
     return default if value is None else value
 
 

@@ -201,7 +201,7 @@ def test_a_cache_is_used_only_for_what_it_was_made_of(tmp_path, caplog):
         return known()
 
     key = ablation.cache.digest("members", BATCHES)
-    get = functools.partial(ablation.cache.cached, path, ablation.TokenLogps)
+    get = functools.partial(ablation.cache.load_or_compute, path, ablation.TokenLogps)
     for _ in range(2):
         chex.assert_trees_all_equal(get(key, compute), known())
     assert len(made) == 1

@@ -31,7 +31,7 @@ def named(count):
 
 def test_a_ranking_puts_the_best_first_with_an_interval_around_it():
     losses = noisy([0.3, 0.0, 0.1, 2.0])
-    rows = ablation.ranked(named(4), losses, key=KEY)
+    rows = ablation.rank(named(4), losses, key=KEY)
     assert [next(iter(row.mixture)) for row in rows] == ["m1", "m2", "m0", "m3"]
     assert [row.rank for row in rows] == [1, 2, 3, 4]
     for row in rows:
@@ -46,14 +46,14 @@ def test_a_ranking_puts_the_best_first_with_an_interval_around_it():
 
 def test_the_value_is_the_ratio_of_sums_written_out():
     losses = ablation.DocumentLosses(np.array([[2.0, 6.0]]), np.array([1.0, 3.0]))
-    assert ablation.ranked(named(1), losses)[0].predicted_loss == 2.0
+    assert ablation.rank(named(1), losses)[0].predicted_loss == 2.0
     assert losses.loss.tolist() == [2.0]
 
 
 def test_identical_mixtures_tie():
     losses = noisy([0.0, 5.0, 0.0])
     losses = losses._replace(nats=losses.nats[[0, 0, 1, 0]])
-    rows = ablation.ranked(named(4), losses, key=KEY)
+    rows = ablation.rank(named(4), losses, key=KEY)
     assert [row.rank for row in rows] == [1, 1, 1, 4]
     assert [row.best_probability for row in rows] == pytest.approx([1 / 3] * 3 + [0])
     assert [next(iter(row.mixture)) for row in rows] == ["m0", "m1", "m3", "m2"]
@@ -62,7 +62,7 @@ def test_identical_mixtures_tie():
 def test_what_is_not_finite_comes_last_and_never_wins():
     losses = noisy([1.0, 0.0, 2.0])
     losses.nats[1, 3], losses.nats[2, 0] = np.nan, np.inf
-    rows = ablation.ranked(named(3), losses, key=KEY)
+    rows = ablation.rank(named(3), losses, key=KEY)
     assert [next(iter(row.mixture)) for row in rows] == ["m0", "m2", "m1"]
     assert [row.best_probability for row in rows] == [1, 0, 0]
     assert np.isnan(rows[2].predicted_loss)
@@ -71,7 +71,7 @@ def test_what_is_not_finite_comes_last_and_never_wins():
 
 def test_one_document_gives_a_ranking_without_intervals():
     losses = ablation.DocumentLosses(np.array([[3.0], [2.0]]), np.array([1.0]))
-    rows = ablation.ranked(named(2), losses)
+    rows = ablation.rank(named(2), losses)
     assert [row.predicted_loss for row in rows] == [2, 3]
     assert np.isnan([rows[0].low, rows[0].high, rows[0].best_probability]).all()
 

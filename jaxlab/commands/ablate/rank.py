@@ -100,14 +100,14 @@ def _ranked(
     from jaxlab.systems.data_ablation import results as results_lib
 
     logps = predictions.expert_logps(subject, batches, meter("experts' predictions"))
-    ensemble = predictions.ensemble(subject, mixtures, logps)
+    ensemble = predictions.ensemble_losses(subject, mixtures, logps)
     alone = [{name: 1.0} for name in subject.pool.names]
-    losses = predictions.ensemble(subject, alone, logps).loss.tolist()
+    losses = predictions.ensemble_losses(subject, alone, logps).loss.tolist()
     individual = dict(zip(subject.pool.names, losses, strict=True))
     means = (subject.pool.weights(mixtures) @ np.array(losses)).astype(np.float32)
     chosen = ensemble
     if proxy == "merged":
-        chosen = predictions.merged(
+        chosen = predictions.merged_losses(
             subject, mixtures, batches, meter("merged mixtures")
         )
     names = [experts.name_of(mixture) for mixture in mixtures]
@@ -115,7 +115,7 @@ def _ranked(
     seed = predictions.seed_loss(subject, batches)
     return {
         "rows": results_lib.ranking_rows(
-            ablation.ranked(mixtures, chosen),
+            ablation.rank(mixtures, chosen),
             dict(zip(names, np.exp(ensemble.loss).tolist(), strict=True)),
             dict(zip(names, np.exp(means).tolist(), strict=True)),
             {},

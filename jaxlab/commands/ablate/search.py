@@ -100,14 +100,14 @@ def run(args: argparse.Namespace) -> None:
                     subject, batches, watch.meter(f"{target}: batches of experts")
                 )
             if every:
-                merged[target] = predictions.merged(
+                merged[target] = predictions.merged_losses(
                     subject,
                     mixtures,
                     batches,
                     watch.meter(f"{target}: batches of merges"),
                 ).loss
         found = {
-            method: methods_lib.by_method(
+            method: methods_lib.search_by(
                 method,
                 subject.pool,
                 evaluation,

@@ -149,7 +149,7 @@ def logps_of(model: models.Decoder) -> Any:
     return functools.partial(perplexity.token_logps, model.apply)
 
 
-def trained_losses(
+def measure_losses(
     runs: Sequence[pathlib.Path],
     losses_fn: Any,
     evaluation: Mapping[str, Sequence[types.Batch]],
@@ -164,7 +164,7 @@ def trained_losses(
                 ablation.document_losses(alone, [{"run": 1.0}], losses_fn, batches)
             )
         done()
-    return {target: _joined(parts) for target, parts in found.items()}
+    return {target: _join(parts) for target, parts in found.items()}
 
 
 def training_seconds(run: pathlib.Path) -> float:
@@ -188,5 +188,5 @@ def _sha256(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _joined(parts: Sequence[ablation.DocumentLosses]) -> ablation.DocumentLosses:
+def _join(parts: Sequence[ablation.DocumentLosses]) -> ablation.DocumentLosses:
     return parts[0]._replace(nats=np.concatenate([part.nats for part in parts]))

@@ -111,7 +111,7 @@ def open_corpus(
             f"{token_folders[0]} holds token files; give it alone, or only text"
         )
     if token_folders:
-        return _taken_corpus(recipe, pool)
+        return _take_corpus(recipe, pool)
     return pretraining.open_corpus(recipe.base.data, pool)
 
 
@@ -139,28 +139,28 @@ def add(
     if mesh_shape:
         recipe.base.mesh.update(mesh_shape)
     corpus = prepared.open_folder(pool / "data")
-    place = pool / f".adding-{name}"
-    shutil.rmtree(place, ignore_errors=True)  # of one that was killed
+    staging = pool / f".adding-{name}"
+    shutil.rmtree(staging, ignore_errors=True)  # of one that was killed
     try:
         if pathlib.Path(source).suffix == ".npy":
-            _take(pathlib.Path(source), corpus.tokenizer, place, name)
+            _take(pathlib.Path(source), corpus.tokenizer, staging, name)
         else:
             data = recipe.base.data
             prepared.write_domain(
                 source,
                 name,
                 corpus.tokenizer,
-                place,
+                staging,
                 held_out_fraction=data.held_out_fraction,
                 seed=data.split_seed,
             )
-        file = token_files.TokenFile.open(place / name)
+        file = token_files.TokenFile.open(staging / name)
         pretraining.batches_of(
             recipe.base.data, {name: file}
         )  # raises where it is too small
-        _settle(place, pool)
+        _settle(staging, pool)
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
     if name not in ablation.pool_folder.read(pool).units:
         corpus = prepared.open_folder(pool / "data")
         mesh = mesh_lib.make_mesh(recipe.base.mesh.to_dict())
@@ -193,7 +193,7 @@ def holds_tokens(source: str) -> bool:
     return path.is_dir() and any(path.glob("*.npy"))
 
 
-def _taken_corpus(recipe: branches.Recipe, pool: pathlib.Path) -> prepared.Prepared:
+def _take_corpus(recipe: branches.Recipe, pool: pathlib.Path) -> prepared.Prepared:
     """A folder of `jaxlab data prepare`, its files linked or copied into the pool."""
     source, folder = recipe.base.data.source, pool / "data"
     record = {"taken_from": source}
@@ -229,10 +229,10 @@ def _taken_corpus(recipe: branches.Recipe, pool: pathlib.Path) -> prepared.Prepa
     return prepared.open_folder(folder)
 
 
-def _take(source, tokenizer, place, name) -> None:
+def _take(source, tokenizer, staging, name) -> None:
     """NAME.npy, and NAME.held_out.npy if it lies beside."""
     held_out = source.with_name(f"{source.stem}.held_out.npy")
-    place.mkdir()
+    staging.mkdir()
     for path, target in ((source, name), (held_out, f"{name}.held_out")):
         if path == held_out and not path.exists():
             continue
@@ -242,13 +242,13 @@ def _take(source, tokenizer, place, name) -> None:
                 f"{path} was encoded with another tokenizer than the pool's; give the "
                 "text itself"
             )
-        _link(path, place / f"{target}.npy")
+        _link(path, staging / f"{target}.npy")
 
 
-def _settle(place: pathlib.Path, pool: pathlib.Path) -> None:
+def _settle(staging: pathlib.Path, pool: pathlib.Path) -> None:
     """Moves token files into POOL/data, where the same ones may be already."""
     new = []
-    for path in sorted(place.glob("*.npy")):
+    for path in sorted(staging.glob("*.npy")):
         file = token_files.TokenFile.open(path)
         target = pool / "data" / path.name
         if not target.exists():

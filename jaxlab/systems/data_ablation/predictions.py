@@ -73,7 +73,7 @@ def expert_logps(
     return found[pool.names[0]]._replace(logps=rows)
 
 
-def merged(
+def merged_losses(
     subject: Subject,
     mixtures: Sequence[ablation.Mixture],
     batches: Sequence[types.Batch],
@@ -81,7 +81,7 @@ def merged(
 ) -> ablation.DocumentLosses:
     """The losses of merged models, by document."""
     rows = subject.pool.weights(mixtures)
-    return _kept(
+    return _load_or_compute(
         subject,
         lambda: ("merged", dict(subject.fingerprints), subject.pool.names, rows),
         batches,
@@ -91,7 +91,7 @@ def merged(
     )
 
 
-def ensemble(
+def ensemble_losses(
     subject: Subject,
     mixtures: Sequence[ablation.Mixture],
     logps: ablation.TokenLogps,
@@ -108,16 +108,20 @@ def seed_loss(subject: Subject, batches: Sequence[types.Batch]) -> float | None:
     compute = functools.partial(
         ablation.model_losses, [subject.pool.seed], subject.losses_fn, batches
     )
-    found = _kept(subject, lambda: ("seed", subject.seed_fingerprint), batches, compute)
+    found = _load_or_compute(
+        subject, lambda: ("seed", subject.seed_fingerprint), batches, compute
+    )
     return float(found.loss[0])
 
 
-def _kept(subject, key, batches, compute) -> ablation.DocumentLosses:
+def _load_or_compute(subject, key, batches, compute) -> ablation.DocumentLosses:
     if subject.cache is None:
         return compute()
     digest = ablation.cache.digest(key(), list(batches))
     path = _path(subject, digest)
-    return ablation.cache.cached(path, ablation.DocumentLosses, digest, compute)
+    return ablation.cache.load_or_compute(
+        path, ablation.DocumentLosses, digest, compute
+    )
 
 
 def _path(subject: Subject, digest: str) -> pathlib.Path:

@@ -119,7 +119,7 @@ class Outcome:
     def ranking(self) -> dict[str, list[ablation.RankedMixture]]:
         """Target -> every mixture by its merged model, best first."""
         return {
-            target: ablation.ranked(self.mixtures, by_proxy["merged"])
+            target: ablation.rank(self.mixtures, by_proxy["merged"])
             for target, by_proxy in self.predicted.items()
         }
 
@@ -238,7 +238,7 @@ def _score(study, opened, mixtures, target, plan):
 
 def _search(study, opened, target, logps, known, plan) -> dict[str, ablation.Found]:
     """Method of searching -> its choice for a target, in whole percents."""
-    choices = methods.by_every_method(
+    choices = methods.search_by_all(
         opened.pool,
         {target: opened.evaluation[target]},
         {target: logps},
@@ -283,7 +283,7 @@ def _train(study, workdir, to_check, choices, plan) -> list[Trained]:
 
 def _measure(study, opened, models, plan) -> dict[str, ablation.DocumentLosses]:
     """Target -> losses of the trained models by document."""
-    return experts.trained_losses(
+    return experts.measure_losses(
         [model.path for model in models],
         opened.losses_fn,
         opened.evaluation,
