@@ -14,7 +14,7 @@ the 20 documents that the bi-encoder found first, and of its own order (`first_`
 
 3,200 lists (800 steps, 50 minutes on one core) are too few for a reranker that is
 better alone. With the bi-encoder's cosine added, `eval.prior` times, it is: nDCG@10 of
-the first 50 of 40 held-out queries a set, as the second command prints it,
+the first 50 of 40 held-out queries per set, as the second command prints it,
 
     times the cosine   0      10     20     40     80     160    320    cosine alone
     SciFact            0.567  0.592  0.612  0.626  0.648  0.614  0.600  0.588

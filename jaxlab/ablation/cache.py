@@ -1,4 +1,4 @@
-"""Arrays that are dear to compute, kept on disk under the fingerprint of their inputs.
+"""Cache of arrays on disk, each under the fingerprint of what it was computed from.
 
 A file is one NamedTuple of arrays as npz, written under a temporary name and renamed.
 It counts only if its fingerprint is the one asked for: another, or a damaged file, is

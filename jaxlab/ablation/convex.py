@@ -53,7 +53,7 @@ def convex_search(
         logps: target -> what they say of its tokens (`ensemble.expert_logps`).
         within: constraints; None for none.
         target_weights: target -> importance; None for equal ones.
-        tolerance: of the gap, in nats a token. Float32 ends at about 1e-7.
+        tolerance: of the gap, in nats per token. Float32 ends at about 1e-7.
         max_steps: passes over the cached numbers at most; `gap` tells what is left.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Losses by document: what every proxy gives, so that all can be resampled alike.
+"""Losses per document: what every proxy gives, so that all can be resampled alike.
 
 Nats and tokens are summed by document, in float64 on the host. A document may have
 several rows (windows of a long text), in one batch or in several: rows with the same

@@ -13,9 +13,9 @@ projection after each step (`ablation/limits.py`).
 Peers call gradients unavailable (they merge with a tool that has none) and search the
 weights by evolution or Bayesian optimisation, with hundreds of evaluations.
 
-Deviations: where peers search each layer's weight too, one weight a member is searched
-here: that is what a data mixture means. A bound on the number of members is kept by
-leaving out the smallest weights half-way, which is a heuristic.
+Deviations: where peers search each layer's weight too, one weight per member is
+searched here: that is what a data mixture means. A bound on the number of members is
+kept by leaving out the smallest weights half-way, which is a heuristic.
 """
 
 import functools
@@ -50,7 +50,7 @@ def loss_and_slopes(
         batch: of one target.
 
     Returns:
-        (nats a token, f64[M]: d loss / d w_k = <gradient, theta_k>).
+        (nats per token, f64[M]: d loss / d w_k = <gradient, theta_k>).
     """
     weights = jnp.asarray(weights, jnp.float32)
     inputs = documents.for_model(batch)

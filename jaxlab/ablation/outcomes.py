@@ -1,4 +1,4 @@
-"""Whether predictions held: losses of a proxy against losses of trained mixtures.
+"""Agreement of proxies with trained models: correlations, regrets, intervals.
 
 Pearson, Spearman and Kendall, each with an interval from resampling mixtures (would
 other mixtures agree as well?) and one from resampling documents (would other text?).
@@ -7,7 +7,7 @@ correlation only says that larger mixtures, or those with the target's domain in
 are different. So it is given too in and out of domain, for each mixture size, and
 within sizes: after the mean of each size has been subtracted.
 
-Deviations: correlations are of losses in nats a token, where the paper's are of
+Deviations: correlations are of losses in nats per token, where the paper's are of
 perplexities. Over several targets it is the mean of the targets' correlations; pooling
 them would count the differences between targets as agreement.
 """

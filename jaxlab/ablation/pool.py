@@ -14,7 +14,7 @@ where `u_k` is how many base units expert k was trained on and `t_k` how many di
 tokens its partition has. Macro weighs *sources* alike: where several experts are of one
 source they share its weight by their units. Training costs O(n) units in all and one
 more for each new partition; training every mixture outright costs
-sum_k k C(n, k) = n 2^(n-1). Neither counts the evaluations, one a mixture and target.
+sum_k k C(n, k) = n 2^(n-1). Neither counts the evaluations, one per mixture and target.
 
 Deviations: the released code averages uniformly and gets the micro merge by averaging
 base-unit models, which is the micro weighting above when every expert is such an

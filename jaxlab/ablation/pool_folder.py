@@ -1,4 +1,4 @@
-"""A pool as a directory: experts, where they branched from, and proof of both.
+"""POOL/pool.json: the experts of a pool, where they branched from, and fingerprints.
 
     POOL/pool.json      the seed, the branch point, one record a unit
     POOL/...            run directories of the seed and of the experts
@@ -196,7 +196,7 @@ def read(folder: pathlib.Path) -> Contents:
             {unit.name: unit for unit in units},
         )
     except FileNotFoundError:
-        raise errors.UserError(f"{folder} is no pool: it has no {_FILE}") from None
+        raise errors.UserError(f"{folder} is not a pool: it has no {_FILE}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise errors.UserError(f"{path} cannot be understood ({error!r})") from None
 
@@ -276,7 +276,7 @@ def _lock(folder: pathlib.Path):
     import fcntl  # not on Windows, where the rest of the room works
 
     if not folder.is_dir():
-        raise errors.UserError(f"{folder} is no pool: it has no {_FILE}")
+        raise errors.UserError(f"{folder} is not a pool: it has no {_FILE}")
     with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released by a process that dies
         yield

@@ -9,7 +9,7 @@ that is trained on the union of their data. The proxy of a mixture is
 All K mixtures of a batch are merged and evaluated by one compiled call: over the rows
 of the weight matrix f32[K, M], each row makes one merged model, on the device, and
 forgets it. Batches are looped over outside, so that an evaluation set streams and a
-progress bar moves; merging again for each batch costs M multiply-adds a parameter,
+progress bar moves; merging again for each batch costs M multiply-adds per parameter,
 against two a parameter *and token* for the forward pass.
 
 `predictions` puts beside it the ensemble of the members' predictions
@@ -90,7 +90,7 @@ def proxy_losses(
     by_document: bool = False,
     progress: progress_lib.Progress | None = None,
 ) -> np.ndarray:
-    """The loss of each mixture's merged model, in nats a token.
+    """The loss of each mixture's merged model, in nats per token.
 
     Args:
         pool: the experts.
@@ -212,8 +212,8 @@ class _ByRow(NamedTuple):  # equal functions make equal instances: one compiled 
         total, weight = self.losses_fn(params, batch)
         if total.ndim != 1:
             raise errors.UserError(
-                "by_document needs a losses_fn that returns one total and weight a row;"
-                f" it returns shape {total.shape}"
+                "by_document needs a losses_fn that returns one total and weight per "
+                f"row; it returns shape {total.shape}"
             )
         return total, weight
 

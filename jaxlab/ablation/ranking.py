@@ -24,7 +24,7 @@ class RankedMixture(NamedTuple):
 
     Attributes:
         mixture: expert -> weight.
-        predicted_loss: nats a token.
+        predicted_loss: nats per token.
         predicted_perplexity: its exponential.
         low: lower end of the loss's interval; NaN where there is one document.
         high: upper end.

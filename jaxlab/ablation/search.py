@@ -1,4 +1,4 @@
-"""Searching the best mixture, where ranking only orders given ones.
+"""Search for the best mixture: enumerate or grow subsets by a score.
 
 | search            | mixtures    | passes over the evaluation set            |
 |-------------------|-------------|-------------------------------------------|
@@ -14,7 +14,7 @@ search starts where a subset cannot go: at unequal weights.
 Where each pays. Enumeration is certain and, up to about seven experts, cheap enough.
 From about ten the gradient needs an eighth of its passes, and it reaches unequal
 weights. Greedy is the cheapest of all, at subsets only, and without a promise. The
-ensemble costs a pass an expert, once, for any number of targets' weights, limits and
+ensemble costs one pass per expert, once, for any number of targets' weights, limits and
 searches afterwards; it is its own proxy, and not what the merge would say. Printed by
 `pytest -s tests/ablation/test_toy.py` (two busy CPU cores; a target that is half domain
 a and half b; first calls, which compile, not counted):
@@ -35,7 +35,7 @@ from jaxlab.ablation import ensemble, limits, proxies
 from jaxlab.ablation import pool as pools
 from jaxlab.core import errors, types
 
-# Mixtures -> target -> losses f64[K] in nats a token.
+# Mixtures -> target -> losses f64[K] in nats per token.
 Score = Callable[[Sequence[pools.Mixture]], Mapping[str, np.ndarray]]
 
 NEGLIGIBLE = 1e-3  # a weight below this is left out of what a continuous search returns

@@ -1,4 +1,4 @@
-"""A plan: memory, FLOPs and times of one step on one mesh, and what is odd there."""
+"""A plan: memory, FLOPs and times of one step on one mesh, and warnings about it."""
 
 import dataclasses
 from typing import Any
@@ -157,6 +157,6 @@ def warnings(plan: Plan) -> list[str]:
     if slowest[1] > times.compute:
         found.append(
             f"{slowest[0]} takes {slowest[1]:.3g} s, longer than computing "
-            f"({times.compute:.3g} s); more rows a chip, or fewer shards, hide it"
+            f"({times.compute:.3g} s); more rows per chip, or fewer shards, hide it"
         )
     return found

@@ -1,4 +1,4 @@
-"""A step compiled by XLA for chips that are not here: what the compiler says.
+"""Ahead-of-time compilation of a step for chips that are not here, by XLA.
 
 Memory is the compiler's own peak, which counts aliased buffers once. FLOPs come from
 the traced program and collectives from the optimized one (`hlo.py`), because XLA's cost

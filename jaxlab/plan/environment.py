@@ -1,4 +1,4 @@
-"""The process that asks XLA: settings that are read when jax and its plugins load.
+"""Environment of the process that asks XLA: set before jax and its plugins load.
 
 Call `prepare` before jax is imported. libtpu (the extra `plan` of this package)
 compiles without a TPU, and without these settings it looks for one, waits for a

@@ -1,4 +1,4 @@
-"""What XLA:GPU must know of a GPU that is not here, as the text of its target proto.
+"""Target description of a GPU that is not here, as the text proto of XLA:GPU.
 
 Facts of the boards (NVIDIA H100 SXM5 80 GB, A100 SXM4 80 GB), as CUDA reports them. The
 compiler needs neither CUDA nor a GPU, but without cuDNN it has no fused attention: what

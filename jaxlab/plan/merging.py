@@ -122,6 +122,6 @@ def estimate(
         several = f"{least}" if least == most else f"at least {least}"
         raise errors.UserError(f"--models {models}: {method} takes {several}")
     full = topologies.mesh(topology, mesh)
-    # A row a chip: there is no batch that the mesh would have to divide.
+    # One row per chip: there is no batch that the mesh would have to divide.
     shapes.check(dataclasses.replace(shape, rows=topology.chips, micro_batches=1), full)
     return Merge(method, models, shape, topology, full)

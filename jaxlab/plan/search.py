@@ -1,4 +1,4 @@
-"""Which mesh, remat policy and microbatches: all are tried, by arithmetic.
+"""Search over mesh, remat policy and microbatches, by arithmetic.
 
 The fastest that fits wins, were nothing to overlap: bytes that the compiler has to hide
 behind matmuls are a risk even where it can. Among those within 5 % of it, which is less

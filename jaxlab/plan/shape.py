@@ -1,7 +1,7 @@
 """What a training step computes, as numbers: no arrays, no jax.
 
-Letters are those of `models/transformer.py`: B rows, L tokens a row, D embed, F mlp, H
-heads, K kv heads, C head dim, V vocab, N layers.
+Letters are those of `models/transformer.py`: B rows, L tokens per row, D embed, F mlp,
+H heads, K kv heads, C head dim, V vocab, N layers.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ class Shape:
 
     Attributes:
         vocab, embed, layers, heads, kv_heads, head_dim, mlp: V, D, N, H, K, C, F.
-        length, rows: tokens a row, and rows of the global batch.
+        length, rows: tokens per row, and rows of the global batch.
         together: rows that one device holds: 2 of a pair.
         tied: the head is the embedding.
         post_norm: outputs of attention and MLP are normed, not inputs.

@@ -8,7 +8,7 @@ jax's `mesh_utils` deals them out (the last axis first), and parts of them elsew
                          dimension are not joined: a line carries half of a ring's
 
 Peak FLOP/s and HBM bandwidth are Google's published numbers; W is the usual derated
-figure (v5e's documented 400 GB/s a chip is 100 an axis, of which 90 are reached).
+figure (v5e's documented 400 GB/s per chip is 100 per axis, of which 90 are reached).
 Usable HBM is what XLA:TPU (libtpu 0.0.42) says when a program does not fit.
 
 GPUs: `h100:8x8` is nodes x GPUs of a node. Within a node every pair has its switch, at
@@ -196,7 +196,7 @@ def parse(text: str, slices: int = 1) -> Topology:
         raise errors.UserError(f"topology {text!r} x {slices} slices has no chips")
     if CHIPS[kind].platform == "cuda" and (sizes[1] > 8 or slices > 1):
         raise errors.UserError(
-            f"topology {text!r}: a node has at most 8 GPUs, and nodes are no slices; "
+            f"topology {text!r}: a node has at most 8 GPUs, and nodes are not slices; "
             f"use {kind}:NODESx8"
         )
     if CHIPS[kind].platform == "tpu" and wanted == 2 and max(sizes) > 16:

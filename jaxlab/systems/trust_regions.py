@@ -1,4 +1,4 @@
-"""Any training run with a trust region: which optimizer climbs, what is penalised.
+"""Trust regions in any training run: which optimizer climbs, what is penalised.
 
 Every optimizer of the tables of TRAM (Sherborne et al. 2023, arXiv:2310.03646) is one
 row of `systems/trust_methods.py`; it changes an Experiment without touching its model,

@@ -122,7 +122,7 @@ def test_documents_are_kept_apart_and_padding_left_out():
         result[0], result[2], key=jax.random.key(0), resamples=50
     )
     assert interval.high < 0  # math is the better one on every document
-    with pytest.raises(errors.UserError, match="one total and weight a row"):
+    with pytest.raises(errors.UserError, match="one total and weight per row"):
         ablation.proxy_losses(pool(), mixtures, losses, DOCUMENTS, by_document=True)
 
 

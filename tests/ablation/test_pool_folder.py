@@ -152,9 +152,9 @@ def test_a_pool_is_made_once(pool, tmp_path):
     for other in ((seed, carried), ("another", BRANCH)):
         with pytest.raises(errors.UserError, match="a pool of another seed or branch"):
             pool_folder.create(pool, "runs/seed", *other)
-    with pytest.raises(errors.UserError, match=r"is no pool: it has no pool\.json"):
+    with pytest.raises(errors.UserError, match=r"is not a pool: it has no pool\.json"):
         pool_folder.open(tmp_path)
-    with pytest.raises(errors.UserError, match="is no pool"):
+    with pytest.raises(errors.UserError, match="is not a pool"):
         pool_folder.add(tmp_path / "nowhere", unit("a", params(1)))
     pool_folder.create(tmp_path / "new", "seed", seed, BRANCH)
     with pytest.raises(errors.UserError, match="has no units yet"):

@@ -1,11 +1,11 @@
 """The demo: real text, real models, and an answer within minutes on a laptop.
 
-    embedded corpus -> tokenizer -> seed model -> one expert a domain -> all merged
+    embedded corpus -> tokenizer -> seed model -> one expert per domain -> all merged
     mixtures ranked for each target -> a few trained for real -> how well was it
     predicted? -> generated text, report.html, report.json, Hugging Face folders
 
 A study of `systems/data_ablation/study.py` at a size that two CPU cores train in
-minutes. `--data DIR` runs the same on a folder of text with a subfolder a domain.
+minutes. `--data DIR` runs the same on a folder of text with a subfolder per domain.
 """
 
 import pathlib
@@ -72,7 +72,7 @@ def main(
 
 
 def full_study(workdir: pathlib.Path, data: str | None = None) -> study_lib.Study:
-    """About 1.3 M matmul parameters, 0.8 M seed tokens, 82 k tokens a unit."""
+    """About 1.3 M matmul parameters, 0.8 M seed tokens, 82 k tokens per unit."""
     recipe = branches.recipe_at_size("small", data or prepared.EMBEDDED, workdir)
     return study_lib.Study(recipe, trained=10)
 

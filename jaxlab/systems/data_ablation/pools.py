@@ -132,7 +132,7 @@ def add(
     """
     if not re.fullmatch(r"[\w-][\w.-]*", name) or name.endswith(".held_out"):
         raise errors.UserError(
-            f"{name!r} is no name of a partition; use letters, - and _"
+            f"{name!r} is not a name of a partition; use letters, - and _"
         )
     recipe = recipe_lib.read(pool)
     ablation.pool_folder.read(pool)  # its seed model is trained

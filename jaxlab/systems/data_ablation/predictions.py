@@ -102,7 +102,7 @@ def ensemble_losses(
 
 
 def seed_loss(subject: Subject, batches: Sequence[types.Batch]) -> float | None:
-    """The seed model's loss in nats a token; None where it is unknown."""
+    """The seed model's loss in nats per token; None where it is unknown."""
     if subject.pool.seed is None:
         return None
     compute = functools.partial(

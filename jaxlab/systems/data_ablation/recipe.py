@@ -85,7 +85,8 @@ def _read(pool: pathlib.Path) -> dict[str, Any]:
             raise ValueError(f"version {content['version']}")
     except (FileNotFoundError, NotADirectoryError):
         raise errors.UserError(
-            f"{pool} is no pool: it has no {_FILE}; make one with `jaxlab ablate pool`"
+            f"{pool} is not a pool: it has no {_FILE}; make one with `jaxlab "
+            "ablate pool`"
         ) from None
     except (KeyError, TypeError, ValueError) as error:
         raise errors.UserError(f"{path} cannot be understood ({error!r})") from None

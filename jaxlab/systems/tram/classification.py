@@ -121,7 +121,7 @@ def accuracy_evals(
 def evaluate(
     apply: Callable, params: types.Params, batches: Iterable[Mapping[str, np.ndarray]]
 ) -> dict[str, float]:
-    """accuracy, loss (nats an example) and examples.
+    """accuracy, loss (nats per example) and examples.
 
     Args:
         apply: `Classifier(config, classes).apply`.
@@ -180,7 +180,7 @@ def _open_decoder(path, mesh) -> load.Loaded:
     run = runs.find(path)
     if run is not None and run.kind != "decoder":
         raise errors.UserError(
-            f"init_from {path} is no run of a decoder; give the run that it started "
+            f"init_from {path} is not a run of a decoder; give the run that it started "
             "from"
         )
     return load.decoder(path, mesh=mesh)

@@ -108,7 +108,7 @@ class Protocol:
 
     @functools.cached_property
     def hidden(self) -> Callable[[types.Params, types.Batch], jax.Array]:
-        """What the head reads, one row an answer that counts."""
+        """What the head reads, one row per answer that counts."""
         return jax.jit(lambda params, b: self.predictor.answer(params, b).hidden)
 
 
@@ -182,7 +182,7 @@ def run(
         done: called with (name of a run, runs done, runs in all).
 
     Returns:
-        Row -> its runs at the best setting, one a seed.
+        Row -> its runs at the best setting, one per seed.
 
     Raises:
         UserError: an unknown row, or one whose runs all fail.
@@ -230,7 +230,9 @@ def check(study: Study) -> None:
             f"no optimizer {', '.join(unknown)}; use {', '.join(trust_methods.ROWS)}"
         )
     if study.seeds < 2:
-        raise errors.UserError(f"{study.seeds} seeds compare nothing; use 6 or more")
+        raise errors.UserError(
+            f"{study.seeds} is too few seeds to compare; use 6 or more"
+        )
 
 
 def configure(

@@ -374,7 +374,7 @@ def test_a_classifier_does_not_start_a_classifier(decoder_run, toy, tmp_path, me
     config = config_of(decoder_run, toy)
     train.fit(experiment_of(config, mesh), tmp_path, mesh=mesh)
     config.init_from = str(tmp_path)
-    with pytest.raises(errors.UserError, match="is no run of a decoder"):
+    with pytest.raises(errors.UserError, match="is not a run of a decoder"):
         experiment_of(config, mesh)
 
 

@@ -182,7 +182,7 @@ def test_the_report_has_the_numbers_of_the_runs(done, protocol):
 def test_mistakes_end_in_one_line(protocol, tmp_path):
     with pytest.raises(errors.UserError, match="no optimizer tramm; use sgd, adam"):
         study_lib.run(study_lib.Study(rows=("tramm",)), protocol, tmp_path)
-    with pytest.raises(errors.UserError, match="1 seeds compare nothing"):
+    with pytest.raises(errors.UserError, match="1 is too few seeds"):
         study_lib.run(study_lib.Study(seeds=1), protocol, tmp_path)
     code = pathlib.Path(study_lib.__file__).parent
     for name, folder in (("a", code), ("b", code.parent / "data_ablation")):
