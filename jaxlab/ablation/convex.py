@@ -83,14 +83,14 @@ def convex_search(
         target: float(ensemble.document_losses(each, rows).loss[0])
         for target, each in logps.items()
     }
-    found = sum(weighted[t] * value for t, value in by_target.items())
+    loss = sum(weighted[t] * value for t, value in by_target.items())
     return search.Found(
         mixture=mixture,
-        predicted_loss=found,
+        predicted_loss=loss,
         by_target=by_target,
         evaluations=len(names),
         trace=tuple(trace),
-        gap=max(found - least, 0.0),
+        gap=max(loss - least, 0.0),
     )
 
 

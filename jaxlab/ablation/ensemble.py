@@ -73,8 +73,10 @@ def expert_logps(
     count = len(batches) if isinstance(batches, Sized) else None
     parts, rows = [], 0
     for done, batch in enumerate(batches, start=1):
-        found = _expert_logps(logps_fn, pool.stacked, documents.for_model(batch))
-        logps, weights = map(np.asarray, found)
+        logps, weights = map(
+            np.asarray,
+            _expert_logps(logps_fn, pool.stacked, documents.for_model(batch)),
+        )
         document = documents.numbers(batch, len(weights), rows)
         rows += len(weights)
         document = np.broadcast_to(document[:, None], weights.shape)

@@ -154,9 +154,9 @@ def _objective(pool, losses_fn, weighted, batches, weights, entropy):
     loss, slopes = entropy * (weights @ logs), entropy * (logs + 1)
     for target, batch in batches.items():
         if weighted[target]:
-            found = loss_and_slopes(pool, weights, losses_fn, batch)
-            loss += weighted[target] * found[0]
-            slopes = slopes + weighted[target] * found[1]
+            of_target = loss_and_slopes(pool, weights, losses_fn, batch)
+            loss += weighted[target] * of_target[0]
+            slopes = slopes + weighted[target] * of_target[1]
     if not (np.isfinite(loss) and np.isfinite(slopes).all()):
         raise errors.UserError(
             "the merged model's loss or its gradient is not finite; forbid the expert "

@@ -66,14 +66,14 @@ class Limits:
         mixtures = pool.mixtures(
             self.max_size, self.must, self.forbid, weighting=weighting
         )
-        found = [mixture for mixture in mixtures if self.affords(tuple(mixture))]
-        if not found:
+        allowed = [mixture for mixture in mixtures if self.affords(tuple(mixture))]
+        if not allowed:
             cheapest = min(self.total(tuple(mixture)) for mixture in mixtures)
             raise errors.UserError(
                 f"no mixture costs at most {self.cap:g}; the cheapest allowed one "
                 f"costs {cheapest:g}"
             )
-        return found
+        return allowed
 
     def free(self, names: Sequence[str]) -> list[str]:
         """The members that may be chosen: neither required nor forbidden."""
@@ -200,26 +200,27 @@ class Region(NamedTuple):
         if size is None or np.count_nonzero(weights) <= size:
             return self
         order = np.argsort(-weights, kind="stable")
-        kept = [k for k in order if self.floor[k] > 0]
-        kept += [k for k in order if self.floor[k] == 0 and self.allowed[k]]
-        kept, left = kept[:size], kept[size:]
+        chosen = [k for k in order if self.floor[k] > 0]
+        chosen += [k for k in order if self.floor[k] == 0 and self.allowed[k]]
+        chosen, left = chosen[:size], chosen[size:]
         affordable = self.costs <= self.cap
-        if not affordable[kept].any():  # then the likeliest member that is cheap enough
-            if self.floor[kept[-1]] > 0:
+        if not affordable[chosen].any():
+            # Then the likeliest member that is cheap enough is the last one.
+            if self.floor[chosen[-1]] > 0:
                 raise errors.UserError(
                     f"no weights of {size} members keep the cap; raise it or max_size"
                 )
-            kept[-1] = next(k for k in left if affordable[k])
+            chosen[-1] = next(k for k in left if affordable[k])
         allowed = np.zeros_like(self.allowed)
-        allowed[kept] = True
+        allowed[chosen] = True
         return self._replace(allowed=self.allowed & allowed).drop_excluded()
 
     def settle(self, share: np.ndarray, negligible: float) -> np.ndarray:
         """The weights f64[M] of `share`, negligible ones left out if the cap allows."""
-        kept = self.allowed & (self.weights(share) >= negligible)
-        if not kept.any() or self.costs[kept].min() >= self.cap:
+        members = self.allowed & (self.weights(share) >= negligible)
+        if not members.any() or self.costs[members].min() >= self.cap:
             return self.weights(self.nearest(share))
-        return self.weights(self._replace(allowed=kept).nearest(share))
+        return self.weights(self._replace(allowed=members).nearest(share))
 
     def _tilt(
         self, share: np.ndarray, tilt: Callable[[np.ndarray, float], np.ndarray]

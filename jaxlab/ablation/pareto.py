@@ -69,12 +69,12 @@ def sweep(
     """
     if not targets or divisions < 1:
         raise errors.UserError("a sweep needs targets, and divisions of 1 or more")
-    found = [
+    answers = [
         find({t: part / divisions for t, part in zip(targets, parts, strict=True)})
         for parts in _compositions(divisions, len(targets))
     ]
-    losses = np.array([[each.by_target[t] for t in targets] for each in found])
-    front = [found[k] for k in np.flatnonzero(pareto_front(losses))]
+    losses = np.array([[each.by_target[t] for t in targets] for each in answers])
+    front = [answers[k] for k in np.flatnonzero(pareto_front(losses))]
     distinct = {tuple(sorted(each.mixture.items())): each for each in front}
     return sorted(distinct.values(), key=lambda each: each.by_target[targets[0]])
 

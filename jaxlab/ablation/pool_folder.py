@@ -182,17 +182,17 @@ def read(folder: pathlib.Path) -> Contents:
     """
     path = pathlib.Path(folder) / _FILE
     try:
-        found = json.loads(path.read_text("utf-8"))
-        if found["version"] != _VERSION:
-            raise ValueError(f"version {found['version']}")
-        for unit in found["units"]:
+        content = json.loads(path.read_text("utf-8"))
+        if content["version"] != _VERSION:
+            raise ValueError(f"version {content['version']}")
+        for unit in content["units"]:
             _inside(unit["path"])
             del unit["repeats"]  # written for people; it follows from the rest
-        units = [Unit(**unit) for unit in found["units"]]
+        units = [Unit(**unit) for unit in content["units"]]
         return Contents(
-            _inside(found["seed"]["path"]),
-            found["seed"]["fingerprint"],
-            Branch(**found["branch"]),
+            _inside(content["seed"]["path"]),
+            content["seed"]["fingerprint"],
+            Branch(**content["branch"]),
             {unit.name: unit for unit in units},
         )
     except FileNotFoundError:

@@ -109,10 +109,10 @@ def proxy_losses(
     """
     if by_document:
         losses_fn = _ByRow(losses_fn)
-    found = document_losses(
+    losses = document_losses(
         pool, mixtures, losses_fn, batches, mode=mode, progress=progress
     )
-    losses = found.nats / found.tokens[None] if by_document else found.loss
+    losses = losses.nats / losses.tokens[None] if by_document else losses.loss
     return losses.astype(np.float32)
 
 
@@ -184,16 +184,18 @@ def model_losses(
     Raises:
         UserError: no models, or as `document_losses`.
     """
-    found = []
+    by_model = []
     for params in models:
         collector = documents.Collector()
         for batch in batches:
             nats, tokens = _losses(losses_fn, params, documents.for_model(batch))
             collector.add(batch, np.asarray(nats)[None], tokens)
-        found.append(collector.result())
-    if not found:
+        by_model.append(collector.result())
+    if not by_model:
         raise errors.UserError("no models to evaluate")
-    return found[0]._replace(nats=np.concatenate([losses.nats for losses in found]))
+    return by_model[0]._replace(
+        nats=np.concatenate([losses.nats for losses in by_model])
+    )
 
 
 def _mean_of_members(individual, rows) -> documents.DocumentLosses:

@@ -124,13 +124,13 @@ def enumerate_best(
     """
     mixtures = (within or limits.Limits()).subsets(pool, weighting)
     losses, by_target = _score_all(score, mixtures, target_weights)
-    best = _least(losses)
+    index = _least(losses)
     return Found(
-        mixture=mixtures[best],
-        predicted_loss=float(losses[best]),
-        by_target={target: float(all_[best]) for target, all_ in by_target.items()},
+        mixture=mixtures[index],
+        predicted_loss=float(losses[index]),
+        by_target={target: float(all_[index]) for target, all_ in by_target.items()},
         evaluations=len(mixtures),
-        trace=(float(losses[best]),),
+        trace=(float(losses[index]),),
     )
 
 
@@ -174,16 +174,16 @@ def greedy_search(
         mixtures = [pool.mixture(names, weighting) for names in candidates]
         losses, by_target = _score_all(score, mixtures, target_weights)
         evaluations += len(mixtures)
-        place = _least(losses)
-        if best is not None and not losses[place] < best.predicted_loss:
+        index = _least(losses)
+        if best is not None and not losses[index] < best.predicted_loss:
             break
-        chosen = candidates[place]
+        chosen = candidates[index]
         free = [name for name in free if name not in chosen]
-        trace.append(float(losses[place]))
+        trace.append(float(losses[index]))
         best = Found(
-            mixtures[place],
+            mixtures[index],
             trace[-1],
-            {target: float(all_[place]) for target, all_ in by_target.items()},
+            {target: float(all_[index]) for target, all_ in by_target.items()},
             evaluations,
             tuple(trace),
         )

@@ -27,7 +27,7 @@ def rows(plan: arithmetic.Plan, compiled) -> list[Row]:
     known = flops.overheads(plan.shape, plan.mesh)
     computed = plan.flops.hardware
     over = ", ".join(f"{name} {more / computed:.1%}" for name, more in known.items())
-    found = [
+    table = [
         Row("memory", plan.memory.total, compiled.peak_bytes, _memory(plan, compiled)),
         Row("state and batch", plan.memory.state, compiled.argument_bytes),
         Row(
@@ -38,10 +38,10 @@ def rows(plan: arithmetic.Plan, compiled) -> list[Row]:
         ),
     ]
     if not compiled.collectives:
-        return found
+        return table
     sent = _sent(compiled.collectives)
     return [
-        *found,
+        *table,
         Row("gathers", plan.bytes.gathers, sent["gathers"]),
         Row(
             "reductions",

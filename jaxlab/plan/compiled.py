@@ -137,12 +137,14 @@ def compile_program(
     seconds = time.perf_counter() - start
     memory = built.memory_analysis()
     peak = float(memory.peak_memory_in_bytes)
-    found, note = [], ""
+    collectives, note = [], ""
     try:
-        found = hlo.collectives(built.as_text(), sizes)
+        collectives = hlo.collectives(built.as_text(), sizes)
     except Exception as error:  # a libtpu newer than jaxlib cannot print some programs
         note = f"no collectives: {_reason(error, topology.chip)}"
-    return Compiled(peak, held, capacity, peak <= capacity, flops, found, seconds, note)
+    return Compiled(
+        peak, held, capacity, peak <= capacity, flops, collectives, seconds, note
+    )
 
 
 def _reason(error: Exception, chip: topologies_lib.Chip) -> str:

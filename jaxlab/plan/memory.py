@@ -63,13 +63,13 @@ def estimate(
     gradients = passes.gradients * 4 * shape.params / shards
     if shape.micro_batches > 1:  # the sum, and those of one microbatch
         gradients *= 2
-    kept = _saved_activations(shape, rows, t) * passes.held
+    activations = _saved_activations(shape, rows, t) * passes.held
     exchanged = shape.compute_bytes * shape.params / (shards * mesh["data"])
     return Memory(
         state=4 * (1 + shape.moments + passes.copies) * shape.params / shards,
         gradients=gradients,
         weights=passes.held * shape.compute_bytes * shape.layer_params / shards,
-        activations=kept,
+        activations=activations,
         working=max(_layer(shape, rows, t, whole), _loss(shape, rows, t)),
         exchange=exchanged if mesh["slice"] > 1 else 0.0,
     )

@@ -30,10 +30,10 @@ def best(
     """
     plans = [plan for plan in _all(shape, topology) if plan.fits]
     plans = [plan for plan in plans if plan.fits_surely] or plans
-    found: dict[tuple, arithmetic.Plan] = {}
+    by_mesh: dict[tuple, arithmetic.Plan] = {}
     for plan in sorted(plans, key=_serial_seconds):
-        found.setdefault(tuple(plan.mesh.values()), plan)
-    if not found:
+        by_mesh.setdefault(tuple(plan.mesh.values()), plan)
+    if not by_mesh:
         return []
     limit = _ALIKE * min(map(_serial_seconds, plans))
 
@@ -42,7 +42,7 @@ def best(
             return 1, _serial_seconds(plan)
         return 0, plan.mesh["tensor"], plan.mesh["fsdp"]
 
-    return sorted(found.values(), key=rank)[:count]
+    return sorted(by_mesh.values(), key=rank)[:count]
 
 
 def remedies(plan: arithmetic.Plan) -> list[str]:

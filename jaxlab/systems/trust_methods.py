@@ -301,7 +301,7 @@ def passes(trust: ml_collections.ConfigDict) -> shapes.Passes:
     Raises:
         UserError: an unknown method.
     """
-    found = of(trust.method).passes
+    cost = of(trust.method).passes
     if trust.anchor_dtype in ("bfloat16", "float16"):
-        return found._replace(copies=found.copies / 2)
-    return found
+        return cost._replace(copies=cost.copies / 2)
+    return cost

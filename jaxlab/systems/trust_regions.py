@@ -147,10 +147,10 @@ def _update_args(
     outputs=None,
 ):
     """What the climb needs to know of this batch, for `tx.update`."""
-    found = {}
+    arguments = {}
     if precise is not None:
         gradients = step.mean_and_grad(objectives.answered(precise), micro_batches)
-        found["grad_fn"] = lambda p, _=None: gradients(p, batch, key, frozen)[1]
+        arguments["grad_fn"] = lambda p, _=None: gradients(p, batch, key, frozen)[1]
     if row.fisher_noise:
         noisy = objectives.with_noise(predictor, sigma=config.sigma, noise=config.noise)
         shaken = step.mean_and_grad(noisy, micro_batches)
@@ -158,9 +158,9 @@ def _update_args(
         def fisher_fn(params):
             return jax.tree.map(jnp.square, shaken(params, batch, key, frozen)[1])
 
-        found["fisher_fn"] = fisher_fn
+        arguments["fisher_fn"] = fisher_fn
     if outputs is None:
-        return found
+        return arguments
     now = _as_answer(predictor, params, batch, outputs)
     noise = None
     if not row.anchor:
@@ -177,7 +177,7 @@ def _update_args(
         )
 
     where = predictor.rows(batch)
-    return found | {"logits": now, "logits_fn": answers, "where": where}
+    return arguments | {"logits": now, "logits_fn": answers, "where": where}
 
 
 def _as_answer(predictor, params, batch, hidden):

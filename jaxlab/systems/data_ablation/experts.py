@@ -156,15 +156,15 @@ def measure_losses(
     done: Callable[[], None] = lambda: None,
 ) -> dict[str, ablation.DocumentLosses]:
     """Target -> losses by document of the models of K runs; `done` after each run."""
-    found: dict[str, list[ablation.DocumentLosses]] = {t: [] for t in evaluation}
+    losses: dict[str, list[ablation.DocumentLosses]] = {t: [] for t in evaluation}
     for run in runs:
         alone = ablation.ModelPool.create({"run": checkpoint.load_params(run)})
         for target, batches in evaluation.items():
-            found[target].append(
+            losses[target].append(
                 ablation.document_losses(alone, [{"run": 1.0}], losses_fn, batches)
             )
         done()
-    return {target: _join(parts) for target, parts in found.items()}
+    return {target: _join(parts) for target, parts in losses.items()}
 
 
 def training_seconds(run: pathlib.Path) -> float:

@@ -207,14 +207,15 @@ def _take_corpus(recipe: branches.Recipe, pool: pathlib.Path) -> prepared.Prepar
         raise errors.UserError(
             f"{source} holds token files, which are not cut in parts"
         )
-    found = prepared.open_folder(source)
-    if not found.held_out:
+    corpus = prepared.open_folder(source)
+    if not corpus.held_out:
         raise errors.UserError(
             f"{source} keeps no held-out text to evaluate on; prepare it with "
             "--held-out above 0"
         )
     wanted = recipe.base.data.tokenizer
-    if wanted and tokenizer_lib.load(wanted).fingerprint != found.tokenizer.fingerprint:
+    own = corpus.tokenizer.fingerprint
+    if wanted and tokenizer_lib.load(wanted).fingerprint != own:
         raise errors.UserError(
             f"{source} was encoded with another tokenizer than the seed model's; give "
             "the text itself"
@@ -223,7 +224,7 @@ def _take_corpus(recipe: branches.Recipe, pool: pathlib.Path) -> prepared.Prepar
     shutil.copytree(
         pathlib.Path(source) / "tokenizer", folder / "tokenizer", dirs_exist_ok=True
     )
-    for file in (*found.train.values(), *found.held_out.values()):
+    for file in (*corpus.train.values(), *corpus.held_out.values()):
         _link(file.path, folder / file.path.name)
     report.write_json(folder / "corpus.json", record)
     return prepared.open_folder(folder)

@@ -59,18 +59,18 @@ def expert_logps(
         name: ablation.cache.digest("logps", subject.fingerprints[name], text)
         for name in pool.names
     }
-    found = {
+    by_expert = {
         name: ablation.cache.load(_path(subject, key), ablation.TokenLogps, key)
         for name, key in keys.items()
     }
-    if missing := [name for name in pool.names if found[name] is None]:
+    if missing := [name for name in pool.names if by_expert[name] is None]:
         part = ablation.ModelPool.create({name: pool.expert(name) for name in missing})
         fresh = ablation.expert_logps(part, logps_fn, batches, progress=progress)
-        for place, name in enumerate(missing):
-            found[name] = fresh._replace(logps=fresh.logps[place : place + 1])
-            ablation.cache.save(_path(subject, keys[name]), found[name], keys[name])
-    rows = np.concatenate([found[name].logps for name in pool.names])
-    return found[pool.names[0]]._replace(logps=rows)
+        for index, name in enumerate(missing):
+            by_expert[name] = fresh._replace(logps=fresh.logps[index : index + 1])
+            ablation.cache.save(_path(subject, keys[name]), by_expert[name], keys[name])
+    rows = np.concatenate([by_expert[name].logps for name in pool.names])
+    return by_expert[pool.names[0]]._replace(logps=rows)
 
 
 def merged_losses(
@@ -108,10 +108,10 @@ def seed_loss(subject: Subject, batches: Sequence[types.Batch]) -> float | None:
     compute = functools.partial(
         ablation.model_losses, [subject.pool.seed], subject.losses_fn, batches
     )
-    found = _load_or_compute(
+    losses = _load_or_compute(
         subject, lambda: ("seed", subject.seed_fingerprint), batches, compute
     )
-    return float(found.loss[0])
+    return float(losses.loss[0])
 
 
 def _load_or_compute(subject, key, batches, compute) -> ablation.DocumentLosses:
