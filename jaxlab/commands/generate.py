@@ -1,7 +1,6 @@
 """`jaxlab generate`: prompts and their continuations on stdout."""
 
 import argparse
-import pathlib
 
 from jaxlab.commands import arguments as arguments_lib
 from jaxlab.core import errors, runs
@@ -103,13 +102,6 @@ def _continued(args, loaded, rows, key) -> list[list[int]]:
 
 
 def _lines(path: str | None) -> list[str]:
-    if path is None:
-        return []
-    try:
-        text = pathlib.Path(path).read_text("utf-8")
-    except UnicodeDecodeError:
-        raise errors.UserError(f"{path} is not UTF-8; convert it with iconv") from None
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise errors.UserError(f"{path} holds no prompt; write one a line")
-    return lines
+    from jaxlab.data import lines
+
+    return [] if path is None else [line for _, line in lines.read(path)]

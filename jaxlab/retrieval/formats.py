@@ -12,20 +12,19 @@ or qrels.tsv, may have a column `split` and no header, and may be TREC's four co
 names file and line.
 """
 
-import gzip
-import json
 import math
 import pathlib
-import zlib
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from jaxlab.core import errors, folders
+from jaxlab.data import lines as lines_lib
 from jaxlab.retrieval import metrics
 
 _HEADER = ["query-id", "corpus-id", "score"]
+Row = TypeVar("Row")
 
 
 class Corpus(NamedTuple):
@@ -103,7 +102,7 @@ def read_corpus(path: str | pathlib.Path) -> Corpus:
         UserError: no document, a line that is no document, an id twice.
     """
     corpus = Corpus([], [], [])
-    for place, row in _json_rows(pathlib.Path(path)):
+    for place, row in _placed(path, lines_lib.read_objects(path)):
         title = row.get("title") or ""
         if not isinstance(title, str):
             raise errors.UserError(f'{place}: "title" is not a string; make it one')
@@ -118,7 +117,7 @@ def read_queries(path: str | pathlib.Path) -> dict[str, str]:
     """Query id -> text of a queries.jsonl[.gz]; raises as `read_corpus`."""
     rows = [
         (_identity(row, place), _string(row, "text", place))
-        for place, row in _json_rows(pathlib.Path(path))
+        for place, row in _placed(path, lines_lib.read_objects(path))
     ]
     _refuse_repeated(path, [query for query, _ in rows])
     return dict(rows)
@@ -139,7 +138,7 @@ def read_qrels(
     """
     qrels: dict[str, dict[str, int]] = {}
     header, first = None, True
-    for place, line in _lines(pathlib.Path(path)):
+    for place, line in _placed(path, lines_lib.read(path)):
         columns = line.split("\t") if "\t" in line else line.split()
         if first and "query-id" in columns:
             header, first = columns, False
@@ -193,7 +192,7 @@ def read_run(path: str | pathlib.Path) -> dict[str, dict[str, float]]:
         UserError: a malformed line, a document twice, or no line at all.
     """
     run: dict[str, dict[str, float]] = {}
-    for place, line in _lines(pathlib.Path(path)):
+    for place, line in _placed(path, lines_lib.read(path)):
         columns = line.split()
         if len(columns) != 6:
             raise errors.UserError(
@@ -219,7 +218,9 @@ def write_results(path: str | pathlib.Path, evaluation: metrics.Evaluation) -> N
 
 def read_results(path: str | pathlib.Path) -> metrics.Evaluation:
     """What `write_results` wrote, but for which queries were missing."""
-    rows = ((place, line.split("\t")) for place, line in _lines(pathlib.Path(path)))
+    rows = (
+        (place, line.split("\t")) for place, line in _placed(path, lines_lib.read(path))
+    )
     place, header = next(rows)
     if header[0] != "query-id" or len(header) < 2:
         raise errors.UserError(f"{place}: no header query-id, metric, ...")
@@ -245,40 +246,16 @@ def _found(folder: pathlib.Path, *names: str) -> pathlib.Path:
     raise errors.UserError(f"{folder} has no {' or '.join(names)}; add one")
 
 
-def _lines(path: pathlib.Path) -> Iterator[tuple[str, str]]:
-    """(file:line, line) of the lines that are not blank; an error where none is."""
-    opened: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
-    number, some = 0, False
-    try:
-        with opened(path, "rb") as file:
-            for number, data in enumerate(file, start=1):
-                line = data.decode("utf-8-sig" if number == 1 else "utf-8")
-                if line.strip():
-                    some = True
-                    yield f"{path}:{number}", line.rstrip("\r\n")
-    except UnicodeDecodeError:
-        raise errors.UserError(
-            f"{path}:{number} is not UTF-8; convert the file, e.g. iconv -f latin1 -t "
-            "utf-8"
-        ) from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise errors.UserError(f"{path} cannot be read ({error})") from None
-    if not some:
+def _placed(
+    path: str | pathlib.Path, rows: Iterable[tuple[int, Row]]
+) -> Iterator[tuple[str, Row]]:
+    """(file:line, row) of numbered rows; an error where there is none."""
+    is_blank = True
+    for number, row in rows:
+        is_blank = False
+        yield f"{path}:{number}", row
+    if is_blank:
         raise errors.UserError(f"{path} holds no line; add some")
-
-
-def _json_rows(path) -> Iterator[tuple[str, dict]]:
-    for place, line in _lines(path):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise errors.UserError(
-                f"{place} is not JSON ({error.msg} at column {error.colno}); write one "
-                "object a line"
-            ) from None
-        if not isinstance(row, dict):
-            raise errors.UserError(f"{place} is not a JSON object; write one a line")
-        yield place, row
 
 
 def _identity(row, place) -> str:

@@ -218,7 +218,7 @@ def test_published_pairs_are_read_alike(row, tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ([1], "a.jsonl:1 is no JSON object"),
+        ([1], "a.jsonl:1 is not a JSON object"),
         ({"text": "x"}, 'a.jsonl:1 has text; expected "messages"'),
         ({"prompt": "Q", "completion": 3}, "a.jsonl:1: completion is no text"),
         ({"messages": []}, "a.jsonl:1 has no list of messages"),

@@ -12,17 +12,14 @@ the place the document was read from, so that every token can be traced to its l
 
 import contextlib
 import functools
-import gzip
-import io
-import json
 import logging
 import pathlib
 import re
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from jaxlab.core import errors, paths
+from jaxlab.data import lines
 
 _log = logging.getLogger(__name__)
 
@@ -163,12 +160,12 @@ def read_file(path: pathlib.Path, name: str, domain: str) -> Iterator[Document]:
     elif ".array_record" in path.name:
         raise errors.UserError(f"{path} is one shard; give the TFDS folder it lies in")
     else:
-        text = _decode(path.read_bytes(), path, line=1, offset=0)
+        text = lines.decode(path.read_bytes(), path)
         yield Document(name, text, str(path), domain)
 
 
 def _read_json_lines(path: pathlib.Path, name: str, domain: str) -> Iterator[Document]:
-    for number, row in json_rows(path):
+    for number, row in lines.read_json(path):
         body = _text_field(row, f"{path}:{number}")
         place = f"{name}:{number}"
         identity = row.get("id")
@@ -180,95 +177,13 @@ def _read_json_lines(path: pathlib.Path, name: str, domain: str) -> Iterator[Doc
         )
 
 
-def json_rows(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
-    """Line number and value of each line of a JSON-lines file that is not blank.
-
-    Raises:
-        UserError: not UTF-8, a line that is not JSON, no line, a damaged file.
-    """
-    offset = 0
-    for number, line in enumerate(_lines(path), start=1):
-        text = _decode(line, path, line=number, offset=offset)
-        offset += len(line)
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise errors.UserError(
-                f"{path}:{number} is not JSON ({error.msg} at column {error.colno}); "
-                "write one JSON object a line"
-            ) from None
-        yield number, row
-    if offset == 0:
-        raise errors.UserError(
-            f"{path} holds no line; remove it or put documents in it"
-        )
-
-
 def _text_field(row: Any, place: str) -> str:
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         fields = f"fields: {', '.join(row)}" if isinstance(row, dict) else "no object"
         raise errors.UserError(
             f'{place} has no string field "text" ({fields}); rename the field'
         )
-    return well_formed(row["text"], place)
-
-
-def well_formed(text: str, place: str) -> str:
-    """The text, which UTF-8 can encode.
-
-    Raises:
-        UserError: half a surrogate pair, which JSON can spell; `place` is named.
-    """
-    if not text.isascii():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise errors.UserError(
-                f"{place} holds half a surrogate pair at character {error.start} of "
-                "its text; repair the \\u escape"
-            ) from None
-    return text
-
-
-def _lines(path: pathlib.Path) -> Iterator[bytes]:
-    try:
-        if path.suffix == ".gz":
-            with path.open("rb") as file, gzip.open(file, "rb") as stream:
-                yield from stream
-        elif path.suffix == ".zst":
-            import zstandard
-
-            try:
-                with (
-                    path.open("rb") as file,
-                    zstandard.ZstdDecompressor().stream_reader(
-                        file, read_across_frames=True
-                    ) as stream,
-                ):
-                    yield from io.BufferedReader(stream)
-            except zstandard.ZstdError as error:
-                raise OSError(error) from None
-        else:
-            with path.open("rb") as stream:
-                yield from stream
-    except (OSError, EOFError, zlib.error) as error:
-        raise errors.UserError(
-            f"{path} cannot be read ({error}); it is damaged or cut short: copy it anew"
-        ) from None
-
-
-def _decode(data: bytes, path: pathlib.Path, *, line: int, offset: int) -> str:
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        number = line + data.count(b"\n", 0, error.start)
-        raise errors.UserError(
-            f"{path}: byte {offset + error.start} (line {number}) is not UTF-8; "
-            "convert the file, e.g. iconv -f latin1 -t utf-8"
-        ) from None
-    return text.removeprefix("\ufeff") if offset == 0 else text
+    return lines.require_utf8(row["text"], place)
 
 
 def _read_tfds(
@@ -310,7 +225,7 @@ def _tfds_document(
     source = f"{folder}:{place}"
     text, identity = row["text"], row.get("id", place)
     if isinstance(text, bytes):
-        text = _decode(text, pathlib.Path(source), line=1, offset=0)
+        text = lines.decode(text, source)
     if not isinstance(text, str):
         raise errors.UserError(f"{source} has no text; prepare the data set again")
     if isinstance(identity, bytes):

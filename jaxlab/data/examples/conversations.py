@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from jaxlab.core import errors
+from jaxlab.data import lines
 from jaxlab.data.corpus import documents
 from jaxlab.data.examples import chat
 
@@ -73,7 +74,7 @@ def _read(source: str, parse: Callable) -> list:
             for number, row in _rows(path):
                 place = f"{path}:{number}"
                 if not isinstance(row, dict):
-                    raise errors.UserError(f"{place} is no JSON object; {_EXPECTED}")
+                    raise errors.UserError(f"{place} is not a JSON object; {_EXPECTED}")
                 identity = row.get("id", f"{path.name}:{number}")
                 found.append(parse(row, place, str(identity)))
     if not found:
@@ -99,14 +100,16 @@ def _is_readable(path: pathlib.Path) -> bool:
 
 def _rows(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
     if path.suffix != ".json":
-        yield from documents.json_rows(path)
+        yield from lines.read_json(path)
         return
     try:
-        rows = json.loads(path.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        rows = json.loads(lines.decode(path.read_bytes(), path))
+    except json.JSONDecodeError as error:
         raise errors.UserError(f"{path} is not JSON ({error}); repair it") from None
     if not isinstance(rows, list):
-        raise errors.UserError(f"{path} is no list of objects; write one object a line")
+        raise errors.UserError(
+            f"{path} is not a list of objects; write one object per line"
+        )
     yield from enumerate(rows, start=1)
 
 
@@ -190,4 +193,4 @@ def _listed(turns: Any, place: str) -> tuple[chat.Message, ...]:
 def _text(row: Mapping, name: str, place: str) -> str:
     if not isinstance(row.get(name), str):
         raise errors.UserError(f"{place}: {name} is no text; {_EXPECTED}")
-    return documents.well_formed(row[name], place)
+    return lines.require_utf8(row[name], place)

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlab.core import errors
+from jaxlab.data import lines as lines_lib
 from jaxlab.data.batches import mixture
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
@@ -113,14 +114,11 @@ def read_rows(path: str | pathlib.Path) -> list[Row]:
     path = pathlib.Path(path)
     language_and_split(path)
     is_sib = _SIB.fullmatch(path.name) is not None
-    lines = _lines(path)
-    if is_sib:
-        if lines[0] != _HEADER:
-            raise errors.UserError(f"{path}:1 is {lines[0][:60]!r}; {_EXPECTED}")
-        lines[0] = ""
     rows, seen = [], {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in lines_lib.read(path, keep_blank=True):
         if is_sib and number == 1:
+            if line != _HEADER:
+                raise errors.UserError(f"{path}:1 is {line[:60]!r}; {_EXPECTED}")
             continue
         row = (_sib_row if is_sib else _paws_row)(line, f"{path}:{number}", number)
         if row.id in seen:
@@ -132,19 +130,6 @@ def read_rows(path: str | pathlib.Path) -> list[Row]:
     if not rows:
         raise errors.UserError(f"{path} holds no example; {_EXPECTED}")
     return rows
-
-
-def _lines(path: pathlib.Path) -> list[str]:
-    """Lines end at line feeds alone: texts hold other separators, e.g. U+2028."""
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        number = 1 + error.object.count(b"\n", 0, error.start)
-        raise errors.UserError(
-            f"{path}:{number} is not UTF-8; convert the file"
-        ) from None
-    text = text.removeprefix("\ufeff").removesuffix("\n")
-    return [line.removesuffix("\r") for line in text.split("\n")] if text else [""]
 
 
 def _sib_row(line, place, number) -> Row:

@@ -1,0 +1,146 @@
+"""Lines of text and JSON-lines files, plain, .gz or .zst, with `file:line` in errors.
+
+A line ends at a line feed alone: texts hold other separators, e.g. U+2028. Line ends of
+Windows and a byte-order mark are taken off. Lines without anything are left out, and
+counted, so that a line's number is that of an editor.
+"""
+
+import gzip
+import io
+import json
+import pathlib
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from jaxlab.core import errors, paths
+
+
+def read(
+    path: str | pathlib.Path, *, keep_blank: bool = False
+) -> Iterator[tuple[int, str]]:
+    """(number from 1, line without its end) of the lines of a file that are not blank.
+
+    Args:
+        path: of a file, also one in a bucket; its suffix says how it is compressed.
+        keep_blank: yields blank lines too.
+
+    Raises:
+        UserError: not UTF-8, nothing in it, a damaged or missing file.
+    """
+    path = paths.path(path)
+    offset = 0
+    for number, data in enumerate(_raw_lines(path), start=1):
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path, number, offset + error.start) from None
+        if not offset:
+            text = text.removeprefix("\ufeff")
+        offset += len(data)
+        text = text.rstrip("\r\n")
+        if keep_blank or (text and not text.isspace()):
+            yield number, text
+    if not offset:
+        raise errors.UserError(f"{path} holds no line; put some in it or remove it")
+
+
+def read_json(path: str | pathlib.Path) -> Iterator[tuple[int, Any]]:
+    """(number from 1, value) of the lines of a JSON-lines file that are not blank.
+
+    Raises:
+        UserError: as `read`; a line that is not JSON.
+    """
+    for number, text in read(path):
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise errors.UserError(
+                f"{path}:{number} is not JSON ({error.msg} at column {error.colno}); "
+                "write one JSON object per line"
+            ) from None
+        yield number, value
+
+
+def read_objects(path: str | pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same of a file whose lines are all JSON objects.
+
+    Raises:
+        UserError: as `read_json`; a line that is another value.
+    """
+    for number, value in read_json(path):
+        if not isinstance(value, dict):
+            raise errors.UserError(
+                f"{path}:{number} is not a JSON object; write one per line"
+            )
+        yield number, value
+
+
+def decode(data: bytes, source: str | pathlib.Path) -> str:
+    """The text of a whole file, whose lines keep their ends.
+
+    Args:
+        data: what is in it.
+        source: its name, for messages.
+
+    Raises:
+        UserError: not UTF-8; line and byte are named.
+    """
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        number = 1 + data.count(b"\n", 0, error.start)
+        raise _not_utf8(source, number, error.start) from None
+
+
+def require_utf8(text: str, place: str) -> str:
+    """The text, if UTF-8 can encode it.
+
+    Raises:
+        UserError: half a surrogate pair, which JSON can spell; `place` is named.
+    """
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise errors.UserError(
+                f"{place} holds half a surrogate pair at character {error.start} of "
+                "its text; repair the \\u escape"
+            ) from None
+    return text
+
+
+def _raw_lines(path: pathlib.Path) -> Iterator[bytes]:
+    try:
+        if path.suffix == ".gz":
+            with path.open("rb") as file, gzip.open(file, "rb") as stream:
+                yield from stream
+        elif path.suffix == ".zst":
+            import zstandard
+
+            try:
+                with (
+                    path.open("rb") as file,
+                    zstandard.ZstdDecompressor().stream_reader(
+                        file, read_across_frames=True
+                    ) as stream,
+                ):
+                    yield from io.BufferedReader(stream)
+            except zstandard.ZstdError as error:
+                raise OSError(error) from None
+        else:
+            with path.open("rb") as stream:
+                yield from stream
+    except FileNotFoundError:
+        raise errors.UserError(f"{path} does not exist; name another file") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise errors.UserError(
+            f"{path} cannot be read ({error}); it is damaged or cut short: copy it anew"
+        ) from None
+
+
+def _not_utf8(source, number: int, byte: int) -> errors.UserError:
+    return errors.UserError(
+        f"{source}:{number} is not UTF-8 (byte {byte} of the file); convert it, e.g. "
+        "iconv -f latin1 -t utf-8"
+    )

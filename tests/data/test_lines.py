@@ -1,0 +1,103 @@
+"""The one reader of lines: compressed or not, with file and line in its errors."""
+
+import gzip
+import json
+
+import pytest
+import zstandard
+
+from jaxlab.core import errors
+from jaxlab.data import lines
+
+PACKED = {
+    "a.jsonl": bytes,
+    "a.jsonl.gz": gzip.compress,
+    "a.jsonl.zst": zstandard.compress,
+}
+
+
+@pytest.fixture(params=PACKED)
+def write(request, tmp_path):
+    """Writes bytes as each kind of file; its path."""
+
+    def written(data):
+        path = tmp_path / request.param
+        path.write_bytes(PACKED[request.param](data))
+        return path
+
+    return written
+
+
+def test_lines_have_the_numbers_that_an_editor_shows(write):
+    path = write("\ufeffone\r\n \n\ntwo \u2028 still two\nlast".encode())
+    wanted = [(1, "one"), (4, "two \u2028 still two"), (5, "last")]
+    assert list(lines.read(path)) == wanted
+    blank = list(lines.read(str(path), keep_blank=True))
+    assert blank == [wanted[0], (2, " "), (3, ""), *wanted[1:]]
+
+
+def test_json_is_read_line_by_line(write):
+    path = write(b'{"a": 1}\n\n[2]\n"\\u00e9"\n')
+    assert list(lines.read_json(path)) == [(1, {"a": 1}), (3, [2]), (4, "é")]
+    rows = lines.read_objects(path)
+    assert next(rows) == (1, {"a": 1})
+    with pytest.raises(errors.UserError, match=r"a\.jsonl.*:3 is not a JSON object"):
+        next(rows)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'{"a": 1}\n{"a": \n', r":2 is not JSON \(Expecting value at column 7\)"),
+        (b'{"a": 1}\n{"a": "\xff"}\n', r":2 is not UTF-8 \(byte 16 of the file\)"),
+        (b"", "holds no line"),
+    ],
+)
+def test_what_is_wrong_is_one_line_with_its_place(write, data, message):
+    with pytest.raises(errors.UserError, match=message) as error:
+        list(lines.read_json(write(data)))
+    assert "\n" not in str(error.value)
+
+
+def test_lines_before_a_mistake_are_read(write):
+    rows = lines.read_json(write(b"1\nnone\n"))
+    assert next(rows) == (1, 1)
+    with pytest.raises(errors.UserError, match=":2 is not JSON"):
+        next(rows)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+def test_a_file_that_is_cut_or_is_not_what_its_name_says_is_damaged(tmp_path, name):
+    rows = b"".join(json.dumps({"n": n**3}).encode() + b"\n" for n in range(5000))
+    path = tmp_path / name
+    path.write_bytes(b"plain text")
+    with pytest.raises(errors.UserError, match=r"cannot be read .* copy it anew"):
+        list(lines.read(path))
+    if name.endswith(".gz"):
+        path.write_bytes(PACKED[name](rows)[:-9])
+        with pytest.raises(errors.UserError, match=r"cannot be read .* cut short"):
+            list(lines.read(path))
+
+
+def test_frames_that_follow_each_other_are_one_file(tmp_path):
+    for name, pack in PACKED.items():
+        path = tmp_path / name
+        path.write_bytes(pack(b"1\n") + pack(b"2\n"))
+        assert [value for _, value in lines.read_json(path)] == [1, 2]
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(errors.UserError, match=r"b\.jsonl does not exist"):
+        list(lines.read(tmp_path / "b.jsonl"))
+
+
+def test_a_whole_text_keeps_its_line_ends():
+    assert lines.decode("\ufeffa\r\nb\n".encode(), "a.txt") == "a\r\nb\n"
+    with pytest.raises(errors.UserError, match=r"a\.txt:2 is not UTF-8 \(byte 5 of"):
+        lines.decode(b"ok\nab\xff", "a.txt")
+
+
+def test_half_a_surrogate_pair_is_not_text():
+    assert lines.require_utf8("é", "a:1") == "é"
+    with pytest.raises(errors.UserError, match="a:1 holds half a surrogate pair at ch"):
+        lines.require_utf8("ab\ud800", "a:1")
