@@ -32,8 +32,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Prints a table; writes the same as JSON where asked to."""
     from jaxlab import load
-    from jaxlab.commands import devices, texts
+    from jaxlab.commands import devices
     from jaxlab.core import report
+    from jaxlab.data import evaluation_text
     from jaxlab.data.batches import loader
     from jaxlab.evals import perplexity
 
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
             args.model, step=args.step, tokenizer=args.tokenizer, mesh=mesh
         )
         if args.data:
-            files = texts.open_text(args.data, loaded.tokenizer, folder)
+            files = evaluation_text.open_text(args.data, loaded.tokenizer, folder)
         else:
             files = load.held_out(args.model)
         if not files:

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxlab import ablation, load
-from jaxlab.commands import devices, texts
+from jaxlab.commands import devices
 from jaxlab.core import errors, types
+from jaxlab.data import evaluation_text
 from jaxlab.data.batches import loader
 from jaxlab.data.corpus import token_files
 from jaxlab.systems import branches
@@ -121,7 +122,7 @@ def _targets(
             chosen[target] = known[target]
         elif pathlib.Path(target).exists():
             place = pathlib.Path(folder) / str(number)
-            chosen |= texts.open_text(target, tokenizer, place)
+            chosen |= evaluation_text.open_text(target, tokenizer, place)
         else:
             have = f" ({', '.join(known)})" if known else ""
             raise errors.UserError(
