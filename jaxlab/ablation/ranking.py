@@ -18,6 +18,8 @@ from jaxlab.ablation import pool as pools
 from jaxlab.core import errors, types
 from jaxlab.stats import ratios
 
+Predict = Callable[[str, Iterable[types.Batch]], documents.DocumentLosses]
+
 
 class RankedMixture(NamedTuple):
     """A mixture and what a proxy says about training on it.
@@ -57,6 +59,7 @@ def rank_mixtures(
     resamples: int = 1000,
     confidence: float = 0.95,
     progress: Callable[[str, int, int | None], None] | None = None,
+    predict: Predict | None = None,
 ) -> dict[str, list[RankedMixture]]:
     """The mixtures by the loss of their merged models, best first, for each target.
 
@@ -70,6 +73,8 @@ def rank_mixtures(
         resamples: how many.
         confidence: of the intervals.
         progress: called with (target, batches done, batches in all or None).
+        predict: (target, its batches) -> losses of the mixtures by document, by another
+            proxy or from a cache; None merges them, by `proxies.document_losses`.
 
     Returns:
         target -> ranking, as `rank`.
@@ -81,10 +86,13 @@ def rank_mixtures(
         raise errors.UserError("no evaluation targets are given")
     ranking = {}
     for target, batches in evaluation.items():
-        report = None if progress is None else functools.partial(progress, target)
-        losses = proxies.document_losses(
-            pool, mixtures, losses_fn, batches, mode=mode, progress=report
-        )
+        if predict is None:
+            report = None if progress is None else functools.partial(progress, target)
+            losses = proxies.document_losses(
+                pool, mixtures, losses_fn, batches, mode=mode, progress=report
+            )
+        else:
+            losses = predict(target, batches)
         ranking[target] = rank(
             mixtures, losses, key=key, resamples=resamples, confidence=confidence
         )

@@ -26,9 +26,3 @@ def using(shape: Mapping[str, int] | None) -> Iterator[jax.sharding.Mesh | None]
     mesh = mesh_lib.make_mesh(shape)
     with mesh_lib.use(mesh):
         yield mesh
-
-
-def rounded(rows: int, mesh: jax.sharding.Mesh | None) -> int:
-    """Rows of a batch, rounded up so that the mesh divides them."""
-    shards = 1 if mesh is None else mesh_lib.batch_shards(mesh)
-    return -(-rows // shards) * shards

@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> None:
     """Prints a table; writes the same as JSON where asked to."""
     from jaxlab import load
     from jaxlab.commands import devices
+    from jaxlab.core import mesh as mesh_lib
     from jaxlab.core import report
     from jaxlab.data import evaluation_text
     from jaxlab.data.batches import loader
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
         if not files:
             raise errors.UserError(f"{args.model} has no held-out text; give --data")
         length = args.length or loaded.config.length
-        rows = devices.rounded(args.batch_size, mesh)
+        rows = mesh_lib.padded_rows(args.batch_size, mesh)
         results = {
             name: perplexity.evaluate(
                 loaded.model.apply,

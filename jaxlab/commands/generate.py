@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> None:
 
     from jaxlab import load
     from jaxlab.commands import devices
+    from jaxlab.core import mesh as mesh_lib
 
     prompts = [*args.prompt, *_lines(args.prompts)]
     if not prompts:
@@ -53,9 +54,8 @@ def run(args: argparse.Namespace) -> None:
         rows = [row for row in rows for _ in range(args.n)]
         for start in range(0, len(rows), args.batch_size):
             batch = rows[start : start + args.batch_size]
-            filled = batch + batch[-1:] * (
-                devices.rounded(len(batch), mesh) - len(batch)
-            )
+            missing = mesh_lib.padded_rows(len(batch), mesh) - len(batch)
+            filled = batch + batch[-1:] * missing
             key = jax.random.fold_in(jax.random.key(args.seed), start)
             new = _continued(args, loaded, filled, key)
             for number, row in enumerate(batch):

@@ -276,6 +276,16 @@ def global_batch(batches: types.Batches, step: int, mesh: Mesh) -> types.Batch:
     return {name: put(value) for name, value in local.items()}
 
 
+def padded_rows(rows: int, mesh: Mesh | None) -> int:
+    """Rows of a batch, rounded up so that the mesh divides them.
+
+    >>> padded_rows(6, None)
+    6
+    """
+    shards = 1 if mesh is None else batch_shards(mesh)
+    return -(-rows // shards) * shards
+
+
 def padded_vocab(size: int, mesh: Mesh | None = None, multiple: int = 1) -> int:
     """Rows of the embedding: `size` rounded up for the mesh, with a log line.
 

@@ -1,13 +1,14 @@
 """`jaxlab ablate rank`: all mixtures of the experts, best predicted first."""
 
 import argparse
-import functools
-import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxlab.commands import arguments as arguments_lib
 from jaxlab.commands import output
 from jaxlab.commands.ablate import scoring
+
+if TYPE_CHECKING:
+    from jaxlab.systems.data_ablation import ranking
 
 SUMMARY = "Rank all mixtures for each target"
 DETAILS = """\
@@ -61,83 +62,38 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints the ranking of every target, with what it has to beat."""
-    from jaxlab.commands.ablate import opened as opened_lib
     from jaxlab.core import progress, report
+    from jaxlab.systems.data_ablation import ranking
 
     watch, results = progress.Clock(), {}
-    with opened_lib.opening(args, args.target) as opened:
-        pool = opened.subject.pool
-        mixtures = pool.mixtures(args.max_size, weighting=args.weighting)
-        for target, batches in opened.evaluation.items():
-            meter = functools.partial(_meter, watch, target)
-            results[target] = _ranked(
-                opened.subject, mixtures, batches, args.proxy, meter
+    with scoring.open_experts(args, args.target) as (subject, evaluation):
+        mixtures = subject.pool.mixtures(args.max_size, weighting=args.weighting)
+        for target, batches in evaluation.items():
+            results[target] = ranking.rank_target(
+                subject, mixtures, target, batches, args.proxy, watch.meter
             )
-            _print(target, results[target], args)
+            _print(target, results[target], args.proxy, args.top)
     if args.json:
-        found = {
-            "ranking": {name: result["rows"] for name, result in results.items()},
-            "seed_perplexity": {n: result["seed"] for n, result in results.items()},
-            "best_single": {n: result["best_single"] for n, result in results.items()},
-            "proxy": args.proxy,
-            "weighting": args.weighting,
+        by_target = {
+            "ranking": {name: result.rows for name, result in results.items()},
+            "seed_perplexity": {name: result.seed for name, result in results.items()},
+            "best_single": {name: r.best_single for name, r in results.items()},
         }
-        report.write_json(args.json, found | opened.origin)
+        settings = {"proxy": args.proxy, "weighting": args.weighting}
+        origin = {"pool": args.pool}
+        if args.experts:
+            origin = {"experts": dict(args.experts)}
+        report.write_json(args.json, by_target | settings | origin)
 
 
-def _ranked(
-    subject: Any,
-    mixtures: list[dict[str, float]],
-    batches: list,
-    proxy: str,
-    meter: Any,
-) -> dict[str, Any]:
-    """One target: rows as in report.json, the seed model, the best single expert."""
-    import numpy as np
-
-    from jaxlab import ablation
-    from jaxlab.systems.data_ablation import experts, predictions
-    from jaxlab.systems.data_ablation import results as results_lib
-
-    logps = predictions.expert_logps(subject, batches, meter("experts' predictions"))
-    ensemble = predictions.ensemble_losses(subject, mixtures, logps)
-    alone = [{name: 1.0} for name in subject.pool.names]
-    losses = predictions.ensemble_losses(subject, alone, logps).loss.tolist()
-    individual = dict(zip(subject.pool.names, losses, strict=True))
-    means = (subject.pool.weights(mixtures) @ np.array(losses)).astype(np.float32)
-    chosen = ensemble
-    if proxy == "merged":
-        chosen = predictions.merged_losses(
-            subject, mixtures, batches, meter("merged mixtures")
-        )
-    names = [experts.name_of(mixture) for mixture in mixtures]
-    best = min(individual, key=lambda name: np.nan_to_num(individual[name], nan=np.inf))
-    seed = predictions.seed_loss(subject, batches)
-    return {
-        "rows": results_lib.ranking_rows(
-            ablation.rank(mixtures, chosen),
-            dict(zip(names, np.exp(ensemble.loss).tolist(), strict=True)),
-            dict(zip(names, np.exp(means).tolist(), strict=True)),
-            {},
-        ),
-        "seed": None if seed is None else math.exp(seed),
-        "best_single": {"expert": best, "perplexity": math.exp(individual[best])},
-    }
-
-
-def _meter(watch: Any, target: str, what: str) -> Any:
-    return watch.meter(f"{target}: batches of {what}")
-
-
-def _print(target: str, result: dict[str, Any], args: argparse.Namespace) -> None:
-    rows = result["rows"]
-    by = {"merged": "merged models", "ensemble": "the ensemble"}[args.proxy]
-    print(f"\n{target}: {len(rows)} mixtures, best predicted first, by {by}")
+def _print(target: str, result: "ranking.Ranking", proxy: str, top: int) -> None:
+    by = {"merged": "merged models", "ensemble": "the ensemble"}[proxy]
+    print(f"\n{target}: {len(result.rows)} mixtures, best predicted first, by {by}")
     head = ["mixture", "predicted perplexity", "95% interval", "P(best)", "ensemble"]
-    output.table([*head, "mean of members"], map(_cells, rows[: args.top]))
-    if result["seed"] is not None:
-        print(f"the seed model: {result['seed']:,.2f}")
-    single = result["best_single"]
+    output.table([*head, "mean of members"], map(_cells, result.rows[:top]))
+    if result.seed is not None:
+        print(f"the seed model: {result.seed:,.2f}")
+    single = result.best_single
     print(f"the best single expert: {single['expert']}, {single['perplexity']:,.2f}")
 
 

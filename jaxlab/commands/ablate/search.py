@@ -2,14 +2,16 @@
 
 import argparse
 import math
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxlab.ablation import method_names
 from jaxlab.commands import arguments as arguments_lib
 from jaxlab.commands import output
 from jaxlab.commands.ablate import scoring
 from jaxlab.core import errors
+
+if TYPE_CHECKING:
+    from jaxlab import ablation
 
 SUMMARY = "Search the best mixture for some targets"
 DETAILS = """\
@@ -73,124 +75,60 @@ def _weighted(text: str) -> tuple[str, float]:
 
 def run(args: argparse.Namespace) -> None:
     """Prints what each method chose, and the Pareto front if that is asked for."""
-    from jaxlab.ablation import methods as methods_lib
-    from jaxlab.commands.ablate import opened as opened_lib
     from jaxlab.core import progress, report
-    from jaxlab.systems.data_ablation import predictions
+    from jaxlab.systems.data_ablation import choices
 
+    query = choices.Query(
+        weights=_weights(args),
+        methods=tuple(_METHODS.values())
+        if args.method == "all"
+        else (_METHODS[args.method],),
+        must=tuple(args.must),
+        forbid=tuple(args.forbid),
+        max_size=args.max_size,
+        cap=args.cap,
+        pareto=args.pareto,
+    )
+    watch = progress.Clock()
+    with scoring.open_experts(args, query.weights) as (subject, evaluation):
+        result = choices.search(query, subject, evaluation, watch.meter)
+    _print(result.by_method, list(evaluation))
+    if result.front is not None:
+        _print_front(result.front, list(evaluation))
+    if args.json:
+        content = {"targets": result.weights, "limits": _limits_shown(args)}
+        content["found"] = {name: _row(each) for name, each in result.by_method.items()}
+        content["pool"] = args.pool
+        if result.front is not None:
+            content["front"] = result.front
+        report.write_json(args.json, content)
+
+
+def _weights(args: argparse.Namespace) -> dict[str, float]:
+    """Target -> how much it counts."""
     weights = dict(args.target)
     if len(weights) < len(args.target):
         raise errors.UserError("a target is given twice; give each once")
     if args.pareto and len(weights) < 2:
         raise errors.UserError("--pareto needs two or more targets")
-    methods = list(_METHODS.values())
-    if args.method != "all":
-        methods = [_METHODS[args.method]]
-    watch = progress.Clock()
-    with opened_lib.opening(args, list(weights)) as opened:
-        subject, evaluation = opened.subject, opened.evaluation
-        weights = _weights_of(weights, list(evaluation))
-        within = _limits(args, subject.pool)
-        every = args.pareto or "enumerate" in methods
-        mixtures = within.subsets(subject.pool) if every else []
-        logps, merged = {}, {}
-        for target, batches in evaluation.items():
-            if "ensemble" in [method_names.METHODS[m] for m in methods]:
-                logps[target] = predictions.expert_logps(
-                    subject, batches, watch.meter(f"{target}: batches of experts")
-                )
-            if every:
-                merged[target] = predictions.merged_losses(
-                    subject,
-                    mixtures,
-                    batches,
-                    watch.meter(f"{target}: batches of merges"),
-                ).loss
-        found = {
-            method: methods_lib.search_by(
-                method,
-                subject.pool,
-                evaluation,
-                logps,
-                subject.losses_fn,
-                within,
-                target_weights=weights,
-                known=(mixtures, merged) if every else None,
-            )
-            for method in methods
-        }
-    _print(found, list(evaluation))
-    result = {
-        "targets": weights,
-        "limits": _limits_shown(args),
-        "found": {},
-    } | opened.origin
-    result["found"] = {method: _row(each) for method, each in found.items()}
-    if args.pareto:
-        result["front"] = _front(mixtures, merged)
-        _print_front(result["front"], list(evaluation))
-    if args.json:
-        report.write_json(args.json, result)
-
-
-def _weights_of(wanted: dict[str, float], targets: list[str]) -> dict[str, float]:
-    """The weights by the names that the targets got: a text is called by its domain."""
-    if unknown := [name for name in wanted if name not in targets]:
-        if len(wanted) != len(targets):
-            raise errors.UserError(
-                f"{', '.join(unknown)} holds several targets; give one file or domain"
-            )
-        return dict(zip(targets, wanted.values(), strict=True))
-    return wanted
-
-
-def _limits(args: argparse.Namespace, pool: Any) -> Any:
-    from jaxlab import ablation
-
-    costs = None
-    if args.cap is not None:
-        costs = dict(zip(pool.names, pool.tokens, strict=True))
-    return ablation.Limits(
-        must=tuple(args.must),
-        forbid=tuple(args.forbid),
-        max_size=args.max_size,
-        costs=costs,
-        cap=args.cap,
-    )
+    return weights
 
 
 def _limits_shown(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("max_size", "must", "forbid", "cap")}
 
 
-def _row(found: Any) -> dict[str, Any]:
+def _row(choice: "ablation.Found") -> dict[str, Any]:
     return {
-        "mixture": found.mixture,
-        "predicted_loss": found.predicted_loss,
-        "predicted_perplexity": {t: math.exp(x) for t, x in found.by_target.items()},
-        "evaluations": found.evaluations,
-        "gap": found.gap,
+        "mixture": choice.mixture,
+        "predicted_loss": choice.predicted_loss,
+        "predicted_perplexity": {t: math.exp(x) for t, x in choice.by_target.items()},
+        "evaluations": choice.evaluations,
+        "gap": choice.gap,
     }
 
 
-def _front(mixtures: Sequence[dict], losses: dict[str, Any]) -> list[dict[str, Any]]:
-    """The mixtures that none beats on every target, by the first target's loss."""
-    import numpy as np
-
-    from jaxlab import ablation
-
-    table = np.stack(list(losses.values()), axis=1)
-    places = np.flatnonzero(ablation.pareto_front(table))
-    return [
-        {
-            "mixture": mixtures[k],
-            "predicted_perplexity": {t: math.exp(x[k]) for t, x in losses.items()},
-        }
-        for k in sorted(places, key=lambda k: table[k, 0])
-    ]
-
-
-def _print(found: dict[str, Any], targets: list[str]) -> None:
+def _print(by_method: dict[str, "ablation.Found"], targets: list[str]) -> None:
     output.table(
         ["method", "by", *targets, "evaluations", "gap", "mixture"],
         [
@@ -202,7 +140,7 @@ def _print(found: dict[str, Any], targets: list[str]) -> None:
                 "" if each.gap is None else f"{each.gap:.1e}",
                 _percentages(each.mixture),
             ]
-            for method, each in found.items()
+            for method, each in by_method.items()
         ],
     )
 
