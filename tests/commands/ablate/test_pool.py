@@ -1,0 +1,129 @@
+"""`jaxlab ablate pool`: made, finished, added to, refused."""
+
+import json
+
+import pytest
+
+from jaxlab import ablation, train
+from tests.support import pools
+
+
+def test_a_pool_has_an_expert_for_every_partition(pool):
+    units = ablation.pool_folder.read(pool).units
+    assert list(units) == ["code", "cook", "law"]
+    assert {unit.tokens_trained for unit in units.values()} == {3 * 32 * 8}
+    assert {unit.steps for unit in units.values()} == {3}
+
+
+def test_the_same_command_finds_the_pool_finished(said, pool, text, no_training):
+    before = pools.contents(pool / "runs")
+    shown = said("pool", pool, "--data", text / "text", *pools.MADE)
+    assert "3 experts" in shown
+    assert pools.contents(pool / "runs") == before
+
+
+@pytest.mark.parametrize(
+    ("flag", "difference"),
+    [
+        ("--unit-steps=4", "unit_steps: 3 -> 4"),
+        ("--units=law,code", "units: [] -> ['law', 'code']"),
+        ("--parts=2", "base.data.parts: 1 -> 2"),
+        ("--seed-domains=law", "seed_domains: [] -> ['law']"),
+    ],
+)
+def test_another_pool_in_the_same_folder_is_refused(line, pool, text, flag, difference):
+    message = line("pool", pool, "--data", text / "text", *pools.MADE, flag)
+    assert "was made with other settings" in message
+    assert difference in message
+
+
+@pytest.mark.slow
+def test_a_pool_that_was_killed_is_finished(
+    run, said, text, tmp_path, monkeypatch, capsys
+):
+    pool, add, argv = tmp_path / "pool", ablation.pool_folder.add, ["--units=law,cook"]
+    argv = ["pool", pool, "--data", text / "text", *pools.MADE, *argv]
+
+    def killed(folder, unit):
+        if unit.name == "cook":
+            raise KeyboardInterrupt
+        add(folder, unit)
+
+    monkeypatch.setattr(ablation.pool_folder, "add", killed)
+    assert run(*argv) == 130
+    assert ablation.pool_folder.open(pool).names == (
+        "law",
+    )  # without the unfinished one
+    before = pools.contents(pool / "runs")
+    monkeypatch.setattr(ablation.pool_folder, "add", add)
+    said(*argv)
+    assert pools.contents(pool / "runs") == before
+    assert ablation.pool_folder.open(pool).names == ("law", "cook")
+
+
+def test_unknown_partitions_are_named_and_spoil_nothing(line, said, text, tmp_path):
+    pool = tmp_path / "pool"
+    argv = ["pool", pool, "--data", text / "text", *pools.MADE]
+    assert "has no partition web; there are code, cook, law" in line(
+        *argv, "--units=web"
+    )
+    assert not (pool / "recipe.json").exists()
+
+
+def test_adding_trains_one_expert_and_changes_nothing_else(
+    said, copied, text, monkeypatch
+):
+    fits, fit = [], train.fit
+    monkeypatch.setattr(
+        train, "fit", lambda *a, **k: fits.append(k["name"]) or fit(*a, **k)
+    )
+    before = pools.contents(copied)
+    argv = ["pool", copied, "--add", f"sea={text / 'more' / 'sea'}"]
+    assert "4 experts" in said(*argv)
+    after = pools.contents(copied)
+    assert fits == ["expert sea"]
+    changed = {name for name in before if after.get(name) != before[name]}
+    assert changed == {"pool.json"}
+    new = after.keys() - before.keys()
+    assert {name[: name.index("sea")] for name in new} == {"data/", "runs/expert-"}
+    assert ablation.pool_folder.open(copied).names == ("code", "cook", "law", "sea")
+    held_out = json.loads(after["data/sea.held_out.json"])
+    assert held_out["documents"] >= 1
+    said(*argv)  # again: it is there
+    assert fits == ["expert sea"]
+
+
+def test_adding_that_was_killed_is_finished(run, said, copied, text, monkeypatch):
+    def killed(folder, unit):
+        raise KeyboardInterrupt
+
+    argv = ["pool", copied, "--add", f"sea={text / 'more' / 'sea'}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ablation.pool_folder, "add", killed)
+        assert run(*argv) == 130
+    assert ablation.pool_folder.open(copied).names == ("code", "cook", "law")
+    before = pools.contents(copied / "runs")
+    said(*argv)
+    assert pools.contents(copied / "runs") == before
+    assert ablation.pool_folder.open(copied).names == ("code", "cook", "law", "sea")
+
+
+@pytest.mark.parametrize(
+    ("addition", "message"),
+    [
+        ("law={text}/more/sea", "has other text under the name law; choose another"),
+        ("../x={text}/more/sea", "'../x' is not a name of a partition"),
+        ("a+b={text}/more/sea", "'a+b' is not a name of a partition"),
+        ("x=nowhere", "nowhere does not exist"),
+        ("x={text}/more/sea/0.txt", "has 1 documents; at least two are needed"),
+        ("x={text}/little", "fewer than one row of 32"),
+        ("x=nowhere.npy", "nowhere.npy does not exist"),
+    ],
+)
+def test_what_cannot_be_added_is_one_line(line, pool, text, addition, message):
+    (text / "little").mkdir(exist_ok=True)
+    for number in range(2):
+        (text / "little" / f"{number}.txt").write_text(f"any person {number}")
+    before = pools.contents(pool)
+    assert message in line("pool", pool, "--add", addition.format(text=text))
+    assert pools.contents(pool) == before
