@@ -32,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints every prompt with its continuation, a line of dashes between them."""
+    """Prints every prompt with its continuation, and a line of dashes between them."""
     import jax
 
     from jaxlab import load

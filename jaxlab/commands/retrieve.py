@@ -1,4 +1,4 @@
-"""`jaxlab retrieve index|search|refit|evaluate`."""
+"""`jaxlab retrieve`: index a corpus, search it, refit queries, evaluate runs."""
 
 import argparse
 import pathlib
@@ -45,7 +45,7 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corpus", required=True, metavar="FILE", help=".jsonl[.gz]")
     parser.add_argument("--encoder", required=True, metavar="MODEL", help=_ENCODER)
     parser.add_argument(
-        "--length", type=int, metavar="TOKENS", help="of a row; default: the encoder's"
+        "--length", type=int, metavar="TOKENS", help="per row; default: the encoder's"
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument(
@@ -89,7 +89,7 @@ def _add_refit(parser: argparse.ArgumentParser) -> None:
         help="of the comparison, e.g. refit,rerank; default: all",
     )  # fmt: skip
     parser.add_argument(
-        "--length", type=int, default=128, metavar="TOKENS", help="of a pair"
+        "--length", type=int, default=128, metavar="TOKENS", help="per pair"
     )
     parser.add_argument(
         "--prior",

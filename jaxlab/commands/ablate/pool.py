@@ -10,9 +10,9 @@ from jaxlab.systems import sizes
 
 SUMMARY = "Train a pool of experts, finish one, or add to one"
 DETAILS = """\
-Trains a seed model and one expert a partition, all on as many tokens. Killed anywhere,
-the same command finishes it. With --add nothing is trained again: each partition costs
-one training run. Everything needed later is in POOL, the text may go."""
+Trains a seed model and one expert per partition, on equally many tokens. Killed
+anywhere, the same command finishes it. With --add nothing is trained again: each
+partition costs one training run. What is needed later is in POOL; the text may go."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,8 +22,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--data",
         metavar="SRC[,SRC]",
-        help="folders of text (a subfolder or NAME.jsonl a partition), or embedded; or "
-        "one folder of `jaxlab data prepare`",
+        help="folders of text (a subfolder or NAME.jsonl per partition), or embedded; "
+        "or one folder of `jaxlab data prepare`",
     )
     what.add_argument(
         "--add",
@@ -43,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         choices=[*sizes.SIZES],
         help="of the models: quick (2 layers of 64, minutes), small (4 of 128; the "
         "default), standard (6 of 256, 3000 steps of 8192 tokens for the seed model, "
-        "150 a unit: wants an accelerator or patience)",
+        "150 per expert: wants an accelerator or patience)",
     )
     parser.add_argument(
         "--vocab-size", type=int, metavar="V", help="of the tokenizer; default: size's"

@@ -40,8 +40,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--budget",
         choices=("member", "mixture"),
         default="mixture",
-        help="tokens of a mixture: one unit's (default), or one unit's a member, as in "
-        "the paper",
+        help="tokens of a mixture: one unit's (default), or one unit's per member, as "
+        "in the paper",
     )
     parser.add_argument(
         "--largest", type=int, default=5, metavar="N",

@@ -16,7 +16,7 @@ DETAILS = """\
 By arithmetic, within a second; with --aot the true step is compiled by XLA:TPU for
 these chips, which takes a minute and `pip install jaxlab[plan]`, and no TPU. The exit
 code is 0 where the step fits into memory, 1 where it does not. Every key of the config
-is a flag, as of `jaxlab train`. For example:
+is a flag, as for `jaxlab train`. For example:
 
   jaxlab plan --config=configs/olmo.py:7b --topology=v5e:16x16
   jaxlab plan --config=configs/olmo.py:7b --topology=v5p:4x4x8 --search --price=4.2
@@ -52,7 +52,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--tokens", type=float, metavar="D", help="of the run; default: the config's"
     )
     parser.add_argument(
-        "--price", type=float, metavar="P", help="of a chip-hour, in any currency"
+        "--price", type=float, metavar="P", help="per chip-hour, in any currency"
     )
     parser.add_argument(
         "--merge", metavar="METHOD", help="plan a merge instead: linear, ties ..."

@@ -26,7 +26,7 @@ def show(
         name: of the config.
         plan: what is shown.
         tokens: of the whole run.
-        price: of a chip-hour, or None.
+        price: per chip-hour, or None.
     """
     shape, topology = plan.shape, plan.topology
     slices = f", {topology.slices} slices" if topology.slices > 1 else ""
