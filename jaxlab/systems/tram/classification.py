@@ -20,19 +20,18 @@ import functools
 import hashlib
 import logging
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import linen as nn
 
 from jaxlab import load, models, objectives, optim
 from jaxlab.core import errors, runs, types
-from jaxlab.core import mesh as mesh_lib
 from jaxlab.data.examples import labelled
+from jaxlab.evals import accuracy
 from jaxlab.systems import trust_methods, trust_regions
 
 _TRUNK = ("embed", "blocks", "final_norm")
@@ -45,20 +44,22 @@ def classify(
 ) -> types.Experiment:
     """The experiment that `configs/languages.py` describes."""
     del workdir  # nothing of the data is kept there
-    opened = _open_decoder(config.init_from, mesh)
-    texts = _read_texts(config.data)
     data = config.data
+
+    # ---- the start and the texts, as its tokenizer encodes them
+    opened = _open_decoder(config.init_from, mesh)
+    texts = _read_texts(data)
     encode = functools.partial(
         labelled.encode, opened.tokenizer, length=_length(config, opened)
     )
     train = encode(texts.train)
     tests = {name: encode(examples) for name, examples in texts.tests.items()}
-    truncated = {
-        "train": train.truncated,
-        **{name: examples.truncated for name, examples in tests.items()},
-    }
+    truncated = {"train": train.truncated}
+    truncated |= {name: examples.truncated for name, examples in tests.items()}
     if any(truncated.values()):
         _log.warning("texts cut at %d tokens: %s", data.length, truncated)
+
+    # ---- the classifier
     model = models.Classifier(
         dataclasses.replace(opened.config, **config.model.to_dict()),
         len(texts.labels),
@@ -108,54 +109,14 @@ def evaluation_batches(
 def accuracy_evals(
     model: models.Classifier, tests: Mapping[str, labelled.Encoded], batch_size: int
 ) -> dict[str, Callable[[types.Params], dict[str, float]]]:
-    """Language -> function of params that returns the figures of `evaluate`."""
+    """Language -> function of params that returns those of `accuracy.evaluate`."""
     return {
         name: functools.partial(
-            lambda batches, params: evaluate(model.apply, params, batches),
+            lambda batches, params: accuracy.evaluate(model.apply, params, batches),
             list(labelled.eval_batches(examples, batch_size)),
         )
         for name, examples in tests.items()
     }
-
-
-def evaluate(
-    apply: Callable, params: types.Params, batches: Iterable[Mapping[str, np.ndarray]]
-) -> dict[str, float]:
-    """accuracy, loss (nats per example) and examples.
-
-    Args:
-        apply: `Classifier(config, classes).apply`.
-        params: the classifier's.
-        batches: of `labelled.eval_batches`.
-    """
-    score = _scorer(apply)
-    nats = right = examples = 0.0
-    for batch in batches:
-        inputs = {name: batch[name] for name in ("tokens", "mask", "labels")}
-        row_nats, row_right = score(params, inputs)
-        nats += np.asarray(row_nats, np.float64)[batch["real"]].sum()
-        right += np.asarray(row_right)[batch["real"]].sum()
-        examples += batch["real"].sum()
-    return {
-        "accuracy": float(right / examples),
-        "loss": float(nats / examples),
-        "examples": float(examples),
-    }
-
-
-@functools.cache
-def _scorer(apply):
-    """The jitted (params, batch) -> (nats f32[B], bool[B]: whether it is right)."""
-
-    @jax.jit
-    def score(params, batch):
-        logits = apply({"params": params}, batch["tokens"], batch["mask"])
-        hit = jax.nn.one_hot(batch["labels"], logits.shape[-1])
-        nats = -jnp.sum(jax.nn.log_softmax(logits) * hit, axis=-1)
-        right = jnp.argmax(logits, axis=-1) == batch["labels"]
-        return jax.tree.map(mesh_lib.gathered, (nats, right))
-
-    return score
 
 
 def _with_trust(experiment, config) -> types.Experiment:

@@ -16,6 +16,7 @@ from jaxlab.core import state as state_lib
 from jaxlab.core import step as step_lib
 from jaxlab.data.examples import labelled
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
+from jaxlab.evals import accuracy
 from jaxlab.systems import trust_methods
 from jaxlab.systems.olmo import pretraining
 from jaxlab.systems.tram import classification
@@ -243,7 +244,7 @@ def test_the_rows_that_fill_up_a_batch_change_no_accuracy(decoder_run, toy, mesh
     rows = labelled.encode(tokenizer, tests, 16)
     apply, params = experiment.model.apply, experiment.init_from
     found = [
-        classification.evaluate(apply, params, labelled.eval_batches(rows, size))
+        accuracy.evaluate(apply, params, labelled.eval_batches(rows, size))
         for size in (1, 4, 11)
     ]
     logits = np.asarray(apply({"params": params}, rows.tokens, rows.mask))
