@@ -52,7 +52,7 @@ def main() -> None:
     )
     with mesh_lib.use(mesh_lib.make_mesh({"data": -1})):
         index = retrieval.Index(averages(images[~asked]), corpus.ids)
-        reranker = rerank.Remembered(best_shift(images[asked], images[~asked]))
+        reranker = rerank.CachedReranker(best_shift(images[asked], images[~asked]))
         outcomes = comparison.compare(index, queries, reranker, settings, args.out)
         curves = comparison.curves(index, queries, reranker, settings)
     title = "Feedback from a reranker of pictures"

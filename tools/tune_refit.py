@@ -70,7 +70,7 @@ def _held_out(args, watch):
             asked, texts, found.vectors, {x: one.qrels[x] for x in asked}
         )
         args.out.mkdir(parents=True, exist_ok=True)
-        scores = rerank.Remembered(
+        scores = rerank.CachedReranker(
             corpus_index.reranker(
                 args.run, texts, one.passages, length=config.data.length
             ),
@@ -95,7 +95,9 @@ def _table(args, sets, values, settings, row, measure="ndcg@10"):
             outcome = comparison.compare(
                 index,
                 queries,
-                rerank.Remembered(_with_prior(scores, prior, index, queries.vectors)),
+                rerank.CachedReranker(
+                    _with_prior(scores, prior, index, queries.vectors)
+                ),
                 comparison.Settings((row,), args.k, depth=20, learning_rate=rate),
                 args.out / f"{name}_{prior:g}_{rate:g}",
             )[row]

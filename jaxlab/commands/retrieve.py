@@ -262,7 +262,7 @@ def _reranker(args, asked, vectors, opened, mesh, watch):
         corpus_index.model_sha256(args.reranker),
         opened.index.made_from["encoder"],
     ]
-    return rerank.Remembered(
+    return rerank.CachedReranker(
         score,
         pathlib.Path(args.workdir) / "scores.bin",
         made_from=corpus_index.identity(models, prior, args.length, asked, passages),

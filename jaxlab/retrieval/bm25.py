@@ -1,4 +1,4 @@
-"""BM25, the lexical first stage, by the package bm25s (an extra, not a dependency).
+"""BM25, a first stage by words, with the package bm25s (the extra jaxlab[bm25]).
 
     score(q, d) = sum over the terms of q:  idf tf / (tf + k1 (1 - b + b |d| / mean))
     idf = log(1 + (N - n + 0.5) / (n + 0.5))            n of N documents have the term
@@ -44,7 +44,9 @@ class Bm25:
         try:
             import bm25s
         except ImportError:
-            raise errors.UserError("BM25 needs bm25s; pip install bm25s") from None
+            raise errors.UserError(
+                "BM25 needs bm25s: pip install 'jaxlab[bm25]'"
+            ) from None
         if ids is not None and len(ids) != len(texts):
             raise errors.UserError(f"{len(ids)} ids for {len(texts)} texts")
         self.ids = np.arange(len(texts)) if ids is None else index_files.as_ids(ids)
@@ -73,9 +75,9 @@ class Bm25:
         rows = np.tile(np.arange(k), (len(queries), 1))
         for query, terms in enumerate(self._terms(queries)):
             if terms:  # bm25s cannot score a query without any
-                found = self._scorer.get_scores(terms)
-                rows[query] = np.argsort(-found, kind="stable")[:k]
-                scores[query] = found[rows[query]]
+                every = self._scorer.get_scores(terms)
+                rows[query] = np.argsort(-every, kind="stable")[:k]
+                scores[query] = every[rows[query]]
         return scores, self.ids[rows]
 
     def _terms(self, texts) -> list[list[str]]:

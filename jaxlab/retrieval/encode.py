@@ -102,7 +102,11 @@ def embed_windows(
             rows = text_rows.encode_texts(tokenizer, some, length)
         except errors.UserError as error:
             raise errors.UserError(f"texts from {done}: {error}") from None
-        note = None if progress is None else functools.partial(_later, progress, done)
+        note = (
+            None
+            if progress is None
+            else functools.partial(_report_from, progress, done)
+        )
         vectors = apply_rows(
             apply, params, rows, batch_tokens=batch_tokens, mesh=mesh, progress=note
         )
@@ -119,12 +123,12 @@ def apply_rows(
     mesh: Mesh | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """What `apply` makes of each row, f32[N, ...] in their order.
+    """The output of `apply` for each row, f32[N, ...] in their order.
 
     Args:
         apply: as for `embed_windows`; of `BertScorer` and pairs the result is [N].
         params: the model's.
-        rows: at least one, of `pairs.encode_texts` or `pairs.encode_pairs`.
+        rows: at least one, of `text_rows.encode_texts` or `text_rows.encode_pairs`.
         batch_tokens, mesh: as for `embed_windows`.
         progress: called with the number of rows that are done.
     """
@@ -135,7 +139,7 @@ def apply_rows(
     while start < len(order):
         width = _width(int(lengths[order[start]]), rows.tokens.shape[1])
         chosen = order[start : start + _power_below(batch_tokens // width)]
-        dispatched = _applied(apply, params, *_cut(rows, chosen, width, mesh))
+        dispatched = _apply_jitted(apply, params, *_cut(rows, chosen, width, mesh))
         if running is not None:  # the device works on while the last one is fetched
             outputs.append(np.asarray(running, np.float32))
             if progress is not None:
@@ -144,9 +148,9 @@ def apply_rows(
     outputs.append(np.asarray(running, np.float32))
     if progress is not None:
         progress(start)
-    found = np.concatenate(outputs)
-    restored = np.empty_like(found)
-    restored[order] = found
+    sorted_outputs = np.concatenate(outputs)
+    restored = np.empty_like(sorted_outputs)
+    restored[order] = sorted_outputs
     return restored
 
 
@@ -163,7 +167,7 @@ def _windows(texts, size):
         yield some
 
 
-def _later(progress, before, done):
+def _report_from(progress, before, done):
     progress(before + done)
 
 
@@ -201,5 +205,5 @@ def _cut(rows, chosen, width, mesh):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _applied(apply, params, tokens, mask, token_types):
+def _apply_jitted(apply, params, tokens, mask, token_types):
     return apply({"params": params}, tokens, mask, token_types)

@@ -3,7 +3,7 @@
     weighted   alpha q + sum_i w_i d_i, the form of all that follow
     average    the mean of the query and of the first k candidates
     Rocchio    alpha q + beta mean(first) - gamma mean(last)
-    TouR       one SGD step a round on -log of the mass of positives (hard), or on
+    TouR       one SGD step per round on -log of the mass of positives (hard), or on
                KL(teacher || student) (soft); retrieve and rerank between rounds
 
 ReFIT with one step of SGD at rate e is the weighted form with alpha = 1 and
@@ -13,7 +13,7 @@ Vector feedback: Li et al. 2021 (arXiv:2108.11044), with the numbers of its publ
 runs. TouR: Sung et al. 2023 (arXiv:2205.12680) and its released loop.
 
 Deviation: TouR searches phrases and adds the loss of starts and of ends; with one
-vector a document there is one term.
+vector per document there is one term.
 """
 
 import functools
@@ -43,7 +43,7 @@ def weighted_queries(
         alpha: weight of the query, a number or [B].
 
     Returns:
-        As `refit_queries`, with losses [B, 0] and one update a query, or none.
+        As `refit_queries`, with losses [B, 0] and one update per query, or none.
 
     >>> q, D = jnp.array([[1.0, 0.0]]), jnp.eye(2)[None]
     >>> weighted_queries(q, D, jnp.array([[0.0, 0.5]])).queries
@@ -240,9 +240,9 @@ def _ends(candidates, scores, where, first, last):
     if where is not None:
         usable &= jnp.asarray(where, bool)
     order = jnp.argsort(jnp.where(usable, -scores, jnp.inf), axis=1)
-    places = jnp.argsort(order, axis=1)
+    ranks = jnp.argsort(order, axis=1)
     total = jnp.sum(usable, axis=1, keepdims=True)
-    return usable & (places < first), usable & (places >= total - last)
+    return usable & (ranks < first), usable & (ranks >= total - last)
 
 
 def _shares(mask):

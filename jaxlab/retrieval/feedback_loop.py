@@ -1,10 +1,13 @@
 """Retrieve, rerank, learn from the reranker, retrieve again, merge.
 
-    first       q_0 -> the N nearest documents
-    reranked    the first `pool` of them ordered by the reranker; the others follow
-    feedback    the first K reranked, q_0 -> q_n by what the reranker said, and the
-                documents nearest to q_n; both rounds are merged
-    tour        several short rounds of feedback, one step each
+    retrieve               q_0 -> the N nearest documents
+    retrieve_and_rerank    the first `pool` of them ordered by the reranker; the others
+                           follow
+    feedback               the first K reranked, q_0 -> q_n by the reranker's scores,
+                           and the documents nearest to q_n; both rounds are merged
+    tour                   several short rounds of feedback, one step each
+
+The first documents may come from elsewhere, e.g. from BM25: see `Candidates`.
 
     merge           documents of both rounds                     calls of the reranker
     second          those nearest to q_n, by inner product       K
@@ -43,6 +46,22 @@ _RRF = 60.0
 Update = Callable[[np.ndarray, np.ndarray, np.ndarray], refit.RefitResult]
 
 
+class Candidates(NamedTuple):
+    """The first documents of each query by another first stage than the index.
+
+    Attributes:
+        rows: i64[Q, N], row numbers of the index, best first. N is at least the number
+            of documents that are reranked, and the depth of a ranking, or all there
+            are.
+        scores: f32[Q, N], falling.
+        seconds: what finding them took.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+    seconds: float = 0.0
+
+
 class Answer(NamedTuple):
     """Rankings of queries.
 
@@ -61,7 +80,9 @@ class Answer(NamedTuple):
     seconds: dict[str, float]
 
 
-def first(index: index_lib.Index, queries: np.ndarray, *, depth: int = 100) -> Answer:
+def retrieve(
+    index: index_lib.Index, queries: np.ndarray, *, depth: int = 100
+) -> Answer:
     """The nearest documents, without a reranker.
 
     Args:
@@ -77,31 +98,33 @@ def first(index: index_lib.Index, queries: np.ndarray, *, depth: int = 100) -> A
     return Answer(rows, scores, _vectors(queries), none, watch.seconds)
 
 
-def reranked(
+def retrieve_and_rerank(
     index: index_lib.Index,
     queries: np.ndarray,
     reranker: rerank.Reranker,
     *,
     pool: int = 100,
     depth: int = 100,
+    candidates: Candidates | None = None,
 ) -> Answer:
     """The nearest `pool` documents in the reranker's order, then the next nearest.
 
     Args:
-        index, queries, depth: as for `first`.
+        index, queries, depth: as for `retrieve`.
         reranker: see `rerank`.
         pool: how many documents it orders.
+        candidates: instead of the nearest documents.
 
     Raises:
         UserError: a score that is not a number (names query and document).
     """
-    watch, ask = _Watch(), _Asked(index, reranker, len(queries))
+    watch, ask = _Watch(candidates), _CountingReranker(index, reranker, len(queries))
     with watch("retrieve"):
-        _, rows = index.search_rows(queries, max(pool, depth))
+        rows = _first_rows(index, queries, max(pool, depth), candidates)
     with watch("rerank"):
         scores = ask(0, rows[:, :pool])
     ranked = [
-        _ranking(rows[i, :pool], scores[i], rows[i], depth) for i in range(len(rows))
+        _rank(rows[i, :pool], scores[i], rows[i], depth) for i in range(len(rows))
     ]
     return _answer(ranked, _vectors(queries), ask.counts, watch)
 
@@ -116,11 +139,13 @@ def feedback(
     k: int = 100,
     depth: int = 100,
     batch: int = 64,
+    candidates: Candidates | None = None,
 ) -> Answer:
     """Two rounds: the reranker's scores of the first one change the queries.
 
     Args:
-        index, queries, reranker, depth: as for `reranked`.
+        index, queries, reranker, depth, candidates: as for `retrieve_and_rerank`; the
+            second round always searches the index.
         update: makes new queries, e.g. `refit_queries` with `functools.partial`.
             Encoders of unit length want `relative=True` there.
         merge: one of MERGES.
@@ -128,7 +153,7 @@ def feedback(
         batch: queries at a time; bounds the memory, and is the one compiled shape.
 
     Raises:
-        UserError: as `reranked`; an unknown merge; a batch or k below 1.
+        UserError: as `retrieve_and_rerank`; an unknown merge; a batch or k below 1.
 
     >>> index = index_lib.Index(np.eye(3))
     >>> likes = np.array([0.0, 0.0, 9.0])
@@ -141,16 +166,16 @@ def feedback(
         raise errors.UserError(f"merge {merge!r}; use one of {', '.join(MERGES)}")
     if batch < 1:
         raise errors.UserError(f"batch {batch}; use 1 or more")
-    watch, ask = _Watch(), _Asked(index, reranker, len(queries))
+    watch, ask = _Watch(candidates), _CountingReranker(index, reranker, len(queries))
     ranked, moved = [], []
     for start in range(0, len(queries), batch):
         some = _vectors(queries[start : start + batch])
         with watch("retrieve"):
-            _, rows = index.search_rows(some, k)
+            rows = _first_rows(index, some, k, candidates, start)
         with watch("rerank"):
             scores = ask(start, rows)
         with watch("distil"):
-            new = _updated(update, some, index.take(rows), scores, batch)
+            new = _update_queries(update, some, index.take(rows), scores, batch)
         with watch("retrieve_again"):
             near, again = index.search_rows(new, max(k, depth))
         moved.append(new)
@@ -158,11 +183,11 @@ def feedback(
             if merge == "second":
                 ranked.append((again[i, :depth], near[i, :depth]))
             elif merge == "rrf":
-                ranked.append(_fused(rows[i], scores[i], again[i], depth))
+                ranked.append(_rank_fusion(rows[i], scores[i], again[i], depth))
         if merge == "union_rerank":
             with watch("rerank"):
-                ranked += _united(ask, start, rows, scores, again, k, depth)
-    return _answer(ranked, _joined(moved, queries), ask.counts, watch)
+                ranked += _rank_union(ask, start, rows, scores, again, k, depth)
+    return _answer(ranked, _concatenate(moved, queries), ask.counts, watch)
 
 
 def tour(
@@ -175,21 +200,22 @@ def tour(
     k: int = 10,
     depth: int = 100,
     learning_rate: float = 1.2,
+    candidates: Candidates | None = None,
 ) -> Answer:
     """TouR: `turns` times retrieve k, rerank, one step; then all that was reranked.
 
     Args:
-        index, queries, reranker, depth: as for `reranked`.
+        index, queries, reranker, depth, candidates: as for `feedback`.
         form: "hard" or "soft"; see `feedback.tour_queries`.
         turns, k, learning_rate: of the released loop.
 
     Returns:
         What the reranker read, in its order; then the nearest to the last queries.
     """
-    watch, ask = _Watch(), _Asked(index, reranker, len(queries))
+    watch, ask = _Watch(candidates), _CountingReranker(index, reranker, len(queries))
     current, previous = _vectors(queries), None
     with watch("retrieve"):
-        _, rows = index.search_rows(current, k)
+        rows = _first_rows(index, current, k, candidates)
     seen: list[dict[int, float]] = [{} for _ in current]
     for turn in range(turns):
         with watch("rerank"):
@@ -197,16 +223,16 @@ def tour(
         for known, some, values in zip(seen, rows, scores, strict=True):
             known.update(zip(some.tolist(), values.tolist(), strict=True))
         with watch("distil"):
-            found = feedback_lib.tour_queries(
+            step = feedback_lib.tour_queries(
                 current, index.take(rows), scores, form=form, turn=turn, turns=turns,
                 previous=previous, learning_rate=learning_rate,
             )  # fmt: skip
-            previous, current = current, np.asarray(found.queries)
+            previous, current = current, np.asarray(step.queries)
         with watch("retrieve_again"):
             _, nearest = index.search_rows(current, max(k, depth))
         rows = nearest[:, :k]
     ranked = [
-        _ranking(np.array([*known]), np.array([*known.values()]), nearest[i], depth)
+        _rank(np.array([*known]), np.array([*known.values()]), nearest[i], depth)
         for i, known in enumerate(seen)
     ]
     return _answer(ranked, current, ask.counts, watch)
@@ -215,8 +241,10 @@ def tour(
 class _Watch:
     """Seconds by stage; `with watch(stage)` adds to them."""
 
-    def __init__(self):
+    def __init__(self, candidates: Candidates | None = None):
         self.seconds = dict.fromkeys(STAGES, 0.0)
+        if candidates is not None:
+            self.seconds["retrieve"] = candidates.seconds
 
     def __call__(self, stage: str) -> "_Watch":
         self._stage, self._started = stage, time.perf_counter()
@@ -228,7 +256,7 @@ class _Watch:
         self.seconds[self._stage] += time.perf_counter() - self._started
 
 
-class _Asked:
+class _CountingReranker:
     """The reranker, asked about rows of a batch of queries; no pair twice."""
 
     def __init__(self, index, reranker, count):
@@ -251,14 +279,14 @@ class _Asked:
             self._refuse(scores, query, row)
             for (i, document), score in zip(new, scores.tolist(), strict=True):
                 self._known[i][document] = score
-        found = np.array([self._known[i][document] for i, document in pairs], "f4")
-        return found.reshape(np.shape(rows)) if isinstance(rows, np.ndarray) else found
+        flat = np.array([self._known[i][document] for i, document in pairs], "f4")
+        return flat.reshape(np.shape(rows)) if isinstance(rows, np.ndarray) else flat
 
     def _refuse(self, scores, query, row) -> None:
         if scores.shape != query.shape:
             raise errors.UserError(
                 f"the reranker returned shape {scores.shape} for {len(query)} pairs; "
-                "return one score a pair"
+                "return one score per pair"
             )
         if len(bad := np.flatnonzero(~np.isfinite(scores))):
             raise errors.UserError(
@@ -267,7 +295,18 @@ class _Asked:
             )
 
 
-def _updated(update, queries, candidates, scores, batch) -> np.ndarray:
+def _first_rows(index, queries, count, candidates, start=0) -> np.ndarray:
+    """The first `count` documents of queries that begin at number `start`."""
+    if candidates is None:
+        return index.search_rows(queries, count)[1]
+    if candidates.rows.shape[1] < min(count, len(index)):
+        raise errors.UserError(
+            f"{candidates.rows.shape[1]} candidates per query; give {count}"
+        )
+    return np.asarray(candidates.rows[start : start + len(queries), :count])
+
+
+def _update_queries(update, queries, candidates, scores, batch) -> np.ndarray:
     """New queries; a short batch is filled up, so that nothing is compiled again."""
     missing = batch - len(queries)
     given = [
@@ -277,7 +316,7 @@ def _updated(update, queries, candidates, scores, batch) -> np.ndarray:
     return np.asarray(update(*given).queries[: len(queries)], np.float32)
 
 
-def _united(ask, start, rows, scores, again, k, depth):
+def _rank_union(ask, start, rows, scores, again, k, depth):
     """The rankings of a batch by `union_rerank`."""
     fresh = [
         after[~np.isin(after, before)]
@@ -285,7 +324,7 @@ def _united(ask, start, rows, scores, again, k, depth):
     ]
     told = np.split(ask(start, fresh), np.cumsum([len(x) for x in fresh])[:-1])
     return [
-        _ranking(
+        _rank(
             np.concatenate([rows[i], fresh[i]]),
             np.concatenate([scores[i], told[i]]),
             again[i],
@@ -295,7 +334,7 @@ def _united(ask, start, rows, scores, again, k, depth):
     ]
 
 
-def _ranking(rows, scores, rest, depth):
+def _rank(rows, scores, rest, depth):
     """(rows, scores): by score, equal ones as they come; then the rest in its order."""
     order = np.argsort(-scores, kind="stable")
     rows, scores = rows[order], scores[order].astype(np.float32)
@@ -305,7 +344,7 @@ def _ranking(rows, scores, rest, depth):
     return np.concatenate([rows, left])[:depth], np.concatenate([scores, below])[:depth]
 
 
-def _fused(rows, scores, again, depth):
+def _rank_fusion(rows, scores, again, depth):
     """(rows, scores) by reciprocal ranks of the reranked and of the second round."""
     total: dict[int, float] = {}
     for ranked in (rows[np.argsort(-scores, kind="stable")], again):
@@ -327,5 +366,5 @@ def _vectors(queries) -> np.ndarray:
     return np.asarray(queries, np.float32)
 
 
-def _joined(parts, queries) -> np.ndarray:
+def _concatenate(parts, queries) -> np.ndarray:
     return np.concatenate(parts) if parts else _vectors(queries)

@@ -7,7 +7,7 @@
 
 Scores are inner products in f32: cosines where encoder and queries are of unit length.
 The index does not care what made the vectors. How the search works: `topk`; how files
-look: `stored`.
+look: `index_files`.
 """
 
 import pathlib
@@ -38,8 +38,8 @@ class Index:
         made_from: what `build` was told of the vectors' origin.
 
     Raises:
-        UserError: vectors that are no such array, one that is not finite (names it), or
-            ids that do not fit.
+        UserError: vectors that are not such an array, one that is not finite (names
+            it), or ids that do not fit.
 
     >>> index = Index(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), ["a", "b", "c"])
     >>> scores, ids = index.search(np.array([[2.0, 1.0]]), 3)
@@ -64,7 +64,7 @@ class Index:
         self._set(
             index_files.Stored(rows, checked, index_files.largest(rows), {}), mesh
         )
-        self._blocks = list(topk.placed_blocks(rows, mesh))
+        self._blocks = list(topk.place_blocks(rows, mesh))
 
     @classmethod
     def build(
@@ -140,16 +140,16 @@ class Index:
             mesh: as for `Index`.
 
         Raises:
-            UserError: no index, an unfinished or a damaged one.
+            UserError: not an index, an unfinished or a damaged one.
         """
         index = cls.__new__(cls)
         index._set(index_files.read(folder, verify=verify), mesh)
         return index
 
-    def _set(self, held: index_files.Stored, mesh: Mesh | None) -> None:
-        self._vectors, self._largest, self._mesh = held.vectors, held.largest, mesh
-        self.made_from = held.made_from
-        self.ids = np.arange(len(held.vectors)) if held.ids is None else held.ids
+    def _set(self, files: index_files.Stored, mesh: Mesh | None) -> None:
+        self._vectors, self._largest, self._mesh = files.vectors, files.largest, mesh
+        self.made_from = files.made_from
+        self.ids = np.arange(len(files.vectors)) if files.ids is None else files.ids
         self._blocks: list | None = None  # None: placed anew at each search
 
     def __len__(self) -> int:
@@ -185,19 +185,19 @@ class Index:
 
     def search_rows(self, queries: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
         """`search` with row numbers, i32[Q, k], instead of ids: what `take` takes."""
-        queries = self._checked(queries)
+        queries = self._check_queries(queries)
         if k < 1:
             raise errors.UserError(f"k {k}; use 1 or more")
         blocks = self._blocks
         if blocks is None:
-            blocks = topk.placed_blocks(self._vectors, self._mesh)
+            blocks = topk.place_blocks(self._vectors, self._mesh)
         return topk.top_k(queries, blocks, k, self._mesh)
 
     def take(self, rows: Any) -> np.ndarray:
         """Vectors by row number: f32[..., dim] of integers [...]."""
         return np.asarray(self._vectors[np.asarray(rows)], np.float32)
 
-    def _checked(self, queries):
+    def _check_queries(self, queries):
         given = np.shape(queries)
         if len(given) != 2 or given[1] != self.dim:
             raise errors.UserError(

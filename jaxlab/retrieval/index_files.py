@@ -1,7 +1,7 @@
 """An index on disk: vectors as they are in memory, ids, and a description.
 
     vectors.bin    rows x dim numbers, little-endian f32 or bf16, no header
-    ids.jsonl      one id a line, strings or whole numbers; absent where rows are ids
+    ids.jsonl      one id per line, strings or whole numbers; absent where rows are ids
     index.json     rows, dim, dtype, checksums, what the vectors were made from
 
 While an index is built its files are called *.part, and building.json says how many
@@ -70,12 +70,12 @@ def build(
         "made_from": json.loads(json.dumps(dict(made_from or {}))),
         "ids": None if lines is None else _summary(lines),
     }
-    state = _resumed(folder, header)
+    state = _resume(folder, header)
     part = folder / f"{_VECTORS}.part"
     with part.open("r+b" if part.exists() else "wb") as file:
         total = None if ids is None else len(ids)
-        rest = _rest(batches, state["rows"])
-        state = _grown(file, rest, state, total, record=folder / _BUILDING)
+        rest = _skip_rows(batches, state["rows"])
+        state = _append_rows(file, rest, state, total, record=folder / _BUILDING)
     if lines is not None:
         (folder / f"{_IDS}.part").write_bytes(lines)
     report.write_json(folder / f"{_INDEX}.part", state)
@@ -93,7 +93,7 @@ def append(
 ) -> None:
     """Adds rows to an index; see `Index.append`."""
     folder = pathlib.Path(folder)
-    state, old = _description(folder), read(folder).ids
+    state, old = _read_description(folder), read(folder).ids
     if (ids is None) != (old is None):
         fix = "has no ids; give none" if old is None else "has ids; give as many"
         raise errors.UserError(f"{folder} {fix}")
@@ -102,7 +102,7 @@ def append(
         as_ids([*old, *ids])
         lines, total = _id_lines(as_ids(ids)), state["rows"] + len(ids)
     with (folder / _VECTORS).open("r+b") as file:
-        state = _grown(file, batches, state, total)
+        state = _append_rows(file, batches, state, total)
     if lines is not None:
         with (folder / _IDS).open("r+b") as file:
             file.truncate(state["ids"]["bytes"])
@@ -115,14 +115,14 @@ def append(
 def read(folder: str | pathlib.Path, *, verify: bool = False) -> Stored:
     """Maps an index; see `Index.open`."""
     folder = pathlib.Path(folder)
-    state = _description(folder)
+    state = _read_description(folder)
     shape, path = (state["rows"], state["dim"]), folder / _VECTORS
     size = _row_bytes(state) * state["rows"]
     if not path.is_file() or path.stat().st_size < size:
         raise errors.UserError(
             f"{path} is shorter than its {state['rows']} rows; build the index again"
         )
-    if verify and _crc_of(path, size) != state["crc32"]:
+    if verify and _crc32(path, size) != state["crc32"]:
         raise errors.UserError(
             f"{path} does not match its checksum; build the index again"
         )
@@ -161,7 +161,7 @@ def as_rows(batch: Any, dtype: Any, first: int = 0) -> np.ndarray:
     return rows
 
 
-def _grown(file, batches, state, total, record=None) -> dict[str, Any]:
+def _append_rows(file, batches, state, total, record=None) -> dict[str, Any]:
     """Writes batches behind the rows of `state`, recorded after each; the new state."""
     file.truncate(state["rows"] * _row_bytes(state))
     file.seek(0, os.SEEK_END)
@@ -188,7 +188,7 @@ def _grown(file, batches, state, total, record=None) -> dict[str, Any]:
         }
         if record is not None:
             report.write_json(record, state)
-    _check_complete(state, total)
+    _refuse_incomplete(state, total)
     return state
 
 
@@ -197,7 +197,7 @@ def largest(rows: np.ndarray) -> float:
     return float(max(rows.max(), -rows.min())) if rows.size else 0.0
 
 
-def _rest(batches: Batches, done: int) -> Iterator[np.ndarray]:
+def _skip_rows(batches: Batches, done: int) -> Iterator[np.ndarray]:
     if callable(batches):
         yield from batches(done)
         return
@@ -208,7 +208,7 @@ def _rest(batches: Batches, done: int) -> Iterator[np.ndarray]:
             yield batch[skipped:]
 
 
-def _resumed(folder, header) -> dict[str, Any]:
+def _resume(folder, header) -> dict[str, Any]:
     """The state of an interrupted build of the same index, or that of a new one."""
     path, part = folder / _BUILDING, folder / f"{_VECTORS}.part"
     if not (path.exists() and part.exists()):
@@ -220,7 +220,7 @@ def _resumed(folder, header) -> dict[str, Any]:
             f"{folder} holds an unfinished index with other {', '.join(other)}; "
             f"remove {path.name} there to start anew"
         )
-    if _crc_of(part, state["rows"] * _row_bytes(state)) != state["crc32"]:
+    if _crc32(part, state["rows"] * _row_bytes(state)) != state["crc32"]:
         raise errors.UserError(
             f"{part} does not match its checksum; remove {path.name} there to start "
             "anew"
@@ -228,7 +228,7 @@ def _resumed(folder, header) -> dict[str, Any]:
     return state
 
 
-def _check_complete(state, total) -> None:
+def _refuse_incomplete(state, total) -> None:
     if not state["dim"]:
         raise errors.UserError("no vectors were given; give at least one batch")
     if total is not None and state["rows"] != total:
@@ -239,7 +239,7 @@ def _row_bytes(state) -> int:
     return state["dim"] * jnp.dtype(state["dtype"]).itemsize
 
 
-def _description(folder) -> dict[str, Any]:
+def _read_description(folder) -> dict[str, Any]:
     path = folder / _INDEX
     if not path.is_file():
         fix = "was not finished; build it again, it goes on"
@@ -255,7 +255,7 @@ def _description(folder) -> dict[str, Any]:
     raise errors.UserError(f"{path} is damaged or newer than this; build it again")
 
 
-def _crc_of(path, size) -> int | None:
+def _crc32(path, size) -> int | None:
     """Checksum of the first `size` bytes; None of a file that is shorter."""
     value = 0
     with path.open("rb") as file:

@@ -64,11 +64,11 @@ def evaluate(qrels: Qrels, run: Run, metrics: Sequence[str] = DEFAULT) -> Evalua
         UserError: an unknown metric, no judged query, none of them in the run, or a
             score that is NaN.
 
-    >>> found = evaluate({"q": {"a": 1, "b": 2}}, {"q": {"c": 3, "a": 2}}, ["map@5"])
-    >>> found.means
+    >>> qrels, run = {"q": {"a": 1, "b": 2}}, {"q": {"c": 3, "a": 2}}
+    >>> evaluate(qrels, run, ["map@5"]).means
     {'map@5': 0.25}
     """
-    parsed = {name: _parsed(name) for name in metrics}
+    parsed = {name: _parse(name) for name in metrics}
     judged = {query: judgments for query, judgments in qrels.items() if judgments}
     missing = tuple(query for query in judged if query not in run)
     if len(missing) == len(judged):
@@ -141,14 +141,14 @@ def as_run(
     >>> as_run(["q"], np.array([[0.5, 0.25]], np.float32), np.array([[7, 3]]))
     {'q': {'7': 0.5, '3': 0.25}}
     """
-    found = zip(queries, np.asarray(scores), np.asarray(ids), strict=True)
+    rankings = zip(queries, np.asarray(scores), np.asarray(ids), strict=True)
     return {
-        query: {str(x): float(s) for x, s in zip(some, row, strict=True)}
-        for query, row, some in found
+        query: {str(x): float(s) for x, s in zip(documents, values, strict=True)}
+        for query, values, documents in rankings
     }
 
 
-def _parsed(name):
+def _parse(name):
     match = _METRIC.fullmatch(name)
     if match is None:
         raise errors.UserError(

@@ -102,7 +102,7 @@ def refit_queries(
     Array([[0.95, 0.95]], dtype=float32)
     """
     queries, candidates, teacher_scores = (
-        _owned(x) for x in (queries, candidates, teacher_scores)
+        _own(x) for x in (queries, candidates, teacher_scores)
     )
     _check_shapes(queries, candidates, teacher_scores, where)
     query_distillation.check_options(direction, loss, teacher_temperature)
@@ -124,7 +124,7 @@ def refit_queries(
         queries,
         candidates,
         teacher_scores,
-        None if where is None else _owned(where),
+        None if where is None else _own(where),
         student_scale,
         {
             "learning_rate": learning_rate,
@@ -137,11 +137,11 @@ def refit_queries(
         direction=direction,
         loss=loss,
         relative=relative,
-        in_turn=_on_one_cpu(queries),
+        one_by_one=_on_one_cpu(queries),
     )
 
 
-def _owned(array):
+def _own(array):
     # asarray may borrow numpy's memory, which the caller is free to overwrite while
     # the device still works.
     return array if isinstance(array, jax.Array) else jnp.array(array)
@@ -167,7 +167,7 @@ def _on_one_cpu(queries):
         "direction",
         "loss",
         "relative",
-        "in_turn",
+        "one_by_one",
     ),
 )
 def _refit(
@@ -179,7 +179,7 @@ def _refit(
     numbers,
     *,
     optimizer,
-    in_turn,
+    one_by_one,
     **options,
 ):
     if optimizer is None:
@@ -191,7 +191,7 @@ def _refit(
         **options,
     )
     given = queries, candidates, teacher_scores, where, student_scale
-    if in_turn:
+    if one_by_one:
         return jax.lax.map(lambda row: one(*row), given)
     return jax.vmap(one)(*given)
 

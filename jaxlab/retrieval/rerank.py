@@ -1,10 +1,10 @@
-"""What a reranker said, kept: no pair of query and document is scored twice.
+"""A reranker's scores, cached: no pair of query and document is scored twice.
 
 A reranker is any function of equally long arrays
 
     score(queries i64[P], rows i64[P]) -> f32[P]            higher is better
 
-of query numbers and row numbers of an index. `Remembered` is one again: it asks for
+of query numbers and row numbers of an index. `CachedReranker` is one again: it asks for
 what it does not know, keeps the answers with what each cost, and in a file if it is
 given one, so that a run which was killed goes on, and methods that are compared pay for
 the same pair once and are charged for it each.
@@ -27,13 +27,13 @@ _RECORD = np.dtype(
 _MAGIC = b"jaxlab scores 1\n"
 
 
-class Remembered:
-    """A reranker that keeps what it was told.
+class CachedReranker:
+    """A reranker that scores each pair once and keeps the score.
 
     Args:
         score: the reranker itself.
         path: of the file that keeps the answers; None keeps them in memory only.
-        made_from: what the answers depend on (models, texts), at most a line; a file
+        made_from: what the answers depend on (models, texts), at most one line; a file
             of something else is refused.
         at_once: pairs that are asked for in one call, and kept together.
         progress: called with (pairs done, pairs of this call).
@@ -43,7 +43,7 @@ class Remembered:
         seconds: what those cost when they were scored.
 
     Raises:
-        UserError: a file that is none of these, or of something else.
+        UserError: not a file of scores, or one of something else.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class Remembered:
             self._ask(new[start : start + self._at_once])
             if self._progress is not None:
                 self._progress(min(start + self._at_once, len(new)), len(new))
-        found = np.array([self._known[pair] for pair in pairs], np.float64)
-        found = found.reshape(-1, 2)
+        answers = np.array([self._known[pair] for pair in pairs], np.float64)
+        scores, seconds = answers.reshape(-1, 2).T
         self.pairs += len(pairs)
-        self.seconds += float(found[:, 1].sum())
-        return found[:, 0].astype(np.float32)
+        self.seconds += float(seconds.sum())
+        return scores.astype(np.float32)
 
     def _ask(self, pairs) -> None:
         queries, rows = np.array(pairs, np.int64).T
@@ -86,7 +86,7 @@ class Remembered:
         if scores.shape != (len(pairs),):
             raise errors.UserError(
                 f"the reranker returned shape {scores.shape} for {len(pairs)} pairs; "
-                "return one score a pair"
+                "return one score per pair"
             )
         records = np.zeros(len(pairs), _RECORD)
         records["query"], records["row"] = queries, rows
@@ -94,9 +94,9 @@ class Remembered:
         if self._path is not None:
             with open(self._path, "ab") as file:
                 file.write(records.tobytes())
-        self._keep(records)
+        self._remember(records)
 
-    def _keep(self, records) -> None:
+    def _remember(self, records) -> None:
         columns = [records[name].tolist() for name in records.dtype.names]
         for query, row, score, seconds in zip(*columns, strict=True):
             self._known[query, row] = score, seconds
@@ -116,4 +116,4 @@ class Remembered:
         if end < len(content):  # killed while it wrote
             with open(self._path, "r+b") as file:
                 file.truncate(end)
-        self._keep(np.frombuffer(content[len(header) : end], _RECORD))
+        self._remember(np.frombuffer(content[len(header) : end], _RECORD))

@@ -1,6 +1,6 @@
 """Exact top-k of inner products, in memory that is bounded by a block of the corpus.
 
-    scores = queries vectors^T, in f32; the k largest a query, equal ones by lower row
+    scores = queries vectors^T, in f32; the k largest per query, equal ones by lower row
 
 Two levels: a row of scores is cut into groups of neighbours, `top_k` over the groups'
 maxima picks k groups, and `top_k` over what they hold picks the k scores. That is
@@ -10,7 +10,7 @@ after the other and merged into the best so far; on several devices each searche
 rows of a block, and their candidates are merged.
 
 `lax.top_k` sees f32 only: of bf16 and of integers XLA:CPU sorts all, a hundred times as
-slow. Vectors kept in bf16 are widened a block at a time, which is exact.
+slow. Vectors in bf16 are widened a block at a time, which is exact.
 
 Scores must be finite: NaN would come first. `retrieval.Index` sees to that.
 """
@@ -59,7 +59,7 @@ def block_rows(rows: int, dim: int) -> int:
     return -(-max(rows, 1) // count // 64) * 64
 
 
-def placed_blocks(
+def place_blocks(
     vectors: np.ndarray, mesh: Mesh | None = None, *, rows: int | None = None
 ) -> Iterator[tuple]:
     """(first row, number of rows, block on the device or devices), one at a time.
@@ -91,13 +91,13 @@ def top_k(
     """The k best rows of each query.
 
     Queries are taken in equal parts of at most 256, and up to 16 parts by one program:
-    the system clears the memory of the scores once a program, which for 1,000 queries
+    the system clears the memory of the scores once per program, which for 1,000 queries
     and 100,000 rows would otherwise be a quarter of all time. Few programs are
     compiled for one corpus and k: parts are a power of 2, or a multiple of 8 above 128.
 
     Args:
         queries: f32[Q, dim].
-        blocks: of `placed_blocks`, in order.
+        blocks: of `place_blocks`, in order.
         k: at least 1; of fewer rows, all are returned.
         mesh: that the blocks were placed on.
 
@@ -105,7 +105,7 @@ def top_k(
         Arrays of numpy, [Q, min(k, rows)].
 
     >>> vectors = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 0.0]], np.float32)
-    >>> best = top_k(np.eye(2, dtype=np.float32), placed_blocks(vectors), 2)
+    >>> best = top_k(np.eye(2, dtype=np.float32), place_blocks(vectors), 2)
     >>> best.rows.tolist(), best.scores.tolist()
     ([[0, 2], [1, 0]], [[1.0, 1.0], [2.0, 0.0]])
     """
@@ -115,9 +115,11 @@ def top_k(
     for first, count, block in blocks:
         jax.block_until_ready(best)  # or blocks of a mapped file would pile up
         block = block.astype(jnp.float32)
-        new = [_of_block(*call, block, first, count, k=k, mesh=mesh) for call in calls]
+        new = [
+            _search_block(*call, block, first, count, k=k, mesh=mesh) for call in calls
+        ]
         pairs = zip(best, new, strict=True) if best else ()
-        best = [_merged(a, b, k=k) for a, b in pairs] or new
+        best = [_merge(a, b, k=k) for a, b in pairs] or new
         total = first + count  # rows of zeros that fill up a mesh are not returned
     if not best:
         shape = (len(queries), 0)
@@ -148,42 +150,42 @@ def _calls(queries: np.ndarray) -> list[tuple[jax.Array, int]]:
 
 
 @functools.partial(jax.jit, static_argnames=("k", "mesh"))
-def _of_block(queries, parts, block, first, count, *, k, mesh):
+def _search_block(queries, parts, block, first, count, *, k, mesh):
     """Best[P S, k] of one block whose first row is the corpus's `first`."""
     if mesh is None:
-        best = _of_parts(queries, parts, block, k)
+        best = _search_parts(queries, parts, block, k)
         return Best(best.scores, best.rows + first)
     axes = mesh.axis_names
 
     def local(queries, parts, block, first, count):
         before = jax.lax.axis_index(axes) * len(block)
         is_row = before + jnp.arange(len(block)) < count
-        best = _of_parts(queries, parts, block, k, is_row, axes)
+        best = _search_parts(queries, parts, block, k, is_row, axes)
         return Best(best.scores, best.rows + before + first)
 
-    found = jax.shard_map(
+    best = jax.shard_map(
         local,
         mesh=mesh,
         in_specs=(P(), P(), P(axes), P(), P()),
         out_specs=P(None, axes),
     )(queries, parts, block, first, count)
-    return _top(found, k)
+    return _top(best, k)
 
 
-def _of_parts(queries, parts, block, k, is_row=None, axes=()):
+def _search_parts(queries, parts, block, k, is_row=None, axes=()):
     """Best[P S, k], the first `parts` of P parts filled; on the mesh's `axes`."""
 
-    def filled(i, best):
+    def fill_part(i, best):
         scores = _scores(queries[i], block)
         if is_row is not None:
             scores = jnp.where(is_row[None], scores, -jnp.inf)
-        found = _selected(scores, k)
-        return jax.tree.map(lambda every, one: every.at[i].set(one), best, found)
+        part = _select(scores, k)
+        return jax.tree.map(lambda every, one: every.at[i].set(one), best, part)
 
     shape = (*queries.shape[:2], min(k, len(block)))
     empty = Best(jnp.zeros(shape), jnp.zeros(shape, jnp.int32))
     empty = jax.lax.pcast(empty, axes, to="varying")
-    best = jax.lax.fori_loop(0, parts, filled, empty)
+    best = jax.lax.fori_loop(0, parts, fill_part, empty)
     return jax.tree.map(lambda x: x.reshape(-1, shape[-1]), best)
 
 
@@ -192,7 +194,7 @@ def _scores(queries, block):
     return jnp.einsum("qd,nd->qn", queries, block, precision=highest)
 
 
-def _selected(scores, k):
+def _select(scores, k):
     """Best of [Q, N] in two levels; all of them where N < k."""
     queries, count = scores.shape
     k, group = min(k, count), _group_size(count, k)
@@ -202,12 +204,14 @@ def _selected(scores, k):
     leaders = jnp.max(scores[:, :whole].reshape(queries, -1, group), axis=-1)
     _, groups = _largest(leaders, k)
     starts = jnp.sort(groups, axis=1) * group  # row order: ties go to the lower row
-    kept = jax.vmap(_slices, (0, 0, None))(scores, starts, group)
-    candidates = jnp.concatenate([kept.reshape(queries, -1), scores[:, whole:]], axis=1)
-    best, places = _largest(candidates, k)
-    chosen = jnp.minimum(places // group, k - 1)
-    inside = jnp.take_along_axis(starts, chosen, axis=1) + places % group
-    rows = jnp.where(places < k * group, inside, places - k * group + whole)
+    inside_groups = jax.vmap(_slices, (0, 0, None))(scores, starts, group)
+    candidates = jnp.concatenate(
+        [inside_groups.reshape(queries, -1), scores[:, whole:]], axis=1
+    )
+    best, positions = _largest(candidates, k)
+    chosen = jnp.minimum(positions // group, k - 1)
+    inside = jnp.take_along_axis(starts, chosen, axis=1) + positions % group
+    rows = jnp.where(positions < k * group, inside, positions - k * group + whole)
     return Best(best, rows)
 
 
@@ -226,12 +230,12 @@ def _slices(row, starts, size):
 
 
 @functools.partial(jax.jit, static_argnames="k")
-def _merged(a, b, *, k):
+def _merge(a, b, *, k):
     """Best of two; of equal scores those of `a`, whose rows are lower."""
     both = (jnp.concatenate(x, axis=1) for x in zip(a, b, strict=True))
     return _top(Best(*both), k)
 
 
-def _top(found, k):
-    scores, places = jax.lax.top_k(found.scores, min(k, found.scores.shape[1]))
-    return Best(scores, jnp.take_along_axis(found.rows, places, axis=1))
+def _top(best, k):
+    scores, positions = jax.lax.top_k(best.scores, min(k, best.scores.shape[1]))
+    return Best(scores, jnp.take_along_axis(best.rows, positions, axis=1))

@@ -59,7 +59,9 @@ def found_share(answer, reranker, depth=20):
 
 def test_feedback_finds_what_a_larger_pool_does_not():
     index, queries, reranker = problem()
-    pool = feedback_loop.reranked(index, queries, reranker, pool=60, depth=30)
+    pool = feedback_loop.retrieve_and_rerank(
+        index, queries, reranker, pool=60, depth=30
+    )
     answer = feedback_loop.feedback(
         index, queries, reranker, update=relative, k=30, depth=30
     )
@@ -169,9 +171,11 @@ def test_duplicates_and_vectors_of_zeros_are_ranked_once_each():
 def test_a_score_that_is_no_number_names_query_and_document():
     index, queries, _ = problem()
     with pytest.raises(errors.UserError, match=r"gave nan for query 0 and document \d"):
-        feedback_loop.reranked(index, queries, lambda q, r: np.full(len(q), np.nan))
+        feedback_loop.retrieve_and_rerank(
+            index, queries, lambda q, r: np.full(len(q), np.nan)
+        )
     with pytest.raises(errors.UserError, match=r"shape \(1,\) for 2000 pairs"):
-        feedback_loop.reranked(index, queries, lambda q, r: np.zeros(1))
+        feedback_loop.retrieve_and_rerank(index, queries, lambda q, r: np.zeros(1))
     with pytest.raises(errors.UserError, match="use one of union_rerank"):
         feedback_loop.feedback(index, queries, lambda q, r: q, merge="best")
 
@@ -186,25 +190,25 @@ def test_kept_scores_survive_a_kill_in_the_middle_of_a_record(tmp_path):
         asked.append(len(queries))
         return queries + rows / 8
 
-    first = rerank.Remembered(score, path, made_from="one", at_once=3)
+    first = rerank.CachedReranker(score, path, made_from="one", at_once=3)
     queries, rows = np.arange(6), np.arange(6)[::-1]
     expected = first(queries, rows)
     path.write_bytes(path.read_bytes()[:-5])
-    again = rerank.Remembered(score, path, made_from="one")
+    again = rerank.CachedReranker(score, path, made_from="one")
     np.testing.assert_array_equal(again(queries, rows), expected)
     assert asked == [3, 3, 1]
     assert again.pairs == 6
     assert again.seconds > 0
-    third = rerank.Remembered(score, path, made_from="one")
+    third = rerank.CachedReranker(score, path, made_from="one")
     np.testing.assert_array_equal(third(queries, rows), expected)
     assert asked == [3, 3, 1]
     with pytest.raises(errors.UserError, match="other models or texts"):
-        rerank.Remembered(score, path, made_from="two")
+        rerank.CachedReranker(score, path, made_from="two")
 
 
 def test_a_pair_that_comes_twice_is_asked_once_and_charged_twice():
     asked = []
-    kept = rerank.Remembered(lambda q, r: asked.append(len(q)) or np.ones(len(q)))
+    kept = rerank.CachedReranker(lambda q, r: asked.append(len(q)) or np.ones(len(q)))
     assert kept(np.array([1, 1, 2]), np.array([0, 0, 0])).tolist() == [1, 1, 1]
     assert asked == [2]
     assert kept.pairs == 3
@@ -226,7 +230,7 @@ def test_a_comparison_writes_runs_measures_and_a_page(tmp_path):
     chosen = comparison.Settings(
         k=20, depth=20, learning_rate=0.05, updates=(0, 10), feedback=(5, 20)
     )
-    kept = rerank.Remembered(reranker)
+    kept = rerank.CachedReranker(reranker)
     outcomes = comparison.compare(index, queries, kept, chosen, tmp_path)
     assert list(outcomes) == list(comparison.ROWS)
     recall = {n: x.evaluation.means["recall@20"] for n, x in outcomes.items()}

@@ -69,7 +69,7 @@ def test_any_number_of_queries_is_answered(queries):
 @given(seeds)
 def test_blocks_are_merged_in_row_order(seed):
     vectors, queries = whole_numbers(seed, 300, 4), whole_numbers(seed + 1, 3, 4)
-    blocks = topk.placed_blocks(vectors, rows=64)  # the last one has 44
+    blocks = topk.place_blocks(vectors, rows=64)  # the last one has 44
     found = topk.top_k(queries, blocks, 50)
     scores, rows = expected(vectors, queries, 50)
     np.testing.assert_array_equal(found.rows, rows)
@@ -87,7 +87,7 @@ def test_eight_devices_find_what_one_finds(rows, k):
     assert {shard.data.shape[0] for shard in block.addressable_shards} == {
         -(-rows // 8)
     }
-    parts = topk.top_k(queries, topk.placed_blocks(vectors, mesh, rows=320), k, mesh)
+    parts = topk.top_k(queries, topk.place_blocks(vectors, mesh, rows=320), k, mesh)
     np.testing.assert_array_equal(parts.rows, expected(vectors, queries, k)[1])
 
 

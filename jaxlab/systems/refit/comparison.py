@@ -101,7 +101,7 @@ class Curves(NamedTuple):
 def compare(
     index: retrieval.Index,
     queries: Queries,
-    reranker: rerank.Remembered,
+    reranker: rerank.CachedReranker,
     settings: Settings,
     workdir: pathlib.Path,
     *,
@@ -225,12 +225,14 @@ def _two_rounds(index, vectors, reranker, settings, update, merge="union_rerank"
 
 
 def _first(index, vectors, reranker, settings):
-    return feedback_loop.first(index, vectors, depth=settings.depth)
+    return feedback_loop.retrieve(index, vectors, depth=settings.depth)
 
 
 def _reranked(index, vectors, reranker, settings, *, times):
     pool, depth = times * settings.k, settings.depth
-    return feedback_loop.reranked(index, vectors, reranker, pool=pool, depth=depth)
+    return feedback_loop.retrieve_and_rerank(
+        index, vectors, reranker, pool=pool, depth=depth
+    )
 
 
 def _average(index, vectors, reranker, settings):
