@@ -11,10 +11,14 @@ SUMMARY = "Search a corpus of texts, and learn from a reranker while answering"
 DETAILS = """\
 A bi-encoder makes an index of a corpus; a cross-encoder reranks what is found, and its
 scores change the query before a second search (ReFIT: Reddy et al. 2023,
-arXiv:2305.11744). Texts are BEIR's: {"_id", "title", "text"} per line. For example:
+arXiv:2305.11744). --first-stage bm25 finds the first documents by their words instead:
+a search then needs no encoder, and refit's second search is still the encoder's. Texts
+are BEIR's: {"_id", "title", "text"} per line. For example:
 
   jaxlab retrieve index runs/index --corpus corpus.jsonl --encoder MODEL
   jaxlab retrieve search runs/index --query "what is a black hole" --k 5
+  jaxlab retrieve search --first-stage bm25 --corpus corpus.jsonl \\
+      --queries queries.jsonl --run bm25.trec
   jaxlab retrieve refit runs/out --index runs/index --queries queries.jsonl \\
       --qrels qrels/test.tsv --reranker CROSS_ENCODER
   jaxlab retrieve evaluate --qrels qrels/test.tsv a.trec b.trec"""
@@ -55,7 +59,10 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("index", metavar="INDEX")
+    parser.add_argument(
+        "index", nargs="?", metavar="INDEX", help="or, with bm25, give --corpus"
+    )
+    _add_first_stage(parser)
     _add_queries(parser)
     parser.add_argument("--query", action="append", default=[], metavar="TEXT")
     parser.add_argument("--k", type=int, default=100, metavar="N")
@@ -66,6 +73,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 def _add_refit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("workdir", metavar="WORKDIR", help="gets runs and report")
     parser.add_argument("--index", required=True, metavar="INDEX")
+    _add_first_stage(parser)
     _add_queries(parser, required=True)
     parser.add_argument(
         "--reranker", required=True, metavar="MODEL", help="a cross-encoder; see above"
@@ -109,6 +117,16 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         help="recall@k, ndcg@k, mrr@k, map@k",
     )  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="write values by query there")
+
+
+def _add_first_stage(parser) -> None:
+    parser.add_argument(
+        "--first-stage",
+        choices=("encoder", "bm25"),
+        default="encoder",
+        help="what finds the first documents: the index's encoder (default), or BM25, "
+        "by their words (needs bm25s)",
+    )
 
 
 def _add_queries(parser, required=False) -> None:
@@ -167,36 +185,74 @@ def _index(args, mesh) -> None:
 
 def _search(args, mesh) -> None:
     from jaxlab.core import progress
-    from jaxlab.retrieval import formats, metrics
-    from jaxlab.systems.refit import corpus_index
+    from jaxlab.retrieval import formats
 
     watch, queries = progress.Clock(), _queries(args)
-    opened = _opened(args, mesh)
-    found = corpus_index.vectors(
-        opened.encoder, list(queries.values()), watch.meter("texts")
-    )
-    scores, ids = opened.index.search(found.vectors, args.k)
+    search = {"encoder": _search_vectors, "bm25": _search_words}[args.first_stage]
+    run, corpus = search(args, queries, mesh, watch)
     if args.run:
-        formats.write_run(args.run, metrics.as_run([*queries], scores, ids))
-        watch.say(f"{args.run}: {len(queries)} queries, {ids.shape[1]} documents each")
+        formats.write_run(args.run, run)
+        most = max(map(len, run.values()), default=0)
+        watch.say(f"{args.run}: {len(queries)} queries, {most} documents each")
         return
-    texts = dict(zip(opened.corpus.ids, opened.corpus.passages(), strict=True))
-    for text, some, values in zip(queries.values(), ids, scores, strict=True):
+    passages = dict(zip(corpus.ids, corpus.passages(), strict=True))
+    for query, text in queries.items():
         print(text)
-        for each, value in zip(some, values, strict=True):
-            print(f"  {value:7.4f}  {each}  {' '.join(texts[each].split())[:80]}")
+        for each, score in run[query].items():
+            print(f"  {score:7.4f}  {each}  {' '.join(passages[each].split())[:80]}")
+
+
+def _search_vectors(args, queries, mesh, watch):
+    """(run, corpus) by the encoder of the index."""
+    from jaxlab.retrieval import metrics
+    from jaxlab.systems.refit import corpus_index
+
+    if args.index is None:
+        raise errors.UserError(
+            "name an INDEX, or search a --corpus by its words: --first-stage bm25"
+        )
+    opened = _open_index(args, mesh)
+    texts = list(queries.values())
+    vectors = corpus_index.vectors(opened.encoder, texts, watch.meter("texts")).vectors
+    scores, ids = opened.index.search(vectors, args.k)
+    return metrics.as_run([*queries], scores, ids), opened.corpus
+
+
+def _search_words(args, queries, mesh, watch):
+    """(run, corpus) by BM25; a document that shares no term is not found."""
+    from jaxlab.retrieval import bm25, formats, metrics
+    from jaxlab.systems.refit import corpus_index
+
+    bm25.library()
+    if args.index is not None:
+        corpus = corpus_index.read_texts(args.index, corpora=args.corpus)
+    elif args.corpus:
+        corpus = formats.read_corpora(args.corpus)
+    else:
+        raise errors.UserError("no texts to search; name an INDEX, or --corpus FILE")
+    watch.say(f"indexing the words of {len(corpus.ids)} documents")
+    model = bm25.Bm25(corpus.passages(), corpus.ids)
+    scores, ids = model.search(list(queries.values()), args.k)
+    run = metrics.as_run([*queries], scores, ids)
+    return {
+        query: {each: score for each, score in documents.items() if score > 0}
+        for query, documents in run.items()
+    }, corpus
 
 
 def _refit(args, mesh) -> None:
     from jaxlab.core import progress
+    from jaxlab.retrieval import bm25
     from jaxlab.systems.refit import comparison, corpus_index, report
 
     watch, workdir = progress.Clock(), pathlib.Path(args.workdir)
+    if args.first_stage == "bm25":
+        bm25.library()  # or say so before anything is loaded
     settings = comparison.Settings(
         args.rows, args.k, args.depth, args.rate, args.updates, args.max_drift
     )
-    texts, qrels = _asked(args)
-    opened = _opened(args, mesh)
+    texts, qrels = _read_asked(args)
+    opened = _open_index(args, mesh)
     index, corpus = opened.index, opened.corpus
     asked = list(texts.values())
     workdir.mkdir(parents=True, exist_ok=True)
@@ -204,7 +260,12 @@ def _refit(args, mesh) -> None:
         opened.encoder, asked, watch.meter("queries")
     ).vectors
     reranker = _reranker(args, asked, vectors, opened, mesh, watch)
-    queries = comparison.Queries([*texts], asked, vectors, qrels)
+    candidates = None
+    if args.first_stage == "bm25":
+        candidates = corpus_index.bm25_candidates(
+            bm25.Bm25(corpus.passages()), asked, settings.candidates
+        )
+    queries = comparison.Queries([*texts], asked, vectors, qrels, candidates)
     outcomes = comparison.compare(
         index, queries, reranker, settings, workdir, done=watch.progress
     )
@@ -221,7 +282,7 @@ def _refit(args, mesh) -> None:
     print(f"report: {workdir / 'report.html'}")
 
 
-def _asked(args) -> tuple[dict[str, str], dict | None]:
+def _read_asked(args) -> tuple[dict[str, str], dict | None]:
     """Texts of the queries that are judged, where there are judgments, and those."""
     import numpy as np
 
@@ -241,7 +302,7 @@ def _asked(args) -> tuple[dict[str, str], dict | None]:
 
 
 def _reranker(args, asked, vectors, opened, mesh, watch):
-    """The cross-encoder; what it says is kept in WORKDIR/scores.bin."""
+    """The cross-encoder; its scores are kept in WORKDIR/scores.bin."""
     from jaxlab.retrieval import rerank
     from jaxlab.systems.refit import corpus_index
 
@@ -288,8 +349,8 @@ def _evaluate(args) -> None:
     if args.out:
         folder = pathlib.Path(args.out)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, found in evaluations.items():
-            formats.write_results(folder / f"{pathlib.Path(name).name}.tsv", found)
+        for name, evaluation in evaluations.items():
+            formats.write_results(folder / f"{pathlib.Path(name).name}.tsv", evaluation)
 
 
 def _queries(args) -> dict[str, str]:
@@ -302,7 +363,7 @@ def _queries(args) -> dict[str, str]:
     return queries
 
 
-def _opened(args, mesh):
+def _open_index(args, mesh):
     from jaxlab.systems.refit import corpus_index
 
     return corpus_index.open_index(

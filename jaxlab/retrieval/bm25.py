@@ -12,11 +12,25 @@ are hardly cut into terms: use an encoder.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from jaxlab.core import errors
 from jaxlab.retrieval import index_files
+
+
+def library() -> Any:
+    """The module bm25s.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import bm25s
+    except ImportError:
+        raise errors.UserError("BM25 needs bm25s: pip install 'jaxlab[bm25]'") from None
+    return bm25s
 
 
 class Bm25:
@@ -41,12 +55,7 @@ class Bm25:
         k1: float = 0.9,
         b: float = 0.4,
     ):
-        try:
-            import bm25s
-        except ImportError:
-            raise errors.UserError(
-                "BM25 needs bm25s: pip install 'jaxlab[bm25]'"
-            ) from None
+        bm25s = library()
         if ids is not None and len(ids) != len(texts):
             raise errors.UserError(f"{len(ids)} ids for {len(texts)} texts")
         self.ids = np.arange(len(texts)) if ids is None else index_files.as_ids(ids)

@@ -14,7 +14,7 @@ names file and line.
 
 import math
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -111,6 +111,16 @@ def read_corpus(path: str | pathlib.Path) -> Corpus:
         corpus.texts.append(_string(row, "text", place))
     _refuse_repeated(path, corpus.ids)
     return corpus
+
+
+def read_corpora(paths: Sequence[str | pathlib.Path]) -> Corpus:
+    """Documents of several files; of an id that several have, the first one."""
+    documents: dict[str, tuple[str, str]] = {}
+    for path in paths:
+        for each, title, text in zip(*read_corpus(path), strict=True):
+            documents.setdefault(each, (title, text))
+    titles, texts = zip(*documents.values(), strict=True)
+    return Corpus([*documents], [*titles], [*texts])
 
 
 def read_queries(path: str | pathlib.Path) -> dict[str, str]:

@@ -1,22 +1,18 @@
 """The loop of retrieval and reranking, its files, and `jaxlab retrieve`."""
 
 import functools
-import gzip
 import json
 import pathlib
-import shutil
-import string
 
 import numpy as np
 import pytest
-import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlab import cli, retrieval
+from jaxlab import retrieval
 from jaxlab.core import errors
 from jaxlab.retrieval import feedback_loop, formats, metrics, rerank
-from jaxlab.systems.refit import comparison, corpus_index, report
+from jaxlab.systems.refit import comparison, report
 
 MODELS = pathlib.Path(__file__).parents[1] / "values" / "bert"
 relative = functools.partial(
@@ -261,126 +257,3 @@ def test_a_comparison_writes_runs_measures_and_a_page(tmp_path):
         comparison.compare(
             index, queries, kept, comparison.Settings(rows=("best",)), tmp_path
         )
-
-
-# ---- the command ----
-
-
-def write_lines(path, rows):
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "wt", encoding="utf-8") as file:
-        file.write(text)
-
-
-@pytest.fixture
-def corpus(tmp_path):
-    words = ["stars", "猫は魚を食べる", "law of the sea", "кошка", "", "soup " * 200]
-    rows = [{"_id": f"d{i}", "title": "", "text": x} for i, x in enumerate(words)]
-    write_lines(tmp_path / "corpus.jsonl.gz", rows)
-    asked = [{"_id": "a", "text": "the sea"}, {"_id": "b", "text": "long " * 300}]
-    write_lines(tmp_path / "queries.jsonl", asked)
-    (tmp_path / "qrels.tsv").write_text(
-        "query-id\tcorpus-id\tscore\na\td2\t1\nb\td5\t1\n"
-    )
-    vocab = [f"[{x}]" for x in ("PAD", "UNK", "CLS", "SEP")] + [*string.ascii_lowercase]
-    model = tokenizers.Tokenizer(
-        tokenizers.models.WordPiece({x: i for i, x in enumerate(vocab)})
-    )
-    model.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
-    model.post_processor = tokenizers.processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    for name in ("bert", "bert_scorer"):
-        shutil.copytree(MODELS / name, tmp_path / name)
-        model.save(str(tmp_path / name / "tokenizer.json"))
-    return tmp_path
-
-
-def command(*words):
-    return cli.run(["retrieve", *map(str, words)])
-
-
-@pytest.mark.slow
-def test_a_corpus_is_indexed_searched_refitted_and_evaluated(corpus, capsys):
-    index, out = corpus / "index", corpus / "out"
-    texts = corpus / "corpus.jsonl.gz"
-    made = ("--corpus", texts, "--encoder", corpus / "bert")
-    assert command("index", index, *made, "--mesh", "data=2,fsdp=4") == 0
-    assert command("search", index, "--query", "the sea", "--k", "99") == 0
-    printed = capsys.readouterr().out
-    assert len([x for x in printed.splitlines() if x.startswith("  ")]) == 6
-    given = ("--index", index, "--queries", corpus / "queries.jsonl")
-    judged = ("--qrels", corpus / "qrels.tsv")
-    reranker = ("--reranker", corpus / "bert_scorer")
-    assert command("refit", out, *given, *judged, *reranker, "--k", "3") == 0
-    assert "recall@100" in capsys.readouterr().out
-    again = corpus / "prior"
-    assert command("refit", again, *given, *reranker, "--k", "3", "--prior", "50") == 0
-    found = [formats.read_run(x / "runs" / "rerank_2k.trec")["a"] for x in (out, again)]
-    opened = corpus_index.open_index(index)
-    asked = corpus_index.vectors(opened.encoder, ["the sea"]).vectors[0]
-    for row, each in enumerate(opened.corpus.ids):
-        added = found[1][each] - found[0][each]
-        assert added == pytest.approx(
-            50 * opened.index.take([row])[0] @ asked, abs=1e-4
-        )
-    capsys.readouterr()
-    runs = [out / "runs" / f"{name}.trec" for name in ("rerank", "refit")]
-    assert command("evaluate", *runs, *judged, "--out", corpus / "by_query") == 0
-    assert "refit less rerank, ndcg@10" in capsys.readouterr().out
-    assert (corpus / "by_query" / "refit.tsv").is_file()
-    assert command("refit", corpus / "bare", *given, *reranker, "--rows", "refit") == 0
-    assert "ndcg" not in capsys.readouterr().out
-
-
-def test_an_index_made_twice_is_the_same_bytes_and_grows(corpus):
-    made = ("--corpus", corpus / "corpus.jsonl.gz", "--encoder", corpus / "bert")
-    folders = [corpus / "one", corpus / "two"]
-    for folder in folders:
-        assert command("index", folder, *made) == 0
-    names = sorted(x.name for x in folders[0].iterdir())
-    for name in names:
-        same = [(folder / name).read_bytes() for folder in folders]
-        assert same[0] == same[1]
-    write_lines(
-        corpus / "more.jsonl",
-        [{"_id": "d1", "text": "again"}, {"_id": "new", "text": "a new one"}],
-    )
-    grown = ("--corpus", corpus / "more.jsonl", "--encoder", corpus / "bert")
-    assert command("index", folders[0], *grown, "--append") == 0
-    opened = corpus_index.open_index(folders[0])
-    assert len(opened.index) == 7
-    assert opened.corpus.passages()[1] == "猫は魚を食べる"  # the first text stays
-    assert command("index", folders[0], *grown, "--append") == 2
-
-
-def test_mistakes_are_one_line(corpus, capsys):
-    index, bert = corpus / "index", corpus / "bert"
-    (corpus / "empty.jsonl").write_text("")
-    made = ("--corpus", corpus / "corpus.jsonl.gz", "--encoder", bert)
-    assert command("index", index, *made) == 0
-    capsys.readouterr()
-    cases = {
-        "holds no line": (
-            "index", corpus / "x", "--corpus", corpus / "empty.jsonl", "--encoder", bert
-        ),
-        "scores pairs": (
-            "index", corpus / "x", *made[:3], corpus / "bert_scorer"
-        ),
-        "positions": ("index", corpus / "x", *made, "--length", "9999"),
-        "no queries": ("search", index),
-        "use 1 or more": ("search", index, "--query", "a", "--k", "0"),
-        "does not score pairs": (
-            "refit", corpus / "o", "--index", index, "--queries",
-            corpus / "queries.jsonl", "--reranker", bert,
-        ),
-        "is not an index": ("search", corpus / "nothing", "--query", "a"),
-    }  # fmt: skip
-    for words, case in cases.items():
-        assert command(*case) == 2, words
-        error = capsys.readouterr().err
-        assert words in error
-        assert len(error.splitlines()) == 1

@@ -1,7 +1,8 @@
 """ReFIT and what it is compared with, on one set of queries.
 
-    row            what happens                                         calls a query
+    row            what happens                                  calls per query
     bi-encoder     one retrieval                                        0
+    bm25           one retrieval by words, where that is the first      0
     rerank         its first K by the reranker                          K
     rerank_2k      its first 2 K: the budget that feedback may use      2 K
     average        q := mean(q, 3 best of the reranker), both rounds    up to 2 K
@@ -13,8 +14,12 @@
     refit          ReFIT, both rounds by the reranker                   up to 2 K
 
 Reddy et al. 2023 (arXiv:2305.11744); the others: `jaxlab.retrieval.feedback` and
-`loop`. All share one reranker whose answers are kept, so that a pair is scored once and
-a killed comparison goes on; a row is charged for each pair it asks for, as if alone.
+`feedback_loop`. All share one reranker whose answers are kept, so that a pair is scored
+once and a killed comparison goes on; a row is charged for each pair it asks for, as if
+alone.
+
+The first round is the bi-encoder's, or that of another first stage (BM25) where the
+queries come with candidates; the second round is always the bi-encoder's.
 
 Deviation: published vector feedback takes the retriever's first documents. Here it gets
 the reranker's, as ReFIT does: what is compared is what is done with them.
@@ -42,7 +47,7 @@ class Settings:
     """A comparison as data.
 
     Attributes:
-        rows: of the table, names of ROWS.
+        rows: of the table, names of ROWS or "bm25".
         k: documents that the reranker reads in a round.
         depth: of the rankings.
         learning_rate: of Adam, relative to the query's coordinates: the released 0.005
@@ -68,14 +73,27 @@ class Settings:
         """Names of the measures."""
         return tuple(name.format(depth=self.depth) for name in METRICS)
 
+    @property
+    def candidates(self) -> int:
+        """How many documents per query a first stage must find."""
+        return max(2 * self.k, self.depth)
+
 
 class Queries(NamedTuple):
-    """What is asked: ids, texts (or ""), vectors [Q, dim], judgments or None."""
+    """What is asked.
+
+    Attributes:
+        ids, texts: of the queries; a text may be "".
+        vectors: f32[Q, dim].
+        qrels: judgments, or None.
+        candidates: their first documents by BM25; None: by the bi-encoder.
+    """
 
     ids: Sequence[str]
     texts: Sequence[str]
     vectors: np.ndarray
     qrels: metrics.Qrels | None = None
+    candidates: feedback_loop.Candidates | None = None
 
 
 class Outcome(NamedTuple):
@@ -123,9 +141,12 @@ def compare(
     Raises:
         UserError: no query, an unknown row, judgments of other queries.
     """
-    names = settings.rows or tuple(ROWS)
-    if unknown := [name for name in names if name not in ROWS]:
-        raise errors.UserError(f"no row {', '.join(unknown)}; use {', '.join(ROWS)}")
+    rows = dict(ROWS)
+    if queries.candidates is not None:
+        rows = {"bm25": _retrieve_by_words, **rows}
+    names = settings.rows or tuple(rows)
+    if unknown := [name for name in names if name not in rows]:
+        raise errors.UserError(f"no row {', '.join(unknown)}; use {', '.join(rows)}")
     if not len(queries.ids):
         raise errors.UserError("no queries; give at least one")
     for folder in ("runs", "results"):
@@ -133,7 +154,7 @@ def compare(
     outcomes = {}
     for count, name in enumerate(names, start=1):
         before = reranker.seconds
-        answer = ROWS[name](index, queries.vectors, reranker, settings)
+        answer = rows[name](index, queries, reranker, settings)
         answer.seconds["rerank"] = reranker.seconds - before
         run = metrics.as_run(queries.ids, answer.scores, index.ids[answer.rows])
         formats.write_run(workdir / "runs" / f"{name}.trec", run, tag=name)
@@ -160,7 +181,7 @@ def curves(
 
     def recall(merge, **changed):
         changed = dataclasses.replace(settings, **changed)
-        answer = _refit(index, queries.vectors, reranker, changed, merge=merge)
+        answer = _refit(index, queries, reranker, changed, merge=merge)
         run = metrics.as_run(queries.ids, answer.scores, index.ids[answer.rows])
         name = f"recall@{settings.depth}"
         return metrics.evaluate(queries.qrels, run, (name,)).means[name]
@@ -179,17 +200,17 @@ def differences(
     outcomes: Mapping[str, Outcome], settings: Settings
 ) -> dict[str, dict[str, dict[str, tuple[float, float, float]]]]:
     """Row -> reference -> metric -> (difference, and its paired-bootstrap interval)."""
-    found: dict = {}
+    result: dict = {}
     for name, outcome in outcomes.items():
         for reference in REFERENCES:
             if name == reference or reference not in outcomes:
                 continue
             other = outcomes[reference].evaluation
-            found.setdefault(name, {})[reference] = {
+            result.setdefault(name, {})[reference] = {
                 metric: difference(outcome.evaluation, other, metric)
                 for metric in settings.metrics
             }
-    return found
+    return result
 
 
 def difference(
@@ -197,11 +218,11 @@ def difference(
 ) -> tuple[float, float, float]:
     """Mean of `a` less that of `b`, and the ends of its paired-bootstrap interval."""
     key = jax.random.key(0)
-    found = metrics.compare(a, b, metric, key=key, resamples=10_000)
-    return float(found.value), float(found.low), float(found.high)
+    interval = metrics.compare(a, b, metric, key=key, resamples=10_000)
+    return float(interval.value), float(interval.low), float(interval.high)
 
 
-def _refit(index, vectors, reranker, settings, *, merge) -> feedback_loop.Answer:
+def _refit(index, queries, reranker, settings, *, merge) -> feedback_loop.Answer:
     update = functools.partial(
         retrieval.refit_queries,
         relative=True,
@@ -209,54 +230,72 @@ def _refit(index, vectors, reranker, settings, *, merge) -> feedback_loop.Answer
         num_updates=settings.num_updates,
         max_drift=settings.max_drift,
     )
-    return _two_rounds(index, vectors, reranker, settings, update, merge)
+    return _two_rounds(index, queries, reranker, settings, update, merge)
 
 
-def _two_rounds(index, vectors, reranker, settings, update, merge="union_rerank"):
+def _two_rounds(index, queries, reranker, settings, update, merge="union_rerank"):
     return feedback_loop.feedback(
         index,
-        vectors,
+        queries.vectors,
         reranker,
         update=update,
         merge=merge,
         k=settings.k,
         depth=settings.depth,
+        candidates=queries.candidates,
     )
 
 
-def _first(index, vectors, reranker, settings):
-    return feedback_loop.retrieve(index, vectors, depth=settings.depth)
+def _retrieve(index, queries, reranker, settings):
+    return feedback_loop.retrieve(index, queries.vectors, depth=settings.depth)
 
 
-def _reranked(index, vectors, reranker, settings, *, times):
-    pool, depth = times * settings.k, settings.depth
+def _retrieve_by_words(index, queries, reranker, settings):
+    return feedback_loop.answer_candidates(
+        queries.candidates, queries.vectors, depth=settings.depth
+    )
+
+
+def _rerank(index, queries, reranker, settings, *, times):
     return feedback_loop.retrieve_and_rerank(
-        index, vectors, reranker, pool=pool, depth=depth
+        index,
+        queries.vectors,
+        reranker,
+        pool=times * settings.k,
+        depth=settings.depth,
+        candidates=queries.candidates,
     )
 
 
-def _average(index, vectors, reranker, settings):
-    def update(queries, candidates, scores):
-        return feedback.average_queries(queries, candidates, scores=scores)
+def _average(index, queries, reranker, settings):
+    def update(vectors, candidates, scores):
+        return feedback.average_queries(vectors, candidates, scores=scores)
 
-    return _two_rounds(index, vectors, reranker, settings, update)
-
-
-def _rocchio(index, vectors, reranker, settings):
-    def update(queries, candidates, scores):
-        return feedback.rocchio_queries(queries, candidates, scores=scores)
-
-    return _two_rounds(index, vectors, reranker, settings, update)
+    return _two_rounds(index, queries, reranker, settings, update)
 
 
-def _tour(index, vectors, reranker, settings, *, form):
-    return feedback_loop.tour(index, vectors, reranker, form=form, depth=settings.depth)
+def _rocchio(index, queries, reranker, settings):
+    def update(vectors, candidates, scores):
+        return feedback.rocchio_queries(vectors, candidates, scores=scores)
+
+    return _two_rounds(index, queries, reranker, settings, update)
+
+
+def _tour(index, queries, reranker, settings, *, form):
+    return feedback_loop.tour(
+        index,
+        queries.vectors,
+        reranker,
+        form=form,
+        depth=settings.depth,
+        candidates=queries.candidates,
+    )
 
 
 ROWS: dict[str, Callable[..., feedback_loop.Answer]] = {
-    "bi-encoder": _first,
-    "rerank": functools.partial(_reranked, times=1),
-    "rerank_2k": functools.partial(_reranked, times=2),
+    "bi-encoder": _retrieve,
+    "rerank": functools.partial(_rerank, times=1),
+    "rerank_2k": functools.partial(_rerank, times=2),
     "average": _average,
     "rocchio": _rocchio,
     "tour_hard": functools.partial(_tour, form="hard"),

@@ -1,8 +1,9 @@
-"""A corpus of texts as an index that remembers where it came from.
+"""An index of a corpus, with the encoder and the texts that it was made from.
 
-    index FOLDER       vectors, ids, and source.json: which corpus and which encoder
-    vectors(...)       queries by the same encoder
-    reranker(...)      a cross-encoder as `retrieval.rerank` asks it
+    index FOLDER         vectors, ids, and source.json: which corpus and which encoder
+    vectors(...)         queries by the same encoder
+    bm25_candidates(...) the first documents by words instead
+    reranker(...)        a cross-encoder as `retrieval.rerank` asks it
 
 The index itself holds checksums of corpus and encoder and no path, so that two of the
 same texts are the same bytes wherever they lie; source.json holds the paths.
@@ -13,7 +14,8 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +26,7 @@ from jaxlab.core import errors, report, runs, types
 from jaxlab.core import progress as progress_lib
 from jaxlab.data.examples import text_rows
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
-from jaxlab.retrieval import encode, formats, rerank
+from jaxlab.retrieval import bm25, encode, feedback_loop, formats, rerank
 
 _SOURCE = "source.json"
 _WINDOW = 4096  # texts that are sorted by length together; a build resumes at one
@@ -109,54 +111,57 @@ def build(
         The index, and how many documents were longer than the rows.
 
     Raises:
-        UserError: a corpus that is none, an index of something else.
+        UserError: a corpus that cannot be read, an index of something else.
     """
-    folder, read = pathlib.Path(folder), formats.read_corpus(corpus)
-    ids, passages = read.ids, read.passages()
-    made_from = {"encoder": _encoder_sha256(encoder), "length": encoder.length}
-    truncated = 0
-
-    def batches(done: int):
-        nonlocal truncated
-        windows = retrieval.encode.embed_windows(
-            encoder.apply,
-            encoder.params,
-            encoder.tokenizer,
-            passages[done:],
-            length=encoder.length,
-            window=_WINDOW,
-            mesh=encoder.mesh,
-            progress=lambda count: progress(done + count, len(passages)),
-        )
-        for vectors, cut in windows:
-            truncated += cut
-            yield vectors
-
+    folder, texts = pathlib.Path(folder), formats.read_corpus(corpus)
+    made_from = {"encoder": model_sha256(encoder.path), "length": encoder.length}
+    corpora = [str(pathlib.Path(corpus).resolve())]
     if append:
-        held = retrieval.Index.open(folder)
-        _check_made(folder, held, made_from)
-        known = {*held.ids.tolist()}
-        fresh = [i for i, each in enumerate(ids) if each not in known]
-        if not fresh:
+        index = retrieval.Index.open(folder)
+        _refuse_other(folder, index, made_from)
+        ids, passages = _missing_from(index, texts)
+        if not ids:
             raise errors.UserError(f"{folder} has every document of {corpus} already")
-        ids, passages = [ids[i] for i in fresh], [passages[i] for i in fresh]
+        batches = _Batches(encoder, passages, progress)
         index = retrieval.Index.append(folder, batches(0), ids)
+        corpora = [*_sources(folder)["corpora"], *corpora]
     else:
-        made_from["corpus"] = _texts_sha256(passages)
+        passages = texts.passages()
+        made_from["corpus"] = identity(passages)
+        batches = _Batches(encoder, passages, progress)
         index = retrieval.Index.build(
-            folder, batches, ids, dtype=dtype, made_from=made_from
+            folder, batches, texts.ids, dtype=dtype, made_from=made_from
         )
-    sources = _sources(folder)["corpora"] if append else []
-    entry = str(pathlib.Path(corpus).resolve())
-    report.write_json(
-        folder / _SOURCE,
-        {
-            "corpora": [*sources, entry],
-            "encoder": str(pathlib.Path(encoder.path).resolve()),
-            "length": encoder.length,
-        },
-    )
-    return index, truncated
+    source = {
+        "corpora": corpora,
+        "encoder": str(pathlib.Path(encoder.path).resolve()),
+        "length": encoder.length,
+    }
+    report.write_json(folder / _SOURCE, source)
+    return index, batches.truncated
+
+
+class _Batches:
+    """Vectors of passages window by window, and how many of those were cut."""
+
+    def __init__(self, encoder: Encoder, passages: Sequence[str], progress):
+        self.truncated = 0
+        self._encoder, self._passages, self._progress = encoder, passages, progress
+
+    def __call__(self, done: int) -> Iterator[np.ndarray]:
+        windows = encode.embed_windows(
+            self._encoder.apply,
+            self._encoder.params,
+            self._encoder.tokenizer,
+            self._passages[done:],
+            length=self._encoder.length,
+            window=_WINDOW,
+            mesh=self._encoder.mesh,
+            progress=lambda count: self._progress(done + count, len(self._passages)),
+        )
+        for vectors, truncated in windows:
+            self.truncated += truncated
+            yield vectors
 
 
 def open_index(
@@ -175,30 +180,63 @@ def open_index(
         mesh: to share searches and encoding on.
 
     Raises:
-        UserError: an index that is none, an encoder that is another, a document
-            without text.
+        UserError: not an index, another encoder, a document without text.
     """
     folder = pathlib.Path(folder)
     index, source = retrieval.Index.open(folder, mesh=mesh), _sources(folder)
     opened = open_encoder(
         encoder or source["encoder"], length=source["length"], mesh=mesh
     )
-    made = {"encoder": _encoder_sha256(opened), "length": opened.length}
-    _check_made(folder, index, made)
-    texts: dict[str, tuple[str, str]] = {}
-    for path in corpora or source["corpora"]:
-        read = formats.read_corpus(path)
-        for each, title, text in zip(*read, strict=True):
-            texts.setdefault(each, (title, text))  # what was encoded came first
-    ids = index.ids.tolist()
-    if missing := [each for each in ids if each not in texts]:
+    made_from = {"encoder": model_sha256(opened.path), "length": opened.length}
+    _refuse_other(folder, index, made_from)
+    texts = read_texts(folder, index.ids.tolist(), corpora or source["corpora"])
+    return OpenIndex(index, opened, texts)
+
+
+def read_texts(
+    folder: str | pathlib.Path,
+    ids: Sequence[str] | None = None,
+    corpora: Sequence[str] = (),
+) -> formats.Corpus:
+    """The texts of an index, in the order of its rows; no vector is read.
+
+    Args:
+        folder: of the index.
+        ids: of its rows; None asks the index.
+        corpora: where the texts lie now, if they were moved.
+
+    Raises:
+        UserError: not an index, or a document without text.
+    """
+    folder = pathlib.Path(folder)
+    if ids is None:
+        ids = retrieval.Index.open(folder).ids.tolist()
+    corpora = corpora or _sources(folder)["corpora"]
+    corpus = formats.read_corpora(corpora)  # of one id, what was encoded comes first
+    rows = {each: row for row, each in enumerate(corpus.ids)}
+    if missing := [each for each in ids if each not in rows]:
         raise errors.UserError(
             f"{len(missing)} documents of {folder} have no text in "
-            f"{', '.join(corpora or source['corpora'])}, e.g. {missing[0]!r}; name the "
-            "files with --corpus"
+            f"{', '.join(corpora)}, e.g. {missing[0]!r}; name the files with --corpus"
         )
-    titles, bodies = zip(*(texts[each] for each in ids), strict=True)
-    return OpenIndex(index, opened, formats.Corpus(ids, list(titles), list(bodies)))
+    order = [rows[each] for each in ids]
+    return formats.Corpus(*([column[row] for row in order] for column in corpus))
+
+
+def bm25_candidates(
+    model: bm25.Bm25, queries: Sequence[str], count: int
+) -> feedback_loop.Candidates:
+    """The first `count` documents of each query by BM25, for a loop of feedback.
+
+    Args:
+        model: of the index's texts, in the order of its rows and without ids.
+        queries: texts.
+        count: at most; those that share no term with a query come last, in row order.
+    """
+    started = time.perf_counter()
+    scores, rows = model.search(queries, count)
+    seconds = time.perf_counter() - started
+    return feedback_loop.Candidates(rows.astype(np.int64), scores, seconds)
 
 
 def vectors(
@@ -294,35 +332,35 @@ def identity(*parts: Any) -> str:
 @functools.cache
 def model_sha256(path: str) -> str:
     """Of the files that a model's answers depend on, by name."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     kinds = ("*.safetensors", "*.json", "*.model")
     folder = pathlib.Path(path)
     if runs.has_checkpoints(folder):  # the last one decides
         kinds = (runs.CONFIG, f"{runs.CHECKPOINTS}/*/**/*", "data/*.json")
     chosen = sorted({x for kind in kinds for x in folder.glob(kind) if x.is_file()})
     for file in chosen:
-        found.update(str(file.relative_to(folder)).encode() + b"\0")
+        digest.update(str(file.relative_to(folder)).encode() + b"\0")
         with open(file, "rb") as opened:
             while block := opened.read(2**20):
-                found.update(block)
-    return found.hexdigest()
+                digest.update(block)
+    return digest.hexdigest()
 
 
-def _encoder_sha256(encoder) -> str:
-    return model_sha256(encoder.path)
-
-
-def _texts_sha256(texts) -> str:
-    return identity(list(texts))
-
-
-def _check_made(folder, index, made_from) -> None:
+def _refuse_other(folder, index, made_from) -> None:
     for name, value in made_from.items():
         if index.made_from.get(name) != value:
             raise errors.UserError(
                 f"{folder} was made with another {name}; use that one, or build the "
                 "index again"
             )
+
+
+def _missing_from(index, corpus: formats.Corpus) -> tuple[list[str], list[str]]:
+    """Ids and passages of the documents that an index lacks."""
+    indexed = {*index.ids.tolist()}
+    pairs = zip(corpus.ids, corpus.passages(), strict=True)
+    missing = [(each, passage) for each, passage in pairs if each not in indexed]
+    return [each for each, _ in missing], [passage for _, passage in missing]
 
 
 def _sources(folder: pathlib.Path) -> dict[str, Any]:
