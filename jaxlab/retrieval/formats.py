@@ -4,7 +4,7 @@
     queries.jsonl[.gz]     {"_id": "q1", "text": "..."}
     qrels/test.tsv         query-id, corpus-id, score, with that header; TAB between
     run                    q1 Q0 d1 1 0.5 tag              trec_eval's six columns
-    results                query-id, metric, metric ...    one line a query, with header
+    results                query-id, metric, metric ...    one line per query, header
 
 BEIR: Thakur et al. 2021 (arXiv:2104.08663). Judgments are also found as qrels.test.tsv
 or qrels.tsv, may have a column `split` and no header, and may be TREC's four columns
@@ -72,17 +72,19 @@ def read_beir(
     folder = pathlib.Path(folder)
     stem = f"{name}." if name else ""
     corpus = read_corpus(
-        _found(folder, f"{stem}corpus.jsonl", f"{stem}corpus.jsonl.gz")
+        _first_file(folder, f"{stem}corpus.jsonl", f"{stem}corpus.jsonl.gz")
     )
     queries = read_queries(
-        _found(folder, f"{stem}queries.jsonl", f"{stem}queries.jsonl.gz")
+        _first_file(folder, f"{stem}queries.jsonl", f"{stem}queries.jsonl.gz")
     )
     judged = (
         f"{stem}qrels/{split}.tsv",
         f"{stem}qrels.{split}.tsv",
         f"{stem}qrels.tsv",
     )
-    path = _found(folder, *judged, *([x[len(stem) :] for x in judged] if stem else []))
+    path = _first_file(
+        folder, *judged, *([x[len(stem) :] for x in judged] if stem else [])
+    )
     qrels = read_qrels(path, split=split)
     known = {*corpus.ids}
     for query, judgments in qrels.items():
@@ -99,10 +101,10 @@ def read_corpus(path: str | pathlib.Path) -> Corpus:
     """Documents of a corpus.jsonl[.gz].
 
     Raises:
-        UserError: no document, a line that is no document, an id twice.
+        UserError: no document, a line that is not one, an id twice.
     """
     corpus = Corpus([], [], [])
-    for place, row in _placed(path, lines_lib.read_objects(path)):
+    for place, row in _name_lines(path, lines_lib.read_objects(path)):
         title = row.get("title") or ""
         if not isinstance(title, str):
             raise errors.UserError(f'{place}: "title" is not a string; make it one')
@@ -127,7 +129,7 @@ def read_queries(path: str | pathlib.Path) -> dict[str, str]:
     """Query id -> text of a queries.jsonl[.gz]; raises as `read_corpus`."""
     rows = [
         (_identity(row, place), _string(row, "text", place))
-        for place, row in _placed(path, lines_lib.read_objects(path))
+        for place, row in _name_lines(path, lines_lib.read_objects(path))
     ]
     _refuse_repeated(path, [query for query, _ in rows])
     return dict(rows)
@@ -148,7 +150,7 @@ def read_qrels(
     """
     qrels: dict[str, dict[str, int]] = {}
     header, first = None, True
-    for place, line in _placed(path, lines_lib.read(path)):
+    for place, line in _name_lines(path, lines_lib.read(path)):
         columns = line.split("\t") if "\t" in line else line.split()
         if first and "query-id" in columns:
             header, first = columns, False
@@ -202,7 +204,7 @@ def read_run(path: str | pathlib.Path) -> dict[str, dict[str, float]]:
         UserError: a malformed line, a document twice, or no line at all.
     """
     run: dict[str, dict[str, float]] = {}
-    for place, line in _placed(path, lines_lib.read(path)):
+    for place, line in _name_lines(path, lines_lib.read(path)):
         columns = line.split()
         if len(columns) != 6:
             raise errors.UserError(
@@ -217,7 +219,17 @@ def read_run(path: str | pathlib.Path) -> dict[str, dict[str, float]]:
 
 
 def write_results(path: str | pathlib.Path, evaluation: metrics.Evaluation) -> None:
-    """Writes one line a query, values in full; missing queries are those of value 0."""
+    """Writes one line per query, values in full; missing queries are those of value 0.
+
+    Raises:
+        UserError: the id of a query is empty, or has a tab or a line break.
+    """
+    for query in evaluation.queries:
+        if query.splitlines() != [query] or "\t" in query:
+            raise errors.UserError(
+                f"query {query!r} cannot be a line of results; use ids without tabs "
+                "and line breaks"
+            )
     names = list(evaluation.values)
     lines = ["\t".join(["query-id", *names]) + "\n"]
     columns = [evaluation.values[name].tolist() for name in names]
@@ -226,37 +238,17 @@ def write_results(path: str | pathlib.Path, evaluation: metrics.Evaluation) -> N
     folders.write_text(path, "".join(lines))
 
 
-def read_results(path: str | pathlib.Path) -> metrics.Evaluation:
-    """What `write_results` wrote, but for which queries were missing."""
-    rows = (
-        (place, line.split("\t")) for place, line in _placed(path, lines_lib.read(path))
-    )
-    place, header = next(rows)
-    if header[0] != "query-id" or len(header) < 2:
-        raise errors.UserError(f"{place}: no header query-id, metric, ...")
-    queries, values = [], []
-    for place, row in rows:
-        if len(row) != len(header):
-            raise errors.UserError(f"{place}: {len(row)} columns, not {len(header)}")
-        queries.append(row[0])
-        values.append([_number(x, place) for x in row[1:]])
-    _refuse_repeated(path, queries)
-    table = np.array(values, np.float64).reshape(-1, len(header) - 1)
-    columns = dict(zip(header[1:], table.T.copy(), strict=True))
-    return metrics.Evaluation(tuple(queries), columns)
-
-
 # ------------------------------------------------------------------ lines
 
 
-def _found(folder: pathlib.Path, *names: str) -> pathlib.Path:
+def _first_file(folder: pathlib.Path, *names: str) -> pathlib.Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
     raise errors.UserError(f"{folder} has no {' or '.join(names)}; add one")
 
 
-def _placed(
+def _name_lines(
     path: str | pathlib.Path, rows: Iterable[tuple[int, Row]]
 ) -> Iterator[tuple[str, Row]]:
     """(file:line, row) of numbered rows; an error where there is none."""

@@ -1,0 +1,56 @@
+"""The comparison of feedback: every row, its files and its page."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxlab.core import errors
+from jaxlab.retrieval import formats, metrics, rerank
+from jaxlab.systems.refit import comparison, report
+from tests.support import reranking
+
+
+def test_a_comparison_writes_runs_measures_and_a_page(tmp_path):
+    index, vectors, reranker = reranking.problem()
+    best = np.argsort(-reranker.wanted @ reranker.vectors.T, axis=1)[:, :5]
+    names = [f"q{i}" for i in range(len(vectors))]
+    qrels = {
+        name: {str(row): 1 for row in rows}
+        for name, rows in zip(names, best, strict=True)
+    }
+    queries = comparison.Queries(names, [""] * len(names), vectors, qrels)
+    chosen = comparison.Settings(
+        k=20, depth=20, learning_rate=0.05, updates=(0, 10), feedback=(5, 20)
+    )
+    kept = rerank.CachedReranker(reranker)
+    outcomes = comparison.compare(index, queries, kept, chosen, tmp_path)
+    assert list(outcomes) == list(comparison.ROWS)
+    recall = {n: x.evaluation.means["recall@20"] for n, x in outcomes.items()}
+    assert recall["refit"] > recall["rerank_2k"] > recall["rerank"]
+    curves = comparison.curves(index, queries, kept, chosen)
+    assert curves.by_updates[0] == recall["bi-encoder"]
+    corpus = formats.Corpus([str(i) for i in range(300)], [""] * 300, ["<b>"] * 300)
+    report.write(tmp_path, "A & B", outcomes, queries, corpus, chosen, curves, 1.0)
+    for name, outcome in outcomes.items():
+        run = formats.read_run(tmp_path / "runs" / f"{name}.trec")
+        again = metrics.evaluate(qrels, run, chosen.metrics)
+        np.testing.assert_array_equal(
+            again.values["recall@20"], outcome.evaluation.values["recall@20"]
+        )
+        written = (tmp_path / "results" / f"{name}.tsv").read_text().splitlines()
+        column = written[0].split("\t").index("ndcg@10")
+        values = [float(line.split("\t")[column]) for line in written[1:]]
+        assert values == again.values["ndcg@10"].tolist()
+    numbers = json.loads((tmp_path / "report.json").read_text())
+    value, low, high = numbers["rows"]["refit"]["less"]["rerank_2k"]["recall@20"]
+    assert low < value < high
+    assert value == pytest.approx(recall["refit"] - recall["rerank_2k"], abs=1e-6)
+    page = (tmp_path / "report.html").read_text()
+    assert "A &amp; B" in page
+    assert "query won" in page
+    assert "<b>" not in page
+    with pytest.raises(errors.UserError, match="no row best"):
+        comparison.compare(
+            index, queries, kept, comparison.Settings(rows=("best",)), tmp_path
+        )
