@@ -1,4 +1,4 @@
-"""Trees of arrays: paths, masks by path, readable differences, layers, fingerprints."""
+"""Trees of arrays: paths, masks by path, readable differences, fingerprints."""
 
 import re
 from collections.abc import Sequence
@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxlab.core import bits as bits_lib
 
 
 def path_name(path: tuple) -> str:
@@ -84,26 +86,6 @@ def count(tree: Any) -> int:
     return sum(int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(tree))
 
 
-def unstack_layers(stacked: Any) -> list[Any]:
-    """Leaves (layers, ...) -> one tree a layer, in order."""
-    sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(stacked)}
-    if len(sizes) != 1:
-        raise ValueError(f"leaves do not share one leading axis: sizes {sorted(sizes)}")
-    return [
-        jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(sizes.pop())
-    ]
-
-
-def stack_layers(layers: Sequence[Any]) -> Any:
-    """The inverse of `unstack_layers`; keeps numpy leaves numpy."""
-
-    def stack(*leaves):
-        module = np if isinstance(leaves[0], np.ndarray) else jnp
-        return module.stack(leaves)
-
-    return jax.tree.map(stack, *layers)
-
-
 def non_finite(tree: Any) -> list[str]:
     """Paths of the floating leaves that hold a NaN or an infinity."""
     flat = {
@@ -123,11 +105,11 @@ def _all_finite(flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
 def fingerprint(tree: Any) -> dict[str, int]:
     """A 32-bit checksum of every leaf's bits, by path; computed where the leaf lives.
 
-    sum_i mix(bits_i + i * 2^32 / golden ratio) mod 2^32 over the flattened leaf:
-    integer addition wraps and commutes, so the value does not depend on how the leaf
-    is sharded. `mix`, a bijection, makes it see every single changed element and,
-    because it is not linear, moved ones: with plain odd factors 2 i + 1 it would miss
-    x and -x that change places, whose bits differ by 2^31.
+    sum_i mix(bits_i + i * 2^32 / golden ratio) mod 2^32 over the flattened leaf
+    (`core/bits.py`): integer addition wraps and commutes, so the value does not depend
+    on how the leaf is sharded. `mix`, a bijection, makes it see every single changed
+    element and, because it is not linear, moved ones: with plain odd factors 2 i + 1 it
+    would miss x and -x that change places, whose bits differ by 2^31.
     """
     values = jax.device_get(_fingerprint(flatten(tree)))
     return {name: int(value) for name, value in values.items()}
@@ -147,18 +129,4 @@ def _leaf_fingerprint(leaf: Any) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(
         leaf, jnp.dtype(f"uint{min(leaf.dtype.itemsize, 4) * 8}")
     ).astype(jnp.uint32)
-    index = jnp.zeros(bits.shape, jnp.uint32)
-    stride = 1
-    for axis in reversed(range(bits.ndim)):
-        index += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(
-            stride % 2**32
-        )
-        stride *= bits.shape[axis]
-    return jnp.sum(_mix(bits + index * jnp.uint32(0x9E3779B9)), dtype=jnp.uint32)
-
-
-def _mix(bits: jax.Array) -> jax.Array:
-    """The finalizer of MurmurHash3: every input bit changes half the output bits."""
-    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
-    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
-    return bits ^ (bits >> 16)
+    return bits_lib.checksum(bits, bits_lib.indices(bits.shape, jnp))

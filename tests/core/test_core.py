@@ -168,24 +168,6 @@ def test_a_third_tree_is_compared_with_the_first():
     ]
 
 
-@pytest.mark.parametrize("module", [np, jnp])
-def test_unstacked_layers_stack_to_the_same_tree(module):
-    stacked = {"a": module.arange(6.0).reshape(3, 2), "b": {"c": module.ones((3, 1))}}
-    layers = tree.unstack_layers(stacked)
-    assert len(layers) == 3
-    assert layers[1]["a"].tolist() == [2.0, 3.0]
-    again = tree.stack_layers(layers)
-    assert tree.differences([stacked, again]) == []
-    jax.tree.map(np.testing.assert_array_equal, stacked, again)
-    if module is np:
-        assert isinstance(again["a"], np.ndarray)
-
-
-def test_leaves_without_a_common_leading_axis_cannot_be_unstacked():
-    with pytest.raises(ValueError, match=r"sizes \[2, 3\]"):
-        tree.unstack_layers({"a": jnp.zeros((2, 1)), "b": jnp.zeros((3, 1))})
-
-
 def test_leaves_that_are_not_finite_are_named_and_integers_are_not_asked():
     params = {
         "bad": jnp.array([1.0, jnp.nan]),

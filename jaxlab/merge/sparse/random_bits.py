@@ -7,9 +7,8 @@ other leaves or models are merged.
 
     u(i) = mix(mix(low(i) ^ s_0) + s_1 + high(i) * 2^32 / golden ratio) / 2^32
 
-with `mix` the 32-bit finalizer of MurmurHash3 (Appleby 2011), a bijection in which
-every input bit changes half of the output bits, a stream's two words s, and the two
-words of a 64-bit index. Enough for masks; not for cryptography.
+with `mix` of `core/bits.py`, a stream's two words s, and the two words of a 64-bit
+index. Enough for masks; not for cryptography.
 
 The same bits from numpy and from jax; `xp` says which of the two.
 """
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-_GOLDEN = np.uint32(0x9E3779B9)
+from jaxlab.core import bits as bits_lib
 
 
 def stream(key: Any, path: str, number: int) -> Any:
@@ -38,7 +37,8 @@ def stream(key: Any, path: str, number: int) -> Any:
     first = second = np.uint32(len(words))
     with np.errstate(over="ignore"):  # of numpy's scalars; arrays wrap in silence
         for word in words:
-            first, second = mix(first ^ word), mix(second + word * _GOLDEN + _GOLDEN)
+            moved = second + word * bits_lib.GOLDEN + bits_lib.GOLDEN
+            first, second = bits_lib.mix(first ^ word), bits_lib.mix(moved)
     module = np if isinstance(key, np.ndarray) else _jax_numpy()
     return module.stack([first, second])
 
@@ -57,26 +57,11 @@ def uniform(words: Any, shape: tuple[int, ...], start: int = 0, *, xp: Any) -> A
     """
     begin, above = np.uint32(start & 0xFFFFFFFF), np.uint32(start >> 32)
     with np.errstate(over="ignore"):
-        low = begin + indices(shape, xp)
+        low = begin + bits_lib.indices(shape, xp)
         above = above + _wraps(shape, xp) + (low < begin).astype(np.uint32)
-        high = above * _GOLDEN
-        bits = mix(mix(low ^ words[0]) + (high + words[1]))
+        high = above * bits_lib.GOLDEN
+        bits = bits_lib.mix(bits_lib.mix(low ^ words[0]) + (high + words[1]))
     return (bits >> 8).astype(np.float32) * np.float32(2**-24)
-
-
-def indices(shape: tuple[int, ...], xp: Any) -> Any:
-    """uint32[shape]: the row-major index of every element, sharded as it is used.
-
-    Of more than 2^32 elements the lower words.
-    """
-    index = xp.zeros(shape, np.uint32)
-    stride = 1
-    for axis in reversed(range(len(shape))):
-        along = xp.arange(shape[axis], dtype=np.uint32) * np.uint32(stride % 2**32)
-        others = [other for other in range(len(shape)) if other != axis]
-        index = index + xp.expand_dims(along, others)
-        stride *= shape[axis]
-    return index
 
 
 def _wraps(shape, xp):
@@ -89,14 +74,7 @@ def _wraps(shape, xp):
     upper, lower = first * np.uint32(inner >> 16), first * np.uint32(inner & 0xFFFF)
     start = (upper << 16) + lower
     high = (upper >> 16) + (start < lower).astype(np.uint32)
-    return high + (indices(shape, xp) < start).astype(np.uint32)
-
-
-def mix(bits: Any) -> Any:
-    """The finalizer of MurmurHash3, of uint32 arrays."""
-    bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)
-    bits = (bits ^ (bits >> 13)) * np.uint32(0xC2B2AE35)
-    return bits ^ (bits >> 16)
+    return high + (bits_lib.indices(shape, xp) < start).astype(np.uint32)
 
 
 def _jax_numpy():

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.merge.sparse import random_bits
+from jaxlab.core import bits as bits_lib
 
 LIMIT = 2**32 - 1  # elements that one word counts
 
@@ -100,7 +100,7 @@ def stops(parts: Sequence[jax.Array], cut: jax.Array, rank: jax.Array) -> list:
         share = jnp.where(_reaches(left, count), count, left)
         backwards = jnp.where(
             equal,
-            jnp.uint32(LIMIT) - random_bits.indices(part.shape, jnp),
+            jnp.uint32(LIMIT) - bits_lib.indices(part.shape, jnp),
             jnp.uint32(0),
         )
         last = jnp.uint32(LIMIT) - largest([backwards], share)

@@ -20,7 +20,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxlab.merge.sparse import random_bits, select_on_device
+from jaxlab.core import bits as bits_lib
+from jaxlab.merge.sparse import select_on_device
 from jaxlab.merge.trees import leafwise
 
 
@@ -108,7 +109,7 @@ def within(
     if upper is not None:
         inside &= patterns <= upper
     if stop is not None:
-        index = random_bits.indices(delta.shape, jnp) + jnp.uint32(start)
+        index = bits_lib.indices(delta.shape, jnp) + jnp.uint32(start)
         inside &= (patterns != lower) | (index < stop)
     return inside
 

@@ -15,8 +15,7 @@ None of them leaves the span of its inputs: the maths is in
 `jaxlab.merge.spheres.coefficients`, over inner products; here it is applied to trees.
 
 All are leaf by leaf. Where layers are stacked on a leading axis, a leaf is all layers:
-`jax.vmap` the merge over that axis, or unstack (`core.tree.unstack_layers`), to merge
-layer by layer.
+`jax.vmap` the merge over that axis to merge layer by layer.
 
 Deviations: karcher takes weights (mergekit: uniform only). nuslerp, multislerp and
 karcher follow mergekit 0.1.5 where they have no paper, up to rounding: inner products

@@ -18,7 +18,7 @@ from collections.abc import Hashable, Mapping
 
 import numpy as np
 
-from jaxlab.core import errors
+from jaxlab.core import bits, errors
 
 KINDS = ("crc32", "sha256")
 _POLYNOMIAL = 0xEDB88320  # reflected: the highest bit is the coefficient of x^0
@@ -85,21 +85,11 @@ class Fingerprints:
         first = start * (len(words) // len(values))
         value = 0
         for at in range(0, len(words), _WORDS):  # small pieces stay in the cache
-            value += _fingerprint(words[at : at + _WORDS], first + at)
+            piece = words[at : at + _WORDS]
+            value += bits.checksum_of_piece(piece, first + at)
         with self._lock:
             count, total = self.sums.get(leaf, (0, 0))
             self.sums[leaf] = (count + len(values), (total + value) % 2**32)
-
-
-def _fingerprint(words, start) -> int:
-    bits = np.arange(start, start + len(words), dtype=np.uint64).astype(np.uint32)
-    bits *= np.uint32(0x9E3779B9)
-    bits += words
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        bits ^= bits >> np.uint32(shift)
-        bits *= np.uint32(factor)
-    bits ^= bits >> np.uint32(16)
-    return int(bits.sum(dtype=np.uint64))
 
 
 def check(found: Mapping[str, str], expected: Mapping[str, str]) -> None:
