@@ -8,9 +8,16 @@ from typing import Any
 
 
 def dumps(value: Any) -> str:
-    """The text of a file that holds a value."""
-    text = json.dumps(json_value(value), indent=2, sort_keys=True, allow_nan=False)
-    return text + "\n"
+    """The text of a file that holds a value.
+
+    Raises:
+        ValueError: the value contains itself.
+    """
+    try:
+        plain = json_value(value)
+    except RecursionError:
+        raise ValueError("Circular reference detected") from None
+    return json.dumps(plain, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def json_value(value: Any) -> Any:
