@@ -26,8 +26,6 @@ from jaxlab.data.corpus import token_files
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.models import sections
 
-_BERTS = ("encoder", "scorer")  # kinds of runs
-
 
 class Loaded(NamedTuple):
     """A model that is ready for use.
@@ -68,18 +66,11 @@ def decoder(
             model has rows, one that the run was not trained with, or unreadable
             weights.
     """
-    run = runs.find(path)
-    if run is None:
-        return _published_decoder(path, step, tokenizer, mesh)
-    own = _own_tokenizer(run)
-    if tokenizer and tokenizer_lib.load(tokenizer).fingerprint != own.fingerprint:
-        raise errors.UserError(
-            f"{path} was trained with {run.tokenizer()}, not with {tokenizer}; leave "
-            "out --tokenizer"
-        )
-    params = checkpoint.load_params(run.folder, step, mesh)
-    # As it was made: `vocab` 0 was rounded up for the mesh of then.
-    return _decoder(run, own, params, vocab=params["embed"]["embedding"].shape[0])
+    source = _source(path)
+    source.check_decoder()
+    own = source.read_tokenizer(tokenizer)
+    config, weights = source.read_decoder(own, step, mesh)
+    return Loaded(config, models.Decoder(config), weights, own)
 
 
 def architecture(path: str | pathlib.Path, *, vocab: int | None = None) -> Loaded:
@@ -92,9 +83,11 @@ def architecture(path: str | pathlib.Path, *, vocab: int | None = None) -> Loade
     Raises:
         UserError: it is something else.
     """
-    run = runs.read(path)
-    rows = _model(run)["vocab"] if vocab is None else vocab
-    return _decoder(run, _own_tokenizer(run), None, vocab=rows)
+    run = _Run(path, runs.read(path))
+    run.check_decoder()
+    tokenizer = run.read_tokenizer()
+    config = run.decoder_config(tokenizer, vocab)
+    return Loaded(config, models.Decoder(config), None, tokenizer)
 
 
 def params(
@@ -105,10 +98,7 @@ def params(
     Raises:
         UserError: neither of the two, or unreadable weights.
     """
-    run = runs.find(path)
-    if run is None:
-        return models.hf.load(path, mesh=mesh)[1]
-    return checkpoint.load_params(run.folder, mesh=mesh)
+    return _source(path).read_params(None, mesh)
 
 
 def alike(
@@ -124,8 +114,8 @@ def alike(
     for path, other in zip(paths[1:], loaded[1:], strict=True):
         if other.tokenizer.fingerprint != first.tokenizer.fingerprint:
             raise errors.UserError(
-                f"{_tokenizer_folder(paths[0])} and {_tokenizer_folder(path)} are "
-                "different tokenizers; merge models that share one"
+                f"{tokenizer_path(paths[0])} and {tokenizer_path(path)} are different "
+                "tokenizers; merge models that share one"
             )
         ours, theirs = (dataclasses.asdict(one.config) for one in (first, other))
         lines = [
@@ -197,23 +187,10 @@ def bert(
     mesh: jax.sharding.Mesh | None = None,
 ) -> Loaded:
     """An encoder with whatever head it has; arguments as for `encoder`."""
-    run = runs.find(path)
-    if run is None:
-        if step is not None:
-            raise errors.UserError(f"{path} is a Hugging Face folder, it has no step")
-        config, weights = models.hf.load(path, mesh=mesh)
-        if not isinstance(config, models.BertConfig):
-            raise errors.UserError(f"{path} is a language model; this needs an encoder")
-    elif run.kind not in _BERTS:
-        raise errors.UserError(
-            f"{path} is a run of {run.system}; this needs an encoder"
-        )
-    else:
-        config = models.BertConfig(**run.config["encoder"])
-        weights = checkpoint.load_params(run.folder, step, mesh)
+    source = _source(path)
+    config, weights = source.read_bert(step, mesh)
     kind = models.BertScorer if config.head == "score" else models.BertEncoder
-    tokenizer = path if run is None else run.tokenizer()
-    return Loaded(config, kind(config), weights, tokenizer_lib.load(tokenizer))
+    return Loaded(config, kind(config), weights, source.read_tokenizer())
 
 
 def save(
@@ -233,7 +210,7 @@ def save(
         dtype: of the weights on disk.
     """
     with tempfile.TemporaryDirectory() as folder:
-        own = _tokenizer_folder(source)
+        own = tokenizer_path(source)
         if not (own.is_dir() and _has_tokenizer(own)):
             loaded.tokenizer.save(folder)
             own = pathlib.Path(folder)
@@ -257,44 +234,110 @@ def held_out(path: str | pathlib.Path) -> dict[str, token_files.TokenFile]:
     return dict(prepared.open_folder(folder).held_out)
 
 
-def _published_decoder(path, step, tokenizer, mesh) -> Loaded:
-    """Of a Hugging Face folder."""
-    if step is not None:
-        raise errors.UserError(f"{path} is a Hugging Face folder, it has no --step")
-    if tokenizer is None and not _has_tokenizer(pathlib.Path(path)):
-        raise errors.UserError(f"{path} has no tokenizer; give one with --tokenizer")
-    stated = models.hf.read_config(path)
-    if not isinstance(stated, models.TransformerConfig):
-        raise errors.UserError(f"{path} is an encoder; this needs a language model")
-    own = tokenizer_lib.load(tokenizer or path)
-    sections.check_vocab(own, stated.vocab)
-    config, weights = models.hf.load(path, mesh=mesh)
-    return Loaded(config, models.Decoder(config), weights, own)
+def tokenizer_path(path: str | pathlib.Path) -> pathlib.Path:
+    """Where a model's tokenizer is: a local folder or file; a copy of a bucket's."""
+    return _source(path).tokenizer_path()
 
 
-def _decoder(run: runs.Run, tokenizer, weights, *, vocab: int) -> Loaded:
-    section = {**_model(run), "vocab": vocab}
-    config = sections.transformer_config(section, tokenizer)
-    return Loaded(config, models.Decoder(config), weights, tokenizer)
+# ------------------------------------------------------------------ what a path is
 
 
-def _own_tokenizer(run: runs.Run) -> tokenizer_lib.Tokenizer:
-    _model(run)  # what is not a language model need not have a tokenizer
-    return tokenizer_lib.load(run.tokenizer())
-
-
-def _model(run: runs.Run) -> dict[str, Any]:
-    """The `model` section of a language model's run."""
-    if run.kind != "decoder" or "model" not in run.config:
-        raise errors.UserError(
-            f"{run.folder} is a run of {run.system}; this needs a language model"
-        )
-    return run.config["model"]
-
-
-def _tokenizer_folder(path) -> pathlib.Path:
+def _source(path: str | pathlib.Path) -> "_Run | _Published":
     run = runs.find(path)
-    return pathlib.Path(path) if run is None else run.tokenizer()
+    return _Published(path) if run is None else _Run(path, run)
+
+
+class _Run(NamedTuple):
+    """A run directory, read as `decoder` and `bert` want it."""
+
+    path: str | pathlib.Path
+    run: runs.Run
+
+    def tokenizer_path(self) -> pathlib.Path:
+        return self.run.tokenizer()
+
+    def read_tokenizer(self, given=None) -> tokenizer_lib.Tokenizer:
+        own = tokenizer_lib.load(self.run.tokenizer())
+        if given and tokenizer_lib.load(given).fingerprint != own.fingerprint:
+            raise errors.UserError(
+                f"{self.path} was trained with {self.run.tokenizer()}, not with "
+                f"{given}; leave out --tokenizer"
+            )
+        return own
+
+    def check_decoder(self) -> None:
+        self._check_kind("a language model", "decoder")
+
+    def read_decoder(self, tokenizer, step, mesh):
+        weights = self.read_params(step, mesh)
+        # As it was made: `vocab` 0 was rounded up for the mesh of then.
+        rows = weights["embed"]["embedding"].shape[0]
+        return self.decoder_config(tokenizer, rows), weights
+
+    def decoder_config(self, tokenizer, vocab: int | None) -> models.TransformerConfig:
+        section = dict(self.run.config["model"])
+        section["vocab"] = section["vocab"] if vocab is None else vocab
+        return sections.transformer_config(section, tokenizer)
+
+    def read_bert(self, step, mesh):
+        self._check_kind("an encoder", "encoder", "scorer")
+        config = models.BertConfig(**self.run.config["encoder"])
+        return config, self.read_params(step, mesh)
+
+    def read_params(self, step, mesh) -> types.Params:
+        return checkpoint.load_params(self.run.folder, step, mesh)
+
+    def _check_kind(self, wanted: str, *kinds: str) -> None:
+        if self.run.kind not in kinds or self.run.system == runs.FIT:
+            raise errors.UserError(
+                f"{self.path} is a run of {self.run.system}; this needs {wanted}"
+            )
+
+
+class _Published(NamedTuple):
+    """A Hugging Face folder, read as `decoder` and `bert` want it."""
+
+    path: str | pathlib.Path
+
+    def tokenizer_path(self) -> pathlib.Path:
+        return pathlib.Path(self.path)
+
+    def read_tokenizer(self, given=None) -> tokenizer_lib.Tokenizer:
+        if not (given or _has_tokenizer(self.tokenizer_path())):
+            raise errors.UserError(
+                f"{self.path} has no tokenizer; give one with --tokenizer"
+            )
+        return tokenizer_lib.load(given or self.path)
+
+    def check_decoder(self) -> None:
+        config = models.hf.read_config(self.path)
+        if not isinstance(config, models.TransformerConfig):
+            raise errors.UserError(
+                f"{self.path} is an encoder; this needs a language model"
+            )
+
+    def read_decoder(self, tokenizer, step, mesh):
+        rows = models.hf.read_config(self.path).vocab
+        sections.check_vocab(tokenizer, rows)  # before the weights are read
+        return self._read(step, mesh)
+
+    def read_bert(self, step, mesh):
+        config, weights = self._read(step, mesh)
+        if not isinstance(config, models.BertConfig):
+            raise errors.UserError(
+                f"{self.path} is a language model; this needs an encoder"
+            )
+        return config, weights
+
+    def read_params(self, step, mesh) -> types.Params:
+        return self._read(step, mesh)[1]
+
+    def _read(self, step, mesh):
+        if step is not None:
+            raise errors.UserError(
+                f"{self.path} is a Hugging Face folder, it has no --step"
+            )
+        return models.hf.load(self.path, mesh=mesh)
 
 
 def _has_tokenizer(folder: pathlib.Path) -> bool:

@@ -100,7 +100,22 @@ def find(path: str | os.PathLike) -> Run | None:
         UserError: neither of the two, or a Hugging Face folder in a bucket.
     """
     folder = paths.path(path)
-    raw = _config_json(folder)
+    if not paths.is_folder(folder):
+        raise errors.UserError(
+            f"model {path} does not exist; give a run directory or a Hugging Face "
+            "folder"
+        )
+    try:
+        text = paths.read_text(folder / CONFIG)
+        raw = None if text is None else json.loads(text)
+    except ValueError:
+        raw = []
+    if raw is None:
+        raise errors.UserError(
+            f"{path} has no {CONFIG}; give a run directory or a Hugging Face folder"
+        )
+    if not isinstance(raw, dict):
+        raise errors.UserError(f"{folder / CONFIG} is damaged; restore it from a copy")
     if "model_type" in raw:
         if paths.is_remote(folder):
             raise errors.UserError(
@@ -108,7 +123,7 @@ def find(path: str | os.PathLike) -> Run | None:
             )
         return None
     config = _recognise(raw)
-    if config is None and has_checkpoints(folder):
+    if config is None and paths.is_folder(folder / CHECKPOINTS):
         config = _named(raw)  # an Experiment of somebody's own
     if config is None:
         raise errors.UserError(
@@ -260,26 +275,6 @@ def _recognise(raw: Mapping[str, Any]) -> dict[str, Any] | None:
     else:
         system = "tulu.dpo" if "preference" in raw else "tulu.sft"
     return {**raw, "system": system}
-
-
-def _config_json(folder: pathlib.Path) -> dict[str, Any]:
-    if not paths.is_folder(folder):
-        raise errors.UserError(
-            f"model {folder} does not exist; give a run directory or a Hugging Face "
-            "folder"
-        )
-    try:
-        text = paths.read_text(folder / CONFIG)
-        raw = None if text is None else json.loads(text)
-    except ValueError:
-        text, raw = "", None
-    if text is None:
-        raise errors.UserError(
-            f"{folder} has no {CONFIG}; give a run directory or a Hugging Face folder"
-        )
-    if not isinstance(raw, dict):
-        raise errors.UserError(f"{folder / CONFIG} is damaged; restore it from a copy")
-    return raw
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
