@@ -35,14 +35,14 @@ SYSTEMS = {
         step="jaxlab.systems.olmo.pretraining:untrained",
     ),
     "tulu.sft": Entry(
-        "jaxlab.systems.tulu.tuning:sft",
+        "jaxlab.systems.tulu.preference_tuning:sft",
         shape="jaxlab.systems.tulu.step_shape:sft_shape",
-        step="jaxlab.systems.tulu.tuning:sft_untrained",
+        step="jaxlab.systems.tulu.preference_tuning:sft_untrained",
     ),
     "tulu.dpo": Entry(
-        "jaxlab.systems.tulu.tuning:dpo",
+        "jaxlab.systems.tulu.preference_tuning:dpo",
         shape="jaxlab.systems.tulu.step_shape:dpo_shape",
-        step="jaxlab.systems.tulu.tuning:dpo_untrained",
+        step="jaxlab.systems.tulu.preference_tuning:dpo_untrained",
     ),
     "languages.classify": Entry("jaxlab.systems.tram.classification:classify"),
     "encoders.rerank": Entry("jaxlab.systems.refit.training:rerank"),

@@ -19,7 +19,7 @@ from jaxlab.core import mesh as mesh_lib
 from jaxlab.models import sections as sections_lib
 from jaxlab.systems.olmo import pretraining
 from jaxlab.systems.planning import shapes
-from jaxlab.systems.tulu import tuning
+from jaxlab.systems.tulu import preference_tuning
 from tests.support import devices
 from tests.support.runs import hosts, losses
 
@@ -277,7 +277,7 @@ def test_a_packed_row_has_the_loss_of_its_conversations(start, talk, tmp_path):
         config = config_of("tiny", start, talk, **more, **{"data.length": 128})
         mesh = devices.one()
         with mesh_lib.use(mesh):
-            experiment = tuning.sft(config, tmp_path / str(packed), mesh)
+            experiment = preference_tuning.sft(config, tmp_path / str(packed), mesh)
         batches = experiment.batches
         assert batches.count <= 24 if packed else batches.count == 48
         batch = batches.filled(np.arange(batches.count))
