@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxlab import models
-from jaxlab.core import checkpoint, errors, runs, types
+from jaxlab.core import checkpoint, errors, folders, runs, types
 from jaxlab.core import paths as paths_lib
 from jaxlab.data import prepared
 from jaxlab.data.corpus import token_files
@@ -217,6 +217,24 @@ def save(
         models.hf.save(
             out, loaded.config, loaded.params, dtype=dtype, tokenizer_folder=own
         )
+
+
+def save_tokenizer(
+    workdir: str | pathlib.Path, tokenizer: tokenizer_lib.Tokenizer
+) -> None:
+    """Into a run directory that has not begun, so that it can be opened anywhere.
+
+    One that has saved a checkpoint keeps its own: it is that of the weights.
+    """
+    if jax.process_index() != 0 or checkpoint.steps(runs.checkpoints(workdir)):
+        return
+    target = runs.tokenizer_folder(workdir)
+    if not paths_lib.is_remote(workdir):
+        tokenizer.save(target)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder)
+        folders.copy_files(pathlib.Path(folder), target)
 
 
 def held_out(path: str | pathlib.Path) -> dict[str, token_files.TokenFile]:

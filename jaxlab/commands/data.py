@@ -177,7 +177,7 @@ def _inspect(args: argparse.Namespace) -> None:
     import ml_collections
 
     from jaxlab.data.batches import inspect
-    from jaxlab.systems.olmo import pretraining
+    from jaxlab.systems import corpora
 
     trained = runs.find(args.workdir)
     if trained is None:
@@ -189,8 +189,8 @@ def _inspect(args: argparse.Namespace) -> None:
         )
     # Domains are keys of data.weights, and their names may have dots.
     data = ml_collections.ConfigDict(trained.config["data"], allow_dotted_keys=True)
-    corpus = pretraining.open_corpus(data, trained.folder)
-    batches = pretraining.batches_of(data, corpus.train)
+    corpus = corpora.open_corpus(data, trained.folder)
+    batches = corpora.make_loader(data, corpus.train)
     recorded = trained.config.get("data_order")
     if recorded is not None and recorded != batches.fingerprint:
         raise errors.UserError(

@@ -81,16 +81,16 @@ class Run:
         """
         data = self.config.get("data", {})
         if paths.is_remote(self.folder):
-            return _copy(self.folder / "data" / "tokenizer")
+            return _copy(tokenizer_folder(self.folder))
         if "tokenizer" in self.config:  # merged: beside it, or where its inputs have it
             beside = self.folder / "tokenizer"
             return beside if beside.exists() else self.folder / self.config["tokenizer"]
         if self.kind in ("encoder", "scorer"):
-            return self.folder / "tokenizer"
+            return encoder_tokenizer_folder(self.folder)
         if data.get("files"):
             return pathlib.Path(data["tokenizer"])
-        folder = self.data or data.get("folder") or self.folder / "data"
-        return pathlib.Path(folder) / "tokenizer"
+        folder = self.data or data.get("folder")
+        return tokenizer_folder(self.folder, data=folder)
 
 
 def find(path: str | os.PathLike) -> Run | None:
@@ -153,6 +153,18 @@ def checkpoints(folder: str | os.PathLike) -> pathlib.Path:
 def has_checkpoints(path: str | os.PathLike) -> bool:
     """Whether a path is a directory that some run of `train` saves steps in."""
     return paths.is_folder(checkpoints(path))
+
+
+def tokenizer_folder(
+    workdir: str | os.PathLike, *, data: str | os.PathLike | None = None
+) -> pathlib.Path:
+    """Where a run of a language model has its tokenizer; `data`: its data elsewhere."""
+    return paths.path(data or paths.path(workdir) / "data") / "tokenizer"
+
+
+def encoder_tokenizer_folder(workdir: str | os.PathLike) -> pathlib.Path:
+    """Where a run of an encoder has its tokenizer."""
+    return pathlib.Path(workdir) / "tokenizer"
 
 
 def data_folder(data: Mapping[str, Any], workdir: str | os.PathLike) -> pathlib.Path:

@@ -35,9 +35,9 @@ SYSTEMS = {
         step="jaxlab.systems.olmo.pretraining:untrained",
     ),
     "tulu.sft": Entry(
-        "jaxlab.systems.tulu.preference_tuning:sft",
+        "jaxlab.systems.tulu.instruction_tuning:sft",
         shape="jaxlab.systems.tulu.step_shape:sft_shape",
-        step="jaxlab.systems.tulu.preference_tuning:sft_untrained",
+        step="jaxlab.systems.tulu.instruction_tuning:sft_untrained",
     ),
     "tulu.dpo": Entry(
         "jaxlab.systems.tulu.preference_tuning:dpo",

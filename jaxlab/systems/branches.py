@@ -18,13 +18,13 @@ from typing import Any
 import jax
 import ml_collections
 
-from jaxlab import load, models, train
+from jaxlab import load, models
 from jaxlab.core import checkpoint, errors, runs
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data import prepared
 from jaxlab.data.batches import loader
 from jaxlab.models import sections as sections_lib
-from jaxlab.systems import sizes
+from jaxlab.systems import experiments, sizes
 from jaxlab.systems.olmo import config as olmo_config
 from jaxlab.systems.olmo import pretraining
 
@@ -194,9 +194,7 @@ def fit(
         return
     with mesh_lib.use(mesh):
         experiment = pretraining.pretrain(config, workdir, mesh)
-    options = config.run.to_dict()
-    if not train.fit(experiment, workdir, mesh=mesh, name=name, **options).finished:
-        raise KeyboardInterrupt
+    experiments.finish(experiment, workdir, mesh, config.run, name=name)
 
 
 def decoder(

@@ -26,7 +26,7 @@ from flax import linen as nn
 from jaxlab import models
 from jaxlab.core import errors
 from jaxlab.models import sections as sections_lib
-from jaxlab.systems.olmo import pretraining
+from jaxlab.systems import corpora
 
 _BLOCK_DOCUMENTS = 1024
 _OVERSAMPLED = 20
@@ -65,7 +65,7 @@ def write_start(
     if not config.model.tied:
         raise errors.UserError("set model.tied: the head has to be the embedding")
     out = pathlib.Path(out)
-    corpus = pretraining.open_corpus(config.data, out)
+    corpus = corpora.open_corpus(config.data, out)
     if domain not in corpus.train:
         raise errors.UserError(
             f"no domain {domain!r}; the domains are {', '.join(corpus.train)}"

@@ -7,7 +7,7 @@ next. Several hosts ask for their rows of the same global batch.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -159,6 +159,26 @@ def matched(
     """Both sides of the pairs that have something to learn on both."""
     both = np.intersect1d(chosen.number, rejected.number)
     return tuple(x.take(np.searchsorted(x.number, both)) for x in (chosen, rejected))
+
+
+def parts(
+    sides: Sequence[chat.Examples], fraction: float, seed: int
+) -> list[tuple[chat.Examples, ...]]:
+    """What is trained on, and what is held out where anything is, of each side.
+
+    Args:
+        sides: examples of one number: conversations, or chosen and rejected ones.
+        fraction: that is held out.
+        seed: of the split.
+
+    Raises:
+        UserError: a fraction that leaves nothing to train on.
+    """
+    if not 0 <= fraction < 1:
+        raise errors.UserError(f"data.held_out_fraction {fraction}; use 0 to below 1")
+    trained_on, held_out = split(len(sides[0].ends), fraction, seed)
+    numbers = [trained_on, held_out] if len(held_out) else [trained_on]
+    return [tuple(side.take(part) for side in sides) for part in numbers]
 
 
 def split(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

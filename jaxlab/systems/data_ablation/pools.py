@@ -29,10 +29,9 @@ from jaxlab.core import mesh as mesh_lib
 from jaxlab.data import prepared
 from jaxlab.data.corpus import token_files
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
-from jaxlab.systems import branches
+from jaxlab.systems import branches, corpora
 from jaxlab.systems.data_ablation import experts
 from jaxlab.systems.data_ablation import recipe as recipe_lib
-from jaxlab.systems.olmo import pretraining
 
 _SUFFIXES = (".csv.gz", ".bytes", ".json", ".npy")  # of a token file; it counts by .npy
 
@@ -112,7 +111,7 @@ def open_corpus(
         )
     if token_folders:
         return _take_corpus(recipe, pool)
-    return pretraining.open_corpus(recipe.base.data, pool)
+    return corpora.open_corpus(recipe.base.data, pool)
 
 
 def add(
@@ -155,7 +154,7 @@ def add(
                 seed=data.split_seed,
             )
         file = token_files.TokenFile.open(staging / name)
-        pretraining.batches_of(
+        corpora.make_loader(
             recipe.base.data, {name: file}
         )  # raises where it is too small
         _settle(staging, pool)

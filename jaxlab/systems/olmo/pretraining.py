@@ -8,25 +8,17 @@ Deviations: the reported loss is the true mean over labels (OLMo divides by B T;
 `loss_denominator="olmo"` for its number); instances with long repeats are not masked.
 """
 
-import functools
 import pathlib
-import tempfile
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
-from jaxlab import load, models, objectives, optim
-from jaxlab.core import checkpoint, errors, folders, paths, process, runs, types
-from jaxlab.data import prepared
-from jaxlab.data.batches import loader, mixture
-from jaxlab.data.corpus import token_files
-from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
-from jaxlab.evals import perplexity
+from jaxlab import load, models, objectives
+from jaxlab.core import checkpoint, errors, paths, process, runs, types
+from jaxlab.data.batches import loader
 from jaxlab.models import sections as sections_lib
-from jaxlab.systems import trust_methods, trust_regions
+from jaxlab.systems import corpora, experiments, trust_methods, trust_regions
 from jaxlab.systems.planning import untrained as planning
 
 
@@ -35,9 +27,9 @@ def pretrain(
 ) -> types.Experiment:
     """The experiment that `configs/olmo.py` describes."""
     with process.leader_first("corpus"):
-        corpus = open_corpus(config.data, workdir)
+        corpus = corpora.open_corpus(config.data, workdir)
         if paths.is_remote(workdir):
-            keep_tokenizer(corpus.tokenizer, workdir)
+            load.save_tokenizer(workdir, corpus.tokenizer)
     model_config = sections_lib.transformer_config(config.model, corpus.tokenizer, mesh)
     if config.data.length > model_config.length:
         raise errors.UserError(
@@ -45,13 +37,13 @@ def pretrain(
             f"{model_config.length}; raise model.length or cut data.length"
         )
     model = models.Decoder(model_config)
-    batches = batches_of(config.data, corpus.train)
+    batches = corpora.make_loader(config.data, corpus.train)
     return experiment(
         config,
         model,
         batches=batches,
         init_from=_start(config.init_from, workdir, mesh),
-        evals=perplexity_evals(
+        evals=corpora.perplexity_evals(
             model, corpus.held_out, config.data, config.eval_batches
         ),
         config={
@@ -75,14 +67,14 @@ def experiment(
     objective = objectives.next_token(
         model.apply, z_loss=config.z_loss, loss_denominator=config.loss_denominator
     )
-    found = of_decoder(config, model, objective, **data)
-    region = trust_methods.TrustConfig(**plain(config.trust))
+    plain = experiments.of_decoder(config, model, objective, **data)
+    region = trust_methods.TrustConfig(**config.trust.to_dict())
     if region.method != "plain" and config.loss_denominator != "labels":
         raise errors.UserError(
             f"trust.method {region.method} divides by labels; set "
             "loss_denominator to labels"
         )
-    return trust_regions.of_decoder(found, region, z_loss=config.z_loss)
+    return trust_regions.of_decoder(plain, region, z_loss=config.z_loss)
 
 
 def untrained(
@@ -94,136 +86,6 @@ def untrained(
         data.batch_size, data.length, data.layout, data.document_mask
     )
     return planning.Untrained(experiment(config, model, batches=None), spec)
-
-
-def of_decoder(
-    config: ml_collections.ConfigDict,
-    model: models.Decoder,
-    objective: types.Objective,
-    /,
-    **data: Any,
-) -> types.Experiment:
-    """An experiment of any objective of a decoder; arguments as of `experiment`."""
-    tx, rate = optim.build(optim.OptimConfig(**plain(config.optim)), config.steps)
-    return types.Experiment(
-        model=model,
-        objective=objective,
-        tx=tx,
-        steps=config.steps,
-        example=(np.zeros((1, 8), np.int32),),
-        micro_batches=config.micro_batches,
-        seed=config.seed,
-        flops_per_token=model.config.flops_per_token(config.data.length),
-        learning_rate=rate,
-        **data,
-    )
-
-
-def open_corpus(
-    data: ml_collections.ConfigDict, workdir: pathlib.Path
-) -> prepared.Prepared:
-    """The corpus a data config names: token files, a folder of text, or "embedded".
-
-    A `data.folder` without a source is read as `jaxlab data prepare` left it.
-
-    Raises:
-        UserError: nothing is named, or a file is missing.
-    """
-    if data.files:
-        files = [
-            token_files.TokenFile.open(path, data.files_dtype or None, eos_id=None)
-            for path in data.files
-        ]
-        if not data.tokenizer:
-            raise errors.UserError("data.files needs data.tokenizer, which made them")
-        tokenizer = tokenizer_lib.load(data.tokenizer)
-        # A list, not names: a path that is repeated is up-weighted, as in OLMo.
-        train = {f"{i}:{file.name}": file for i, file in enumerate(files)}
-        return prepared.Prepared(tokenizer, train, {})
-    if not data.source and data.folder:
-        return prepared.open_folder(data.folder)
-    if not data.source:
-        raise errors.UserError(
-            "no data: set --config.data.source to a folder of text (a subfolder a "
-            "domain) or to embedded, or --config.data.files to token files"
-        )
-    return prepared.prepare(
-        data.source,
-        runs.data_folder(data, workdir),
-        tokenizer=data.tokenizer,
-        vocab_size=data.vocab_size,
-        held_out_fraction=data.held_out_fraction,
-        max_bytes_per_domain=data.max_bytes_per_domain or None,
-        seed=data.split_seed,
-        parts=data.parts,
-    )
-
-
-def keep_tokenizer(
-    tokenizer: tokenizer_lib.Tokenizer, workdir: str | pathlib.Path
-) -> None:
-    """Into a run directory that has none, so that it can be opened anywhere."""
-    kept = paths.path(workdir) / "data" / "tokenizer"
-    if jax.process_index() != 0 or checkpoint.steps(runs.checkpoints(workdir)):
-        return  # else it is that of the weights
-    if not paths.is_remote(workdir):
-        tokenizer.save(kept)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(folder)
-        folders.copy_files(pathlib.Path(folder), kept)
-
-
-def batches_of(
-    data: ml_collections.ConfigDict, files: Mapping[str, token_files.TokenFile]
-) -> loader.Loader:
-    """The loader of a data config over named token files."""
-    weights = dict(data.weights)
-    if unknown := sorted(set(weights) - set(files)):
-        raise errors.UserError(
-            f"data.weights names {', '.join(unknown)}; the domains are "
-            f"{', '.join(files)}"
-        )
-    names = [name for name in files if not weights or weights.get(name)]
-    mixed = mixture.Mixture(
-        [files[name] for name in names],
-        [weights[name] for name in names] if weights else None,
-        names,
-    )
-    return loader.Loader(
-        mixed,
-        length=data.length,
-        batch_size=data.batch_size,
-        seed=data.seed,
-        layout=data.layout,
-        document_mask=data.document_mask,
-    )
-
-
-def perplexity_evals(
-    model: models.Decoder,
-    held_out: Mapping[str, token_files.TokenFile],
-    data: ml_collections.ConfigDict,
-    max_batches: int,
-) -> dict:
-    """Domain -> function of params that returns its held-out perplexity.
-
-    `max_batches` 0 evaluates nothing.
-    """
-    if not max_batches:
-        return {}
-    return {
-        name: functools.partial(
-            lambda batches, params: perplexity.evaluate(model.apply, params, batches),
-            list(loader.eval_batches(file, data.length, data.batch_size, max_batches)),
-        )
-        for name, file in held_out.items()
-    }
-
-
-def plain(config: ml_collections.ConfigDict) -> dict:
-    """A config section as keyword arguments."""
-    return config.to_dict()
 
 
 def _start(

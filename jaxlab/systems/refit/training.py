@@ -23,7 +23,7 @@ import ml_collections
 import numpy as np
 
 from jaxlab import load, models, objectives, optim, retrieval
-from jaxlab.core import errors, paths, types
+from jaxlab.core import errors, paths, runs, types
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data.examples import ranked_lists, text_rows
 from jaxlab.models import sections
@@ -186,7 +186,7 @@ def embed_evals(
 def _experiment(config, workdir, *, model, objective, start, batches, evals):
     tx, rate = optim.build(optim.OptimConfig(**config.optim.to_dict()), config.steps)
     if jax.process_index() == 0:
-        start.tokenizer.save(workdir / "tokenizer")
+        start.tokenizer.save(runs.encoder_tokenizer_folder(workdir))
     return types.Experiment(
         model=model,
         objective=objective,

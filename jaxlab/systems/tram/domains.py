@@ -17,7 +17,7 @@ import numpy as np
 from jaxlab import objectives
 from jaxlab.core import checkpoint, errors
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.systems import branches
+from jaxlab.systems import branches, corpora
 from jaxlab.systems.olmo import pretraining
 from jaxlab.systems.tram import study
 
@@ -58,7 +58,7 @@ def protocol(
     """
     # ---- the corpus, and the model that every run starts from
     recipe = _recipe(data, workdir, model, size, steps, rate)
-    corpus = pretraining.open_corpus(recipe.base.data, workdir)
+    corpus = corpora.open_corpus(recipe.base.data, workdir)
     targets = tuple(targets) or tuple(n for n in corpus.held_out if n != source)
     others = tuple(name for name in corpus.train if name != source)
     pretrained_on = tuple(pretrained_on) or others
@@ -72,7 +72,7 @@ def protocol(
     config = _fine_tuning(recipe, start, source)
     decoder = branches.decoder(recipe.base, corpus)
     held_out = branches.held_out_batches(config, corpus)
-    batches = pretraining.batches_of(config.data, corpus.train)
+    batches = corpora.make_loader(config.data, corpus.train)
     probed = {name: held_out[name][:1] for name in targets[:_PROBED_TARGETS]}
     return study.Protocol(
         config=config,

@@ -32,12 +32,12 @@ import jax
 import ml_collections
 import numpy as np
 
-from jaxlab import objectives, train
+from jaxlab import objectives
 from jaxlab.core import errors, report, runs, types
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.evals import sharpness as sharpness_lib
 from jaxlab.stats import cka
-from jaxlab.systems import trust_methods, trust_regions
+from jaxlab.systems import experiments, trust_methods, trust_regions
 
 RATES = (0.5, 1.0, 2.0)  # of the config's
 STRENGTHS = (0.3, 1.0, 3.0)  # of the paper's value
@@ -256,14 +256,11 @@ def _train(protocol, setting, seed, folder, is_tuning) -> Run:
     if is_tuning:
         evals = {protocol.tuned_on: experiment.evals[protocol.tuned_on]}
         experiment = dataclasses.replace(experiment, evals=evals)
-    options = config.run.to_dict()
-    result = train.fit(experiment, folder, mesh=mesh, name=setting.row, **options)
-    if not result.finished:
-        raise KeyboardInterrupt
+    state = experiments.finish(experiment, folder, mesh, config.run, name=setting.row)
     found = _read(folder, setting, seed)
     if not is_tuning:
         params = trust_regions.normalize_head(
-            result.state.params, trust_methods.TrustConfig(**config.trust.to_dict())
+            state.params, trust_methods.TrustConfig(**config.trust.to_dict())
         )
         found = found._replace(**_measure(protocol, params))
     report.write_json(folder / _RESULT, found)

@@ -22,9 +22,9 @@ from jaxlab.core import mesh as mesh_lib
 from jaxlab.data.examples import conversation_rows
 
 
-def give(
+def attach_reference_logps(
     parts: Sequence[conversation_rows.PairRows],
-    opened: load.Loaded,
+    loaded: load.Loaded,
     workdir: str | pathlib.Path,
     start: str,
 ) -> None:
@@ -32,7 +32,7 @@ def give(
 
     Args:
         parts: of the run: trained on, and held out.
-        opened: the start; its `params` are None where the run resumes.
+        loaded: the start; its `params` are None where the run resumes.
         workdir: the run directory.
         start: the name of the start.
 
@@ -42,28 +42,30 @@ def give(
     file = paths.path(workdir) / "reference.json"
     made_of = {"init_from": start, "pairs": [part.fingerprint for part in parts]}
     text = paths.read_text(file)
-    kept = {} if text is None else json.loads(text)
-    if opened.params is not None:
-        logps = [_computed(part, opened) for part in parts]
-        kept = {**made_of, "logps": [x.tolist() for x in logps]}
+    saved = {} if text is None else json.loads(text)
+    if loaded.params is not None:
+        logps = [_reference_logps(part, loaded) for part in parts]
+        saved = {**made_of, "logps": [x.tolist() for x in logps]}
         if jax.process_index() == 0:
             paths.make_folder(file.parent)
-            folders.write_text(file, json.dumps(kept))
-    elif {name: kept.get(name) for name in made_of} != made_of:
+            folders.write_text(file, json.dumps(saved))
+    elif {name: saved.get(name) for name in made_of} != made_of:
         raise errors.UserError(
             f"{file} is missing or is of other pairs or another start; restore it and "
             "the data, or start again with another --workdir"
         )
-    for part, logps in zip(parts, kept["logps"], strict=True):
+    for part, logps in zip(parts, saved["logps"], strict=True):
         part.reference = np.array(logps, np.float32)
 
 
-def _computed(part: conversation_rows.PairRows, opened: load.Loaded) -> np.ndarray:
+def _reference_logps(
+    part: conversation_rows.PairRows, loaded: load.Loaded
+) -> np.ndarray:
     """f32[N, 2]."""
-    score, logps = _scorer(opened.model.apply), []
+    score, logps = _scorer(loaded.model.apply), []
     meter, batches = progress.Meter("reference batches"), -(-part.count // part.rows)
     for done, batch in enumerate(conversation_rows.eval_batches(part), start=1):
-        logps.append(np.asarray(score(opened.params, batch)))
+        logps.append(np.asarray(score(loaded.params, batch)))
         if jax.process_index() == 0:
             meter(done, batches)
     return np.concatenate(logps)[: part.count]

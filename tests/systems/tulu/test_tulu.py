@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab import cli, load, train
+from jaxlab import cli, load, systems, train
 from jaxlab.core import checkpoint, errors, tree
 from jaxlab.core import config as config_lib
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.models import sections as sections_lib
 from jaxlab.systems.olmo import pretraining
 from jaxlab.systems.planning import shapes
-from jaxlab.systems.tulu import preference_tuning
+from jaxlab.systems.tulu import instruction_tuning
 from tests.support import devices
 from tests.support.runs import hosts, losses
 
@@ -81,7 +81,7 @@ def config_of(variant, start, talk, **changes):
 
 def run(config, workdir, mesh=None, **settings):
     mesh = devices.one() if mesh is None else mesh
-    system = getattr(tuning, config.system.split(".")[1])
+    system = systems.resolve(systems.entry(config.system).experiment)
     with mesh_lib.use(mesh):
         experiment = system(config, workdir, mesh)
         train.fit(experiment, workdir, mesh=mesh, **settings)
@@ -277,7 +277,7 @@ def test_a_packed_row_has_the_loss_of_its_conversations(start, talk, tmp_path):
         config = config_of("tiny", start, talk, **more, **{"data.length": 128})
         mesh = devices.one()
         with mesh_lib.use(mesh):
-            experiment = preference_tuning.sft(config, tmp_path / str(packed), mesh)
+            experiment = instruction_tuning.sft(config, tmp_path / str(packed), mesh)
         batches = experiment.batches
         assert batches.count <= 24 if packed else batches.count == 48
         batch = batches.filled(np.arange(batches.count))

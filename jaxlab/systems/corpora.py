@@ -1,0 +1,107 @@
+"""Text to train on, as the `data` section of a pre-training config names it.
+
+open_corpus        token files, a folder of text, or the embedded text
+make_loader        their batches, weighted by domain
+perplexity_evals   held-out perplexity, per domain
+"""
+
+import functools
+import pathlib
+from collections.abc import Mapping
+
+import ml_collections
+
+from jaxlab import models
+from jaxlab.core import errors, runs
+from jaxlab.data import prepared
+from jaxlab.data.batches import loader, mixture
+from jaxlab.data.corpus import token_files
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
+from jaxlab.evals import perplexity
+
+
+def open_corpus(
+    data: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> prepared.Prepared:
+    """The corpus a data config names: token files, a folder of text, or "embedded".
+
+    A `data.folder` without a source is read as `jaxlab data prepare` left it.
+
+    Raises:
+        UserError: nothing is named, or a file is missing.
+    """
+    if data.files:
+        files = [
+            token_files.TokenFile.open(path, data.files_dtype or None, eos_id=None)
+            for path in data.files
+        ]
+        if not data.tokenizer:
+            raise errors.UserError("data.files needs data.tokenizer, which made them")
+        tokenizer = tokenizer_lib.load(data.tokenizer)
+        # A list, not names: a path that is repeated is up-weighted, as in OLMo.
+        train = {f"{i}:{file.name}": file for i, file in enumerate(files)}
+        return prepared.Prepared(tokenizer, train, {})
+    if not data.source and data.folder:
+        return prepared.open_folder(data.folder)
+    if not data.source:
+        raise errors.UserError(
+            "no data: set --config.data.source to a folder of text (a subfolder a "
+            "domain) or to embedded, or --config.data.files to token files"
+        )
+    return prepared.prepare(
+        data.source,
+        runs.data_folder(data, workdir),
+        tokenizer=data.tokenizer,
+        vocab_size=data.vocab_size,
+        held_out_fraction=data.held_out_fraction,
+        max_bytes_per_domain=data.max_bytes_per_domain or None,
+        seed=data.split_seed,
+        parts=data.parts,
+    )
+
+
+def make_loader(
+    data: ml_collections.ConfigDict, files: Mapping[str, token_files.TokenFile]
+) -> loader.Loader:
+    """The loader of a data config over named token files."""
+    weights = dict(data.weights)
+    if unknown := sorted(set(weights) - set(files)):
+        raise errors.UserError(
+            f"data.weights names {', '.join(unknown)}; the domains are "
+            f"{', '.join(files)}"
+        )
+    names = [name for name in files if not weights or weights.get(name)]
+    mixed = mixture.Mixture(
+        [files[name] for name in names],
+        [weights[name] for name in names] if weights else None,
+        names,
+    )
+    return loader.Loader(
+        mixed,
+        length=data.length,
+        batch_size=data.batch_size,
+        seed=data.seed,
+        layout=data.layout,
+        document_mask=data.document_mask,
+    )
+
+
+def perplexity_evals(
+    model: models.Decoder,
+    held_out: Mapping[str, token_files.TokenFile],
+    data: ml_collections.ConfigDict,
+    max_batches: int,
+) -> dict:
+    """Domain -> function of params that returns its held-out perplexity.
+
+    `max_batches` 0 evaluates nothing.
+    """
+    if not max_batches:
+        return {}
+    return {
+        name: functools.partial(
+            lambda batches, params: perplexity.evaluate(model.apply, params, batches),
+            list(loader.eval_batches(file, data.length, data.batch_size, max_batches)),
+        )
+        for name, file in held_out.items()
+    }

@@ -1,0 +1,68 @@
+"""Experiments from configs: the parts that systems share, whatever they train.
+
+of_decoder   sizes, optimizer and steps of a config, around any objective
+finish       an experiment to its last step, or KeyboardInterrupt
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from jaxlab import models, optim, train
+from jaxlab.core import types
+
+
+def of_decoder(
+    config: ml_collections.ConfigDict,
+    model: models.Decoder,
+    objective: types.Objective,
+    /,
+    **data: Any,
+) -> types.Experiment:
+    """An experiment of any objective of a decoder.
+
+    Args:
+        config: has `optim`, `steps`, `micro_batches`, `seed` and `data.length`.
+        model: of its sizes.
+        objective: of the model's `apply`.
+        **data: the fields of an Experiment that need data or a run directory.
+    """
+    tx, rate = optim.build(optim.OptimConfig(**config.optim.to_dict()), config.steps)
+    return types.Experiment(
+        model=model,
+        objective=objective,
+        tx=tx,
+        steps=config.steps,
+        example=(np.zeros((1, 8), np.int32),),
+        micro_batches=config.micro_batches,
+        seed=config.seed,
+        flops_per_token=model.config.flops_per_token(config.data.length),
+        learning_rate=rate,
+        **data,
+    )
+
+
+def finish(
+    experiment: types.Experiment,
+    workdir: pathlib.Path,
+    mesh: jax.sharding.Mesh,
+    run: ml_collections.ConfigDict,
+    *,
+    name: str,
+) -> types.TrainState:
+    """Trains an experiment of a study to its last step, or goes on with it.
+
+    Args:
+        experiment, workdir, mesh, name: as for `train.fit`.
+        run: the `run` section of its config.
+
+    Raises:
+        KeyboardInterrupt: a signal stopped it; the same call goes on.
+    """
+    result = train.fit(experiment, workdir, mesh=mesh, name=name, **run.to_dict())
+    if not result.finished:
+        raise KeyboardInterrupt
+    return result.state

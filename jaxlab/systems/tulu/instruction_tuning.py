@@ -1,0 +1,82 @@
+"""TULU's instruction tuning: next-token loss on the answers of conversations.
+
+Wang et al. 2023 (arXiv:2306.04751); Ivison et al. 2023 (arXiv:2311.10702).
+
+    init_from -> conversations as rows -> next_token on answers -> AdamW
+
+Deviation: the loss is the sum over all labels of a batch by their number, not a mean of
+the means of devices or microbatches, in which short answers weigh more.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+
+from jaxlab import models, objectives
+from jaxlab.core import types
+from jaxlab.data.examples import conversation_rows, conversations
+from jaxlab.evals import perplexity
+from jaxlab.systems import experiments, trust_methods, trust_regions
+from jaxlab.systems.planning import untrained as planning
+from jaxlab.systems.tulu import start as start_lib
+
+
+def sft(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+) -> types.Experiment:
+    """Instruction tuning: the experiment that `configs/tulu.py` describes."""
+    start, config = start_lib.load_start(config, workdir, mesh)
+    data = config.data
+    messages = [row.messages for row in conversations.read(data.source)]
+    examples = start_lib.encode(start.tokenizer, messages, data)
+    parts = [
+        conversation_rows.Rows(
+            part,
+            length=data.length,
+            batch_size=data.batch_size,
+            seed=data.seed,
+            packed=data.packed,
+        )
+        for (part,) in conversation_rows.parts(
+            (examples,), data.held_out_fraction, data.split_seed
+        )
+    ]
+    apply, evals, most = start.model.apply, {}, config.eval_batches
+    if len(parts) > 1:
+        evals["held_out"] = lambda params: perplexity.evaluate(
+            apply, params, conversation_rows.eval_batches(parts[1], most)
+        )
+    config = start_lib.with_steps(config, parts[0].count)
+    return sft_experiment(
+        config,
+        start.model,
+        batches=parts[0],
+        init_from=start.params,
+        evals=evals,
+        config={
+            **config.to_dict(),
+            "data_order": parts[0].fingerprint,
+            "truncated": examples.truncated,
+            "dropped": examples.dropped,
+        },
+    )
+
+
+def sft_experiment(
+    config: ml_collections.ConfigDict, model: models.Decoder, /, **data: Any
+) -> types.Experiment:
+    """What a config of `sft` trains; `data`: the fields that need data or a start."""
+    objective = objectives.next_token(model.apply, z_loss=config.z_loss)
+    plain = experiments.of_decoder(config, model, objective, **data)
+    region = trust_methods.TrustConfig(**config.trust.to_dict())
+    return trust_regions.of_decoder(plain, region, z_loss=config.z_loss)
+
+
+def sft_untrained(
+    config: ml_collections.ConfigDict, model: models.Decoder
+) -> planning.Untrained:
+    """What `jaxlab plan --aot` compiles for `sft`."""
+    spec = conversation_rows.row_spec(config.data.batch_size, config.data.length)
+    return planning.Untrained(sft_experiment(config, model, batches=None), spec)

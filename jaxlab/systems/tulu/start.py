@@ -1,0 +1,122 @@
+"""What both stages of TULU begin with: a model to tune, conversations, a length.
+
+load_start     the model of `init_from`, and the config with its sizes
+encode         conversations -> tokens and labels, counted where they are cut
+with_steps     the config with the steps that its epochs come to
+"""
+
+import dataclasses
+import logging
+import math
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import ml_collections
+
+from jaxlab import load, models
+from jaxlab.core import checkpoint, errors, runs
+from jaxlab.data.examples import chat
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
+from jaxlab.models import sections as sections_lib
+
+_log = logging.getLogger(__name__)
+
+
+def load_start(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+) -> tuple[load.Loaded, ml_collections.ConfigDict]:
+    """The model to tune, and the config with its sizes.
+
+    A run that resumes has both, and no parameters are loaded.
+
+    Raises:
+        UserError: no data, no start, or one of other sizes than the config says.
+    """
+    if not config.data.source:
+        raise errors.UserError(
+            "no data: set --config.data.source to .jsonl files of conversations"
+        )
+    if not config.init_from:
+        raise errors.UserError(
+            "set --config.init_from to the model to tune: a run of jaxlab train, or a "
+            "Hugging Face folder"
+        )
+    if checkpoint.steps(runs.checkpoints(workdir)):
+        start = load.architecture(workdir)
+    else:
+        own = config.data.tokenizer or None
+        start = load.decoder(config.init_from, tokenizer=own, mesh=mesh)
+        load.save_tokenizer(workdir, start.tokenizer)
+    made = start.config
+    _check_sizes(config, made)
+    if config.data.length > made.length:
+        _log.warning(
+            "rows of %d tokens, %s was trained on %d",
+            *(config.data.length, config.init_from, made.length),
+        )
+    # How it is computed is this run's; what it is, that of the start.
+    settings = {x: config.model[x] for x in made.FREE if x in config.model}
+    length = max(config.data.length, made.length)
+    made = dataclasses.replace(made, length=length, **settings)
+    sized = ml_collections.ConfigDict(config.to_dict())
+    sized.model = ml_collections.ConfigDict(sections_lib.section(made))
+    return start._replace(config=made, model=models.Decoder(made)), sized
+
+
+def _check_sizes(config, made: models.TransformerConfig) -> None:
+    """Refuses a config with other sizes than the model that it starts from."""
+    if not config.model.embed:
+        return
+    values = {**config.model.to_dict(), "vocab": made.vocab}  # may be padded
+    stated = sections_lib.transformer_config(values, None)
+    lines = [
+        f"{name} {getattr(stated, name)} and {getattr(made, name)}"
+        for name in config.model
+        if name not in (*made.UNTIED, "vocab")
+        and getattr(stated, name) != getattr(made, name)
+    ]
+    if lines:
+        raise errors.UserError(
+            f"config.model and {config.init_from} differ: {'; '.join(lines)}. Set "
+            "--config.model.embed=0 to take the model as it is"
+        )
+
+
+def encode(
+    tokenizer: tokenizer_lib.Tokenizer,
+    conversations: Sequence[Sequence[chat.Message]],
+    data: ml_collections.ConfigDict,
+    *,
+    last_only: bool = False,
+) -> chat.Examples:
+    """Conversations as the `data` section of a config says; `chat.encode`, counted."""
+    examples = chat.encode(
+        tokenizer,
+        conversations,
+        style=data.style,
+        length=data.length,
+        begin=chat.begin_id(tokenizer, data.begin),
+        last_only=last_only,
+    )
+    if examples.truncated or examples.dropped:
+        _log.warning(
+            "%d of %d conversations cut at %d tokens; %d left out, of which no answer "
+            "is left",
+            *(examples.truncated, len(conversations), data.length, examples.dropped),
+        )
+    return examples
+
+
+def with_steps(
+    config: ml_collections.ConfigDict, rows: int
+) -> ml_collections.ConfigDict:
+    """The config with the steps of its epochs over `rows`, and those of its warm-up."""
+    settled = ml_collections.ConfigDict(config.to_dict())
+    settled.steps = config.steps or math.ceil(
+        config.epochs * rows / config.data.batch_size
+    )
+    settled.optim.warmup_steps = config.optim.warmup_steps or round(
+        config.warmup * settled.steps
+    )
+    return settled
