@@ -81,6 +81,8 @@ def fit(
     """
     workdir, steps = paths.path(workdir), experiment.steps
     mesh = mesh_lib.make_mesh() if mesh is None else mesh
+    if jax.process_count() > 1:
+        mesh_lib.check_batches(experiment.batches)
     paths.make_folder(workdir)
     folder = runs.checkpoints(workdir)
     if checkpoint.steps(folder):  # else there is nothing to be spoilt
@@ -162,7 +164,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         with mesh_lib.use(mesh):
             experiment = system(config, workdir, mesh)
-    except ValueError as error:  # how models and objectives refuse a setting
+    except errors.ArgumentError as error:  # how models and objectives refuse a setting
         raise errors.UserError(f"this config does not work: {error}") from error
     fit(experiment, workdir, mesh=mesh, **config.run.to_dict())
     return 0

@@ -22,6 +22,8 @@ here it is the mean over rows of the sum over classes, as the paper says.
 import jax
 import jax.numpy as jnp
 
+from jaxlab.core import errors
+
 DIRECTIONS = ("forward", "reverse", "symmetric")
 BANDWIDTHS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # of the released code
 _SERIES = 1e-2  # |D| below which six terms of the series are exact to 1e-13
@@ -58,7 +60,9 @@ def kl_rows(
 ) -> jax.Array:
     """The divergence of every row, [...]; arguments as for `kl_divergence`."""
     if direction not in DIRECTIONS:
-        raise ValueError(f"direction {direction!r}; use one of {', '.join(DIRECTIONS)}")
+        raise errors.ArgumentError(
+            f"direction {direction!r}; use one of {', '.join(DIRECTIONS)}"
+        )
     target, current = (
         jax.nn.log_softmax(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
         for x in (target_logits, logits)
@@ -98,7 +102,9 @@ def mmd(
         "rbf": lambda b, s: jnp.exp(-0.5 * s / b),
     }
     if kernel not in kernels:
-        raise ValueError(f"kernel {kernel!r}; use one of {', '.join(kernels)}")
+        raise errors.ArgumentError(
+            f"kernel {kernel!r}; use one of {', '.join(kernels)}"
+        )
     wide = jnp.promote_types(logits.dtype, jnp.float32)
     x, y = (z.reshape(-1, z.shape[-1]).astype(wide) for z in (target_logits, logits))
     weight = jnp.ones(len(x), wide)

@@ -252,10 +252,7 @@ def global_batch(batches: types.Batches, step: int, mesh: Mesh) -> types.Batch:
         batch = batches(step)
         _check_rows(batch, batch_shards(mesh))
         return jax.device_put(dict(batch), sharding)
-    size = len(next(iter(batches(step, rows=slice(0, 1)).values())))
-    if size != 1:
-        raise ValueError("batches(step, rows=slice(0, 1)) must return one row")
-    rows = batches.rows  # the global batch size: several hosts must agree on it
+    rows = batches.rows  # `check_batches` has seen that it is there
     if rows % batch_shards(mesh):
         raise errors.UserError(_rows_message(rows, batch_shards(mesh)))
     index = sharding.addressable_devices_indices_map((rows,)).values()
@@ -284,6 +281,31 @@ def padded_rows(rows: int, mesh: Mesh | None) -> int:
     """
     shards = 1 if mesh is None else batch_shards(mesh)
     return -(-rows // shards) * shards
+
+
+def check_batches(batches: types.Batches) -> int:
+    """The rows of the global batch, which several hosts must agree on.
+
+    Raises:
+        UserError: a function that does not say them, or that takes no `rows`.
+    """
+    if not isinstance(rows := getattr(batches, "rows", None), int):
+        raise errors.UserError(
+            "several hosts need the rows of the global batch: set batches.rows, e.g. "
+            "batches.rows = 8 after the function"
+        )
+    try:
+        first = batches(0, rows=slice(0, 1))
+    except TypeError as error:
+        raise errors.UserError(
+            f"several hosts need batches(step, rows=slice): {error}"
+        ) from error
+    if len(next(iter(first.values()))) != 1:
+        raise errors.UserError(
+            "batches(0, rows=slice(0, 1)) must return one row; apply `rows` to every "
+            "array"
+        )
+    return rows
 
 
 def padded_vocab(size: int, mesh: Mesh | None = None, multiple: int = 1) -> int:

@@ -52,9 +52,15 @@ class Objective(Protocol):
 class Batches(Protocol):
     """A pure function of the step: the data order is (seed, step), nothing else.
 
-    `rows` selects rows of the global batch, so that each of several hosts reads only
-    what its devices hold. It is passed only when there are several hosts.
+    Attributes:
+        rows: of the global batch. Several hosts must agree on it before any of them
+            has made a batch, so there it is needed; `train.fit` asks at the start.
+
+    The argument `rows` selects rows of the global batch, so that each of several hosts
+    reads only what its devices hold. It is passed only when there are several hosts.
     """
+
+    rows: int
 
     def __call__(
         self, step: int, rows: slice = slice(None)

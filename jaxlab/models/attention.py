@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from jaxlab.core import errors
 from jaxlab.core import mesh as mesh_lib
 
 IMPLEMENTATIONS = ("xla", "cudnn", "splash")
@@ -65,7 +66,9 @@ def attend(
         [B, L, H, C] in q's dtype.
     """
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"attention {implementation!r}; use one of {IMPLEMENTATIONS}")
+        raise errors.ArgumentError(
+            f"attention {implementation!r}; use one of {IMPLEMENTATIONS}"
+        )
     mesh, contexts = jax.sharding.get_abstract_mesh(), _contexts(q)
     if implementation == "cudnn" and _taken("cudnn", _cudnn_refusal(q, contexts)):
         return _cudnn(q, k, v, is_causal, window, segment_ids)

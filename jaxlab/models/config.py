@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import jax
 
+from jaxlab.core import errors
 from jaxlab.models import attention
 from jaxlab.models import rope as rope_lib
 
@@ -85,7 +86,9 @@ class TransformerConfig:
         """Fills in what follows from the rest, and refuses what does not fit."""
         for name in ("vocab", "embed", "layers", "heads", "mlp", "length"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
+                raise errors.ArgumentError(
+                    f"{name} is {getattr(self, name)}; it must be >= 1"
+                )
         fill = object.__setattr__
         fill(self, "kv_heads", self.kv_heads or self.heads)
         fill(self, "head_dim", self.head_dim or self.embed // self.heads)
@@ -93,20 +96,28 @@ class TransformerConfig:
         if self.window is not None and self.window_rope is None:
             fill(self, "window_rope", self.rope)
         if self.heads % self.kv_heads:
-            raise ValueError(
+            raise errors.ArgumentError(
                 f"{self.heads} heads do not share {self.kv_heads} kv_heads evenly"
             )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} is odd; rope needs it even")
+            raise errors.ArgumentError(
+                f"head_dim {self.head_dim} is odd; rope needs it even"
+            )
         if self.window is not None and self.window < 1:
-            raise ValueError(f"window {self.window} sees nothing; it counts the query")
+            raise errors.ArgumentError(
+                f"window {self.window} sees nothing; it counts the query"
+            )
         if self.window is None and self.full_layers:
-            raise ValueError("full_layers without a window: every layer is full then")
+            raise errors.ArgumentError(
+                "full_layers without a window: every layer is full then"
+            )
         if odd := [i for i in self.full_layers if not 0 <= i < self.layers]:
-            raise ValueError(f"full_layers {odd} are not among {self.layers} layers")
+            raise errors.ArgumentError(
+                f"full_layers {odd} are not among {self.layers} layers"
+            )
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(
+                raise errors.ArgumentError(
                     f"{name} {getattr(self, name)!r}; use one of {choices}"
                 )
 

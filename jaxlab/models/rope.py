@@ -11,6 +11,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from jaxlab.core import errors
+
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
@@ -41,7 +43,9 @@ class Rope:
     def __post_init__(self):
         """Refuses a base that gives no frequencies."""
         if not self.theta > 1:
-            raise ValueError(f"rope theta {self.theta} must be above 1, e.g. 10000")
+            raise errors.ArgumentError(
+                f"rope theta {self.theta} must be above 1, e.g. 10000"
+            )
 
     def tables(
         self, positions: jax.Array, head_dim: int
@@ -71,7 +75,7 @@ class Rope:
             return self._llama3(base)
         if self.scaling == "yarn":
             return self._yarn(base, head_dim)
-        raise ValueError(
+        raise errors.ArgumentError(
             f"rope scaling {self.scaling!r}; use default, linear, llama3 or yarn"
         )
 

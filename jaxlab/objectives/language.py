@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxlab.core import types
+from jaxlab.core import errors, types
 
 
 def next_token(
@@ -27,7 +27,9 @@ def next_token(
         z-loss, `z_loss`.
     """
     if loss_denominator not in ("labels", "olmo"):
-        raise ValueError(f"loss_denominator {loss_denominator!r}; use labels or olmo")
+        raise errors.ArgumentError(
+            f"loss_denominator {loss_denominator!r}; use labels or olmo"
+        )
 
     def objective(params, batch, *, key, frozen) -> types.Loss:
         del key, frozen

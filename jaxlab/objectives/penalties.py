@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxlab.core import factored_logits, types
+from jaxlab.core import errors, factored_logits, types
 from jaxlab.objectives.tasks import Predictor
 
 
@@ -84,7 +84,7 @@ def input_noise(
 ) -> jax.Array:
     """Noise for the embeddings of a batch, f32[B, L, D]; drawn alike for one key."""
     if noise not in ("normal", "uniform"):
-        raise ValueError(f"noise {noise!r}; use normal or uniform")
+        raise errors.ArgumentError(f"noise {noise!r}; use normal or uniform")
     shape = (*batch["tokens"].shape, answer.hidden.shape[-1])
     if noise == "uniform":
         return jax.random.uniform(key, shape, minval=-sigma, maxval=sigma)

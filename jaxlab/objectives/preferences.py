@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxlab.core import types
+from jaxlab.core import errors, types
 from jaxlab.objectives import language
 
 _PREFERENCES = {  # name -> (means over tokens, asks a reference, loss of the margin)
@@ -64,7 +64,9 @@ def preference(
     """
     asks = asks_reference(loss)
     if not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing {label_smoothing}; use 0 to below 0.5")
+        raise errors.ArgumentError(
+            f"label_smoothing {label_smoothing}; use 0 to below 0.5"
+        )
     is_mean, _, of_margin = _PREFERENCES[loss]
 
     def objective(params, batch, *, key, frozen) -> types.Loss:
@@ -104,7 +106,9 @@ def asks_reference(loss: str) -> bool:
         ValueError: an unknown loss.
     """
     if loss not in _PREFERENCES:
-        raise ValueError(f"loss {loss!r}; use one of {', '.join(_PREFERENCES)}")
+        raise errors.ArgumentError(
+            f"loss {loss!r}; use one of {', '.join(_PREFERENCES)}"
+        )
     return _PREFERENCES[loss][1]
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab.core import types
+from jaxlab.core import errors, types
 
 ANCHORS = ("previous", "initial", "ema")
 
@@ -100,4 +100,6 @@ def moved(
 def check(anchor: str) -> None:
     """Refuses an anchor that does not exist."""
     if anchor not in ANCHORS:
-        raise ValueError(f"anchor {anchor!r}; use one of {', '.join(ANCHORS)}")
+        raise errors.ArgumentError(
+            f"anchor {anchor!r}; use one of {', '.join(ANCHORS)}"
+        )

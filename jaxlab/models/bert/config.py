@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import jax
 
+from jaxlab.core import errors
 from jaxlab.models import attention
 
 FAMILIES = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta"}
@@ -79,22 +80,26 @@ class BertConfig:
         """Refuses what does not fit together."""
         for name in ("vocab", "embed", "layers", "heads", "mlp", "length"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
+                raise errors.ArgumentError(
+                    f"{name} is {getattr(self, name)}; it must be >= 1"
+                )
         object.__setattr__(self, "labels", tuple(self.labels))
         object.__setattr__(self, "row_length", self.row_length or self.length)
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(
+                raise errors.ArgumentError(
                     f"{name} {getattr(self, name)!r}; use one of {choices}"
                 )
         if self.embed % self.heads:
-            raise ValueError(f"embed {self.embed} is no multiple of {self.heads} heads")
+            raise errors.ArgumentError(
+                f"embed {self.embed} is no multiple of {self.heads} heads"
+            )
         if self.row_length > self.length:
-            raise ValueError(
+            raise errors.ArgumentError(
                 f"row_length {self.row_length} is beyond the {self.length} positions"
             )
         if not self.labels:
-            raise ValueError("labels is empty; a cross-encoder has one")
+            raise errors.ArgumentError("labels is empty; a cross-encoder has one")
 
     @property
     def first_position(self) -> int:

@@ -83,5 +83,5 @@ def untrained(
     try:
         sizes = sections_lib.transformer_config(model, None, mesh).resolved(platform)
         return build(config, models.Decoder(sizes))
-    except ValueError as error:
+    except errors.ArgumentError as error:
         raise errors.UserError(f"this config does not work: {error}") from error
