@@ -272,10 +272,17 @@ class _Run(NamedTuple):
     run: runs.Run
 
     def tokenizer_path(self) -> pathlib.Path:
-        return self.run.tokenizer()
+        path = self.run.tokenizer()
+        if not paths_lib.is_remote(path):
+            return path
+        if not paths_lib.is_folder(path):
+            raise errors.UserError(f"{path} is missing; restore it from a copy")
+        copy = paths_lib.cache("tokenizers", *path.parts[2:])
+        folders.copy_files(path, copy)
+        return copy
 
     def read_tokenizer(self, given=None) -> tokenizer_lib.Tokenizer:
-        own = tokenizer_lib.load(self.run.tokenizer())
+        own = tokenizer_lib.load(self.tokenizer_path())
         if given and tokenizer_lib.load(given).fingerprint != own.fingerprint:
             raise errors.UserError(
                 f"{self.path} was trained with {self.run.tokenizer()}, not with "

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from jaxlab.core import checkpoint, checkpoint_files, progress
+    from jaxlab.core import checkpoint, progress
 
     folder = checkpoint.folder_of(args.run)
     every = runs.keep_every(folder.parent)
@@ -53,9 +53,7 @@ def _list(args: argparse.Namespace) -> int:
     for entry in _entries(args.run):
         age = "-"  # of a save that was killed nothing says when
         if entry.is_finished:
-            age = progress.duration(
-                time.time() - checkpoint_files.finished_at(entry.path)
-            )
+            age = progress.duration(time.time() - checkpoint.finished_at(entry.path))
         rows.append(
             [
                 str(entry.step),

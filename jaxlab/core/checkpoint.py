@@ -19,6 +19,9 @@ from jax.sharding import PartitionSpec as P
 from jaxlab.core import checkpoint_files, errors, paths, runs, types
 from jaxlab.core import mesh as mesh_lib
 
+METADATA = "_CHECKPOINT_METADATA"
+_COMMITTED = "commit_success.txt"  # in a bucket, where nothing can be renamed, the last
+
 _log = logging.getLogger(__name__)
 
 
@@ -94,7 +97,7 @@ class Checkpointer:
             UserError: the save before this one failed, e.g. the disk is full.
         """
         self.wait()
-        if checkpoint_files.is_finished(self.directory / str(step)):
+        if step in steps(self.directory):
             return
         metadata = checkpoint_files.describe(state, self._axes)
         with self._reported(step):
@@ -135,13 +138,22 @@ class Entry(NamedTuple):
 def entries(directory: str | pathlib.Path) -> list[Entry]:
     """All step folders of a folder, newest first."""
     folder = paths.path(directory)
-    found = []
-    for path in folder.iterdir() if paths.is_folder(folder) else ():
-        step = path.name.partition(".orbax-checkpoint-tmp")[0]
-        if step.isdigit():
-            whole = path.name == step and checkpoint_files.is_finished(path)
-            found.append(Entry(int(step), path, whole))
-    return sorted(found, key=lambda entry: entry.step, reverse=True)
+    if not paths.is_folder(folder):
+        return []
+    last = _COMMITTED if paths.is_remote(folder) else METADATA  # written when all is
+    step_folders = []
+    with paths.reached(folder):
+        for path in folder.iterdir():
+            step = path.name.partition(".orbax-checkpoint-tmp")[0]
+            if step.isdigit():
+                is_finished = path.name == step and (path / last).exists()
+                step_folders.append(Entry(int(step), path, is_finished))
+    return sorted(step_folders, key=lambda entry: entry.step, reverse=True)
+
+
+def finished_at(path: pathlib.Path) -> float:
+    """When a checkpoint was finished, in seconds since 1970."""
+    return paths.modified(path / (_COMMITTED if paths.is_remote(path) else METADATA))
 
 
 def steps(directory: str | pathlib.Path) -> list[int]:

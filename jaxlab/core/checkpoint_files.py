@@ -16,8 +16,6 @@ import jax.numpy as jnp
 
 from jaxlab.core import errors, paths, tree
 
-METADATA = "_CHECKPOINT_METADATA"
-_COMMITTED = "commit_success.txt"  # in a bucket, where nothing can be renamed, the last
 _PART_BYTES = 2**30  # read at a time to verify
 
 
@@ -74,22 +72,6 @@ def load(path: pathlib.Path, abstract: Any) -> Any:
         state,
         abstract,
     )
-
-
-def is_finished(path: pathlib.Path) -> bool:
-    """Whether a step folder holds all of a checkpoint."""
-    with paths.reached(path):
-        return _last(path).exists()
-
-
-def finished_at(path: pathlib.Path) -> float:
-    """When a checkpoint was finished, in seconds since 1970."""
-    return paths.modified(_last(path))
-
-
-def _last(path: pathlib.Path) -> pathlib.Path:
-    """The file that is there when all is."""
-    return path / (_COMMITTED if paths.is_remote(path) else METADATA)
 
 
 def verify(path: pathlib.Path) -> dict[str, str]:

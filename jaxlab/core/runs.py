@@ -74,14 +74,10 @@ class Run:
         return data_folder(data, self.folder)
 
     def tokenizer(self) -> pathlib.Path:
-        """Where its tokenizer is: a local folder or file; a copy of a bucket's.
-
-        Raises:
-            UserError: that of a run in a bucket is missing.
-        """
+        """Where its tokenizer is: a folder or a file; of a run in a bucket, there."""
         data = self.config.get("data", {})
         if paths.is_remote(self.folder):
-            return _copy(tokenizer_folder(self.folder))
+            return tokenizer_folder(self.folder)
         if "tokenizer" in self.config:  # merged: beside it, or where its inputs have it
             beside = self.folder / "tokenizer"
             return beside if beside.exists() else self.folder / self.config["tokenizer"]
@@ -294,15 +290,6 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
         return {prefix: config}
     items = [_flat(v, f"{prefix}.{k}" if prefix else k) for k, v in config.items()]
     return {key: value for item in items for key, value in item.items()}
-
-
-def _copy(tokenizer: pathlib.Path) -> pathlib.Path:
-    """A local copy of a tokenizer in a bucket."""
-    if not paths.is_folder(tokenizer):
-        raise errors.UserError(f"{tokenizer} is missing; restore it from a copy")
-    copy = paths.cache("tokenizers", *tokenizer.parts[2:])
-    folders.copy_files(tokenizer, copy)
-    return copy
 
 
 # ------------------------------------------------------------------ metrics.jsonl

@@ -141,7 +141,7 @@ def recipe_from_run(
     saved = {name: saved[name] for name in base if name in saved}
     base.update(saved | {"data": data, "init_from": ""})
     base.model.vocab = model.config.vocab  # as it was rounded up then
-    base.data.tokenizer = str(trained.tokenizer())
+    base.data.tokenizer = str(load.tokenizer_path(run))
     base.data.max_bytes_per_domain = 0
     return _recipe(
         base,

@@ -18,7 +18,6 @@ from jaxlab.core import (
     folders,
     paths,
     report,
-    runs,
     tree,
 )
 from tests.support import objects as objects_lib
@@ -270,7 +269,7 @@ def test_a_run_in_a_bucket_moves_from_machine_to_machine(
     # A third opens it, starts from it, and exports it; it has none of the text.
     _machine(monkeypatch, tmp_path / "third")
     opened = load.decoder(run)
-    own = runs.read(run).tokenizer()
+    own = load.tokenizer_path(run)
     assert own.is_relative_to(tmp_path / "third")
     assert opened.tokenizer.decode(opened.tokenizer.encode("law 3")) == "law 3"
     assert _train(text, tmp_path / "next", f"--config.init_from={run}") == 0
