@@ -11,7 +11,9 @@ _EMBEDDED_BYTES = 1_000_000  # a domain; a twentieth of its documents is evaluat
 
 
 def open_text(
-    data: str, tokenizer: tokenizer_lib.Tokenizer, folder: str | pathlib.Path
+    data: str | pathlib.Path,
+    tokenizer: tokenizer_lib.Tokenizer,
+    folder: str | pathlib.Path,
 ) -> dict[str, token_files.TokenFile]:
     """Domain -> token file of everything that is evaluated.
 
@@ -49,7 +51,7 @@ def open_text(
 def check_tokenizer(
     files: dict[str, token_files.TokenFile],
     tokenizer: tokenizer_lib.Tokenizer,
-    where: str,
+    where: str | pathlib.Path,
 ) -> None:
     """Refuses token files that another tokenizer made."""
     for file in files.values():

@@ -76,6 +76,24 @@ def test_one_document_gives_a_ranking_without_intervals():
     assert np.isnan([rows[0].low, rows[0].high, rows[0].best_probability]).all()
 
 
+def test_another_proxy_ranks_every_target_by_what_it_predicts():
+    pool = ablation.ModelPool.create({f"m{i}": {"w": np.ones(2)} for i in range(3)})
+    losses = {"law": noisy([0.3, 0.0, 0.1]), "code": noisy([0.0, 1.0, 2.0], seed=1)}
+    evaluation, asked = {"law": ["l"], "code": ["c"]}, []
+
+    def predict(target, batches):
+        asked.append((target, batches))
+        return losses[target]
+
+    def fail(params, batch):
+        raise AssertionError("something is merged")
+
+    ranking = ablation.rank_mixtures(pool, named(3), evaluation, fail, predict=predict)
+    assert asked == list(evaluation.items())
+    assert ranking["law"] == ablation.rank(named(3), losses["law"])
+    assert [next(iter(row.mixture)) for row in ranking["code"]] == ["m0", "m1", "m2"]
+
+
 def test_intervals_cover_the_truth_as_often_as_they_say():
     covered, wins = [], []
     for seed in range(60):
