@@ -10,8 +10,7 @@ retrieval using latent semantic indexing): tokens that stand in the same documen
 like vectors, whatever their language. A few thousand sentences are enough, where a
 language model that starts from noise needs many times more.
 
-The SVD is randomised (Halko, Martinsson and Tropp 2011, arXiv:0909.4061, algorithm 4.4)
-and reads the documents in blocks.
+X is sparse, and its singular vectors are ARPACK's (`scipy.sparse.linalg.svds`).
 """
 
 import pathlib
@@ -22,15 +21,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import linen as nn
+from scipy import sparse
+from scipy.sparse import linalg
 
 from jaxlab import models
 from jaxlab.core import errors
 from jaxlab.models import sections as sections_lib
 from jaxlab.systems import corpora
-
-_BLOCK_DOCUMENTS = 1024
-_OVERSAMPLED = 20
-_POWER_ITERATIONS = 3
 
 
 def write_start(
@@ -106,20 +103,20 @@ def token_vectors(
         documents: token ids of each.
         vocab: number of ids.
         dim: of the vectors.
-        seed: of the randomised SVD.
+        seed: of the vector that ARPACK starts from.
 
     Returns:
         f32[vocab, dim]: rows of length 1, or of 0 where a token stands in no document
         or in every one, which tells nothing.
 
     Raises:
-        UserError: fewer documents or ids than dimensions.
+        UserError: not more documents and ids than dimensions.
 
     >>> vectors = token_vectors([np.array([0, 1]), np.array([2])] * 2, 3, 2)
     >>> abs(vectors @ vectors.T).round(2).tolist()
     [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
-    if min(len(documents), vocab) < dim:
+    if min(len(documents), vocab) <= dim:
         raise errors.UserError(
             f"{len(documents)} documents of {vocab} tokens do not span {dim} "
             "dimensions; add documents or cut model.embed"
@@ -130,28 +127,26 @@ def token_vectors(
     idf = np.where(seen > 0, np.log((1 + len(documents)) / (1 + seen)), 0.0)
     idf = idf.astype(np.float32)
 
-    def gram(basis):  # X' X basis
-        return sum(
-            block.T @ (block @ basis) for block in _blocks(documents, vocab, idf)
-        )
-
-    width = min(dim + _OVERSAMPLED, vocab)
-    basis = np.random.default_rng(seed).normal(size=(vocab, width)).astype(np.float32)
-    for _ in range(1 + _POWER_ITERATIONS):
-        basis = np.linalg.qr(gram(basis))[0]
-    squares, rotation = np.linalg.eigh(basis.T @ gram(basis))  # ascending
-    order = np.argsort(squares)[::-1][:dim]
-    scale = np.maximum(squares[order], 0.0) ** 0.25
-    vectors = idf[:, None] * (basis @ rotation[:, order]) * scale
+    rows = _weighted_counts(documents, vocab, idf)
+    first = np.random.default_rng(seed).normal(size=min(rows.shape)).astype(np.float32)
+    _, values, right = linalg.svds(rows, dim, v0=first, return_singular_vectors="vh")
+    vectors = idf[:, None] * right.T * np.sqrt(np.maximum(values, 0.0))
     norm = np.linalg.norm(vectors, axis=1, keepdims=True)
     told = norm > 1e-6 * norm.max()
     return np.where(told, vectors / np.where(told, norm, 1.0), 0.0).astype(np.float32)
 
 
-def _blocks(documents, vocab, idf):
-    """The rows of X, f32[at most _BLOCK_DOCUMENTS, vocab] at a time."""
-    for start in range(0, len(documents), _BLOCK_DOCUMENTS):
-        block = documents[start : start + _BLOCK_DOCUMENTS]
-        counts = np.stack([np.bincount(ids, minlength=vocab) for ids in block])
-        rows = np.log1p(counts.astype(np.float32)) * idf
-        yield rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+def _weighted_counts(
+    documents: Sequence[np.ndarray], vocab: int, idf: np.ndarray
+) -> sparse.csr_array:
+    """X, f32[documents, vocab], with rows of length 1."""
+    tokens, counts = zip(
+        *(np.unique(ids, return_counts=True) for ids in documents), strict=True
+    )
+    ends = np.cumsum([0, *map(len, tokens)])
+    column = np.concatenate(tokens)
+    values = np.log1p(np.concatenate(counts).astype(np.float32)) * idf[column]
+    rows = sparse.csr_array((values, column, ends), (len(documents), vocab))
+    norm = np.sqrt(rows.power(2).sum(axis=1))
+    scale = (1 / np.maximum(norm, 1e-9)).astype(np.float32)
+    return sparse.diags_array(scale) @ rows
