@@ -105,7 +105,7 @@ def fit(
         rows = stack.enter_context(
             report.Reporter(workdir, steps, first, name=name, seconds=log_seconds)
         )
-        meter = step_rows.Meter(experiment, rows, max_skipped)
+        meter = step_rows.StepRows(experiment, rows, max_skipped)
         meter.start(first, state, mesh)
         profiler = stack.enter_context(profiling.Profile(workdir, first, profile))
         train_step = step_lib.make_step(experiment, target)

@@ -131,7 +131,7 @@ def experiment(method: str, arguments: argparse.Namespace) -> types.Experiment:
     predictor = objectives.language_model(model.apply)
     plain = types.Experiment(
         model=model,
-        objective=objectives.answered(predictor),
+        objective=objectives.task_loss(predictor),
         tx=optim.build(optim.OptimConfig(3e-4, "constant"), 1000)[0],
         batches=lambda step: {"tokens": tokens},
         steps=1000,

@@ -153,4 +153,4 @@ def _loss_and_slopes(probability, share, weights):
     mixed = jnp.tensordot(weights, probability, 1, precision=jax.lax.Precision.HIGHEST)
     loss = -jnp.sum(jnp.sum(share * jnp.log(mixed), axis=1))
     slopes = jnp.sum(jnp.sum(probability * (share / mixed)[None], axis=2), axis=1)
-    return mesh.gathered(loss), mesh.gathered(slopes)
+    return mesh.replicate(loss), mesh.replicate(slopes)

@@ -136,7 +136,7 @@ def document_losses(logps: TokenLogps, rows: np.ndarray) -> documents.DocumentLo
 @functools.partial(jax.jit, static_argnames="logps_fn")
 def _expert_logps(logps_fn, stacked, batch):
     found = jax.lax.map(lambda params: logps_fn(params, batch), stacked)
-    logps, weights = jax.tree.map(mesh.gathered, found)
+    logps, weights = jax.tree.map(mesh.replicate, found)
     return logps, weights[0]
 
 

@@ -172,4 +172,4 @@ def _loss_and_slopes(losses_fn, stacked, weights, batch):
         nats, tokens = jax.tree.map(jnp.sum, losses_fn(params, batch))
         return nats / jnp.maximum(tokens, 1e-9)  # a batch of padding only has loss 0
 
-    return jax.tree.map(mesh.gathered, jax.value_and_grad(loss)(weights))
+    return jax.tree.map(mesh.replicate, jax.value_and_grad(loss)(weights))

@@ -222,7 +222,7 @@ class _ByRow(NamedTuple):  # equal functions make equal instances: one compiled 
 
 @functools.partial(jax.jit, static_argnames="losses_fn")
 def _losses(losses_fn, params: types.Params, batch: types.Batch):
-    return jax.tree.map(mesh.gathered, losses_fn(params, batch))
+    return jax.tree.map(mesh.replicate, losses_fn(params, batch))
 
 
 @functools.partial(jax.jit, static_argnames=("losses_fn", "mode"))
@@ -233,5 +233,5 @@ def _evaluate(losses_fn, mode: str, stacked: Any, rows: jax.Array, batch: types.
         return losses_fn(merge.average_stacked(stacked, weights), batch)
 
     sums = jax.vmap(of_row)(rows) if mode == "vmap" else jax.lax.map(of_row, rows)
-    nats, tokens = jax.tree.map(mesh.gathered, sums)
+    nats, tokens = jax.tree.map(mesh.replicate, sums)
     return nats, tokens[0]

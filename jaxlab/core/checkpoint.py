@@ -142,7 +142,7 @@ def entries(directory: str | pathlib.Path) -> list[Entry]:
         return []
     last = _COMMITTED if paths.is_remote(folder) else METADATA  # written when all is
     step_folders = []
-    with paths.reached(folder):
+    with paths.explain_errors(folder):
         for path in folder.iterdir():
             step = path.name.partition(".orbax-checkpoint-tmp")[0]
             if step.isdigit():
@@ -153,7 +153,7 @@ def entries(directory: str | pathlib.Path) -> list[Entry]:
 
 def finished_at(path: pathlib.Path) -> float:
     """When a checkpoint was finished, in seconds since 1970."""
-    return paths.modified(path / (_COMMITTED if paths.is_remote(path) else METADATA))
+    return paths.modified_at(path / (_COMMITTED if paths.is_remote(path) else METADATA))
 
 
 def steps(directory: str | pathlib.Path) -> list[int]:

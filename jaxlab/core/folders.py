@@ -40,7 +40,7 @@ def write_text(file: str | os.PathLike, text: str) -> None:
 def write_bytes(file: str | os.PathLike, data: bytes) -> None:
     """Writes a file, in a bucket too; a reader sees the old bytes or the new."""
     if paths.is_remote(file):
-        with paths.reached(file):
+        with paths.explain_errors(file):
             paths.path(file).write_bytes(data)
         return
     with whole_file(file) as part:
@@ -112,7 +112,7 @@ def publish(
 def copy_files(source: pathlib.Path, target: pathlib.Path) -> None:
     """Copies the files of a folder, in buckets too; small ones, held in memory."""
     paths.make_folder(target)
-    with paths.reached(source):
+    with paths.explain_errors(source):
         for file in sorted(source.iterdir()):
             write_bytes(target / file.name, file.read_bytes())
 

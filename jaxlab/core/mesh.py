@@ -39,8 +39,8 @@ RULES: tuple[tuple[str, tuple[str, ...] | None], ...] = (
     # Tokens between the parts of a layer, where every one is treated alone: tensor
     # shards split them too (Korthikanti et al. 2022, arXiv:2205.05198).
     ("stream", ("slice", "data", "fsdp", "context", "tensor")),
-    # All tokens of the shards that split the model's width, see `looked_up`.
-    ("looked_up", ("slice", "data")),
+    # All tokens of the shards that split the model's width, see `embed_lookup`.
+    ("embed_lookup", ("slice", "data")),
     ("length", None),
     ("embed", ("fsdp", "context")),
     ("mlp", ("tensor",)),
@@ -119,7 +119,7 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
     return nn.with_logical_constraint(x, names)
 
 
-def spread(x: jax.Array) -> jax.Array:
+def shard_tokens(x: jax.Array) -> jax.Array:
     """Pins flat tokens, [T, D], where each is treated alone: over tensor shards too.
 
     Then a norm is computed once and not on every tensor shard, what waits for the
@@ -131,7 +131,7 @@ def spread(x: jax.Array) -> jax.Array:
     return constrain(x, "tokens" if x.shape[0] % shards else "stream", "activation")
 
 
-def looked_up(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
+def embed_lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
     """Rows of an embedding whose width fsdp splits.
 
     Every shard looks its columns up for all tokens of its group and exchanges rows,
@@ -149,12 +149,12 @@ def looked_up(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
     """
     if jax.sharding.get_abstract_mesh().shape.get("tensor", 1) > 1:
         return jnp.take(table, tokens, axis=0).astype(dtype)
-    tokens = constrain(tokens, "looked_up")
+    tokens = constrain(tokens, "embed_lookup")
     rows = jnp.take(table, tokens, axis=0).astype(dtype)
-    return constrain(rows, "looked_up", "embed")
+    return constrain(rows, "embed_lookup", "embed")
 
 
-def unsharded(kernel: jax.Array, *names: str) -> jax.Array:
+def gather_fsdp(kernel: jax.Array, *names: str) -> jax.Array:
     """A matrix for a product on tensor shards: gathered over fsdp, its gradient not.
 
     Left to itself the partitioner gathers the tokens instead, of all fsdp shards, and
@@ -177,7 +177,7 @@ def unsharded(kernel: jax.Array, *names: str) -> jax.Array:
     )
 
 
-def gathered(x: jax.Array) -> jax.Array:
+def replicate(x: jax.Array) -> jax.Array:
     """Pins a result to every device, so that every host can read it."""
     return nn.with_logical_constraint(x, (None,) * x.ndim)
 
@@ -195,7 +195,7 @@ def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
     """
     specs = nn.get_partition_spec(abstract_params)
     shardings = nn.logical_to_mesh_sharding(specs, mesh, RULES)
-    shapes = unboxed(abstract_params)
+    shapes = unbox(abstract_params)
 
     def check(path, leaf, sharding):
         for size, axes in zip(leaf.shape, tuple(sharding.spec), strict=False):
@@ -213,7 +213,7 @@ def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
     return shardings
 
 
-def unboxed(params: Any) -> Any:
+def unbox(params: Any) -> Any:
     """Boxed parameters as plain arrays or shapes.
 
     `nn.unbox` would pin them to the mesh at once, which abstract shapes cannot be.

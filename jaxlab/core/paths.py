@@ -81,7 +81,7 @@ def make_folder(folder: str | os.PathLike) -> None:
         pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
         return
     bucket = path("/".join(_text(folder).split("/")[:3]))  # etils' mkdir would make it
-    with reached(bucket):
+    with explain_errors(bucket):
         exists = bucket.exists()
     if not exists:
         raise errors.UserError(f"there is no bucket {bucket}; make it, or name another")
@@ -96,7 +96,7 @@ def is_folder(place: str | os.PathLike) -> bool:
     """
     if not is_remote(place):
         return pathlib.Path(place).is_dir()
-    with reached(place):
+    with explain_errors(place):
         try:
             return any(True for _ in path(place).iterdir())
         except FileNotFoundError:
@@ -105,7 +105,7 @@ def is_folder(place: str | os.PathLike) -> bool:
 
 def read_text(file: str | os.PathLike) -> str | None:
     """A file's text; None where there is no file."""
-    with reached(file):
+    with explain_errors(file):
         try:
             data = path(file).read_bytes()
         except FileNotFoundError:
@@ -144,13 +144,13 @@ def size_bytes(folder: pathlib.Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def modified(file: pathlib.Path) -> float:
+def modified_at(file: pathlib.Path) -> float:
     """When a file was written, in seconds since 1970."""
     return file.stat().mtime if is_remote(file) else file.stat().st_mtime
 
 
 @contextlib.contextmanager
-def reached(place: str | os.PathLike) -> Iterator[None]:
+def explain_errors(place: str | os.PathLike) -> Iterator[None]:
     """Turns what goes wrong with a bucket into one line; folders have their own.
 
     Raises:

@@ -29,14 +29,14 @@ def flops_per_second() -> tuple[float, str]:
     device = jax.devices()[0]
     kind = device.device_kind.lower()
     if device.platform == "cpu":
-        return measured(), "measured f32 matmul"
+        return measure(), "measured f32 matmul"
     for part, peak in _KNOWN:
         if part in kind:
             return peak * jax.device_count(), f"{device.device_kind} data sheet"
-    return measured() * jax.device_count(), f"measured matmul on {device.device_kind}"
+    return measure() * jax.device_count(), f"measured matmul on {device.device_kind}"
 
 
-def measured(size: int = 1536, repeats: int = 3) -> float:
+def measure(size: int = 1536, repeats: int = 3) -> float:
     """FLOP/s of the best of a few square f32 matmuls on one device."""
     x = jnp.ones((size, size), jnp.float32)
     matmul = jax.jit(lambda a, b: a @ b)

@@ -43,7 +43,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
-class Place(NamedTuple):
+class TensorOffset(NamedTuple):
     """Where a file has a tensor: `size` bytes from byte `start` of the file."""
 
     dtype: np.dtype
@@ -59,7 +59,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
         UserError: the file is cut short, is not safetensors, or holds a dtype that
             numpy and ml_dtypes do not have.
     """
-    found = places(path)
+    found = tensor_offsets(path)
     data = np.memmap(path, np.uint8, "r")
     return {
         name: data[at.start : at.start + at.size].view(at.dtype).reshape(at.shape)
@@ -67,7 +67,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     }
 
 
-def places(path: str | os.PathLike) -> dict[str, Place]:
+def tensor_offsets(path: str | os.PathLike) -> dict[str, TensorOffset]:
     """Where a file has its tensors, by name, without reading them; raises as `read`."""
     path = pathlib.Path(path)
     header, begin = _header(path)
@@ -78,7 +78,9 @@ def places(path: str | os.PathLike) -> dict[str, Place]:
             f"{path}: the header promises {stop} bytes of tensors and the file has "
             f"{size}; it is damaged or cut short, download it again"
         )
-    return {name: _place(path, name, entry, begin) for name, entry in header.items()}
+    return {
+        name: _tensor_offset(path, name, entry, begin) for name, entry in header.items()
+    }
 
 
 def read_folder(folder: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -257,7 +259,7 @@ def _header(path: pathlib.Path) -> tuple[dict, int]:
     return header, 8 + length
 
 
-def _place(path, name, entry, begin) -> Place:
+def _tensor_offset(path, name, entry, begin) -> TensorOffset:
     dtype = DTYPES.get(entry["dtype"])
     if dtype is None:
         raise errors.UserError(
@@ -271,4 +273,4 @@ def _place(path, name, entry, begin) -> Place:
             f"{path}: {name} of shape {shape} does not fill its {stop - start} bytes; "
             "the file is damaged, download it again"
         )
-    return Place(dtype, shape, begin + start, stop - start)
+    return TensorOffset(dtype, shape, begin + start, stop - start)

@@ -21,7 +21,7 @@ def abstract(
         (a TrainState of ShapeDtypeStructs, logical axis names by parameter path).
     """
     boxed = jax.eval_shape(lambda: _init_params(experiment))
-    params = mesh_lib.unboxed(boxed)
+    params = mesh_lib.unbox(boxed)
     shardings = tree.flatten(mesh_lib.param_shardings(boxed, mesh))
     shapes = {name: leaf.shape for name, leaf in tree.flatten(params).items()}
 
@@ -50,7 +50,7 @@ def initial(experiment: types.Experiment, target: types.TrainState) -> types.Tra
             lambda: nn.unbox(_init_params(experiment)), out_shardings=shardings.params
         )()
     else:
-        params = _copied(experiment.init_from, target.params)
+        params = _copy(experiment.init_from, target.params)
     assemble = jax.jit(
         lambda params: _assemble(experiment, params).replace(params=None),
         out_shardings=shardings.replace(params=None),
@@ -69,7 +69,7 @@ def _assemble(experiment, params) -> types.TrainState:
     return types.TrainState(step, params, experiment.tx.init(params), key)
 
 
-def _copied(source: Any, target: Any) -> Any:
+def _copy(source: Any, target: Any) -> Any:
     if lines := tree.differences([target, source], dtypes=False):
         raise errors.UserError(
             f"init_from does not fit the model, {len(lines)} differences: "

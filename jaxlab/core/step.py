@@ -112,7 +112,7 @@ def mean_and_grad(
         return mean, jax.tree.map(lambda g: g * scale, grads)
 
     def accumulate(params, batch, key, frozen):
-        parts = in_parts(batch, micro_batches)
+        parts = split(batch, micro_batches)
 
         def one(carry, part):
             index, part = part
@@ -127,12 +127,12 @@ def mean_and_grad(
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         xs = (jnp.arange(micro_batches), parts)
         (grads, loss), outputs = jax.lax.scan(one, zeros, xs)
-        return grads, loss._replace(outputs=whole_again(outputs))
+        return grads, loss._replace(outputs=join(outputs))
 
     return whole
 
 
-def in_parts(batch: Any, count: int) -> Any:
+def split(batch: Any, count: int) -> Any:
     """Arrays [B, ...] as [count, B / count, ...].
 
     Row i goes to part i mod count, so that every device keeps its own rows.
@@ -150,15 +150,15 @@ def in_parts(batch: Any, count: int) -> Any:
     )
 
 
-def whole_again(parts: Any) -> Any:
-    """The arrays [B, ...] that `in_parts` cut."""
+def join(parts: Any) -> Any:
+    """The arrays [B, ...] that `split` cut."""
     return jax.tree.map(
         lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), parts
     )
 
 
-def by_parts(function: Callable[[Any], Any], batch: Any, count: int) -> Any:
+def map_parts(function: Callable[[Any], Any], batch: Any, count: int) -> Any:
     """`function` of a batch, one microbatch after the other; rows in their order."""
     if count == 1:
         return function(batch)
-    return whole_again(jax.lax.map(function, in_parts(batch, count)))
+    return join(jax.lax.map(function, split(batch, count)))

@@ -7,7 +7,7 @@ from clu import parameter_overview
 from jaxlab.core import errors, peak_flops, report, types
 
 
-class Meter:
+class StepRows:
     """Rows of the training steps, one step late, so that the loop never waits."""
 
     def __init__(

@@ -50,6 +50,6 @@ def _scorer(apply):
         hit = jax.nn.one_hot(batch["labels"], logits.shape[-1])
         nats = -jnp.sum(jax.nn.log_softmax(logits) * hit, axis=-1)
         right = jnp.argmax(logits, axis=-1) == batch["labels"]
-        return jax.tree.map(mesh_lib.gathered, (nats, right))
+        return jax.tree.map(mesh_lib.replicate, (nats, right))
 
     return score

@@ -25,7 +25,7 @@ def scorer(apply: Callable) -> Callable[[types.Params, types.Batch], Any]:
 
     @jax.jit
     def score(params, batch):
-        return jax.tree.map(mesh.gathered, row_losses(apply, params, batch))
+        return jax.tree.map(mesh.replicate, row_losses(apply, params, batch))
 
     return score
 

@@ -40,6 +40,6 @@ def _summed(objective: types.Objective) -> Callable:
     def score(params, batch, frozen):
         loss = objective(params, batch, key=jax.random.key(0), frozen=frozen)
         found = {"loss": loss.total, **loss.metrics, "pairs": loss.weight}
-        return jax.tree.map(mesh.gathered, found)
+        return jax.tree.map(mesh.replicate, found)
 
     return score

@@ -2,7 +2,7 @@
 
 Letters and parameter tree: `models/transformer.py`. Between parts activations are flat,
 [T, D] with T = B L; only attention unfolds them. Matrices that tensor shards split see
-all tokens of a data shard; before and after, those are split too (`mesh.spread`).
+all tokens of a data shard; before and after, those are split too (`mesh.shard_tokens`).
 """
 
 from typing import Any
@@ -30,8 +30,8 @@ class Embed(nn.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """i32[B, L] -> [T, D] in the compute dtype."""
-        rows = mesh.looked_up(self.embedding, tokens.reshape(-1), self.config.dtype)
-        return mesh.spread(rows)
+        rows = mesh.embed_lookup(self.embedding, tokens.reshape(-1), self.config.dtype)
+        return mesh.shard_tokens(rows)
 
 
 class Kernel(nn.Module):
@@ -109,8 +109,8 @@ class Attention(nn.Module):
             y, cache = self._cached(q, k, v, layer, shared)
         out = Kernel(H * C, D, ("heads", "embed"), self._out_std(layer), name="o")()
         y = mesh.constrain(y.reshape(-1, H * C), "tokens", "heads")
-        y = jnp.dot(y, mesh.unsharded(out.astype(x.dtype), "heads", "embed"))
-        return checkpoint_name(mesh.spread(y), "qkvo"), cache
+        y = jnp.dot(y, mesh.gather_fsdp(out.astype(x.dtype), "heads", "embed"))
+        return checkpoint_name(mesh.shard_tokens(y), "qkvo"), cache
 
     def _cached(self, q, k, v, layer, shared):
         start, L = shared["start"], q.shape[1]
@@ -151,8 +151,8 @@ class Mlp(nn.Module):
         if c.initializer == "mitchell":
             std = (2 * F * (layer["index"] + 1)) ** -0.5
         down = Kernel(F, D, ("mlp", "embed"), std, name="down")()
-        down = mesh.unsharded(down.astype(x.dtype), "mlp", "embed")
-        return mesh.spread(jnp.dot(nn.silu(gate) * up, down))
+        down = mesh.gather_fsdp(down.astype(x.dtype), "mlp", "embed")
+        return mesh.shard_tokens(jnp.dot(nn.silu(gate) * up, down))
 
 
 class Block(nn.Module):
@@ -180,7 +180,7 @@ class Block(nn.Module):
             y, cache = attn(_whole(x), layer, shared)
             x = x + attn_norm(y)
             x = x + mlp_norm(mlp(_whole(x), layer))
-        return mesh.spread(x), cache
+        return mesh.shard_tokens(x), cache
 
 
 def stack(config: TransformerConfig) -> nn.Module:
@@ -280,7 +280,7 @@ def _project(config, x, *named):
         parts = jnp.split(fused, cuts, axis=1)
     else:
         parts = [
-            jnp.dot(x, mesh.unsharded(kernel.astype(x.dtype), "embed", axis))
+            jnp.dot(x, mesh.gather_fsdp(kernel.astype(x.dtype), "embed", axis))
             for axis, kernel in named
         ]
     return [

@@ -11,18 +11,17 @@ from jaxlab.objectives.penalties import input_noise, near_anchor, r3f, with_nois
 from jaxlab.objectives.preferences import answer_logps, asks_reference, preference
 from jaxlab.objectives.ranking import contrastive, listwise, pointwise
 from jaxlab.objectives.tasks import (
-    Predictor,
-    answered,
+    Task,
     classifier,
     divided_by_norm,
     language_model,
     spectrally_normalized,
+    task_loss,
 )
 
 __all__ = [
-    "Predictor",
+    "Task",
     "answer_logps",
-    "answered",
     "asks_reference",
     "classifier",
     "contrastive",
@@ -38,5 +37,6 @@ __all__ = [
     "r3f",
     "spectrally_normalized",
     "targets",
+    "task_loss",
     "with_noise",
 ]

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxlab.core import errors, factored_logits, types
-from jaxlab.objectives.tasks import Predictor
+from jaxlab.objectives.tasks import Task
 
 
-def near_anchor(predictor: Predictor, weight: float = 0.1) -> types.Objective:
+def near_anchor(task: Task, weight: float = 0.1) -> types.Objective:
     """The loss, and a penalty for answers unlike those of `frozen`, the anchor.
 
         L(theta) + weight * mean KL(p(x; anchor) || p(x; theta))
@@ -20,16 +20,16 @@ def near_anchor(predictor: Predictor, weight: float = 0.1) -> types.Objective:
 
     def objective(params, batch, *, key, frozen) -> types.Loss:
         del key
-        answer = predictor.answer(params, batch)
-        before = jax.lax.stop_gradient(predictor.answer(frozen, batch))
+        answer = task.answer(params, batch)
+        before = jax.lax.stop_gradient(task.answer(frozen, batch))
         rows = factored_logits.kl_rows(before, answer)
-        return _penalised(predictor, answer, batch, rows, weight)
+        return _penalised(task, answer, batch, rows, weight)
 
     return objective
 
 
 def r3f(
-    predictor: Predictor,
+    task: Task,
     weight: float = 0.1,
     *,
     sigma: float = 0.1,
@@ -44,7 +44,7 @@ def r3f(
     `spectrally_normalized` it is R4F. Twice the forward and backward passes.
 
     Args:
-        predictor: the task.
+        task: what is learned.
         weight: of the penalty (R3F's code 1, TRAM's tables 0.1).
         sigma: of the noise: standard deviation, or half the width if uniform.
         noise: "normal" or "uniform".
@@ -52,25 +52,25 @@ def r3f(
 
     def objective(params, batch, *, key, frozen) -> types.Loss:
         del frozen
-        answer = predictor.answer(params, batch)
+        answer = task.answer(params, batch)
         z = input_noise(key, batch, answer, sigma, noise)
-        noisy = predictor.answer(params, batch, z)
+        noisy = task.answer(params, batch, z)
         rows = factored_logits.kl_rows(noisy, answer, direction="symmetric")
-        return _penalised(predictor, answer, batch, rows, weight)
+        return _penalised(task, answer, batch, rows, weight)
 
     return objective
 
 
 def with_noise(
-    predictor: Predictor, *, sigma: float = 0.1, noise: str = "normal"
+    task: Task, *, sigma: float = 0.1, noise: str = "normal"
 ) -> types.Objective:
     """The loss at noisy input embeddings, for TRAM's Fisher information."""
 
     def objective(params, batch, *, key, frozen) -> types.Loss:
         del frozen
-        shape = jax.eval_shape(predictor.answer, params, batch)
+        shape = jax.eval_shape(task.answer, params, batch)
         z = input_noise(key, batch, shape, sigma, noise)
-        return predictor.loss(predictor.answer(params, batch, z), batch)
+        return task.loss(task.answer(params, batch, z), batch)
 
     return objective
 
@@ -91,9 +91,9 @@ def input_noise(
     return sigma * jax.random.normal(key, shape)
 
 
-def _penalised(predictor, answer, batch, rows, weight):
-    loss = predictor.loss(answer, batch)
+def _penalised(task, answer, batch, rows, weight):
+    loss = task.loss(answer, batch)
     # Sums over the rows that the loss counts: divided by its weight they are means.
-    penalty = jnp.sum(rows * predictor.rows(batch))
+    penalty = jnp.sum(rows * task.rows(batch))
     metrics = {**loss.metrics, "penalty": penalty}
     return loss._replace(total=loss.total + weight * penalty, metrics=metrics)

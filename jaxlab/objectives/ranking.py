@@ -89,7 +89,7 @@ def contrastive(
         rows = [x.reshape(-1, x.shape[-1]) for x in rows]
         encode = lambda part: apply({"params": params}, *part)  # noqa: E731
         encode = encode if chunks == 1 else jax.checkpoint(encode)
-        return step.by_parts(encode, rows, chunks).astype(jnp.float32)
+        return step.map_parts(encode, rows, chunks).astype(jnp.float32)
 
     def objective(params, batch, *, key, frozen) -> types.Loss:
         del key, frozen

@@ -10,7 +10,7 @@ from jaxlab.core import factored_logits, types
 from jaxlab.objectives import language
 
 
-class Predictor(NamedTuple):
+class Task(NamedTuple):
     """How a model answers a batch, and what the answer costs.
 
     What a trust region needs of a task: the same for language models and classifiers.
@@ -29,7 +29,7 @@ class Predictor(NamedTuple):
     rows: Callable[[types.Batch], jax.Array]
 
 
-def language_model(apply: Callable, *, z_loss: float = 0.0) -> Predictor:
+def language_model(apply: Callable, *, z_loss: float = 0.0) -> Task:
     """Next tokens by `Decoder(config).apply`; the loss is that of `next_token`."""
 
     def answer(params, batch, noise=None):
@@ -53,10 +53,10 @@ def language_model(apply: Callable, *, z_loss: float = 0.0) -> Predictor:
     def kernel(params):
         return apply({"params": params}, method="head")
 
-    return Predictor(answer, kernel, loss, language.label_mask)
+    return Task(answer, kernel, loss, language.label_mask)
 
 
-def classifier(apply: Callable) -> Predictor:
+def classifier(apply: Callable) -> Task:
     """Classes by `Classifier(config, classes).apply`.
 
     Batches: `tokens` i32[B, L], `mask` bool[B, L] of real tokens, `labels` i32[B]. The
@@ -80,23 +80,23 @@ def classifier(apply: Callable) -> Predictor:
     def kernel(params):
         return apply({"params": params}, method="head")
 
-    return Predictor(answer, kernel, loss, lambda b: jnp.ones(len(b["labels"])))
+    return Task(answer, kernel, loss, lambda b: jnp.ones(len(b["labels"])))
 
 
-def spectrally_normalized(predictor: Predictor) -> Predictor:
-    """The predictor with its kernel divided by the kernel's largest singular value.
+def spectrally_normalized(task: Task) -> Task:
+    """The task with its kernel divided by the kernel's largest singular value.
 
     R4F is R3F of this. The norm is found by 20 power iterations and constant for the
     gradient's direction vectors, as in Miyato et al. 2018 (arXiv:1802.05957).
     """
 
     def kernel(params):
-        return divided_by_norm(predictor.kernel(params))
+        return divided_by_norm(task.kernel(params))
 
     def answer(params, batch, noise=None):
-        return predictor.answer(params, batch, noise).replace(kernel=kernel(params))
+        return task.answer(params, batch, noise).replace(kernel=kernel(params))
 
-    return predictor._replace(answer=answer, kernel=kernel)
+    return task._replace(answer=answer, kernel=kernel)
 
 
 def divided_by_norm(matrix: jax.Array) -> jax.Array:
@@ -115,13 +115,13 @@ def divided_by_norm(matrix: jax.Array) -> jax.Array:
     return matrix / (left @ matrix @ right + 1e-12)
 
 
-def answered(predictor: Predictor, *, keep: bool = False) -> types.Objective:
+def task_loss(task: Task, *, keep: bool = False) -> types.Objective:
     """The loss of the answers; `keep` returns hidden states as `Loss.outputs`."""
 
     def objective(params, batch, *, key, frozen) -> types.Loss:
         del key, frozen
-        answer = predictor.answer(params, batch)
+        answer = task.answer(params, batch)
         outputs = answer.hidden if keep else None
-        return predictor.loss(answer, batch)._replace(outputs=outputs)
+        return task.loss(answer, batch)._replace(outputs=outputs)
 
     return objective

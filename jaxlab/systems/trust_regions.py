@@ -30,10 +30,10 @@ _EMPTY_IS_NONE = {"max_radius", "anchor_dtype"}
 
 def with_trust(
     experiment: types.Experiment,
-    predictor: objectives.Predictor,
+    predictor: objectives.Task,
     config: trust_methods.TrustConfig,
     *,
-    precise: objectives.Predictor | None = None,
+    precise: objectives.Task | None = None,
 ) -> types.Experiment:
     """The experiment, trained by a method of TRAM's tables.
 
@@ -111,7 +111,7 @@ def _objective(predictor, row, config):
         return objectives.r3f(
             predictor, config.weight, sigma=config.sigma, noise=config.noise
         )
-    return objectives.answered(predictor, keep=row.compares)
+    return objectives.task_loss(predictor, keep=row.compares)
 
 
 def _transform(optimizer, row, config):
@@ -149,7 +149,7 @@ def _update_args(
     """What the climb needs to know of this batch, for `tx.update`."""
     arguments = {}
     if precise is not None:
-        gradients = step.mean_and_grad(objectives.answered(precise), micro_batches)
+        gradients = step.mean_and_grad(objectives.task_loss(precise), micro_batches)
         arguments["grad_fn"] = lambda p, _=None: gradients(p, batch, key, frozen)[1]
     if row.fisher_noise:
         noisy = objectives.with_noise(predictor, sigma=config.sigma, noise=config.noise)
@@ -172,7 +172,7 @@ def _update_args(
 
         parts = {"batch": batch, "noise": noise}
         return now.replace(
-            hidden=step.by_parts(hidden, parts, micro_batches),
+            hidden=step.map_parts(hidden, parts, micro_batches),
             kernel=predictor.kernel(params),
         )
 

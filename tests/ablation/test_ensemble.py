@@ -37,7 +37,7 @@ BATCHES[0]["loss_mask"] = jnp.ones((3, 5))
 def from_seed(number):
     tokens = jnp.zeros((1, 5), jnp.int32)
     params = MODEL.init(jax.random.key(number), tokens)["params"]
-    return jax.tree.map(lambda leaf: 3 * leaf, mesh_lib.unboxed(params))
+    return jax.tree.map(lambda leaf: 3 * leaf, mesh_lib.unbox(params))
 
 
 @functools.cache

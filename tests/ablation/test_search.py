@@ -66,7 +66,7 @@ def test_the_slope_of_a_weight_is_the_gradient_times_the_expert():
 
     def params(seed):
         found = model.init(jax.random.key(seed), tokens)["params"]
-        return jax.tree.map(lambda leaf: 2 * leaf, mesh_lib.unboxed(found))
+        return jax.tree.map(lambda leaf: 2 * leaf, mesh_lib.unbox(found))
 
     losses = functools.partial(perplexity.row_losses, model.apply)
     pool = ablation.ModelPool.create({name: params(i) for i, name in enumerate("abc")})

@@ -74,7 +74,7 @@ def shapes(config, kind):
     """Of the parameters that the model itself makes."""
     model = (BertScorer if config.head == "score" else BertEncoder)(config)
     made = jax.eval_shape(model.init, jax.random.key(0), *inputs(kind))["params"]
-    return mesh_lib.unboxed(made)
+    return mesh_lib.unbox(made)
 
 
 def hidden_of(kind, *more):

@@ -225,7 +225,7 @@ def toy_predictor():
         logps, _ = factored_logits.target_logps(answer, batch["labels"])
         return types.Loss(-jnp.sum(logps), jnp.float64(len(logps)), {})
 
-    return objectives.Predictor(
+    return objectives.Task(
         answer, kernel, loss, lambda batch: jnp.ones(len(batch["labels"]))
     )
 

@@ -87,7 +87,7 @@ def listing(place: str | pathlib.Path) -> dict[str, int]:
         import fsspec
 
         store, root = fsspec.core.url_to_fs(str(place))
-        with paths.reached(place):
+        with paths.explain_errors(place):
             found = store.find(root, detail=True)
         return {
             name.removeprefix(root).lstrip("/") or place.name: entry["size"]

@@ -88,7 +88,7 @@ def read_shard(job: plan.Job, shard: plan.Shard) -> Iterator[documents_lib.Docum
     """The documents of a shard as they lie in the source, in a bucket too."""
     for name, _ in shard.files:
         path = paths_lib.path(job.source) / name
-        with paths_lib.reached(path):
+        with paths_lib.explain_errors(path):
             yield from _read_file(path, name, shard.domain)
 
 
@@ -147,7 +147,7 @@ def _local(path: pathlib.Path) -> Iterator[pathlib.Path]:
         copy = pathlib.Path(folder, path.name)
         try:
             with (
-                paths_lib.reached(path),
+                paths_lib.explain_errors(path),
                 path.open("rb") as source,
                 copy.open("wb") as to,
             ):
@@ -175,7 +175,7 @@ def _staging(job: plan.Job) -> Iterator[pathlib.Path]:
 def _publish(file: pathlib.Path, target: pathlib.Path) -> None:
     if paths_lib.is_remote(target):
         with (
-            paths_lib.reached(target),
+            paths_lib.explain_errors(target),
             file.open("rb") as source,
             target.open("wb") as to,
         ):

@@ -168,7 +168,7 @@ def as_scorer(
         "pooler": _pooler(config).init(first, row)["params"],
         "score": _score(config).init(second, row)["params"],
     }
-    drawn = mesh.unboxed(drawn)
+    drawn = mesh.unbox(drawn)
     return config, {"pooler": drawn["pooler"], **params, "score": drawn["score"]}
 
 

@@ -84,7 +84,7 @@ def abstract(config: BertConfig) -> Any:
 def leaves(config: BertConfig) -> list[Leaf]:
     """Every leaf of the parameters, in the order of `jax.tree.leaves`."""
     found = []
-    for path, shape in tree.flatten(mesh_lib.unboxed(abstract(config))).items():
+    for path, shape in tree.flatten(mesh_lib.unbox(abstract(config))).items():
         is_stacked = path.startswith("blocks/")
         names = _names(config, path)
         is_matrix = path.endswith("/kernel")

@@ -82,7 +82,7 @@ def load(
     boxed = _names(config).abstract(config)
     if mesh is None:
         device = SingleDeviceSharding(jax.local_devices()[0])
-        shardings = jax.tree.map(lambda _: device, mesh_lib.unboxed(boxed))
+        shardings = jax.tree.map(lambda _: device, mesh_lib.unbox(boxed))
     else:
         shardings = mesh_lib.param_shardings(boxed, mesh)
     dtype = np.dtype(jnp.float32 if dtype is None else dtype)
@@ -118,7 +118,9 @@ def read_config(path: str | os.PathLike) -> TransformerConfig | BertConfig:
         return config_lib.from_json(raw)
     config = json_lib.with_pooling(json_lib.from_json(raw), file.parent)
     names = (
-        name for part in safetensors.files(path) for name in safetensors.places(part)
+        name
+        for part in safetensors.files(path)
+        for name in safetensors.tensor_offsets(part)
     )
     return names_lib.with_head(config, names)
 
@@ -261,7 +263,7 @@ class _Entry(NamedTuple):
 
 def _entries(config, params, dtype) -> dict[str, _Entry]:
     if lines := tree.differences(
-        [mesh_lib.unboxed(_names(config).abstract(config)), params], dtypes=False
+        [mesh_lib.unbox(_names(config).abstract(config)), params], dtypes=False
     ):
         raise errors.UserError(
             "params (tree 1) are not those of the config (tree 0): "

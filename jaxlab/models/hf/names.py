@@ -79,7 +79,7 @@ def leaves(config: TransformerConfig) -> list[Leaf]:
     attn_norm, mlp_norm = _NORM_NAMES[config.norm_position]
     inner = _BLOCK_NAMES | {"attn_norm/scale": attn_norm, "mlp_norm/scale": mlp_norm}
     found = []
-    for path, shape in tree.flatten(mesh_lib.unboxed(abstract(config))).items():
+    for path, shape in tree.flatten(mesh_lib.unbox(abstract(config))).items():
         room, _, name = path.partition("/")
         if room == "blocks":
             stem = inner[name]

@@ -310,6 +310,6 @@ def _on_every_host(apply: Callable) -> Callable:
     """`apply` with a result that every host can read; one function for each model."""
 
     def gathered(variables, *rows):
-        return mesh_lib.gathered(apply(variables, *rows))
+        return mesh_lib.replicate(apply(variables, *rows))
 
     return gathered

@@ -67,7 +67,7 @@ def classify(
     tx, rate = optim.build(optim.OptimConfig(**config.optim.to_dict()), config.steps)
     experiment = types.Experiment(
         model=model,
-        objective=objectives.answered(objectives.classifier(model.apply)),
+        objective=objectives.task_loss(objectives.classifier(model.apply)),
         tx=tx,
         batches=labelled.Batches(train, data.batch_size, data.seed),
         steps=config.steps,

@@ -85,7 +85,7 @@ class Protocol:
 
     config: ml_collections.ConfigDict
     system: Callable[..., types.Experiment]
-    predictor: objectives.Predictor
+    predictor: objectives.Task
     metric: str
     higher_is_better: bool
     tuned_on: str
@@ -99,7 +99,7 @@ class Protocol:
     @functools.cached_property
     def loss_fn(self) -> Callable[[types.Params, types.Batch], types.Loss]:
         """The plain loss; one object, so that it is compiled once."""
-        objective = objectives.answered(self.predictor)
+        objective = objectives.task_loss(self.predictor)
 
         def loss_fn(params, batch):
             return objective(params, batch, key=None, frozen=None)

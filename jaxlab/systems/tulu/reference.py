@@ -75,6 +75,6 @@ def _reference_logps(
 def _scorer(apply: Callable) -> Callable:
     @jax.jit
     def score(params, batch):
-        return mesh_lib.gathered(objectives.answer_logps(apply, params, batch)[0])
+        return mesh_lib.replicate(objectives.answer_logps(apply, params, batch)[0])
 
     return score

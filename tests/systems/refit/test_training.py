@@ -162,7 +162,7 @@ TINY = BertConfig(vocab=32, embed=16, layers=1, heads=2, mlp=32, normalize=True)
 
 def tiny_params(model, seed=0):
     rows = np.zeros((1, 4), np.int32), np.ones((1, 4), bool)
-    return mesh_lib.unboxed(jax.jit(model.init)(jax.random.key(seed), *rows)["params"])
+    return mesh_lib.unbox(jax.jit(model.init)(jax.random.key(seed), *rows)["params"])
 
 
 def contrasts(B=8, each=2, seed=0):

@@ -52,7 +52,7 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
 def _open_files(path, files, config) -> source_lib.Source:
     tensors = {}
     for file in map(str, files):
-        for name, at in safetensors.places(file).items():
+        for name, at in safetensors.tensor_offsets(file).items():
             if name in tensors:
                 raise errors.UserError(f"{file}: {name} is in another shard as well")
             if not _BUFFERS.search(name):
