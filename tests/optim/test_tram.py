@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxlab import optim
 from jaxlab.optim import ascent
+from tests.support import peers
 
 SHAPES = {"embed": (11, 6), "w1": (6, 8), "b1": (8,), "w2": (8, 4), "b2": (4,)}
 STEPS = 4
@@ -605,10 +606,7 @@ def test_an_unknown_direction_or_kernel_is_refused():
 
 @pytest.fixture
 def vectors(test_data):
-    folder = test_data.parent / "vectors" / "tram_refit"
-    if not folder.is_dir():
-        pytest.skip("no reference values beside the test data")
-    return lambda name: np.load(folder / f"{name}.npz", allow_pickle=False)
+    return peers.shared(test_data, "tram_refit")
 
 
 def shared_problem(vectors):
@@ -661,10 +659,7 @@ FILES = {
 def test_shared_values_of_every_optimizer(name, vectors):
     base, factory, options = FILES[name]
     init, anchor, ids, labels = shared_problem(vectors)
-    try:
-        data = vectors(name)
-    except FileNotFoundError:
-        pytest.skip(f"no {name} among the reference values")
+    data = vectors(name)
     noise = data["noise"] if "noise" in data else np.zeros((6, 1))
     if noise.ndim < 4:
         noise = np.zeros((6, 6, 5, 6))
