@@ -14,8 +14,7 @@ import pytest
 from jaxlab import models, objectives, optim, train
 from jaxlab.core import checkpoint, errors, factored_logits, mesh, state, step, types
 from jaxlab.systems import trust_methods, trust_regions
-from tests.optim import test_tram
-from tests.support import devices, runs
+from tests.support import climbs, devices, runs
 
 # One method of each kind is tried always, the others with the oracles.
 FIRST = ("plain", "asam", "tram_x", "mesa")
@@ -238,7 +237,7 @@ def test_shared_values_of_the_penalties(name, test_data, monkeypatch):
     data = np.load(file)
     with jax.enable_x64(True):
         vectors = lambda stem: np.load(file.with_name(f"{stem}.npz"))  # noqa: E731
-        params, far, ids, labels = test_tram.shared_problem(vectors)
+        params, far, ids, labels = climbs.shared_problem(vectors)
         predictor = toy_predictor()
         tx = optax.sgd(0.5)
         if name == "r3f":
@@ -262,7 +261,7 @@ def test_shared_values_of_the_penalties(name, test_data, monkeypatch):
             updates, opt_state = tx.update(grads, opt_state, params)
             params = optax.apply_updates(params, updates)
             np.testing.assert_allclose(
-                test_tram.flat(params), data["params"][i], atol=1e-12
+                climbs.flat(params), data["params"][i], atol=1e-12
             )
             assert float(loss.metrics["penalty"]) == pytest.approx(
                 float(data["penalty"][i]), abs=1e-12
