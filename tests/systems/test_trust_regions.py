@@ -14,7 +14,7 @@ import pytest
 from jaxlab import models, objectives, optim, train
 from jaxlab.core import checkpoint, errors, factored_logits, mesh, state, step, types
 from jaxlab.systems import trust_methods, trust_regions
-from tests.support import climbs, devices, runs
+from tests.support import climbs, devices, peers, runs
 
 # One method of each kind is tried always, the others with the oracles.
 FIRST = ("plain", "asam", "tram_x", "mesa")
@@ -231,13 +231,10 @@ def toy_predictor():
 
 @pytest.mark.parametrize("name", ["trpo", "mesa", "r3f"])
 def test_shared_values_of_the_penalties(name, test_data, monkeypatch):
-    file = test_data.parent / "vectors" / "tram_refit" / f"reg_{name}_sgd.npz"
-    if not file.exists():
-        pytest.skip(f"no {file.name} among the reference values")
-    data = np.load(file)
+    values = peers.shared(test_data, "tram_refit")
+    data = values(f"reg_{name}_sgd")
     with jax.enable_x64(True):
-        vectors = lambda stem: np.load(file.with_name(f"{stem}.npz"))  # noqa: E731
-        params, far, ids, labels = climbs.shared_problem(vectors)
+        params, far, ids, labels = climbs.shared_problem(values)
         predictor = toy_predictor()
         tx = optax.sgd(0.5)
         if name == "r3f":
@@ -281,19 +278,3 @@ def test_the_config_of_every_row_of_the_tables_builds(tmp_path):
         settings = trust_methods.TrustConfig(**config.trust.to_dict())
         assert settings.method in trust_methods.methods()
         optim.build(optim.OptimConfig(**config.optim.to_dict()), config.steps)
-
-
-def test_the_gradient_of_a_divergence_is_summed_over_blocks_in_f32():
-    keys = jax.random.split(jax.random.key(0), 3)
-    hidden, other = jax.random.normal(keys[0], (2, 4, 256, 8), jnp.bfloat16)
-    kernel = jax.random.normal(keys[1], (8, 32))
-
-    def distance(kernel, block_bytes):
-        one, two = (
-            factored_logits.Factored(x, kernel, block_bytes=block_bytes)
-            for x in (hidden, other)
-        )
-        return factored_logits.kl_divergence(one, two)
-
-    whole, blocks = (jax.grad(distance)(kernel, size) for size in (2**30, 2**12))
-    assert float(jnp.abs(whole - blocks).max() / jnp.abs(whole).max()) < 2e-3
