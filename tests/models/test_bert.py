@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import json
 import pathlib
-import shutil
 import sys
 
 import jax
@@ -86,24 +85,6 @@ def vectors(config, params, *more):
     """By the encoder, also of a scorer's config."""
     config = dataclasses.replace(config, head="none")
     return np.asarray(run(config, "__call__", params, *more))
-
-
-def rewrite(folder, change):
-    """Writes back what `change` makes of the dict of tensors."""
-    tensors = {k: np.array(v) for k, v in safetensors.read_folder(folder).items()}
-    tensors = change(tensors)
-    specs = {name: (value.shape, value.dtype) for name, value in tensors.items()}
-    safetensors.write(folder / "model.safetensors", specs, tensors.__getitem__)
-
-
-def edit(file, **changes):
-    """Changes keys of a JSON file; `...` removes one."""
-    raw = json.loads(file.read_text()) | changes
-    file.write_text(json.dumps({k: v for k, v in raw.items() if v is not ...}))
-
-
-def copy(kind, folder):
-    return pathlib.Path(shutil.copytree(VALUES / kind, folder))
 
 
 # ---- parity with transformers ----
@@ -408,7 +389,7 @@ def test_the_files_of_sentence_transformers_set_the_pooling(tmp_path):
         assert hf.read_config(tmp_path / "m") == chosen
     plain, _ = loaded("xlm_roberta")
     assert (plain.pooling, plain.normalize, plain.row_length) == ("mean", False, 16)
-    newer = copy("bert", tmp_path / "newer")
+    newer = peers.copy("bert/bert", tmp_path / "newer")
     (newer / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
     (newer / "sentence_bert_config.json").write_text("{}")
     for limit, length in ((7, 7), (1e30, 16)):
@@ -427,8 +408,8 @@ def test_a_scorer_that_replaces_an_encoder_leaves_no_pooling_behind(tmp_path):
 
 
 def test_checkpoints_of_pretraining_load_as_encoders(tmp_path, caplog):
-    folder = copy("bert", tmp_path / "m")
-    edit(folder / "config.json", architectures=["BertForPreTraining"])
+    folder = peers.copy("bert/bert", tmp_path / "m")
+    peers.edit(folder / "config.json", architectures=["BertForPreTraining"])
 
     def as_published(tensors):
         named = {
@@ -442,7 +423,7 @@ def test_checkpoints_of_pretraining_load_as_encoders(tmp_path, caplog):
         named["bert.embeddings.position_ids"] = np.arange(16)[None]
         return named
 
-    rewrite(folder, as_published)
+    peers.rewrite(folder, as_published)
     with caplog.at_level("INFO"):
         config, params = hf.load(folder)
     assert "left out, heads of pre-training: cls.predictions.bias" in caplog.text
@@ -487,8 +468,8 @@ def test_absent_keys_have_the_values_of_transformers():
 def test_a_config_that_cannot_be_followed_is_one_clear_error(
     tmp_path, kind, changes, message
 ):
-    folder = copy(kind, tmp_path / "m")
-    edit(folder / "config.json", **changes)
+    folder = peers.copy(f"bert/{kind}", tmp_path / "m")
+    peers.edit(folder / "config.json", **changes)
     with pytest.raises(errors.UserError, match=message) as error:
         hf.load(folder)
     assert "\n" not in str(error.value)
@@ -503,8 +484,8 @@ def test_a_config_that_cannot_be_followed_is_one_clear_error(
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(tmp_path, changes, message):
-    folder = copy("bert", tmp_path / "m")
-    rewrite(
+    folder = peers.copy("bert/bert", tmp_path / "m")
+    peers.rewrite(
         folder,
         lambda tensors: {k: v for k, v in (tensors | changes).items() if v is not ...},
     )
@@ -513,8 +494,8 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path, changes, message):
 
 
 def test_modules_that_are_not_computed_are_refused(tmp_path):
-    folder = copy("bert", tmp_path / "m")
-    edit(folder / "1_Pooling" / "config.json", pooling_mode_max_tokens=True)
+    folder = peers.copy("bert/bert", tmp_path / "m")
+    peers.edit(folder / "1_Pooling" / "config.json", pooling_mode_max_tokens=True)
     with pytest.raises(errors.UserError, match="pools by cls and max; supported are"):
         hf.load(folder)
     module = {"idx": 1, "name": "1", "path": "1_Dense", "type": "models.Dense"}

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-import shutil
 import sys
 
 import jax
@@ -42,27 +41,6 @@ def expected(family):
 def distance(a, b, mask=None):
     difference = np.abs(np.asarray(a) - np.asarray(b))
     return difference.max() if mask is None else difference[mask.astype(bool)].max()
-
-
-def copy(family, folder):
-    """A copy of a reference checkpoint that a test may damage."""
-    shutil.copytree(VALUES / family, folder)
-    return folder
-
-
-def edit(folder, **changes):
-    """Changes keys of config.json; `...` removes one."""
-    file = folder / "config.json"
-    raw = json.loads(file.read_text()) | changes
-    file.write_text(json.dumps({k: v for k, v in raw.items() if v is not ...}))
-
-
-def rewrite(folder, change):
-    """Applies `change` to the dict of tensors and writes it back."""
-    tensors = {k: np.array(v) for k, v in safetensors.read_folder(folder).items()}
-    change(tensors)
-    specs = {name: (value.shape, value.dtype) for name, value in tensors.items()}
-    safetensors.write(folder / "model.safetensors", specs, tensors.__getitem__)
 
 
 # ---- parity with transformers ----
@@ -230,20 +208,20 @@ def test_of_several_end_tokens_the_first_is_kept_and_the_rest_are_reported(caplo
 
 
 def test_a_tied_checkpoint_may_store_its_head_when_it_is_the_embedding(tmp_path):
-    folder = copy("llama31_tied", tmp_path / "m")
+    folder = peers.copy("models/llama31_tied", tmp_path / "m")
     embedding = "model.embed_tokens.weight"
-    rewrite(folder, lambda t: t.update({"lm_head.weight": t[embedding]}))
-    rewrite(folder, lambda t: t.update({"rotary_emb.inv_freq": t[embedding][0]}))
+    peers.rewrite(folder, lambda t: t.update({"lm_head.weight": t[embedding]}))
+    peers.rewrite(folder, lambda t: t.update({"rotary_emb.inv_freq": t[embedding][0]}))
     _, params = hf.load(folder)
     assert tree.differences([params, loaded("llama31_tied")[1]]) == []
-    rewrite(folder, lambda t: t.update({"lm_head.weight": t[embedding] * 2}))
+    peers.rewrite(folder, lambda t: t.update({"lm_head.weight": t[embedding] * 2}))
     with pytest.raises(errors.UserError, match=r"lm_head.weight differs"):
         hf.load(folder)
 
 
 def test_weights_that_are_not_finite_are_loaded(tmp_path):
-    folder = copy("olmo1", tmp_path / "m")
-    rewrite(folder, lambda t: t["lm_head.weight"].fill(np.nan))
+    folder = peers.copy("models/olmo1", tmp_path / "m")
+    peers.rewrite(folder, lambda t: t["lm_head.weight"].fill(np.nan))
     assert np.isnan(hf.load(folder)[1]["lm_head"]["kernel"]).all()
 
 
@@ -278,8 +256,8 @@ def drop(name):
 def test_a_config_that_cannot_be_followed_is_one_clear_error(
     tmp_path, changes, message
 ):
-    folder = copy("llama2_gqa", tmp_path / "m")
-    edit(folder, **changes)
+    folder = peers.copy("models/llama2_gqa", tmp_path / "m")
+    peers.edit(folder / "config.json", **changes)
     with pytest.raises(errors.UserError, match=message) as error:
         hf.load(folder)
     assert "\n" not in str(error.value)
@@ -297,8 +275,8 @@ def test_a_config_that_cannot_be_followed_is_one_clear_error(
     ],
 )
 def test_layer_types_that_cannot_be_followed_are_refused(tmp_path, changes, message):
-    folder = copy("olmo3_window_yarn", tmp_path / "m")
-    edit(folder, **changes)
+    folder = peers.copy("models/olmo3_window_yarn", tmp_path / "m")
+    peers.edit(folder / "config.json", **changes)
     with pytest.raises(errors.UserError, match=message):
         hf.load(folder)
 
@@ -306,7 +284,7 @@ def test_layer_types_that_cannot_be_followed_are_refused(tmp_path, changes, mess
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(errors.UserError, match=r"has no config.json"):
         hf.load(tmp_path / "nowhere")
-    folder = copy("olmo1", tmp_path / "m")
+    folder = peers.copy("models/olmo1", tmp_path / "m")
     (folder / "model.safetensors").unlink()
     with pytest.raises(errors.UserError, match=r"neither model.safetensors nor"):
         hf.load(folder)
@@ -331,7 +309,7 @@ def test_missing_files_are_named(tmp_path):
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path, change, message):
-    folder = copy("olmo1", tmp_path / "m")
+    folder = peers.copy("models/olmo1", tmp_path / "m")
     file = folder / "model.safetensors"
     file.write_bytes(change(file.read_bytes()))
     with pytest.raises(errors.UserError, match=message):
@@ -350,8 +328,8 @@ def test_a_damaged_file_is_refused(tmp_path, change, message):
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(tmp_path, change, message):
-    folder = copy("olmo1", tmp_path / "m")
-    rewrite(folder, change)
+    folder = peers.copy("models/olmo1", tmp_path / "m")
+    peers.rewrite(folder, change)
     with pytest.raises(errors.UserError, match=message):
         hf.load(folder)
 
