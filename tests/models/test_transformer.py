@@ -2,15 +2,12 @@
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import tree
@@ -19,53 +16,21 @@ from jaxlab.models import (
     Encoder,
     Scorer,
     TransformerConfig,
-    attention,
     empty_cache,
 )
-from jaxlab.models import rope as rope_lib
-
-V, L = 64, 12
-SIZES = {"vocab": V, "embed": 32, "layers": 2, "heads": 4, "mlp": 48, "length": L}
-YARN = rope_lib.Rope(
-    theta=100.0, scaling="yarn", factor=4.0, original_length=32, beta_fast=4.0
+from tests.support.decoders import (
+    FAMILIES,
+    LARGE,
+    SIZES,
+    TOKENS,
+    L,
+    V,
+    params_of,
+    random_params,
+    run,
 )
-LLAMA3 = rope_lib.Rope(theta=100.0, scaling="llama3", factor=8.0, original_length=32)
-# Weights larger than at initialisation, so that every option moves the logits.
-LARGE = {"initializer_std": 0.25}
-FAMILIES = {
-    "olmo1": TransformerConfig(
-        **SIZES, **LARGE, norm="layernorm", clip_qkv=0.8, tied=True
-    ),
-    "olmo2": TransformerConfig(
-        **SIZES, **LARGE, norm_position="post", qk_norm=True, kv_heads=2
-    ),
-    "olmo3": TransformerConfig(
-        **SIZES, **LARGE, norm_position="post", qk_norm=True, kv_heads=2, window=3,
-        full_layers=(1,), rope=YARN, window_rope=rope_lib.Rope(theta=100.0),
-    ),
-    "llama31": TransformerConfig(**SIZES, **LARGE, kv_heads=2, rope=LLAMA3),
-}  # fmt: skip
+
 families = pytest.mark.parametrize("family", FAMILIES)
-TOKENS = np.random.default_rng(0).integers(0, V, (2, L)).astype(np.int32)
-
-
-@functools.cache
-def random_params(config, model=Decoder):
-    """Parameters that depend on the sizes alone, so that configs can be compared."""
-    extra = {Decoder: (), Scorer: (np.array([L, L]),), Encoder: (TOKENS > 0,)}[model]
-    boxed = model(config).init(jax.random.key(0), TOKENS, *extra)["params"]
-    return nn.unbox(boxed)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def run(config, params, tokens, segment_ids=None, positions=None):
-    return Decoder(config).apply({"params": params}, tokens, segment_ids, positions)
-
-
-def params_of(config):
-    return random_params(
-        dataclasses.replace(config, dtype="float32", remat="none", scan=True)
-    )
 
 
 @functools.cache
@@ -283,107 +248,17 @@ def test_a_sharded_model_computes_what_one_device_computes(family, shape):
     close(jax.device_get(grads), want_grads)
 
 
-def test_blocked_attention_equals_one_block(monkeypatch):
-    config = FAMILIES["olmo3"]
-    segments = np.repeat([[0, 1]], L // 2, axis=1)
-    params = params_of(config)
-    want = run(config, params, TOKENS, np.tile(segments, (2, 1)))
-    monkeypatch.setattr(attention, "_BLOCK", 5)
-    apply = jax.jit(lambda *args: Decoder(config).apply({"params": params}, *args))
-    got = apply(TOKENS, np.tile(segments, (2, 1)))
-    np.testing.assert_allclose(got, want, atol=2e-5)
-
-
-# ---- rotary positions ----
-
-
-def numpy_frequencies(rope, head_dim):
-    """The formulas of the papers, in float64 and without JAX."""
-    exponents = np.arange(0, head_dim, 2) / head_dim
-    base = rope.theta**-exponents
-    wavelength = 2 * np.pi / base
-    if rope.scaling == "linear":
-        return base / rope.factor
-    if rope.scaling == "llama3":
-        low = rope.original_length / rope.low_freq_factor
-        high = rope.original_length / rope.high_freq_factor
-        smooth = (rope.original_length / wavelength - rope.low_freq_factor) / (
-            rope.high_freq_factor - rope.low_freq_factor
-        )
-        blend = (1 - smooth) * base / rope.factor + smooth * base
-        scaled = np.where(wavelength > low, base / rope.factor, blend)
-        return np.where(wavelength < high, base, scaled)
-    if rope.scaling == "yarn":
-
-        def dim(rotations):
-            per_rotation = rope.original_length / (2 * np.pi * rotations)
-            return head_dim * np.log(per_rotation) / (2 * np.log(rope.theta))
-
-        low, high = dim(rope.beta_fast), dim(rope.beta_slow)
-        if rope.truncate:
-            low, high = np.floor(low), np.ceil(high)
-        low, high = max(low, 0), min(high, head_dim - 1)
-        ramp = np.clip((np.arange(head_dim // 2) - low) / (high - low), 0, 1)
-        return base / rope.factor * ramp + base * (1 - ramp)
-    return base
-
-
-@settings(max_examples=12, deadline=None)
-@given(
-    scaling=st.sampled_from(["default", "linear", "llama3", "yarn"]),
-    theta=st.sampled_from([1e4, 5e5]),
-    factor=st.sampled_from([2.0, 8.0]),
-    truncate=st.booleans(),
-)
-def test_rotary_tables_follow_the_papers_up_to_long_contexts(
-    scaling, theta, factor, truncate
-):
-    rope = rope_lib.Rope(
-        theta, scaling, factor=factor, original_length=8192, truncate=truncate
-    )
-    positions = np.array([[0, 1, 100, 4095]])
-    cos, sin = rope.tables(jnp.asarray(positions), 128)
-    angles = positions[..., None] * numpy_frequencies(rope, 128)
-    scale = 0.1 * math.log(factor) + 1 if scaling == "yarn" else 1.0
-    assert cos.shape == (1, 4, 64)
-    # f32 keeps 24 bits: an angle of 4095 radians is known to a few 1e-4.
-    np.testing.assert_allclose(cos, scale * np.cos(angles), atol=2e-3)
-    np.testing.assert_allclose(sin, scale * np.sin(angles), atol=2e-3)
-    np.testing.assert_allclose(cos[:, :2], scale * np.cos(angles[:, :2]), atol=1e-6)
-
-
-def test_yarn_multiplies_by_the_attention_factor_that_it_is_given():
-    rope = dataclasses.replace(YARN, attention_factor=1.5)
-    cos, sin = rope.tables(jnp.zeros((1, 1), jnp.int32), 8)
-    np.testing.assert_array_equal(cos, np.full((1, 1, 4), 1.5, np.float32))
-    np.testing.assert_array_equal(sin, np.zeros((1, 1, 4), np.float32))
-
-
-def test_rotation_keeps_lengths_and_makes_products_relative():
-    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
-    rope = rope_lib.Rope()
-
-    def product(i, j):
-        (ci, si), (cj, sj) = (rope.tables(jnp.array([[p]]), 8) for p in (i, j))
-        return jnp.sum(rope_lib.rotate(q, ci, si) * rope_lib.rotate(k, cj, sj))
-
-    np.testing.assert_allclose(product(3, 1), product(12, 10), rtol=1e-5)
-    np.testing.assert_allclose(product(5, 5), jnp.sum(q * k), rtol=1e-5)
-
-
-def test_an_unknown_scaling_is_refused():
-    with pytest.raises(ValueError, match="use default, linear, llama3 or yarn"):
-        rope_lib.Rope(scaling="su").tables(jnp.zeros((1, 1), jnp.int32), 8)
-
-
 # ---- published sizes, arithmetic, initialisation ----
+
 
 OLMO_1B = TransformerConfig(
     vocab=50304, embed=2048, layers=16, heads=16, mlp=8192, norm="layernorm", tied=True
 )
+
 OLMO_7B = TransformerConfig(
     vocab=50304, embed=4096, layers=32, heads=32, mlp=11008, norm="layernorm"
 )
+
 OLMO2_7B = TransformerConfig(
     vocab=100352, embed=4096, layers=32, heads=32, mlp=11008, norm_position="post",
     qk_norm=True,
@@ -476,178 +351,11 @@ def test_the_scorer_reads_the_last_real_token():
     assert abs(float(score(changed, np.array([L, 7]))[1] - scores[1])) > 1e-3
 
 
-# ---- kernels of other platforms ----
-
-
-def splash_case(length=256, heads=4, kv_heads=2, head_dim=128, batch=2):
-    keys = jax.random.split(jax.random.key(0), 3)
-    shapes = [(batch, length, n, head_dim) for n in (heads, kv_heads, kv_heads)]
-    qkv = [jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
-    segments = (jnp.arange(length) >= 100).astype(jnp.int32)
-    return qkv, jnp.tile(segments[None], (batch, 1))
-
-
-def attend(implementation, qkv, segments, window=None, is_causal=True):
-    windows = () if window is None else (window, qkv[0].shape[1] + 1)
-    return attention.attend(
-        *qkv,
-        implementation=implementation,
-        is_causal=is_causal,
-        window=None if window is None else jnp.asarray(window),
-        windows=windows,
-        segment_ids=segments,
-    )
-
-
-def test_splash_lowers_for_tpu_with_its_gradient():
-    qkv, segments = splash_case()
-
-    def loss(qkv, segments):
-        return attend("splash", qkv, segments, window=50).sum()
-
-    lowered = (
-        jax.jit(jax.grad(loss)).trace(qkv, segments).lower(lowering_platforms=("tpu",))
-    )
-    assert "tpu_custom_call" in lowered.as_text()
-
-
-@pytest.mark.parametrize("length", [128, 384, 640])
-def test_splash_takes_every_multiple_of_128(length):
-    qkv, segments = splash_case(length)
-    text = (
-        jax.jit(lambda q, s: attend("splash", q, s))
-        .trace(qkv, segments)
-        .lower(lowering_platforms=("tpu",))
-        .as_text()
-    )
-    assert "tpu_custom_call" in text
-
-
-@pytest.mark.parametrize("kv_heads", [1, 2])
-def test_splash_lowers_under_a_mesh_whatever_the_kv_heads(kv_heads):
-    mesh = mesh_lib.make_mesh({"fsdp": 4, "tensor": 2})
-    qkv, segments = splash_case(128, kv_heads=kv_heads, batch=4)
-    with mesh_lib.use(mesh):
-        traced = jax.jit(lambda q, s: attend("splash", q, s)).trace(qkv, segments)
-        text = traced.lower(lowering_platforms=("tpu",)).as_text()
-    assert "tpu_custom_call" in text
-
-
-@pytest.mark.parametrize(
-    ("window", "is_causal"), [(None, True), (40, True), (300, True), (None, False)]
-)
-def test_splash_computes_what_xla_computes(monkeypatch, window, is_causal):
-    interpret(monkeypatch)
-    qkv, segments = splash_case(128, heads=2, kv_heads=1, batch=1)
-    got, want = (
-        attend(name, qkv, segments, window, is_causal) for name in ("splash", "xla")
-    )
-    np.testing.assert_allclose(got, want, atol=2e-5)
-
-
-@pytest.mark.parametrize("kv_heads", [pytest.param(2, marks=pytest.mark.slow), 4])
-def test_splash_shares_keys_between_heads_and_has_their_gradients(
-    monkeypatch, kv_heads
-):
-    interpret(monkeypatch)
-    qkv, segments = splash_case(128, heads=4, kv_heads=kv_heads, batch=1)
-    got, want = (
-        jax.grad(lambda qkv, name=name: (attend(name, qkv, segments) ** 2).sum())(qkv)
-        for name in ("splash", "xla")
-    )
-    for a, b in zip(got, want, strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-4)
-
-
-def test_sharded_splash_computes_what_xla_computes(monkeypatch):
-    interpret(monkeypatch)
-    qkv, segments = splash_case(128, kv_heads=1, batch=2)
-    want = attend("xla", qkv, segments)
-    mesh = mesh_lib.make_mesh({"data": 2, "tensor": 2}, jax.devices()[:4])
-    with mesh_lib.use(mesh):
-        got = jax.jit(lambda q, s: attend("splash", q, s))(qkv, segments)
-    np.testing.assert_allclose(got, want, atol=2e-5)
-
-
-@pytest.mark.parametrize(
-    "implementation", [pytest.param("splash", marks=pytest.mark.slow), "xla"]
-)
-@pytest.mark.parametrize(
-    ("window", "is_causal"), [(None, True), (200, True), (None, False)]
-)
-def test_parts_of_a_row_see_the_keys_of_all_of_it(
-    monkeypatch, implementation, window, is_causal
-):
-    interpret(monkeypatch)
-    qkv, segments = splash_case(256, heads=2, kv_heads=1, batch=2)
-
-    def outcome(name, qkv, segments):
-        y = attend(name, qkv, segments, window, is_causal)
-        return (y**2).sum(), y
-
-    def both(name):
-        return jax.jit(jax.grad(functools.partial(outcome, name), has_aux=True))
-
-    want_grads, want = both("xla")(qkv, segments)
-    mesh = mesh_lib.make_mesh({"data": 2, "context": 2, "tensor": 2})
-    with mesh_lib.use(mesh):
-        program = both(implementation).lower(qkv, segments).compile()
-        grads, got = program(qkv, segments)
-    assert "all-gather" in program.as_text()
-    np.testing.assert_allclose(got, want, atol=2e-5)
-    for a, b in zip(grads, want_grads, strict=True):
-        np.testing.assert_allclose(a, b, atol=5e-4)
-
-
-def test_rows_that_context_shards_do_not_divide_are_attended_whole(monkeypatch):
-    interpret(monkeypatch)
-    qkv, segments = splash_case(128, heads=2, kv_heads=1, batch=2)
-    want = attend("xla", qkv, segments)
-    mesh = mesh_lib.make_mesh({"data": 2, "context": 3}, jax.devices()[:6])
-    with mesh_lib.use(mesh):
-        for name in ("splash", "xla"):
-            got = jax.jit(functools.partial(attend, name))(qkv, segments)
-            np.testing.assert_allclose(got, want, atol=2e-5)
-
-
-def interpret(monkeypatch):
-    """Runs the TPU kernel step by step on the CPU."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import (
-        splash_attention_kernel as kernel,
-    )
-
-    for name in ("make_splash_mha_single_device", "make_splash_mqa_single_device"):
-        make = functools.partial(getattr(kernel, name), interpret=True)
-        monkeypatch.setattr(kernel, name, make)
-
-
-def test_rows_that_a_kernel_does_not_take_run_as_xla(caplog):
-    config = dataclasses.replace(FAMILIES["olmo2"], attention="splash")
-    params = params_of(FAMILIES["olmo2"])
-    want = run(FAMILIES["olmo2"], params, TOKENS)
-    np.testing.assert_array_equal(run(config, params, TOKENS), want)
-    assert not caplog.records, "short rows cost nothing and are not worth a warning"
-    qkv, _ = splash_case(160, batch=1)
-    for name in ("splash", "cudnn"):
-        np.testing.assert_array_equal(attend(name, qkv, None), attend("xla", qkv, None))
-    assert "rows of 160 tokens; use a multiple of 128" in caplog.text
-    assert "activations are float32; use bfloat16" in caplog.text
-
-
 def test_initialisation_under_a_mesh_takes_a_single_short_row():
     config = dataclasses.replace(FAMILIES["olmo3"], attention="splash")
     with mesh_lib.use(mesh_lib.make_mesh({"fsdp": 4, "tensor": 2})):
         shapes = jax.eval_shape(Decoder(config).init, jax.random.key(0), TOKENS[:1])
     assert tree.count(nn.unbox(shapes)) == tree.count(params_of(FAMILIES["olmo3"]))
-
-
-def test_every_platform_has_a_default_and_auto_is_settled_by_it():
-    assert attention.default_implementation("cpu") == "xla"
-    config = FAMILIES["olmo1"]
-    assert config.resolved("tpu").attention == "splash"
-    assert config.resolved("gpu").attention == "cudnn"
-    assert config.resolved("cpu").fuse_projections
-    assert not config.resolved("tpu").fuse_projections
 
 
 # ---- refusals ----
@@ -671,9 +379,3 @@ def test_every_platform_has_a_default_and_auto_is_settled_by_it():
 def test_a_config_that_makes_no_sense_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         TransformerConfig(**SIZES | changes)
-
-
-def test_an_unknown_attention_is_refused_where_it_would_run():
-    qkv, segments = splash_case(128, batch=1)
-    with pytest.raises(ValueError, match="use one of"):
-        attend("nonsense", qkv, segments)

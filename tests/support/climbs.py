@@ -10,7 +10,6 @@ import optax
 from jaxlab import optim
 
 SHAPES = {"embed": (11, 6), "w1": (6, 8), "b1": (8,), "w2": (8, 4), "b2": (4,)}
-
 STEPS = 4
 
 
