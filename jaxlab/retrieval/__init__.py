@@ -5,8 +5,9 @@ scores, ids = index.search(queries, 100)           exact, f32[Q, 100]
 result = refit_queries(queries, candidates, teacher_scores)      # [B, dim], [B, K, ...]
 result.queries, result.losses, result.num_updates
 
-encode        texts -> vectors in few shapes        files     BEIR folders, TREC runs
-first_stage   BM25                                  metrics   recall, nDCG, MRR, MAP
+encode         texts -> vectors in few shapes      formats   BEIR folders, TREC runs
+bm25           a first stage by words              metrics   recall, nDCG, MRR, MAP
+feedback_loop  retrieve, rerank, learn, repeat     rerank    scores that are cached
 """
 
 from jaxlab.retrieval.encode import embed_texts

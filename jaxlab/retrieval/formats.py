@@ -104,13 +104,13 @@ def read_corpus(path: str | pathlib.Path) -> Corpus:
         UserError: no document, a line that is not one, an id twice.
     """
     corpus = Corpus([], [], [])
-    for place, row in _name_lines(path, lines_lib.read_objects(path)):
+    for location, row in _name_lines(path, lines_lib.read_objects(path)):
         title = row.get("title") or ""
         if not isinstance(title, str):
-            raise errors.UserError(f'{place}: "title" is not a string; make it one')
-        corpus.ids.append(_identity(row, place))
+            raise errors.UserError(f'{location}: "title" is not a string; make it one')
+        corpus.ids.append(_identity(row, location))
         corpus.titles.append(title)
-        corpus.texts.append(_string(row, "text", place))
+        corpus.texts.append(_string(row, "text", location))
     _refuse_repeated(path, corpus.ids)
     return corpus
 
@@ -128,8 +128,8 @@ def read_corpora(paths: Sequence[str | pathlib.Path]) -> Corpus:
 def read_queries(path: str | pathlib.Path) -> dict[str, str]:
     """Query id -> text of a queries.jsonl[.gz]; raises as `read_corpus`."""
     rows = [
-        (_identity(row, place), _string(row, "text", place))
-        for place, row in _name_lines(path, lines_lib.read_objects(path))
+        (_identity(row, location), _string(row, "text", location))
+        for location, row in _name_lines(path, lines_lib.read_objects(path))
     ]
     _refuse_repeated(path, [query for query, _ in rows])
     return dict(rows)
@@ -150,24 +150,24 @@ def read_qrels(
     """
     qrels: dict[str, dict[str, int]] = {}
     header, first = None, True
-    for place, line in _name_lines(path, lines_lib.read(path)):
+    for location, line in _name_lines(path, lines_lib.read(path)):
         columns = line.split("\t") if "\t" in line else line.split()
         if first and "query-id" in columns:
             header, first = columns, False
             if {*header} - {*_HEADER, "split"} or {*_HEADER} - {*header}:
                 raise errors.UserError(
-                    f"{place}: columns {', '.join(header)}; use {', '.join(_HEADER)}"
+                    f"{location}: columns {', '.join(header)}; use {', '.join(_HEADER)}"
                 )
             continue
         first = False
-        row = _judgment(columns, header, place)
+        row = _judgment(columns, header, location)
         if header and split and row.get("split", split) != split:
             continue
         judgments = qrels.setdefault(row["query-id"], {})
         score, document = int(row["score"]), row["corpus-id"]
         if judgments.setdefault(document, score) != score:
             raise errors.UserError(
-                f"{place}: {document!r} was judged {judgments[document]} before"
+                f"{location}: {document!r} was judged {judgments[document]} before"
             )
     if not qrels:
         raise errors.UserError(
@@ -204,17 +204,20 @@ def read_run(path: str | pathlib.Path) -> dict[str, dict[str, float]]:
         UserError: a malformed line, a document twice, or no line at all.
     """
     run: dict[str, dict[str, float]] = {}
-    for place, line in _name_lines(path, lines_lib.read(path)):
+    for location, line in _name_lines(path, lines_lib.read(path)):
         columns = line.split()
         if len(columns) != 6:
             raise errors.UserError(
-                f"{place}: {len(columns)} columns; use query Q0 document rank score tag"
+                f"{location}: {len(columns)} columns; use query Q0 document rank score "
+                "tag"
             )
         query, _, document, _, score, _ = columns
         scores = run.setdefault(query, {})
         if document in scores:
-            raise errors.UserError(f"{place}: {document!r} comes twice for {query!r}")
-        scores[document] = _number(score, place)
+            raise errors.UserError(
+                f"{location}: {document!r} comes twice for {query!r}"
+            )
+        scores[document] = _number(score, location)
     return run
 
 
@@ -260,45 +263,45 @@ def _name_lines(
         raise errors.UserError(f"{path} holds no line; add some")
 
 
-def _identity(row, place) -> str:
+def _identity(row, location) -> str:
     value = row.get("_id")
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not (isinstance(value, str) and value):
-        raise errors.UserError(f'{place} has no "_id"; give every line its own')
+        raise errors.UserError(f'{location} has no "_id"; give every line its own')
     return value
 
 
-def _string(row, field, place) -> str:
+def _string(row, field, location) -> str:
     if not isinstance(row.get(field), str):
-        raise errors.UserError(f'{place} has no string "{field}"; add it, or ""')
+        raise errors.UserError(f'{location} has no string "{field}"; add it, or ""')
     return row[field]
 
 
-def _judgment(columns, header, place) -> dict[str, str]:
+def _judgment(columns, header, location) -> dict[str, str]:
     names = header or (_HEADER if len(columns) == 3 else ["query-id", "", *_HEADER[1:]])
     if len(columns) != len(names) or not all(columns):
         wanted = header or _HEADER
         raise errors.UserError(
-            f"{place}: {len(columns)} columns; use {', '.join(wanted)}"
+            f"{location}: {len(columns)} columns; use {', '.join(wanted)}"
         )
     row = dict(zip(names, columns, strict=True))
     try:
         int(row["score"])
     except ValueError:
         raise errors.UserError(
-            f"{place}: judgment {row['score']!r} is not a whole number"
+            f"{location}: judgment {row['score']!r} is not a whole number"
         ) from None
     return row
 
 
-def _number(text, place) -> float:
+def _number(text, location) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if math.isnan(value):
-        raise errors.UserError(f"{place}: {text!r} is not a number")
+        raise errors.UserError(f"{location}: {text!r} is not a number")
     return value
 
 

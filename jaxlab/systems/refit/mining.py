@@ -1,4 +1,4 @@
-"""What a bi-encoder finds for training queries: hard negatives, and who is held out.
+"""Hard negatives: what a bi-encoder finds for training queries; held-out queries.
 
     a BEIR folder -> index of its documents -> best documents of every query
     found and not relevant                     hard negatives (Xiong et al. 2020,
@@ -25,7 +25,7 @@ from jaxlab.systems.refit import corpus_index
 _FIELDS = ("folder", "name", "split")
 
 
-class Mined(NamedTuple):
+class MinedSet(NamedTuple):
     """One retrieval set, searched.
 
     Attributes:
@@ -50,9 +50,11 @@ class Mined(NamedTuple):
     @property
     def trained_on(self) -> list[str]:
         """Ids of the queries that are trained on: not held out, with an answer."""
-        kept = {*self.queries} - {*self.held_out}
+        held_out = {*self.held_out}
         return [
-            x for x in self.queries if x in kept and max(self.qrels[x].values()) > 0
+            query
+            for query in self.queries
+            if query not in held_out and max(self.qrels[query].values()) > 0
         ]
 
 
@@ -66,7 +68,7 @@ def mine(
     depth: int,
     held_out: float,
     seed: int,
-) -> Mined:
+) -> MinedSet:
     """Searches one set for all its queries.
 
     Args:
@@ -83,51 +85,62 @@ def mine(
     Raises:
         UserError: an unknown field, or a set that cannot be read.
     """
+    beir, name = _read_set(entry)
+    corpus, queries = beir.corpus, beir.queries
+    passages = corpus.passages()
+    index = _index(folder / name, corpus.ids, passages, path, encoder, length)
+    vectors = encode.embed_texts(
+        encoder.model.apply,
+        encoder.params,
+        encoder.tokenizer,
+        list(queries.values()),
+        length=length,
+    ).vectors
+    rows = index.search_rows(vectors, depth)[1].astype(np.int64)
+    return MinedSet(
+        name,
+        corpus.ids,
+        passages,
+        queries,
+        beir.qrels,
+        dict(zip(queries, rows, strict=True)),
+        _score_candidates(beir, index, vectors, rows),
+        tuple(x for x in queries if is_held_out(beir.qrels[x], held_out, seed)),
+    )
+
+
+def _read_set(entry: Mapping[str, Any]) -> tuple[formats.Beir, str]:
+    """A set of the config, and its name."""
     if {*entry} - {*_FIELDS} or "folder" not in entry:
         raise errors.UserError(
             f"data.sets has {dict(entry)}; a set has a folder, and may have a name and "
             "a split"
         )
     source, stem = pathlib.Path(entry["folder"]), entry.get("name", "")
-    split = entry.get("split", "train")
-    read = formats.read_beir(source, split=split, name=stem)
-    name = f"{source.name}.{stem}" if stem else source.name
-    passages = read.corpus.passages()
-    index = _index(folder / name, read.corpus.ids, passages, path, encoder, length)
-    vectors = encode.embed_texts(
-        encoder.model.apply,
-        encoder.params,
-        encoder.tokenizer,
-        list(read.queries.values()),
-        length=length,
-    ).vectors
-    rows = index.search_rows(vectors, depth)[1].astype(np.int64)
-    row = {x: i for i, x in enumerate(read.corpus.ids)}
+    beir = formats.read_beir(source, split=entry.get("split", "train"), name=stem)
+    return beir, f"{source.name}.{stem}" if stem else source.name
+
+
+def _score_candidates(beir, index, vectors, rows) -> dict[str, dict[int, float]]:
+    """Query id -> row -> score, of the documents found and of the judged ones."""
+    row_of = {each: row for row, each in enumerate(beir.corpus.ids)}
     scores = {}
-    for query, vector, found in zip(read.queries, vectors, rows, strict=True):
-        scored = [*{*found.tolist(), *(row[x] for x in read.qrels[query])}]
+    for query, vector, nearest in zip(beir.queries, vectors, rows, strict=True):
+        judged = (row_of[each] for each in beir.qrels[query])
+        scored = [*{*nearest.tolist(), *judged}]
         values = index.take(np.array(scored)) @ vector
         scores[query] = dict(zip(scored, values.tolist(), strict=True))
-    return Mined(
-        name,
-        read.corpus.ids,
-        passages,
-        read.queries,
-        read.qrels,
-        dict(zip(read.queries, rows, strict=True)),
-        scores,
-        tuple(x for x in read.queries if _is_held_out(read.qrels[x], held_out, seed)),
-    )
+    return scores
 
 
-def judged(
-    sets: Sequence[Mined], depth: int, prior: float = 0.0
+def training_lists(
+    sets: Sequence[MinedSet], depth: int, prior: float = 0.0
 ) -> ranked_lists.Judged:
     """The queries of all sets that are trained on; negatives are among the first found.
 
     Args:
         sets: one that is repeated counts as often.
-        depth: of what was found, how many.
+        depth: how many of the documents that were found.
         prior: weight of the bi-encoder's scores in those that are trained.
     """
     data = ranked_lists.Judged([], [], [], [], [])
@@ -139,10 +152,10 @@ def judged(
         offset, row = first[each.name], {x: i for i, x in enumerate(each.ids)}
         for query in each.trained_on:
             grades = {row[x]: g for x, g in each.qrels[query].items() if g > 0}
-            found = [x for x in each.rows[query][:depth].tolist() if x not in grades]
+            nearest = each.rows[query][:depth].tolist()
             data.queries.append(each.queries[query])
             data.relevant.append({offset + x: float(g) for x, g in grades.items()})
-            data.negatives.append([offset + x for x in found])
+            data.negatives.append([offset + x for x in nearest if x not in grades])
             scores = each.scores[query].items()
             data.prior.append({offset + x: prior * score for x, score in scores})
     return data if prior else data._replace(prior=())
@@ -175,7 +188,7 @@ def _index(folder, ids, passages, path, encoder, length) -> retrieval.Index:
     return retrieval.Index.build(folder, batches, ids, made_from=made_from)
 
 
-def _is_held_out(judgments: Mapping[str, int], share: float, seed: int) -> bool:
+def is_held_out(judgments: Mapping[str, int], share: float, seed: int) -> bool:
     """Whether the first relevant document's hash is below the share."""
     relevant = min((x for x, grade in judgments.items() if grade > 0), default="")
     digest = hashlib.sha256(f"{seed}:{relevant}".encode()).digest()

@@ -53,9 +53,9 @@ def rerank(
             scorer, params, jax.random.key(config.seed)
         )
     _check_length(config.data.length, scorer)
-    sets = _mined(config, workdir, mesh)
+    sets = _mine(config, workdir, mesh)
     batches = ranked_lists.Lists(
-        mining.judged(sets, config.mine.depth, config.prior),
+        mining.training_lists(sets, config.mine.depth, config.prior),
         start.tokenizer,
         batch_size=config.data.batch_size,
         candidates=config.data.candidates,
@@ -88,9 +88,9 @@ def embed(
     if start.config.head == "score":
         raise errors.UserError(f"init_from {config.init_from} is a cross-encoder")
     _check_length(max(config.data.length, config.data.query_length), start.config)
-    sets = _mined(config, workdir, mesh)
+    sets = _mine(config, workdir, mesh)
     batches = ranked_lists.Contrasts(
-        mining.judged(sets, config.mine.depth),
+        mining.training_lists(sets, config.mine.depth),
         start.tokenizer,
         batch_size=config.data.batch_size,
         negatives=config.data.negatives,
@@ -116,7 +116,7 @@ def embed(
 def rerank_evals(
     apply: Callable,
     tokenizer: Any,
-    sets: Sequence[mining.Mined],
+    sets: Sequence[mining.MinedSet],
     config: ml_collections.ConfigDict,
 ) -> dict[str, Callable[[types.Params], dict[str, float]]]:
     """Set -> function of params: measures of held-out queries' first documents.
@@ -134,10 +134,10 @@ def rerank_evals(
             cut="longest",
         )
         scores = encode.apply_rows(_on_every_host(apply), params, encoded)
-        found = [[one.scores[x][row] for row in one.rows[x]] for x in queries]
-        first = np.array(found)[:, : rows.shape[1]]
+        first = [[one.scores[x][row] for row in one.rows[x]] for x in queries]
+        first = np.array(first)[:, : rows.shape[1]]
         scores = scores.reshape(rows.shape) + config.eval.prior * first
-        return _measured(one, queries, rows, scores, first)
+        return _measure(one, queries, rows, scores, first)
 
     return _by_set(evaluate, sets, config)
 
@@ -145,7 +145,7 @@ def rerank_evals(
 def embed_evals(
     apply: Callable,
     start: load.Loaded,
-    sets: Sequence[mining.Mined],
+    sets: Sequence[mining.MinedSet],
     config: ml_collections.ConfigDict,
 ) -> dict[str, Callable[[types.Params], dict[str, float]]]:
     """Set -> function of params: measures of held-out queries among a pool.
@@ -154,17 +154,17 @@ def embed_evals(
     `first_...` are the measures of the parameters that the run started from.
     """
 
-    def searched(one, queries, params):
+    def search(one, queries, params):
         row = {x: i for i, x in enumerate(one.ids)}
         relevant = {row[x] for query in queries for x in one.qrels[query]}
-        found = {x for query in queries for x in one.rows[query].tolist()}
-        pool = np.array(sorted(relevant | found))
+        nearest = {x for query in queries for x in one.rows[query].tolist()}
+        pool = np.array(sorted(relevant | nearest))
         vectors = functools.partial(
             encode.embed_texts, _on_every_host(apply), params, start.tokenizer
         )
         asked = vectors([one.queries[x] for x in queries], length=config.data.length)
-        known = vectors([one.passages[x] for x in pool], length=config.data.length)
-        index = retrieval.Index(known.vectors, pool.tolist())
+        documents = vectors([one.passages[x] for x in pool], length=config.data.length)
+        index = retrieval.Index(documents.vectors, pool.tolist())
         scores, rows = index.search(asked.vectors, config.eval.depth)
         return rows, scores
 
@@ -172,9 +172,9 @@ def embed_evals(
 
     def evaluate(one, queries, params):
         if one.name not in at_start:
-            at_start[one.name] = searched(one, queries, start.params)
-        before = _measured(one, queries, *at_start[one.name])
-        now = _measured(one, queries, *searched(one, queries, params))
+            at_start[one.name] = search(one, queries, start.params)
+        before = _measure(one, queries, *at_start[one.name])
+        now = _measure(one, queries, *search(one, queries, params))
         return now | {f"first_{x}": before[x] for x in _METRICS}
 
     return _by_set(evaluate, sets, config)
@@ -230,7 +230,7 @@ def _check_length(length: int, config: models.BertConfig) -> None:
         )
 
 
-def _mined(config, workdir, mesh) -> list[mining.Mined]:
+def _mine(config, workdir, mesh) -> list[mining.MinedSet]:
     if not config.data.sets:
         raise errors.UserError(
             "set --config.data.sets to BEIR folders, e.g. \"({'folder': 'scifact', "
@@ -252,23 +252,26 @@ def _mined(config, workdir, mesh) -> list[mining.Mined]:
         if entry in config.data.sets[: len(sets)]:  # up-weighted by being repeated
             sets.append(sets[config.data.sets.index(entry)])
             continue
-        sets.append(mining.mine(entry, path, encoder, folder, **options))
-        if sets[-1].name in [one.name for one in sets[:-1]]:
+        one = mining.mine(entry, path, encoder, folder, **options)
+        if one.name in [other.name for other in sets]:
             raise errors.UserError(
-                f"data.sets: two different sets are called {sets[-1].name}; rename a "
-                "folder"
+                f"data.sets: two different sets are called {one.name}; rename a folder"
             )
+        sets.append(one)
     for one in sets:
         _log.info(
             "%s: %d queries to train on, %d held out, %d documents",
-            one.name, len(one.trained_on), len(one.held_out), len(one.ids),
-        )  # fmt: skip
+            one.name,
+            len(one.trained_on),
+            len(one.held_out),
+            len(one.ids),
+        )
     return sets
 
 
 def _by_set(evaluate, sets, config) -> dict[str, Callable]:
     by_name = {one.name: one for one in sets}  # a set that is repeated counts once
-    asked = {name: _asked(one, config) for name, one in by_name.items()}
+    asked = {name: _evaluated_queries(one, config) for name, one in by_name.items()}
     return {
         name: functools.partial(evaluate, one, asked[name])
         for name, one in by_name.items()
@@ -276,13 +279,13 @@ def _by_set(evaluate, sets, config) -> dict[str, Callable]:
     }
 
 
-def _asked(one: mining.Mined, config) -> list[str]:
+def _evaluated_queries(one: mining.MinedSet, config) -> list[str]:
     """The held-out queries that are evaluated."""
     return list(one.held_out[: config.eval.queries or None])
 
 
-def _measured(
-    one: mining.Mined,
+def _measure(
+    one: mining.MinedSet,
     queries: Sequence[str],
     rows: np.ndarray,
     scores: np.ndarray,
@@ -309,7 +312,7 @@ def _measured(
 def _on_every_host(apply: Callable) -> Callable:
     """`apply` with a result that every host can read; one function for each model."""
 
-    def gathered(variables, *rows):
+    def gather(variables, *rows):
         return mesh_lib.replicate(apply(variables, *rows))
 
-    return gathered
+    return gather

@@ -596,7 +596,7 @@ def test_an_index_is_made_once(toy, encoder, tmp_path, monkeypatch):
 
 def mined(name, held_out=()):
     """Two documents in common, one of them judged irrelevant, one never found."""
-    return mining.Mined(
+    return mining.MinedSet(
         name,
         ids=["a", "b", "c"],
         passages=[f"{name} {x}" for x in "abc"],
@@ -609,19 +609,19 @@ def mined(name, held_out=()):
 
 
 def test_negatives_are_what_was_found_and_is_not_relevant():
-    data = mining.judged([mined("x", ("r",)), mined("y")], depth=2)
+    data = mining.training_lists([mined("x", ("r",)), mined("y")], depth=2)
     assert data.queries == ["one", "one", "two"]
     assert data.documents == ["x a", "x b", "x c", "y a", "y b", "y c"]
     assert data.relevant == [{0: 2.0}, {3: 2.0}, {4: 1.0}]
     assert data.negatives == [[1], [4], [3]]
     assert data.prior == ()
-    data = mining.judged([mined("x", ("r",)), mined("y")], depth=2, prior=2.0)
+    data = mining.training_lists([mined("x", ("r",)), mined("y")], depth=2, prior=2.0)
     assert data.prior[0] == {0: 1.0, 1: 1.5, 2: 0.5}
     assert data.prior[1] == data.prior[2] == {3: 1.0, 4: 1.5, 5: 0.5}
 
 
 def test_a_set_that_is_repeated_counts_twice_and_has_its_documents_once():
-    data = mining.judged([mined("x"), mined("x")], depth=3)
+    data = mining.training_lists([mined("x"), mined("x")], depth=3)
     assert data.queries == ["one", "two"] * 2
     assert len(data.documents) == 3
     assert data.relevant[:2] == data.relevant[2:]
@@ -631,12 +631,12 @@ def test_a_set_that_is_repeated_counts_twice_and_has_its_documents_once():
 @given(st.integers(0, 99), st.floats(0, 1))
 def test_queries_that_share_their_document_are_held_out_together(seed, share):
     out = [
-        mining._is_held_out(judgments, share, seed)
+        mining.is_held_out(judgments, share, seed)
         for judgments in ({"a": 1}, {"b": 1, "a": 2}, {"a": 3, "0": 0})
     ]
     assert len({*out}) == 1
-    assert not mining._is_held_out({"a": 1}, 0.0, seed)
-    assert mining._is_held_out({"a": 1}, 1.0, seed)
+    assert not mining.is_held_out({"a": 1}, 0.0, seed)
+    assert mining.is_held_out({"a": 1}, 1.0, seed)
 
 
 def test_the_published_encoder_tells_its_pairs_apart():
