@@ -172,9 +172,9 @@ def chances(ranks: jax.Array, density: jax.Array, epsilon: jax.Array) -> jax.Arr
         density, epsilon: scalars.
     """
     last = ranks.shape[min(1, ranks.ndim - 1)] - 1 if ranks.ndim else 0
-    place = ranks / last if last > 0 else jnp.full(ranks.shape, 0.5, ranks.dtype)
-    spread = density - epsilon + 2 * epsilon * place
-    return jnp.where(density >= 1, 1, jnp.where(density <= 0, 0, spread))
+    share = ranks / last if last > 0 else jnp.full(ranks.shape, 0.5, ranks.dtype)
+    between = density - epsilon + sums.unfused(2 * epsilon * share)
+    return jnp.where(density >= 1, 1, jnp.where(density <= 0, 0, between))
 
 
 def _drop(base, finetuned, weights, lam, shares, key, masks, rescale, donate, options):

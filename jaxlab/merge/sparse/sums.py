@@ -141,19 +141,27 @@ def shares(energies: jax.Array, elements: int) -> jax.Array:
 def variance(thinned: Sequence[jax.Array]) -> jax.Array:
     """The population variance over models, element by element; Welford's recurrence.
 
-    It is exactly 0 where all are equal. Products are rounded to 22 bits: that keeps
-    every compiler from fusing them with the sums, so that the same elements are
-    selected whatever program the variance is part of.
+    It is exactly 0 where all are equal, and the same in every program: so the same
+    elements are selected.
     """
     mean, total = thinned[0], jnp.zeros_like(thinned[0])
     for count, delta in enumerate(thinned[1:], start=2):
         off = delta - mean
         mean = mean + off / count
-        product = off * (delta - mean)
-        total = total + jax.lax.reduce_precision(
-            product, jnp.finfo(product.dtype).nexp, jnp.finfo(product.dtype).nmant - 1
-        )
+        total = total + unfused(off * (delta - mean))
     return total / len(thinned)
+
+
+def unfused(product: jax.Array) -> jax.Array:
+    """A product to be added to something, rounded to one bit less than its dtype has.
+
+    Whether a compiler fuses a product with a sum, and so leaves out one rounding,
+    depends on the whole program around them: XLA:CPU does it in some, and not in
+    others. What decides which elements are taken must not. Rounding to the full
+    precision would be removed as doing nothing.
+    """
+    info = jnp.finfo(product.dtype)
+    return jax.lax.reduce_precision(product, info.nexp, info.nmant - 1)
 
 
 def _agreeing(terms, total):
