@@ -144,7 +144,8 @@ def jaxlab_worker():
         options = {"weights": SHARES}
         if what == "disk_ties":
             options = {"weights": WEIGHTS, "density": DENSITY, "base": paths.pop(0)}
-        options["digest"] = None if what.endswith("no_digest") else "crc32"
+        if what.endswith("no_digest"):
+            options["digest"] = None
         method = what.split("_")[1]
 
         def on_disk():

@@ -64,7 +64,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="of a file; default 5GB",
     )
     parser.add_argument(
-        "--sha256", action="store_true", help="record SHA-256 and not CRC-32"
+        "--sha256",
+        action="store_true",
+        help="record the SHA-256 of every input file",
     )
     arguments_lib.add_mesh(parser)
 
@@ -97,7 +99,12 @@ def run(args: argparse.Namespace) -> None:
     started = time.monotonic()
     meter = progress.Meter("read", number=lambda size: f"{size / 1e9:.1f} GB")
     report = stream.merge_recipe(
-        plan, args.out, chunk_bytes=args.memory // 16, progress=meter, **options
+        plan,
+        args.out,
+        chunk_bytes=args.memory // 16,
+        progress=meter,
+        free_keys=_run_keys if any(are_runs) else _folder_keys,
+        **options,
     )
     for note in report["notes"]:
         print(f"warning: {note}", file=sys.stderr)
@@ -123,6 +130,20 @@ def _plan(args):
     if args.weights:
         raise errors.UserError("--weights is for models; a recipe has its own")
     return recipe.read(first, dtype=args.dtype)
+
+
+# Asked only where two configs differ: the models import jax.
+def _run_keys():
+    from jaxlab import models
+
+    # Of these two the shapes of the tensors tell.
+    return (*models.TransformerConfig.UNTIED, "vocab", "kv_heads")
+
+
+def _folder_keys():
+    from jaxlab.models.hf import config
+
+    return config.UNTIED
 
 
 def _is_folder_to_run(plan, written) -> bool:

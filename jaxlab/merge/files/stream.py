@@ -16,13 +16,12 @@ models: at most 16 chunks beyond the imported libraries.
 
 The folder appears when it is whole (nothing is forced to the disk: that is against a
 kill, not against a power failure). `merge.json` in it, and the metadata of its
-safetensors files, say what was merged: the recipe with each model's parameters, sizes
-and checksums of the inputs' files, versions. It is itself a recipe, and gives the same
-bytes again or refuses because an input changed.
+safetensors files, say what was merged: the recipe with each model's parameters,
+checksums of the inputs, sizes of their files, versions. It is itself a recipe, and
+gives the same bytes again or refuses because an input changed.
 """
 
 import functools
-import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +33,8 @@ from jaxlab.core import errors, folders
 from jaxlab.core import progress as progress_lib
 from jaxlab.merge.files.passes import job as job_lib
 from jaxlab.merge.files.passes import parts, run
-from jaxlab.merge.files.read import compatible, digests
+from jaxlab.merge.files.read import compatible
+from jaxlab.merge.files.read import digests as digests_lib
 from jaxlab.merge.files.read import reader as reader_lib
 from jaxlab.merge.files.read import source as source_lib
 from jaxlab.merge.files.recipe import recipe as recipe_lib
@@ -47,7 +47,7 @@ FORMATS = ("hf", "orbax")
 _DEFAULTS = {
     "format": None,
     "shard_bytes": 5_000_000_000,
-    "digest": "crc32",
+    "digest": "xxh3",
     "layer_axis": None,
 }
 
@@ -63,9 +63,10 @@ def merge_files(
     memory_bytes: int | None = None,
     format: str | None = None,
     shard_bytes: int = 5_000_000_000,
-    digest: str | None = "crc32",
+    digest: str | None = "xxh3",
     seed: int = 0,
     layer_axis: str | None = None,
+    free_keys: compatible.FreeKeys = (),
     progress: progress_lib.Progress | None = None,
     **parameters: Any,
 ) -> dict[str, Any]:
@@ -88,16 +89,20 @@ def merge_files(
             a temporary file that is mapped, and takes the memory that it takes. None
             for what the inputs are.
         shard_bytes: a safetensors file is closed before it grows beyond this.
-        digest: of the inputs' files: "crc32", "sha256" (reads them once more) or None.
+        digest: of what is merged: "xxh3", of each input's tensors as they are read;
+            "crc32" or "sha256" of each file, which is read once more; or None.
         seed: of the methods that draw.
         layer_axis: regular expression of names; such tensors stack the layers on their
             first axis and are merged layer by layer.
+        free_keys: keys of config.json (of a run: of its `model` section) in which the
+            inputs may differ; or a function without arguments that names them. Keys
+            that begin with `_` or end in `version`, and dtypes, are always free.
         progress: called now and then with the bytes read and to be read.
         **parameters: of the method (`METHODS[method].parameters`), by mergekit's names
             or those of the functions over trees (weights, lam). One value, or for a
             parameter that each model has a sequence of one each. Models without a
             weight weigh 1. A value may be a list over the layers or conditions as
-            `jaxlab.merge.files.recipe.recipe` describes.
+            `merge.files.recipe.recipe` describes.
 
     Returns:
         What `merge.json` holds.
@@ -119,6 +124,7 @@ def merge_files(
         shard_bytes=shard_bytes,
         digest=digest,
         layer_axis=layer_axis,
+        free_keys=free_keys,
     )
 
 
@@ -129,72 +135,54 @@ def merge_recipe(
     chunk_bytes: int = 4 << 20,
     progress: progress_lib.Progress | None = None,
     writer: Writer | None = None,
+    free_keys: compatible.FreeKeys = (),
     **options: Any,
 ) -> dict[str, Any]:
     """Makes the merge of a recipe.
 
     Args:
-        recipe, out, chunk_bytes, progress: as in `merge_files`.
+        recipe, out, chunk_bytes, progress, free_keys: as in `merge_files`.
         writer: fills the folder from the merged tensors, mapped from a temporary file;
             None writes what `format` says.
         **options: format, shard_bytes, digest and layer_axis of `merge_files`; those
             not given are those of the recipe, if it is an earlier merge's.
     """
-    options = _DEFAULTS | dict(recipe.options) | options
-    _check_options(options, chunk_bytes)
-    if recipe.expected and options["digest"] != recipe.options["digest"]:
-        raise errors.ArgumentError(
-            f"the merge to be repeated recorded {recipe.options['digest']}, not "
-            f"{options['digest']}; leave that out"
-        )
+    # ---- refuse what cannot be merged
+    options = _settle(recipe, options, chunk_bytes)
     folders.refuse_existing(out)
     inputs = compatible.open_all(recipe.models)
-    compatible.check(inputs, is_cast=recipe.dtype is not None)
-    kind = inputs[0].kind
-    options["format"] = options["format"] or ("hf" if kind == "folder" else "orbax")
-    if kind != "folder" and options["format"] == "hf" and writer is None:
-        raise errors.ArgumentError(
-            "Orbax checkpoints are merged to format orbax; runs also by `jaxlab "
-            "merge`, which knows their model, to a Hugging Face folder"
-        )
+    is_cast = recipe.dtype is not None
+    compatible.check(inputs, is_cast=is_cast, free_keys=free_keys)
+    options["format"] = _settle_format(options["format"], inputs[0].kind, writer)
     provenance.check_sizes(recipe)
-    found_parts = parts.parts(recipe, inputs, options["layer_axis"])
-    job_lib.check_rows(recipe.method, found_parts, chunk_bytes)
-    notes = [
-        *recipe.notes,
-        *recipe_lib.unused_conditions(recipe, list(inputs[0].tensors)),
-        *compatible.tokenizer_notes(inputs),
-    ]
+
+    # ---- what is merged with what, into what
+    pieces = parts.parts(recipe, inputs, options["layer_axis"])
+    job_lib.check_rows(recipe.method, pieces, chunk_bytes)
     dtypes = _dtypes(inputs[0], recipe)
-    specs = {
-        name: (stored.shape, dtypes[name]) for name, stored in inputs[0].tensors.items()
-    }
+    specs = {name: (t.shape, dtypes[name]) for name, t in inputs[0].tensors.items()}
     if writer is None and options["format"] == "orbax":
-        empty = [name for name, (shape, _) in specs.items() if 0 in shape]
-        compatible.refuse(
-            [f"{name} is empty, which Orbax does not save" for name in empty]
-        )
-        writer = _orbax_writer(inputs)
-    described = (recipe, inputs, options, dtypes, notes)
-    ledger = digests.Ledger(options["digest"])
-    blank = provenance.metadata(provenance.report(*described))
-    with (
-        reader_lib.Reader(inputs, ledger) as reader,
-        outputs.Output(
-            out,
-            specs,
-            shard_bytes=options["shard_bytes"],
-            metadata=blank,
-            is_rewritten=writer is not None,
-        ) as output,
-    ):
+        writer = _orbax_writer(inputs, specs)
+    describe = functools.partial(
+        provenance.report, recipe, inputs, options, dtypes, _notes(recipe, inputs)
+    )
+    output = outputs.Output(
+        out,
+        specs,
+        shard_bytes=options["shard_bytes"],
+        metadata=provenance.metadata(describe()),
+        is_rewritten=writer is not None,
+    )
+
+    # ---- merge, then check what was read, then give the result its name
+    with reader_lib.Reader(inputs, options["digest"]) as reader, output:
         job = job_lib.Job(recipe, reader, output, dtypes, chunk_bytes)
-        run.run(job, found_parts, _total_bytes(inputs), progress)
+        total = sum(t.size for source in inputs for t in source.tensors.values())
+        run.run(job, pieces, total, progress)
         reader.check_fingerprints()
-        found = provenance.digests_of(ledger, inputs, chunk_bytes)
-        expected = {file: digest for file, (_, digest) in recipe.expected.items()}
-        digests.check(found, expected if options["digest"] else {})
-        report = provenance.report(*described, found)
+        digests = provenance.digests_of(options["digest"], inputs, reader)
+        digests_lib.check(digests, recipe.digests)
+        report = describe(digests)
         if writer is not None:
             output.rewrite(writer, report)
             return report
@@ -205,7 +193,56 @@ def merge_recipe(
     return report
 
 
-def _orbax_writer(inputs) -> Writer:
+def _settle(recipe, options, chunk_bytes) -> dict[str, Any]:
+    """All options: those given, those of the merge to be repeated, the defaults."""
+    options = _DEFAULTS | dict(recipe.options) | options
+    lines = []
+    if options["format"] not in (None, *FORMATS):
+        lines.append(f"format {options['format']!r}; use one of {', '.join(FORMATS)}")
+    kinds = tuple(digests_lib.LENGTHS)
+    if options["digest"] not in (None, *kinds):
+        lines.append(
+            f"digest {options['digest']!r}; use one of {', '.join(kinds)} or None"
+        )
+    elif recipe.sizes and options["digest"] != recipe.options["digest"]:
+        lines.append(
+            f"the merge to be repeated recorded {recipe.options['digest']}, not "
+            f"{options['digest']}; leave that out"
+        )
+    for name, value, least in (
+        ("shard_bytes", options["shard_bytes"], 1),
+        ("chunk_bytes", chunk_bytes, 1 << 12),
+    ):
+        if not value >= least:
+            lines.append(f"{name} {value} is below {least}")
+    if lines:
+        raise errors.ArgumentError("; ".join(lines))
+    return options
+
+
+def _settle_format(wanted, kind, writer) -> str:
+    """The format of the result: that of the inputs where none is wanted."""
+    wanted = wanted or ("hf" if kind == "folder" else "orbax")
+    if kind != "folder" and wanted == "hf" and writer is None:
+        raise errors.ArgumentError(
+            "Orbax checkpoints are merged to format orbax; runs also by `jaxlab "
+            "merge`, which knows their model, to a Hugging Face folder"
+        )
+    return wanted
+
+
+def _notes(recipe, inputs) -> list[str]:
+    """What the user should know, though it keeps nothing from being merged."""
+    return [
+        *recipe.notes,
+        *recipe_lib.unused_conditions(recipe, list(inputs[0].tensors)),
+        *compatible.tokenizer_notes(inputs),
+    ]
+
+
+def _orbax_writer(inputs, specs) -> Writer:
+    empty = [name for name, (shape, _) in specs.items() if 0 in shape]
+    compatible.refuse([f"{name} is empty, which Orbax does not save" for name in empty])
     from jaxlab.merge.files.write import orbax_folder  # imports jax
 
     if inputs[0].kind == "checkpoint":
@@ -218,20 +255,6 @@ def _orbax_writer(inputs) -> Writer:
     return write
 
 
-def _check_options(options, chunk_bytes) -> None:
-    lines = []
-    if options["format"] not in (None, *FORMATS):
-        lines.append(f"format {options['format']!r}; use one of {', '.join(FORMATS)}")
-    for name, value, least in (
-        ("shard_bytes", options["shard_bytes"], 1),
-        ("chunk_bytes", chunk_bytes, 1 << 12),
-    ):
-        if not value >= least:
-            lines.append(f"{name} {value} is below {least}")
-    if lines:
-        raise errors.ArgumentError("; ".join(lines))
-
-
 def _dtypes(first, recipe) -> dict[str, np.dtype]:
     """The result's dtypes: the recipe's for floating tensors, or the inputs' own."""
     wanted = None if recipe.dtype is None else source_lib.dtype_of(recipe.dtype)
@@ -241,14 +264,6 @@ def _dtypes(first, recipe) -> dict[str, np.dtype]:
         else stored.dtype
         for name, stored in first.tensors.items()
     }
-
-
-def _total_bytes(inputs) -> int:
-    return sum(
-        stored.dtype.itemsize * math.prod(stored.shape)
-        for source in inputs
-        for stored in source.tensors.values()
-    )
 
 
 def _config(inputs, recipe) -> dict[str, Any]:

@@ -19,8 +19,9 @@ import numpy as np
 
 from jaxlab.core import errors
 
-# Block k of some range: fills the vector with model k's numbers.
-Read = Callable[[int, np.ndarray], None]
+# (model k, vector, again) -> None: fills it with model k's numbers of some range;
+# `again` where they may have been read before.
+Read = Callable[[int, np.ndarray, bool], None]
 
 # Of a widened block. Smaller ones would fit the level-2 cache, but then two threads
 # wait for the interpreter more than for memory: 256 KiB takes twice as long as 1 MiB.
@@ -91,9 +92,9 @@ def combine(
     origin, total, term = (space.view(i, wide, count) for i in range(3))
     anchor = combination.anchor
 
-    def load(k, out):
+    def load(k, out, again=False):
         raw = out if dtypes[k] == wide else space.view(3, dtypes[k], count)
-        read(k, raw)
+        read(k, raw, again)
         if raw is not out:
             np.copyto(out, raw)
 
@@ -127,7 +128,7 @@ def _mend(load, coefficients, origin, total, term, space) -> None:
     plain = np.zeros(len(broken), total.dtype)
     same = np.ones(len(broken), bool)
     for k, coefficient in enumerate(coefficients):
-        load(k, term)
+        load(k, term, again=True)
         plain += total.dtype.type(coefficient) * term[broken]
         same &= term[broken] == origin[broken]
     total[broken] = np.where(same, origin[broken], plain)

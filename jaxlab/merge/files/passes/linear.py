@@ -24,8 +24,8 @@ def combine(
     for at in range(start, start + count, step):
         size = min(step, start + count - at)
 
-        def read(k, out, at=at):
-            job.reader.read(k, part.name, part.start + at, out)
+        def read(k, out, again, at=at):
+            job.reader.read(k, part.name, part.start + at, out, survey=again)
 
         wide = blocks.combine(read, part.dtypes, combination, size, space)
         job.write(part, at, wide, space)

@@ -2,28 +2,24 @@
 
 import hashlib
 import pathlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from jaxlab.core import errors
+from jaxlab.core import errors, runs
 from jaxlab.merge.files.read import opener
 from jaxlab.merge.files.read import source as source_lib
 
-# Keys of config.json that change nothing a merged model computes.
-_FREE = (
-    "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version",
-    "use_cache", "max_position_embeddings", "initializer_range", "bos_token_id",
-    "eos_token_id", "pad_token_id", "unk_token_id", "attention_dropout",
-    "hidden_dropout", "embedding_dropout", "residual_dropout", "pretraining_tp",
-    "auto_map", "_attn_implementation_autoset", "use_bfloat16", "id2label", "label2id",
-)  # fmt: skip
-_RUN_FREE = (
-    "attention", "remat", "scan", "dtype", "length", "vocab", "initializer",
-    "initializer_std", "fuse_projections", "loss_block_bytes",
-)  # fmt: skip
+# Keys of config.json that a merge itself answers for, or that only keep the books.
+_BOOKS = re.compile(r"_.*|.*version|dtype|torch_dtype")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 _SHOWN = 40
+
+
+# Keys of config.json in which models that are merged may differ; or what names them,
+# asked only where there is a difference.
+FreeKeys = Sequence[str] | Callable[[], Sequence[str]]
 
 
 def open_all(paths: Sequence[str]) -> list[source_lib.Source]:
@@ -32,24 +28,28 @@ def open_all(paths: Sequence[str]) -> list[source_lib.Source]:
     Raises:
         UserError: what is wrong with any of them, in one line.
     """
-    found, lines = [], []
+    sources, lines = [], []
     for path in paths:
         try:
-            found.append(opener.open_source(path))
+            sources.append(opener.open_source(path))
         except errors.UserError as error:
             lines.append(str(error))
     if len(lines) == 1:
         raise errors.UserError(lines[0])
     refuse(lines)
-    return found
+    return sources
 
 
-def check(inputs: Sequence[source_lib.Source], *, is_cast: bool) -> None:
-    """Refuses inputs that differ in tensors, shapes, dtypes, kind or architecture.
+def check(
+    inputs: Sequence[source_lib.Source], *, is_cast: bool, free_keys: FreeKeys = ()
+) -> None:
+    """Refuses inputs that differ in tensors, shapes, dtypes, kind or config.json.
 
     Args:
         inputs: all of them; each is compared with the first.
         is_cast: the dtype of the result is given, so those of the inputs may differ.
+        free_keys: of config.json, or of a run's `model` section: differences in these
+            change nothing that a merge needs.
 
     Raises:
         ArgumentError: with every difference, its folder and its tensor.
@@ -59,7 +59,7 @@ def check(inputs: Sequence[source_lib.Source], *, is_cast: bool) -> None:
     for other in others:
         where = f"{other.path}, unlike {first.path}"
         if other.kind != first.kind:
-            lines.append(f"{where}, is a {other.kind} and no {first.kind}")
+            lines.append(f"{where}, is a {other.kind} and not a {first.kind}")
             continue
         mine, theirs = first.tensors, other.tensors
         lines += [f"{other.path} lacks {name}" for name in mine if name not in theirs]
@@ -74,7 +74,7 @@ def check(inputs: Sequence[source_lib.Source], *, is_cast: bool) -> None:
             ):
                 hint = "" if is_cast else "; give the dtype of the result"
                 lines.append(f"{name} in {where}, is {b.dtype} and not {a.dtype}{hint}")
-        lines += _configs(first, other)
+        lines += _config_differences(first, other, free_keys)
     refuse(sorted(lines))
 
 
@@ -100,12 +100,9 @@ def tokenizer_notes(inputs: Sequence[source_lib.Source]) -> list[str]:
 
 def _tokenizer_folder(source) -> pathlib.Path:
     """Where a folder or a run has its tokenizer."""
-    if not source.is_run:
-        return pathlib.Path(source.path)
-    data = source.config.get("data") or {}
-    if data.get("files"):
-        return pathlib.Path(data.get("tokenizer") or source.path)
-    return pathlib.Path(data.get("folder") or f"{source.path}/data") / "tokenizer"
+    if source.is_run:
+        return runs.read(source.path).tokenizer()
+    return pathlib.Path(source.path)
 
 
 def is_floating(dtype: np.dtype) -> bool:
@@ -113,17 +110,20 @@ def is_floating(dtype: np.dtype) -> bool:
     return np.dtype(dtype).kind == "f" or np.dtype(dtype).name == "bfloat16"
 
 
-def _configs(first, other) -> list[str]:
+def _config_differences(first, other, free_keys) -> list[str]:
     """Differences between what two models compute, by their config.json."""
-    mine, theirs = (_architecture(source) for source in (first, other))
+    mine, theirs = (_described(source) for source in (first, other))
     keys, differ = mine.keys() | theirs.keys(), lambda a, b: a != b
     if first.is_run:
         keys, differ = mine.keys() & theirs.keys(), _say_otherwise
+    keys = [key for key in sorted(keys) if differ(mine.get(key), theirs.get(key))]
+    if keys:
+        free = {*(free_keys() if callable(free_keys) else free_keys)}
+        keys = [key for key in keys if key not in free]
     return [
         f"{first.path} and {other.path} cannot be merged, they differ: {key} "
         f"{mine.get(key)} and {theirs.get(key)}"
-        for key in sorted(keys)
-        if differ(mine.get(key), theirs.get(key))
+        for key in keys
     ]
 
 
@@ -142,14 +142,10 @@ def _say_otherwise(a, b) -> bool:
     return (a or None) != (b or None)
 
 
-def _architecture(source) -> Mapping:
-    config = source.config
-    if source.is_run:
-        config = dict(config.get("model") or {})
-        config["kv_heads"] = config.get("kv_heads") or config.get("heads")
-        for key in _RUN_FREE:
-            config.pop(key, None)
-    return {key: value for key, value in config.items() if key not in _FREE}
+def _described(source) -> Mapping:
+    """What the config.json of a folder, or its `model` section of a run, says."""
+    config = (source.config.get("model") or {}) if source.is_run else source.config
+    return {key: value for key, value in config.items() if not _BOOKS.fullmatch(key)}
 
 
 def _sha(file) -> str:

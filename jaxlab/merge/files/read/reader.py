@@ -15,12 +15,25 @@ class Reader:
     """Reads ranges of tensors; threads share one.
 
     Use as a context manager: it keeps the files open.
+
+    Args:
+        sources: the inputs.
+        digest: "xxh3" adds up checksums of what is read; others read files themselves.
     """
 
-    def __init__(self, sources: Sequence[source_lib.Source], ledger: digests.Ledger):
-        self._sources, self._ledger = sources, ledger
+    def __init__(self, sources: Sequence[source_lib.Source], digest: str | None):
+        self._sources = sources
         self._open: dict[str, int] = {}
         self._prints = digests.Fingerprints()
+        self._sums = digests.TensorSums(
+            {
+                (index, name): (f"{name} {t.dtype} {list(t.shape)}", t.size)
+                for index, source in enumerate(sources)
+                for name, t in source.tensors.items()
+                if digest == "xxh3"
+            }
+        )
+        self._is_summed = digest == "xxh3"
 
     def __enter__(self) -> "Reader":
         try:
@@ -51,14 +64,31 @@ class Reader:
             name: of the tensor.
             start: the first number.
             out: what is filled.
-            survey: the numbers will be read once more; checksums are taken then.
+            survey: the numbers are read once more, and checksums are taken then.
 
         Raises:
             UserError: a file ends early or cannot be read.
         """
-        self._read(index, name, start, out, survey)
-        if not survey and name in self._sources[index].fingerprints:
+        self._read(index, name, start, out)
+        if survey:
+            return
+        if self._is_summed:
+            data = memoryview(out.view(np.uint8))
+            self._sums.add((index, name), start * out.itemsize, data)
+        if name in self._sources[index].fingerprints:
             self._prints.add((index, name), start, out)
+
+    def digest(self, index: int) -> str:
+        """The `xxh3` of all tensors of a source; what was not read is read now."""
+        total = 0
+        for name, tensor in self._sources[index].tensors.items():
+
+            def read(start, buffer, name=name, dtype=tensor.dtype):
+                values = np.frombuffer(buffer, dtype)
+                self._read(index, name, start // dtype.itemsize, values)
+
+            total += self._sums.total((index, name), read)
+        return f"{total % 2**64:016x}"
 
     def check_fingerprints(self) -> None:
         """Refuses runs whose leaves are not what was saved.
@@ -75,7 +105,7 @@ class Reader:
                     "match its checksum"
                 )
 
-    def _read(self, index, name, start, out, survey):
+    def _read(self, index, name, start, out):
         tensor = self._sources[index].tensors[name]
         if tensor.fetch is not None:
             out[:] = tensor.fetch(start, start + len(out))
@@ -87,12 +117,11 @@ class Reader:
         for extent in tensor.extents:
             if begin < extent.size and len(view):
                 part = view[: extent.size - begin]
-                self._fill(extent.file, extent.offset + begin, part, survey)
+                self._fill(extent.file, extent.offset + begin, part)
                 view = view[len(part) :]
             begin = max(begin - extent.size, 0)
 
-    def _fill(self, file, offset, view, survey):
-        whole, at = view, offset
+    def _fill(self, file, at, view):
         try:
             while len(view):
                 count = os.preadv(self._open[file], [view], at)
@@ -101,5 +130,3 @@ class Reader:
                 view, at = view[count:], at + count
         except OSError as error:
             raise errors.UserError(f"cannot read {file}: {error.strerror}") from None
-        if not survey:
-            self._ledger.add(file, offset, whole)

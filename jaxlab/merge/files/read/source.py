@@ -6,6 +6,7 @@ tensor is one `preadv` into a buffer that is used again (`merge.files.read.reade
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -35,6 +36,11 @@ class Stored(NamedTuple):
     extents: tuple[Extent, ...] = ()
     inline: bytes = b""
     fetch: Callable[[int, int], np.ndarray] | None = None
+
+    @property
+    def size(self) -> int:
+        """How many bytes."""
+        return self.dtype.itemsize * math.prod(self.shape)
 
 
 @dataclasses.dataclass

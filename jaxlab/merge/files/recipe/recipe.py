@@ -49,8 +49,9 @@ class Recipe:
         tokenizer: the model whose tokenizer is copied; None for the base or the first.
         seed: of methods that draw.
         notes: what the user should know.
-        expected: file -> (size, digest), where a merge is to be repeated.
-        options: of the merge to be repeated: how its result was written.
+        sizes: of the input files of the merge that is to be repeated, by path.
+        digests: of its inputs or their files, by path.
+        options: of that merge: how its result was written.
     """
 
     method: str
@@ -62,7 +63,8 @@ class Recipe:
     tokenizer: str | None = None
     seed: int = 0
     notes: tuple[str, ...] = ()
-    expected: Mapping[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def as_mapping(self) -> dict[str, Any]:
@@ -166,24 +168,34 @@ def read(path: str | os.PathLike, *, dtype: str | None = None) -> Recipe:
             raise errors.UserError(f"{path} is not JSON: {error}") from None
         if not isinstance(raw, Mapping) or raw.get("format") != FORMAT:
             raise errors.UserError(f"{path} is not the merge.json of a merge")
-        recipe = _repeated(raw, str(path))
+        recipe = _repeat(raw, str(path))
     else:
         raw, lines = yaml_lines.load(text, str(path))
         recipe = parse(raw, str(path), lines)
     return dataclasses.replace(recipe, dtype=dtype) if dtype else recipe
 
 
-def _repeated(raw, file) -> Recipe:
+def _repeat(raw, file) -> Recipe:
     """The recipe of an earlier merge, with what its inputs must be."""
     try:
-        kind = raw["options"]["digest"]
-        known = {
-            os.path.join(entry["path"], item["name"]): (item["size"], item.get(kind))
-            for entry in raw["inputs"]
-            for item in entry["files"]
-        }
-        recipe = parse(raw["recipe"], file)
-        return dataclasses.replace(recipe, expected=known, options=raw["options"])
+        kind, sizes, digests = raw["options"]["digest"], {}, {}
+        for entry in raw["inputs"]:
+            if kind in entry:
+                digests[entry["path"]] = entry[kind]
+            for item in entry["files"]:
+                # Of an input that is one file the name is ".".
+                path = os.path.normpath(os.path.join(entry["path"], item["name"]))
+                sizes[path] = item["size"]
+                if kind in item:
+                    digests[path] = item[kind]
+        if kind and not digests:
+            raise KeyError(kind)
+        return dataclasses.replace(
+            parse(raw["recipe"], file),
+            sizes=sizes,
+            digests=digests,
+            options=raw["options"],
+        )
     except (KeyError, TypeError) as error:
         raise errors.UserError(f"{file} is damaged: {error}; restore it") from None
 

@@ -57,7 +57,9 @@ def write_checkpoint(
 
 def run_config(source: source_lib.Source) -> dict[str, Any]:
     """The config of a merge of runs like this one; {} where it has none."""
-    return runs.merged_config(runs.read(source.path)) if source.config else {}
+    if not source.is_run or not source.config:
+        return dict(source.config)
+    return runs.merged_config(runs.read(source.path))
 
 
 def nested(tensors: Mapping[str, Any]) -> dict[str, Any]:

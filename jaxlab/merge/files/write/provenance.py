@@ -1,4 +1,4 @@
-"""What a merge says of itself: `merge.json`, and the metadata of its files."""
+"""The record of a merge: `merge.json`, and the metadata of its safetensors files."""
 
 import importlib.metadata
 import json
@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 
 import jaxlab
-from jaxlab.core import errors
-from jaxlab.merge.files.read import digests
+from jaxlab.merge.files.read import digests as digests_lib
+from jaxlab.merge.files.read import reader as reader_lib
 from jaxlab.merge.files.read import source as source_lib
 from jaxlab.merge.files.recipe import recipe as recipe_lib
-
-_LENGTH = {"crc32": 8, "sha256": 64}
 
 
 def report(
@@ -23,7 +21,7 @@ def report(
     options: Mapping[str, Any],
     dtypes: Mapping[str, np.dtype],
     notes: Sequence[str],
-    found: Mapping[str, str] | None = None,
+    digests: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The provenance of a merge.
 
@@ -31,16 +29,20 @@ def report(
         options: how the result is written.
         dtypes: of the result's tensors.
         notes: what the user was told.
-        found: digest by file; None for blanks of the same length.
+        digests: by input or by file, as the kind is; None for blanks of the same
+            lengths.
     """
     kind = options["digest"]
 
-    def described(source, file):
-        entry = {"name": os.path.relpath(file, source.path)}
-        entry["size"] = os.path.getsize(file)
-        if kind:
-            entry[kind] = "?" * _LENGTH[kind] if found is None else found[file]
-        return entry
+    def digest_of(path, is_file):
+        if kind is None or is_file != (kind in digests_lib.OF_FILES):
+            return {}
+        blank = "?" * digests_lib.LENGTHS[kind]
+        return {kind: blank if digests is None else digests[path]}
+
+    def file_entry(source, file):
+        name, size = os.path.relpath(file, source.path), os.path.getsize(file)
+        return {"name": name, "size": size} | digest_of(file, True)
 
     return {
         "format": recipe_lib.FORMAT,
@@ -50,7 +52,8 @@ def report(
         "inputs": [
             {"path": os.path.abspath(source.path)}
             | ({"step": source.step} if source.is_run else {})
-            | {"files": [described(source, file) for file in source.files]}
+            | digest_of(source.path, False)
+            | {"files": [file_entry(source, file) for file in source.files]}
             for source in inputs
         ],
         "notes": list(notes),
@@ -62,21 +65,21 @@ def report(
     }
 
 
-def metadata(found: Mapping[str, Any]) -> dict[str, str]:
-    """A report as the strings that a safetensors header may hold."""
-    return {"merge": json.dumps(found, separators=(",", ":"))}
+def metadata(record: Mapping[str, Any]) -> dict[str, str]:
+    """A record as the strings that a safetensors header may hold."""
+    return {"merge": json.dumps(record, separators=(",", ":"))}
 
 
 def digests_of(
-    ledger: digests.Ledger, inputs: Sequence[source_lib.Source], buffer_bytes: int
+    kind: str | None, inputs: Sequence[source_lib.Source], reader: reader_lib.Reader
 ) -> dict[str, str]:
-    """Digest by file; what the merge did not read is read now."""
-    if ledger.kind is None:
+    """Digests of what was merged, by the path of the input or of the file."""
+    if kind in digests_lib.OF_FILES:
+        files = [file for source in inputs for file in source.files]
+        return {file: digests_lib.of_file(file, kind) for file in files}
+    if kind is None:
         return {}
-    buffer = memoryview(bytearray(buffer_bytes))
-    return {
-        file: ledger.digest(file, buffer) for source in inputs for file in source.files
-    }
+    return {source.path: reader.digest(i) for i, source in enumerate(inputs)}
 
 
 def check_sizes(recipe: recipe_lib.Recipe) -> None:
@@ -87,11 +90,7 @@ def check_sizes(recipe: recipe_lib.Recipe) -> None:
     """
     changed = [
         file
-        for file, (size, _) in recipe.expected.items()
+        for file, size in recipe.sizes.items()
         if not os.path.isfile(file) or os.path.getsize(file) != size
     ]
-    if changed:
-        raise errors.UserError(
-            f"{len(changed)} input files are not those of the merge to be repeated: "
-            f"{', '.join(changed)}; restore them, or merge anew from a recipe"
-        )
+    digests_lib.refuse_changed(changed)
