@@ -1,0 +1,73 @@
+"""What several actions of `jaxlab retrieve` take: queries, judgments, an index."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from jaxlab.commands import arguments as arguments_lib
+from jaxlab.core import errors
+
+if TYPE_CHECKING:
+    from jaxlab.systems.refit import corpus_index
+
+
+def add_first_stage(parser: argparse.ArgumentParser) -> None:
+    """Adds --first-stage."""
+    parser.add_argument(
+        "--first-stage",
+        choices=("encoder", "bm25"),
+        default="encoder",
+        help="what finds the first documents: the index's encoder (default), or BM25, "
+        "by their words (needs bm25s)",
+    )
+
+
+def add_queries(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """Adds --queries."""
+    parser.add_argument(
+        "--queries", required=required, metavar="FILE", help=".jsonl[.gz]"
+    )
+
+
+def add_qrels(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """Adds --qrels and --split."""
+    parser.add_argument(
+        "--qrels", required=required, metavar="FILE", help="judgments, BEIR's or TREC's"
+    )
+    parser.add_argument(
+        "--split", metavar="NAME", help="of judgments with a column of that name"
+    )
+
+
+def add_moved(parser: argparse.ArgumentParser) -> None:
+    """Adds --corpus and --encoder, of an index whose files were moved, and --mesh."""
+    parser.add_argument(
+        "--corpus", action="append", default=[], metavar="FILE", help="if it was moved"
+    )
+    parser.add_argument(
+        "--encoder", default="", metavar="MODEL", help="if it was moved"
+    )
+    arguments_lib.add_mesh(parser)
+
+
+def read_queries(args: argparse.Namespace) -> dict[str, str]:
+    """Id -> text, of --queries and of each --query.
+
+    Raises:
+        UserError: there are none.
+    """
+    from jaxlab.retrieval import formats
+
+    queries = formats.read_queries(args.queries) if args.queries else {}
+    queries |= {f"query-{i}": text for i, text in enumerate(getattr(args, "query", []))}
+    if not queries:
+        raise errors.UserError("no queries; give --queries FILE or --query TEXT")
+    return queries
+
+
+def open_index(args: argparse.Namespace, mesh) -> "corpus_index.OpenIndex":
+    """The index with its encoder and its corpus."""
+    from jaxlab.systems.refit import corpus_index
+
+    return corpus_index.open_index(
+        args.index, encoder=args.encoder, corpora=args.corpus, mesh=mesh
+    )

@@ -1,0 +1,82 @@
+"""`jaxlab retrieve search`: the nearest documents, by vectors or by words."""
+
+import argparse
+
+from jaxlab.commands.retrieve import inputs
+from jaxlab.core import errors
+
+SUMMARY = "Find the nearest documents"
+DETAILS = ""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what is searched, and for what."""
+    parser.add_argument(
+        "index", nargs="?", metavar="INDEX", help="or, with bm25, give --corpus"
+    )
+    inputs.add_first_stage(parser)
+    inputs.add_queries(parser)
+    parser.add_argument("--query", action="append", default=[], metavar="TEXT")
+    parser.add_argument("--k", type=int, default=100, metavar="N")
+    parser.add_argument("--run", metavar="OUT", help="write a TREC run there")
+    inputs.add_moved(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints the documents of every query, or writes them as a run."""
+    from jaxlab.commands import devices
+    from jaxlab.core import progress
+    from jaxlab.retrieval import formats
+
+    watch, queries = progress.Clock(), inputs.read_queries(args)
+    search = {"encoder": _search_vectors, "bm25": _search_words}[args.first_stage]
+    with devices.using(args.mesh) as mesh:
+        run, corpus = search(args, queries, mesh, watch)
+    if args.run:
+        formats.write_run(args.run, run)
+        most = max(map(len, run.values()), default=0)
+        watch.say(f"{args.run}: {len(queries)} queries, {most} documents each")
+        return
+    passages = dict(zip(corpus.ids, corpus.passages(), strict=True))
+    for query, text in queries.items():
+        print(text)
+        for each, score in run[query].items():
+            print(f"  {score:7.4f}  {each}  {' '.join(passages[each].split())[:80]}")
+
+
+def _search_vectors(args, queries, mesh, watch):
+    """(run, corpus) by the encoder of the index."""
+    from jaxlab.retrieval import metrics
+    from jaxlab.systems.refit import corpus_index
+
+    if args.index is None:
+        raise errors.UserError(
+            "name an INDEX, or search a --corpus by its words: --first-stage bm25"
+        )
+    opened = inputs.open_index(args, mesh)
+    texts = list(queries.values())
+    vectors = corpus_index.vectors(opened.encoder, texts, watch.meter("texts")).vectors
+    scores, ids = opened.index.search(vectors, args.k)
+    return metrics.as_run([*queries], scores, ids), opened.corpus
+
+
+def _search_words(args, queries, mesh, watch):
+    """(run, corpus) by BM25; a document that shares no term is not found."""
+    from jaxlab.retrieval import bm25, formats, metrics
+    from jaxlab.systems.refit import corpus_index
+
+    bm25.library()
+    if args.index is not None:
+        corpus = corpus_index.read_texts(args.index, corpora=args.corpus)
+    elif args.corpus:
+        corpus = formats.read_corpora(args.corpus)
+    else:
+        raise errors.UserError("no texts to search; name an INDEX, or --corpus FILE")
+    watch.say(f"indexing the words of {len(corpus.ids)} documents")
+    model = bm25.Bm25(corpus.passages(), corpus.ids)
+    scores, ids = model.search(list(queries.values()), args.k)
+    run = metrics.as_run([*queries], scores, ids)
+    return {
+        query: {each: score for each, score in documents.items() if score > 0}
+        for query, documents in run.items()
+    }, corpus
