@@ -68,13 +68,13 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    found = {e.step: e.path for e in _entries(args.run) if e.is_finished}
-    if not found or (args.step is not None and args.step not in found):
-        have = ", ".join(map(str, found)) or "none"
+    finished = {e.step: e.path for e in _entries(args.run) if e.is_finished}
+    if not finished or (args.step is not None and args.step not in finished):
+        have = ", ".join(map(str, finished)) or "none"
         raise errors.UserError(f"{args.run}: no such checkpoint; finished are {have}")
-    newest = next(iter(found))
-    chosen = [*found] if args.all else [newest if args.step is None else args.step]
-    return max([_verify_one(step, found[step]) for step in chosen])
+    newest = next(iter(finished))
+    chosen = [*finished] if args.all else [newest if args.step is None else args.step]
+    return max([_verify_one(step, finished[step]) for step in chosen])
 
 
 def _verify_one(step: int, path) -> int:
@@ -103,16 +103,7 @@ def _export(args: argparse.Namespace) -> int:
         raise errors.UserError(f"{args.run} is a Hugging Face folder already")
     if run.kind in ("encoder", "scorer"):
         raise errors.UserError(f"{args.run} is an encoder; only decoders are exported")
-    convert.run(
-        argparse.Namespace(
-            model=args.run,
-            out=args.out,
-            step=args.step,
-            dtype=args.dtype,
-            tokenizer=None,
-            mesh=None,
-        )
-    )
+    convert.export(args.run, args.out, step=args.step, dtype=args.dtype)
     return 0
 
 

@@ -1,6 +1,7 @@
 """`jaxlab convert`: a run or a Hugging Face folder to a Hugging Face folder."""
 
 import argparse
+from collections.abc import Mapping
 
 from jaxlab.commands import arguments as arguments_lib
 
@@ -18,14 +19,41 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the model with its tokenizer."""
+    export(
+        args.model,
+        args.out,
+        step=args.step,
+        tokenizer=args.tokenizer,
+        dtype=args.dtype,
+        mesh=args.mesh,
+    )
+
+
+def export(
+    model: str,
+    out: str,
+    *,
+    step: int | None = None,
+    tokenizer: str | None = None,
+    dtype: str = "float32",
+    mesh: Mapping[str, int] | None = None,
+) -> None:
+    """Writes a model as a new Hugging Face folder, and says how large it is.
+
+    Args:
+        model: a run directory or a Hugging Face folder.
+        out: the new folder.
+        step: which checkpoint of a run; None for the newest good one.
+        tokenizer: where the model has none of its own.
+        dtype: of the weights on disk.
+        mesh: sizes by axis, to share the model among devices.
+    """
     from jaxlab import load
     from jaxlab.commands import devices
     from jaxlab.core import folders, tree
 
-    out = folders.refuse_existing(args.out)
-    with devices.using(args.mesh) as mesh:
-        model = load.decoder(
-            args.model, step=args.step, tokenizer=args.tokenizer, mesh=mesh
-        )
-        load.save(out, model, args.model, dtype=args.dtype)
-    print(f"{out}: {tree.count(model.params):,} parameters, {args.dtype}")
+    folder = folders.refuse_existing(out)
+    with devices.using(mesh) as used:
+        loaded = load.decoder(model, step=step, tokenizer=tokenizer, mesh=used)
+        load.save(folder, loaded, model, dtype=dtype)
+    print(f"{folder}: {tree.count(loaded.params):,} parameters, {dtype}")

@@ -76,7 +76,7 @@ def _show(name: str, plan: merging.Merge, compiled: Any) -> None:
 
 
 def _numbers(plan: merging.Merge, compiled: Any) -> dict[str, Any]:
-    found = {
+    numbers = {
         "merge": plan.method,
         "models": plan.models,
         "mesh": plan.mesh,
@@ -85,5 +85,5 @@ def _numbers(plan: merging.Merge, compiled: Any) -> dict[str, Any]:
         "fits": plan.fits,
     }
     if compiled is not None:
-        found |= {"compiled": compiled.to_json(), "fits": compiled.fits}
-    return found
+        numbers |= {"compiled": compiled.to_json(), "fits": compiled.fits}
+    return numbers

@@ -223,11 +223,11 @@ def _why_not(plan: planning.Plan) -> str:
     changes = planning.remedies(plan)
     if changes:
         return f"{line}; one of these fits: {'; '.join(changes)}"
-    found = planning.best(plan.shape, plan.topology, 1)
-    if not found:
+    fitting = planning.best(plan.shape, plan.topology, 1)
+    if not fitting:
         return f"{line}; no mesh, remat policy or microbatch here fits: use more chips"
-    mesh = planning.flag(found[0].mesh)
-    shape = found[0].shape
+    mesh = planning.flag(fitting[0].mesh)
+    shape = fitting[0].shape
     return (
         f"{line}; this fits: --mesh {mesh} --config.model.remat={shape.remat} "
         f"--config.micro_batches={shape.micro_batches}"
