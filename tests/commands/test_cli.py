@@ -56,7 +56,7 @@ def test_every_file_of_a_verb_is_in_the_table():
     files = {file.stem for file in folder.glob("*.py")}
     files |= {file.parent.name for file in folder.glob("*/__init__.py")}
     modules = {module.rpartition(".")[2] for _, module in cli.VERBS.values()}
-    shared = {"__init__", "arguments", "devices", "output", "merge_opened"}
+    shared = {"__init__", "arguments", "devices", "output"}
     assert files - shared == modules
 
 

@@ -79,9 +79,9 @@ def run(args: argparse.Namespace) -> None:
     plan = _plan(args)
     are_runs = [runs.has_checkpoints(model) for model in plan.models]
     if any(are_runs) and not all(are_runs):
-        from jaxlab.commands import merge_opened
+        from jaxlab.commands.merge import conversion
 
-        return merge_opened.average(plan, args)
+        return conversion.average(plan, args)
     if args.mesh:
         raise errors.UserError("files are merged on no device; leave out --mesh")
     options = {"format": args.format, "shard_bytes": args.shard_size}
@@ -93,9 +93,9 @@ def run(args: argparse.Namespace) -> None:
     if any(are_runs):
         is_converted = written == "hf"
     if is_converted:
-        from jaxlab.commands import merge_opened
+        from jaxlab.commands.merge import conversion
 
-        options["writer"] = merge_opened.writer(plan)
+        options["writer"] = conversion.writer(plan)
     started = time.monotonic()
     meter = progress.Meter("read", number=lambda size: f"{size / 1e9:.1f} GB")
     report = stream.merge_recipe(
