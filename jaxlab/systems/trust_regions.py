@@ -15,12 +15,14 @@ data or loop:
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 
-from jaxlab import models, objectives, optim, systems
+from jaxlab import objectives, optim, systems
 from jaxlab.core import errors, factored_logits, step, types
 from jaxlab.systems import trust_methods
 
@@ -71,18 +73,29 @@ def with_trust(
     return dataclasses.replace(experiment, **changes)
 
 
-def of_decoder(
-    experiment: types.Experiment, config: trust_methods.TrustConfig, *, z_loss: float
+def from_section(
+    experiment: types.Experiment,
+    section: ml_collections.ConfigDict,
+    task: Callable[[Callable], objectives.Predictor],
 ) -> types.Experiment:
-    """An experiment of a decoder with its trust region, if it has one."""
+    """The experiment with the trust region of its config, if it has one.
+
+    Args:
+        experiment: its model is a module with a field `config`.
+        section: the config's `trust`.
+        task: makes the task of a model's `apply`, e.g. `objectives.classifier`.
+
+    Raises:
+        UserError: an unknown method, or a setting that it cannot use.
+    """
+    config = trust_methods.TrustConfig(**section.to_dict())
     if config.method == "plain":
         return experiment
-    precise = None
+    model, precise = experiment.model, None
     if config.second_pass:
-        wide = dataclasses.replace(experiment.model.config, dtype=config.second_pass)
-        precise = objectives.language_model(models.Decoder(wide).apply, z_loss=z_loss)
-    predictor = objectives.language_model(experiment.model.apply, z_loss=z_loss)
-    return with_trust(experiment, predictor, config, precise=precise)
+        wide = dataclasses.replace(model.config, dtype=config.second_pass)
+        precise = task(model.clone(config=wide).apply)
+    return with_trust(experiment, task(model.apply), config, precise=precise)
 
 
 def normalize_head(

@@ -13,7 +13,7 @@ import pytest
 
 from jaxlab import models, objectives, optim, train
 from jaxlab.core import checkpoint, errors, factored_logits, mesh, state, step, types
-from jaxlab.systems import trust_methods, trust_regions
+from jaxlab.systems import sections, trust_methods, trust_regions
 from tests.support import climbs, devices, peers, runs
 
 # One method of each kind is tried always, the others with the oracles.
@@ -194,6 +194,20 @@ def test_r4f_is_evaluated_with_the_head_it_is_trained_with():
     assert seen[0]["embed"] is params["embed"]
     with pytest.raises(errors.UserError, match="untie"):
         trust_regions.normalize_head({"embed": 1}, trust_methods.TrustConfig("r4f"))
+
+
+def test_a_section_asks_for_its_second_pass_in_the_same_model_of_another_dtype():
+    base, dtypes = runs.experiment(), []
+
+    def task(apply):
+        dtypes.append(apply.__self__.config.dtype)
+        return objectives.language_model(apply)
+
+    section = sections.trust(method="asam", second_pass="bfloat16")
+    run = trust_regions.from_section(base, section, task)
+    assert run.update_args is not None
+    assert dtypes == ["bfloat16", base.model.config.dtype]
+    assert trust_regions.from_section(base, sections.trust(), task) is base
 
 
 def test_an_unknown_method_is_refused():

@@ -8,6 +8,7 @@ Deviations: the reported loss is the true mean over labels (OLMo divides by B T;
 `loss_denominator="olmo"` for its number); instances with long repeats are not masked.
 """
 
+import functools
 import pathlib
 from typing import Any
 
@@ -18,7 +19,7 @@ from jaxlab import load, models, objectives
 from jaxlab.core import checkpoint, errors, paths, process, runs, types
 from jaxlab.data.batches import loader
 from jaxlab.models import sections as sections_lib
-from jaxlab.systems import corpora, experiments, trust_methods, trust_regions
+from jaxlab.systems import corpora, experiments, trust_regions
 from jaxlab.systems.planning import untrained as planning
 
 
@@ -68,13 +69,13 @@ def experiment(
         model.apply, z_loss=config.z_loss, loss_denominator=config.loss_denominator
     )
     plain = experiments.of_decoder(config, model, objective, **data)
-    region = trust_methods.TrustConfig(**config.trust.to_dict())
-    if region.method != "plain" and config.loss_denominator != "labels":
+    method = config.trust.method
+    if method != "plain" and config.loss_denominator != "labels":
         raise errors.UserError(
-            f"trust.method {region.method} divides by labels; set "
-            "loss_denominator to labels"
+            f"trust.method {method} divides by labels; set loss_denominator to labels"
         )
-    return trust_regions.of_decoder(plain, region, z_loss=config.z_loss)
+    task = functools.partial(objectives.language_model, z_loss=config.z_loss)
+    return trust_regions.from_section(plain, config.trust, task)
 
 
 def untrained(

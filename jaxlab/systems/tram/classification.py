@@ -32,7 +32,7 @@ from jaxlab import load, models, objectives, optim
 from jaxlab.core import errors, runs, types
 from jaxlab.data.examples import labelled
 from jaxlab.evals import accuracy
-from jaxlab.systems import trust_methods, trust_regions
+from jaxlab.systems import trust_regions
 
 _TRUNK = ("embed", "blocks", "final_norm")
 
@@ -86,7 +86,7 @@ def classify(
     experiment = dataclasses.replace(
         experiment, init_from=_with_fresh_head(experiment, opened.params)
     )
-    return _with_trust(experiment, config)
+    return trust_regions.from_section(experiment, config.trust, objectives.classifier)
 
 
 def evaluation_batches(
@@ -117,19 +117,6 @@ def accuracy_evals(
         )
         for name, examples in tests.items()
     }
-
-
-def _with_trust(experiment, config) -> types.Experiment:
-    """The experiment with the trust region of its config, if it has one."""
-    region = trust_methods.TrustConfig(**config.trust.to_dict())
-    if region.method == "plain":
-        return experiment
-    model, precise = experiment.model, None
-    if region.second_pass:
-        wide = dataclasses.replace(model.config, dtype=region.second_pass)
-        precise = objectives.classifier(models.Classifier(wide, model.classes).apply)
-    predictor = objectives.classifier(model.apply)
-    return trust_regions.with_trust(experiment, predictor, region, precise=precise)
 
 
 def _open_decoder(path, mesh) -> load.Loaded:

@@ -8,6 +8,7 @@ Deviation: the loss is the sum over all labels of a batch by their number, not a
 the means of devices or microbatches, in which short answers weigh more.
 """
 
+import functools
 import pathlib
 from typing import Any
 
@@ -18,7 +19,7 @@ from jaxlab import models, objectives
 from jaxlab.core import types
 from jaxlab.data.examples import conversation_rows, conversations
 from jaxlab.evals import perplexity
-from jaxlab.systems import experiments, trust_methods, trust_regions
+from jaxlab.systems import experiments, trust_regions
 from jaxlab.systems.planning import untrained as planning
 from jaxlab.systems.tulu import start as start_lib
 
@@ -70,8 +71,8 @@ def sft_experiment(
     """What a config of `sft` trains; `data`: the fields that need data or a start."""
     objective = objectives.next_token(model.apply, z_loss=config.z_loss)
     plain = experiments.of_decoder(config, model, objective, **data)
-    region = trust_methods.TrustConfig(**config.trust.to_dict())
-    return trust_regions.of_decoder(plain, region, z_loss=config.z_loss)
+    task = functools.partial(objectives.language_model, z_loss=config.z_loss)
+    return trust_regions.from_section(plain, config.trust, task)
 
 
 def sft_untrained(
