@@ -32,7 +32,7 @@ _EMPTY_IS_NONE = {"max_radius", "anchor_dtype"}
 
 def with_trust(
     experiment: types.Experiment,
-    predictor: objectives.Task,
+    task: objectives.Task,
     config: trust_methods.TrustConfig,
     *,
     precise: objectives.Task | None = None,
@@ -41,8 +41,8 @@ def with_trust(
 
     Args:
         experiment: of any task; its `tx` is the optimizer that steps, and its objective
-            that of `predictor`.
-        predictor: the task.
+            that of `task`.
+        task: what is trained.
         config: the method.
         precise: the same task computed in `config.second_pass`, for the second pass.
 
@@ -51,9 +51,9 @@ def with_trust(
     """
     row = trust_methods.of(config.method)
     if row.normalized_head:
-        predictor = objectives.spectrally_normalized(predictor)
+        task = objectives.spectrally_normalized(task)
     changes: dict = {
-        "objective": _objective(predictor, row, config),
+        "objective": _objective(task, row, config),
         "tx": _transform(experiment.tx, row, config),
     }
     if row.normalized_head:
@@ -68,7 +68,7 @@ def with_trust(
     if row.transform:
         changes["opt_metrics"] = optim.climb_metrics
         changes["update_args"] = functools.partial(
-            _update_args, predictor, precise, row, config, experiment.micro_batches
+            _update_args, task, precise, row, config, experiment.micro_batches
         )
     return dataclasses.replace(experiment, **changes)
 
@@ -76,14 +76,14 @@ def with_trust(
 def from_section(
     experiment: types.Experiment,
     section: ml_collections.ConfigDict,
-    task: Callable[[Callable], objectives.Predictor],
+    make_task: Callable[[Callable], objectives.Task],
 ) -> types.Experiment:
     """The experiment with the trust region of its config, if it has one.
 
     Args:
         experiment: its model is a module with a field `config`.
         section: the config's `trust`.
-        task: makes the task of a model's `apply`, e.g. `objectives.classifier`.
+        make_task: of a model's `apply`, e.g. `objectives.classifier`.
 
     Raises:
         UserError: an unknown method, or a setting that it cannot use.
@@ -94,8 +94,8 @@ def from_section(
     model, precise = experiment.model, None
     if config.second_pass:
         wide = dataclasses.replace(model.config, dtype=config.second_pass)
-        precise = task(model.clone(config=wide).apply)
-    return with_trust(experiment, task(model.apply), config, precise=precise)
+        precise = make_task(model.clone(config=wide).apply)
+    return with_trust(experiment, make_task(model.apply), config, precise=precise)
 
 
 def normalize_head(
@@ -117,14 +117,14 @@ def normalize_head(
     return {**params, heads[0]: {"kernel": kernel}}
 
 
-def _objective(predictor, row, config):
+def _objective(task, row, config):
     if row.penalty == "anchor":
-        return objectives.near_anchor(predictor, config.weight)
+        return objectives.near_anchor(task, config.weight)
     if row.penalty == "noise":
         return objectives.r3f(
-            predictor, config.weight, sigma=config.sigma, noise=config.noise
+            task, config.weight, sigma=config.sigma, noise=config.noise
         )
-    return objectives.task_loss(predictor, keep=row.compares)
+    return objectives.task_loss(task, keep=row.compares)
 
 
 def _transform(optimizer, row, config):
@@ -148,7 +148,7 @@ def _transform(optimizer, row, config):
 
 
 def _update_args(
-    predictor,
+    task,
     precise,
     row,
     config,
@@ -165,7 +165,7 @@ def _update_args(
         gradients = step.mean_and_grad(objectives.task_loss(precise), micro_batches)
         arguments["grad_fn"] = lambda p, _=None: gradients(p, batch, key, frozen)[1]
     if row.fisher_noise:
-        noisy = objectives.with_noise(predictor, sigma=config.sigma, noise=config.noise)
+        noisy = objectives.with_noise(task, sigma=config.sigma, noise=config.noise)
         shaken = step.mean_and_grad(noisy, micro_batches)
 
         def fisher_fn(params):
@@ -174,26 +174,26 @@ def _update_args(
         arguments["fisher_fn"] = fisher_fn
     if outputs is None:
         return arguments
-    now = _as_answer(predictor, params, batch, outputs)
+    now = _as_answer(task, params, batch, outputs)
     noise = None
     if not row.anchor:
         noise = objectives.input_noise(key, batch, now, config.sigma, config.noise)
 
     def answers(params):
         def hidden(part):
-            return predictor.answer(params, part["batch"], part["noise"]).hidden
+            return task.answer(params, part["batch"], part["noise"]).hidden
 
         parts = {"batch": batch, "noise": noise}
         return now.replace(
             hidden=step.map_parts(hidden, parts, micro_batches),
-            kernel=predictor.kernel(params),
+            kernel=task.kernel(params),
         )
 
-    where = predictor.rows(batch)
+    where = task.rows(batch)
     return arguments | {"logits": now, "logits_fn": answers, "where": where}
 
 
-def _as_answer(predictor, params, batch, hidden):
+def _as_answer(task, params, batch, hidden):
     """The answer of the first pass, from the hidden states that it kept."""
-    shape = jax.eval_shape(predictor.answer, params, batch)
-    return shape.replace(hidden=hidden, kernel=predictor.kernel(params))
+    shape = jax.eval_shape(task.answer, params, batch)
+    return shape.replace(hidden=hidden, kernel=task.kernel(params))

@@ -35,12 +35,12 @@ def experiment(method, *, model=MODEL, **changes):
     settings = {k: changes.pop(k) for k in list(changes) if k in _FIELDS}
     config = trust_methods.TrustConfig(method, **settings)
     base = runs.experiment(model_config=model, **changes)
-    predictor = objectives.language_model(base.model.apply)
+    task = objectives.language_model(base.model.apply)
     precise = None
     if config.second_pass:
         wide = dataclasses.replace(model, dtype=config.second_pass)
         precise = objectives.language_model(models.Decoder(wide).apply)
-    return trust_regions.with_trust(base, predictor, config, precise=precise)
+    return trust_regions.with_trust(base, task, config, precise=precise)
 
 
 _FIELDS = {field.name for field in dataclasses.fields(trust_methods.TrustConfig)}
@@ -218,8 +218,8 @@ def test_an_unknown_method_is_refused():
 # ---- penalties against the shared values
 
 
-def toy_predictor():
-    """The shared problem as a Predictor: its bias is one more hidden feature."""
+def toy_task():
+    """The shared problem as a Task: its bias is one more hidden feature."""
 
     def answer(params, batch, noise=None):
         rows = params["embed"][batch["tokens"]]
@@ -249,12 +249,12 @@ def test_shared_values_of_the_penalties(name, test_data, monkeypatch):
     data = values(f"reg_{name}_sgd")
     with jax.enable_x64(True):
         params, far, ids, labels = climbs.shared_problem(values)
-        predictor = toy_predictor()
+        task = toy_task()
         tx = optax.sgd(0.5)
         if name == "r3f":
-            objective = objectives.r3f(predictor, 0.1)
+            objective = objectives.r3f(task, 0.1)
         else:
-            objective = objectives.near_anchor(predictor, 0.1)
+            objective = objectives.near_anchor(task, 0.1)
             anchor = "ema" if name == "mesa" else "previous"
             tx = optax.chain(tx, optim.keep_anchor(anchor, decay=0.9))
         once = step.mean_and_grad(objective)

@@ -77,7 +77,7 @@ def protocol(
     return study.Protocol(
         config=config,
         system=pretraining.pretrain,
-        predictor=objectives.language_model(decoder.apply),
+        task=objectives.language_model(decoder.apply),
         metric="perplexity",
         higher_is_better=False,
         tuned_on=source,

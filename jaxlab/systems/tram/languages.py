@@ -72,7 +72,7 @@ def protocol(
     return study.Protocol(
         config=config,
         system=_with_dev,
-        predictor=objectives.classifier(experiment.model.apply),
+        task=objectives.classifier(experiment.model.apply),
         metric="accuracy",
         higher_is_better=True,
         tuned_on=_TUNED_ON,

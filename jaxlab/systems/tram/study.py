@@ -71,7 +71,7 @@ class Protocol:
         config: of one run, a row's trust region left out.
         system: (config, workdir, mesh) -> Experiment; `experiment.evals` has every name
             in `tuned_on`, `source` and `targets`.
-        predictor: the task, for sharpness and drift.
+        task: what is trained, for sharpness and drift.
         metric: of the evaluations, e.g. perplexity or accuracy.
         higher_is_better: of the metric.
         tuned_on: evaluation that chooses settings; its text is the source's.
@@ -85,7 +85,7 @@ class Protocol:
 
     config: ml_collections.ConfigDict
     system: Callable[..., types.Experiment]
-    predictor: objectives.Task
+    task: objectives.Task
     metric: str
     higher_is_better: bool
     tuned_on: str
@@ -99,7 +99,7 @@ class Protocol:
     @functools.cached_property
     def loss_fn(self) -> Callable[[types.Params, types.Batch], types.Loss]:
         """The plain loss; one object, so that it is compiled once."""
-        objective = objectives.task_loss(self.predictor)
+        objective = objectives.task_loss(self.task)
 
         def loss_fn(params, batch):
             return objective(params, batch, key=None, frozen=None)
@@ -109,7 +109,7 @@ class Protocol:
     @functools.cached_property
     def hidden(self) -> Callable[[types.Params, types.Batch], jax.Array]:
         """What the head reads, one row per answer that counts."""
-        return jax.jit(lambda params, b: self.predictor.answer(params, b).hidden)
+        return jax.jit(lambda params, b: self.task.answer(params, b).hidden)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,7 +278,7 @@ def _measure(protocol, params) -> dict[str, float]:
     drifts = []
     for batches in protocol.probes.values():
         for batch in batches:
-            counts = np.asarray(protocol.predictor.rows(batch)).reshape(-1) > 0
+            counts = np.asarray(protocol.task.rows(batch)).reshape(-1) > 0
             sides = [
                 np.asarray(protocol.hidden(p, batch)).reshape(len(counts), -1)[counts]
                 for p in (protocol.start, params)

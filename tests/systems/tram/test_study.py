@@ -27,7 +27,7 @@ def protocol():
     config.steps = 4
     config.optim.update({"learning_rate": 1e-2, "schedule": "constant"})
     model = models.Decoder(runs_lib.CONFIG)
-    predictor = objectives.language_model(model.apply)
+    task = objectives.language_model(model.apply)
 
     def evaluate(first):
         batches = [runs_lib.batches(first)]
@@ -45,7 +45,7 @@ def protocol():
             config=config.to_dict(),
         )
         return trust_regions.with_trust(
-            base, predictor, trust_methods.TrustConfig(**config.trust.to_dict())
+            base, task, trust_methods.TrustConfig(**config.trust.to_dict())
         )
 
     experiment = system(config, None, None)
@@ -54,7 +54,7 @@ def protocol():
         target, _ = state.abstract(experiment, at)
         start = state.initial(experiment, target).params
     return study_lib.Protocol(
-        config=config, system=system, predictor=predictor, metric="perplexity",
+        config=config, system=system, task=task, metric="perplexity",
         higher_is_better=False, tuned_on="own", source="own", targets=("far",),
         surface=[runs_lib.batches(0)], probes={"far": [runs_lib.batches(10**7)]},
         start=start,
