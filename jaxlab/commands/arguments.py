@@ -101,7 +101,7 @@ def names(text: str) -> tuple[str, ...]:
     return words
 
 
-def named(form: str) -> Callable[[str], tuple[str, str]]:
+def name_and_value(form: str) -> Callable[[str], tuple[str, str]]:
     """What reads NAME=VALUE as a pair; `form` is how --help writes it."""
 
     def read(text: str) -> tuple[str, str]:

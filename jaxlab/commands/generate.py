@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
             missing = mesh_lib.padded_rows(len(batch), mesh) - len(batch)
             filled = batch + batch[-1:] * missing
             key = jax.random.fold_in(jax.random.key(args.seed), start)
-            new = _continued(args, loaded, filled, key)
+            new = _generate(args, loaded, filled, key)
             for number, row in enumerate(batch):
                 if start + number:
                     print("-" * 8)
@@ -84,7 +84,7 @@ def _chat(model, tokenizer, prompt) -> list[int]:
     return chat.prompt(tokenizer, asked, style=style, begin=begin)
 
 
-def _continued(args, loaded, rows, key) -> list[list[int]]:
+def _generate(args, loaded, rows, key) -> list[list[int]]:
     from jaxlab import generate
 
     return generate.generate(

@@ -28,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--add",
         nargs="+",
-        type=arguments_lib.named("NAME=PATH"),
+        type=arguments_lib.name_and_value("NAME=PATH"),
         metavar="NAME=PATH",
         help="partitions to add: a folder or file of text, or a token file NAME.npy",
     )

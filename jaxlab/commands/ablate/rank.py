@@ -23,7 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--experts",
         nargs="+",
-        type=arguments_lib.named("NAME=MODEL"),
+        type=arguments_lib.name_and_value("NAME=MODEL"),
         metavar="NAME=MODEL",
         help=arguments_lib.MODEL,
     )

@@ -30,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         nargs="+",
         required=True,
-        type=_weighted,
+        type=_target_and_weight,
         metavar="T[=WEIGHT]",
         help="held-out sets of the pool, or text; WEIGHT (default 1) is how much each "
         "counts",
@@ -64,7 +64,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     scoring.add_arguments(parser)
 
 
-def _weighted(text: str) -> tuple[str, float]:
+def _target_and_weight(text: str) -> tuple[str, float]:
     """T or T=WEIGHT; a path may have = in it."""
     name, _, weight = text.rpartition("=")
     try:

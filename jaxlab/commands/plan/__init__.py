@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         plans = [planning.estimate(shape, topology, sizes)]
     chosen, compiled = plans[0], None
     if args.aot:
-        chosen, compiled = _compiled(config, plans[:_FINALISTS])
+        chosen, compiled = _compile(config, plans[:_FINALISTS])
     tables.show(args.config, chosen, tokens, args.price)
     if compiled is not None:
         compiled_lib.show(chosen, compiled)
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if (chosen if compiled is None else compiled).fits else 1
 
 
-def _compiled(config: Any, plans: list) -> tuple:
+def _compile(config: Any, plans: list) -> tuple:
     """The first plan that the compiler says fits, or the last, and what it says."""
     from jaxlab.systems.planning import shapes, steps
 
