@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -16,7 +17,12 @@ from jaxlab.core import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "jaxlab").rglob("*.py"))
-README = (ROOT / "README.md").read_text("utf-8")
+README = ROOT / "README.md"
+ROOMS_READMES = [
+    *sorted((ROOT / "jaxlab").rglob("README.md")),
+    *(file for folder in ("launch", "tools") for file in (ROOT / folder).glob("*.md")),
+]
+READMES = [README, *ROOMS_READMES]
 
 # A room imports rooms of lower ranks and itself. `train.fit` stands on `core` alone, so
 # systems may call it; `train.main` finds its system by name, when it runs.
@@ -35,7 +41,8 @@ RANKS = (
     ("__main__",),
 )  # fmt: skip
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
-PEERS = {"torch", "transformers", "tensorflow", "grain", "scipy"}
+PEERS = {"torch", "transformers", "tensorflow", "grain"}
+COMMAND = r"(?m)^(?:python -m )?jaxlab (.+)$"
 MAY_PRINT = ("cli.py", "commands/", "core/progress.py")
 
 
@@ -151,7 +158,7 @@ def test_importing_the_rooms_imports_no_orbax_tfds_or_peer():
         "from jaxlab import data, evals, generate, merge, models, optim, train"
     )
     heavy = {"orbax.checkpoint", "tensorflow_datasets", "matplotlib", "sentencepiece"}
-    assert not modules & (heavy | PEERS - {"scipy"})  # jax itself imports scipy
+    assert not modules & (heavy | PEERS)
 
 
 def test_a_file_is_one_idea_that_fits_in_a_sitting():
@@ -173,43 +180,78 @@ def test_only_the_border_prints():
     assert not calls, "use a Reporter or a logger"
 
 
+def _title(readme):
+    return readme.relative_to(ROOT).as_posix()
+
+
+every_readme = pytest.mark.parametrize("readme", READMES, ids=_title)
+
+
+def _blocks(readme, language=r"\w*"):
+    """The code blocks of a README, without their indentation."""
+    pattern = rf"(?ms)^( *)```{language}\n(.*?)^ *```"
+    found = re.findall(pattern, readme.read_text("utf-8"))
+    return [textwrap.dedent(block) for _, block in found]
+
+
+def _words(readme):
+    """What stands in `backticks` outside the blocks."""
+    prose = re.sub(r"(?ms)^ *```.*?^ *```", "", readme.read_text("utf-8"))
+    return re.findall(r"`([^`\n]+)`", prose)
+
+
+def _commands(readme):
+    """Arguments of the lines that begin with `jaxlab`, without shell variables."""
+    text = "\n".join(_blocks(readme)).replace("\\\n", " ")
+    return [shlex.split(line, comments=True) for line in re.findall(COMMAND, text)]
+
+
 @pytest.mark.slow
-def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert blocks
+@every_readme
+def test_the_python_of_every_readme_runs(readme, tmp_path, monkeypatch):
+    blocks = _blocks(readme, "python")
+    assert blocks or readme != README
     monkeypatch.chdir(tmp_path)
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+        exec(compile(block, _title(readme), "exec"), {})
 
 
-def test_every_verb_is_in_the_readme_and_every_verb_of_the_readme_exists():
-    assert {*re.findall(r"(?m)(?:^|`)jaxlab ([a-z]+)", _code(README))} == {*cli.VERBS}
+def test_every_verb_is_in_the_readme_and_every_verb_of_a_readme_exists():
+    def verbs(readme):
+        code = "\n".join([*_blocks(readme), *_words(readme)])
+        return {*re.findall(r"(?m)^jaxlab ([a-z]+)", code)}
+
+    assert verbs(README) == {*cli.VERBS}
+    assert {verb for file in ROOMS_READMES for verb in verbs(file)} <= {*cli.VERBS}
 
 
-def test_every_command_line_of_the_readme_would_be_understood(monkeypatch):
+@every_readme
+def test_every_command_line_of_a_readme_would_be_understood(readme, monkeypatch):
     monkeypatch.chdir(ROOT)
-    lines = re.findall(r"(?m)^jaxlab (.+)$", _code(README).replace("\\\n", " "))
-    assert len(lines) >= 8
-    for line in lines:
-        verb, *arguments = shlex.split(line, comments=True)
-        args = cli.parse(verb, arguments)
+    for verb, *argv in _commands(readme):
+        args = cli.parse(verb, argv)
         if verb == "train":
             config, _ = config_lib.parse(args.flags)
             assert config.system
 
 
-def _code(markdown):
-    """The code of a text: its blocks and its `words`."""
-    return "\n".join(re.findall(r"```\w*\n(.*?)```", markdown, re.DOTALL)) + "\n".join(
-        re.findall(r"`[^`\n]+`", markdown)
-    )
+def test_the_readme_shows_how_to_begin():
+    assert len(_commands(README)) >= 6
 
 
-def test_the_scripts_and_files_that_the_readme_names_exist():
-    paths = re.findall(
-        r"`(?:bash )?((?:launch|configs|tests|tools|jaxlab)/[\w./*]+)", README
-    )
-    paths += re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert paths
-    for path in paths:
-        assert list(ROOT.glob(path)), f"README names {path}"
+@every_readme
+def test_the_links_of_every_readme_lead_somewhere(readme):
+    links = re.findall(r"\]\((?!\w+://)([^)#]+)", readme.read_text("utf-8"))
+    assert links or readme != README
+    assert not [link for link in links if not (readme.parent / link).exists()]
+
+
+@every_readme
+def test_the_files_that_a_readme_names_exist(readme):
+    tops = "launch|configs|tests|tools|jaxlab"
+    code = [*_words(readme), *_blocks(readme)]
+    paths = {p for c in code for p in re.findall(rf"\b(?:{tops})/[\w./*-]+", c)}
+    assert paths or readme != README
+    paths = {path.rstrip(".") for path in paths}
+    folders = (ROOT, readme.parent)
+    assert not [p for p in paths if not any([*folder.glob(p)] for folder in folders)]
