@@ -234,7 +234,7 @@ def commands(arguments, folder, dtype) -> dict:
 
 
 def show(found: dict, ours: tuple[str, str], size: int) -> None:
-    """Prints a row each: seconds, GB/s, how many times ours it took, peak."""
+    """Prints one row for each: seconds, GB/s, how many times ours it took, peak."""
     own = found[" ".join(ours)]
     for name, answers in found.items():
         if not answers:

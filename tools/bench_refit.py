@@ -64,13 +64,15 @@ def measure(problem, arguments) -> dict:
     few = tuple(x[:2] for x in peer)
     threads = min(
         {1, os.cpu_count() or 1},
-        key=lambda n: min(timed(loop, few, arguments.updates, n)[0] for _ in range(3)),
+        key=lambda n: min(
+            measure_seconds(loop, few, arguments.updates, n)[0] for _ in range(3)
+        ),
     )
-    timed(together, problem, arguments.updates)  # compiles
+    measure_seconds(together, problem, arguments.updates)  # compiles
     rates = {"jaxlab": [], "torch": []}
     for pair in range(arguments.pairs):
-        ours, new = timed(together, problem, arguments.updates)
-        theirs, expected = timed(loop, peer, arguments.updates, threads)
+        ours, new = measure_seconds(together, problem, arguments.updates)
+        theirs, expected = measure_seconds(loop, peer, arguments.updates, threads)
         rates["jaxlab"].append(len(problem[0]) / ours)
         rates["torch"].append(len(peer[0]) / theirs)
         words = "  ".join(f"{name} {rate[-1]:,.1f}" for name, rate in rates.items())
@@ -89,7 +91,7 @@ def measure(problem, arguments) -> dict:
     }
 
 
-def timed(run, problem, *options):
+def measure_seconds(run, problem, *options):
     started = time.perf_counter()
     result = run(*problem, *options)
     return time.perf_counter() - started, result

@@ -69,7 +69,7 @@ def measure(arguments) -> dict:
             "seconds": {n: statistics.median(s) for n, s in seconds.items()},
             "best": {n: min(s) for n, s in seconds.items()},
             "over_faiss": {n: over(s, seconds["faiss"]) for n, s in seconds.items()},
-            "largest_difference": compared(found["jaxlab"], found["faiss"]),
+            "largest_difference": compare(found["jaxlab"], found["faiss"]),
         }
     return summary
 
@@ -91,17 +91,17 @@ def over(seconds: list, others: list) -> float:
     return statistics.median(a / b for a, b in zip(seconds, others, strict=True))
 
 
-def compared(ours, theirs) -> float:
+def compare(ours, theirs) -> float:
     difference = np.abs(ours[0] - theirs[0])
     if difference.max() > 1e-5:
         raise SystemExit(f"scores differ by {difference.max():.1e}")
     for row, (a, b) in enumerate(zip(ours[1], theirs[1], strict=True)):
         scores = dict(zip(b.tolist(), theirs[0][row].tolist(), strict=True))
         last = theirs[0][row, -1]
-        for place in np.flatnonzero(a != b):
-            score = scores.get(int(a[place]), last)
-            if abs(score - ours[0][row, place]) > 1e-5:
-                raise SystemExit(f"query {row}: row {a[place]} is not faiss's")
+        for column in np.flatnonzero(a != b):
+            score = scores.get(int(a[column]), last)
+            if abs(score - ours[0][row, column]) > 1e-5:
+                raise SystemExit(f"query {row}: row {a[column]} is not faiss's")
     return float(difference.max())
 
 

@@ -3,7 +3,7 @@
     python tools/bench_tokenize.py TEXT --tokenizer olmo/tokenizer.json
     python tools/bench_tokenize.py TEXT --tokenizer a.model --rounds 5 --workers 2
 
-The texts of TEXT (a subfolder or NAME.jsonl a domain) are copied to .jsonl.gz files,
+The texts of TEXT (a subfolder or NAME.jsonl per domain) are copied to .jsonl.gz files,
 Dolma's format, until they are --megabytes large. In every round, by turns:
 
     alone      the library's own call for many texts, which lie in memory; nothing kept
@@ -11,10 +11,10 @@ Dolma's format, until they are --megabytes large. In every round, by turns:
     processes  the same in --workers processes
     beam       the same on Beam's DirectRunner, in this process; if it is installed
 
-Each on one thread a process. Megabytes are of text (UTF-8); seconds of CPU count, which
-other programs on the machine disturb little, and wall time is shown beside. Ratios are
-medians over rounds. What processes cost to start is in their numbers: it counts in a
-small corpus and vanishes in a large one.
+Each on one thread per process. Megabytes are of text (UTF-8); seconds of CPU count,
+which other programs on the machine disturb little, and wall time is shown beside.
+Ratios are medians over rounds. What processes cost to start is in their numbers: it
+counts in a small corpus and vanishes in a large one.
 """
 
 import argparse
@@ -56,22 +56,22 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        texts = written(texts, folder / "text", options)
+        texts = write_copies(texts, folder / "text", options)
         size = sum(len(text.encode("utf-8")) for text in texts) / 1e6
-        found = measure(texts, folder, model, options)
+        seconds_of = measure(texts, folder, model, options)
     print(f"{size:.1f} MB of text, {len(texts)} documents, {options.files} files")
-    cpu = {name: [cpu for cpu, _ in rounds] for name, rounds in found.items()}
-    for name, rounds in found.items():
+    cpu = {name: [cpu for cpu, _ in rounds] for name, rounds in seconds_of.items()}
+    for name, rounds in seconds_of.items():
         pairs = zip(cpu["alone"], cpu[name], strict=True)
         ratio = statistics.median(alone / own for alone, own in pairs)
         wall = statistics.median(wall for _, wall in rounds)
         print(
-            f"{name:>9}: {size / statistics.median(cpu[name]):6.2f} MB a CPU-second, "
+            f"{name:>9}: {size / statistics.median(cpu[name]):6.2f} MB per CPU-second, "
             f"{ratio:.2f} of alone; wall {wall:.1f} s"
         )
 
 
-def written(texts, folder, options) -> list[str]:
+def write_copies(texts, folder, options) -> list[str]:
     """Copies of the texts in files of one domain; returns all of them."""
     (folder / "web").mkdir(parents=True)
     each = options.megabytes * 1e6 / options.files
@@ -94,21 +94,21 @@ def measure(texts, folder, model, options) -> dict[str, list[tuple[float, float]
     engines = {"jaxlab": run.in_process}
     engines["processes"] = run.in_processes(options.workers)
     has_beam = importlib.util.find_spec("apache_beam") is not None
-    found: dict[str, list] = {"alone": []}
+    seconds_of: dict[str, list] = {"alone": []}
     for turn in range(options.rounds):
-        found["alone"].append(timed(lambda: alone(texts, model)))
+        seconds_of["alone"].append(measure_seconds(lambda: alone(texts, model)))
         if has_beam:  # a pipeline runs once
             engines["beam"] = beam.engine("DirectRunner")
         for name, engine in engines.items():
             out = str(folder / f"{name}{turn}")
-            seconds = timed(
+            seconds = measure_seconds(
                 lambda out=out, engine=engine: run.tokenize(
                     str(folder / "text"), out, model, shard_bytes=1, engine=engine
                 )
             )
-            found.setdefault(name, []).append(seconds)
+            seconds_of.setdefault(name, []).append(seconds)
         print(f"round {turn + 1} of {options.rounds}", file=sys.stderr)
-    return found
+    return seconds_of
 
 
 def alone(texts, model) -> None:
@@ -120,7 +120,7 @@ def alone(texts, model) -> None:
             model.plain.encode_batch_fast(batch, add_special_tokens=False)
 
 
-def timed(call) -> tuple[float, float]:
+def measure_seconds(call) -> tuple[float, float]:
     wall, cpu = time.perf_counter(), cpu_seconds()
     call()
     return cpu_seconds() - cpu, time.perf_counter() - wall

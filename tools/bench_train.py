@@ -10,8 +10,8 @@ noisy neighbour hits both. The step is forward, backward, clipping and AdamW in 
 a 25M-parameter OLMo (8 layers, 384 wide, 6 heads, MLP 1536, vocabulary 8192) on 8 x 512
 tokens. jaxlab's is the very step of `jaxlab train`, guards and metrics included; torch
 is eager with SDPA, the fastest of the peers tried. Each process measures its own matmul
-peak (3072^3) before and after. FLOPs: 6 N_matmul + 12 N H C L a token (full attention).
-Needs the [oracles] extra.
+peak (3072^3) before and after. FLOPs: 6 N_matmul + 12 N H C L per token (full
+attention). Needs the [oracles] extra.
 """
 
 import argparse
@@ -240,7 +240,7 @@ def summarise(rows, before, after, contenders) -> dict:
 
 
 def show(summary: dict, threads: int) -> None:
-    print(f"\n{threads} threads, {summary['gflop_a_step']:.0f} GFLOP a step; medians")
+    print(f"\n{threads} threads, {summary['gflop_a_step']:.0f} GFLOP per step; medians")
     for name, row in summary["contenders"].items():
         print(
             f"{name:>7}: {row['tokens_per_second']:7,.0f} tokens/s  "
@@ -248,7 +248,7 @@ def show(summary: dict, threads: int) -> None:
             f"{row['gflop_per_second']:5.0f} GFLOP/s = {row['percent_of_peak']:.0f} "
             f"% of matmul peak ({row['matmul_peak_gflop_per_second']:.0f}); start and "
             f"two steps {row['start_seconds']:.1f} s; "
-            f"{row['page_faults_a_step']:,.0f} page faults a step"
+            f"{row['page_faults_a_step']:,.0f} page faults per step"
         )
     for kind, words in (("wall", "tokens/s"), ("cpu", "tokens/CPU-s")):
         ratio = summary[f"{kind}_ratio"]

@@ -72,11 +72,11 @@ def averages(images: np.ndarray) -> np.ndarray:
 
 
 def best_shift(queries: np.ndarray, documents: np.ndarray) -> rerank.Reranker:
-    """Cosine of whole pictures, of the document's best place."""
+    """Cosine of whole pictures, of the document's best shift."""
     padded = np.pad(documents.reshape(-1, 8, 8), ((0, 0), (1, 1), (1, 1)))
-    places = [(down, right) for down in range(3) for right in range(3)]
+    shifts = [(down, right) for down in range(3) for right in range(3)]
     shifted = np.stack(
-        [unit(padded[:, a : a + 8, b : b + 8].reshape(-1, 64)) for a, b in places],
+        [unit(padded[:, a : a + 8, b : b + 8].reshape(-1, 64)) for a, b in shifts],
         axis=1,
     )
     whole = unit(queries)

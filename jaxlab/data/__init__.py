@@ -1,17 +1,29 @@
 """Text to batches.
 
-tokenizers  byte-level BPE and SentencePiece behind one interface
-corpus      documents, domains with held-out sets, token files
-shards      the same for a corpus of any size: in processes, on Beam
-batches     loaders over token files: mixtures, packing, held-out windows
-examples    conversations, pairs, ranked lists, labelled texts, as rows
+lines            lines and JSON lines of a plain or compressed file, with file:line
+tokenizers       byte-level BPE and SentencePiece behind one interface
+corpus           documents, their domains, the rule of held-out ones, token files
+shards           token files of a corpus of any size: in processes, on Beam
+prepared         a folder of token files and their tokenizer: made once, opened again
+batches          loaders over token files: mixtures, packing, held-out windows
+examples         conversations, pairs, ranked lists, labelled texts, as rows
+evaluation_text  the token files that a model is evaluated on
 
 Rooms load when they are first named.
 """
 
 import importlib
 
-_ROOMS = ("batches", "corpus", "examples", "shards", "tokenizers")
+_ROOMS = (
+    "batches",
+    "corpus",
+    "evaluation_text",
+    "examples",
+    "lines",
+    "prepared",
+    "shards",
+    "tokenizers",
+)
 
 __all__ = [*_ROOMS]
 

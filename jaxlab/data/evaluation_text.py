@@ -7,7 +7,7 @@ from jaxlab.data import prepared
 from jaxlab.data.corpus import token_files
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
-_EMBEDDED_BYTES = 1_000_000  # a domain; a twentieth of its documents is evaluated
+_EMBEDDED_BYTES = 1_000_000  # per domain; a twentieth of its documents is evaluated
 
 
 def open_text(

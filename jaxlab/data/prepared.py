@@ -292,7 +292,7 @@ def _refuse_repeated(sources: Sequence[pathlib.Path]) -> None:
 def _write_embedded(folder: pathlib.Path, max_bytes: int | None) -> None:
     """Writes the embedded corpus as JSON lines, so that its sources can be read."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, texts in embedded.embedded(max_bytes).items():
+    for name, texts in embedded.read_domains(max_bytes).items():
         if not texts:
             _log.warning("embedded domain %s has no text here; left out", name)
             continue

@@ -220,7 +220,7 @@ def test_published_pairs_are_read_alike(row, tmp_path):
     [
         ([1], "a.jsonl:1 is not a JSON object"),
         ({"text": "x"}, 'a.jsonl:1 has text; expected "messages"'),
-        ({"prompt": "Q", "completion": 3}, "a.jsonl:1: completion is no text"),
+        ({"prompt": "Q", "completion": 3}, "a.jsonl:1: completion is not text"),
         ({"messages": []}, "a.jsonl:1 has no list of messages"),
         ({"messages": [{"role": "bot", "content": "x"}]}, "a message is 'bot'; use"),
         ({"messages": [ASKED._asdict()]}, "a.jsonl:1 has no answer"),
@@ -236,7 +236,7 @@ def test_a_row_that_is_no_conversation_is_named(row, message, tmp_path):
     ("row", "message"),
     [
         ({"prompt": "Q", "completion": "A"}, 'expected "chosen" and "rejected"'),
-        ({"chosen": "A", "rejected": "B"}, "chosen is no prompt with an answer"),
+        ({"chosen": "A", "rejected": "B"}, "chosen is not a prompt with an answer"),
         ({"chosen": [ASKED._asdict(), SAID._asdict()],
           "rejected": [chat.Message("user", "R")._asdict(), SAID._asdict()]},
          "answer different prompts"),
@@ -287,7 +287,7 @@ def examples(*sizes):
 def test_packed_rows_keep_conversations_apart():
     rows = conversation_rows.Rows(examples(3, 2, 4), length=5, batch_size=2)
     assert rows.count == 2
-    batch = rows.filled(np.arange(2))
+    batch = rows.fill(np.arange(2))
     assert batch["tokens"].tolist() == [[30, 31, 32, 33, 0], [10, 11, 12, 20, 21]]
     assert batch["segment_ids"].tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 2, 2]]
     assert batch["positions"].tolist() == [[0, 1, 2, 3, 0], [0, 1, 2, 0, 1]]
@@ -299,7 +299,7 @@ def test_every_row_comes_once_an_epoch_and_hosts_read_their_part(packed):
     some = examples(3, 2, 4, 5, 1)
     rows = conversation_rows.Rows(some, length=5, batch_size=2, seed=3, packed=packed)
     seen = np.concatenate([rows(step)["tokens"] for step in range(rows.count)])
-    whole = np.concatenate([rows.filled(np.arange(rows.count))["tokens"]] * 2)
+    whole = np.concatenate([rows.fill(np.arange(rows.count))["tokens"]] * 2)
     assert sorted(seen.tolist()) == sorted(whole.tolist())
     part = rows(1, rows=slice(1, 2))
     assert all((part[name] == x[1:2]).all() for name, x in rows(1).items())
@@ -311,7 +311,7 @@ def test_pairs_come_with_what_the_reference_said():
     rows = conversation_rows.PairRows(
         chosen, rejected, length=4, batch_size=2, reference=known
     )
-    batch = rows.filled(np.array([1, 0]))
+    batch = rows.fill(np.array([1, 0]))
     assert batch["tokens"].tolist() == [
         [[20, 21, 0, 0], [20, 21, 22, 23]],
         [[10, 11, 12, 0], [10, 11, 0, 0]],
@@ -323,7 +323,7 @@ def test_pairs_come_with_what_the_reference_said():
 def test_pairs_without_a_label_on_one_side_are_left_out():
     chosen, rejected = examples(3, 2, 2), examples(2, 2)
     rejected = rejected._replace(number=np.array([0, 2]))
-    both = conversation_rows.matched(chosen, rejected)
+    both = conversation_rows.match_sides(chosen, rejected)
     assert [side.number.tolist() for side in both] == [[0, 2], [0, 2]]
     assert both[0].tokens.tolist() == [10, 11, 12, 30, 31]
 

@@ -12,7 +12,7 @@ LIMIT = 60_000
 
 @pytest.fixture(scope="module")
 def embedded():
-    return embedded_lib.embedded(LIMIT)
+    return embedded_lib.read_domains(LIMIT)
 
 
 def test_every_domain_is_filled_to_its_limit_by_many_documents(embedded):
@@ -44,7 +44,7 @@ def test_no_text_is_in_two_domains(embedded):
 
 
 def test_the_corpus_is_the_same_each_time(embedded):
-    assert embedded_lib.embedded(LIMIT) == embedded
+    assert embedded_lib.read_domains(LIMIT) == embedded
 
 
 def test_docstrings_are_cut_out_and_the_code_stays_valid():
@@ -74,7 +74,7 @@ def test_docstrings_are_cut_out_and_the_code_stays_valid():
 
 def test_qualified_names_lead_through_classes():
     tree = ast.parse("class A:\n  class B:\n    def f(self): pass\n  def g(self): pass")
-    assert [name for name, _ in embedded_lib._documented(tree)] == [
+    assert [name for name, _ in embedded_lib._walk_documented(tree)] == [
         "",
         "A",
         "A.B",

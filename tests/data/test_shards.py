@@ -283,7 +283,7 @@ def test_an_empty_source_a_foreign_folder_and_a_second_process_are_refused(
         tokenize(copy, model)
     (tmp_path / "text.out" / "mine.txt").unlink()
     with (
-        run._alone(f"{copy}.out"),
+        run._lock(f"{copy}.out"),
         pytest.raises(errors.UserError, match="another process writes to"),
     ):
         tokenize(copy, model)
@@ -399,7 +399,7 @@ def test_a_rule_is_found_without_reading_the_whole_corpus(
         lambda *names: read.append(names[1]) or really(*names),
     )
     job = plan.Job("", str(tmp_path), 0.25, 3, model.fingerprint, {})
-    job, shards = plan.make(str(source), job, 1)
+    job, shards = plan.make_plan(str(source), job, 1)
     assert run._find_rules(job, shards).keys() == {"law", "web"}
     assert read == ["law.jsonl", "a.jsonl"]
 

@@ -6,16 +6,16 @@
     jaxlab tram languages RUN --data sib --model BASE/run
 
 Every --parallel names files whose texts are translations of each other (by `id`, or by
-place in files without ids), --text files that are not; labels are never read. Then
+position in files without ids), --text files that are not; labels are never read. Then
 
-    BASE/text   a file a language, and translations with their words interleaved
+    BASE/text   a file per language, and translations with their words interleaved
     BASE/data   tokenizer and token files
     BASE/start  an untrained decoder whose embedding is latent semantic analysis
     BASE/run    that start, pre-trained: 4 layers of 128, 600 steps of 16 x 128 tokens
 
 The same command continues a run that was stopped. The steps are those of
-`systems/parallel_text.py` and `systems/latent_semantics.py`; sizes were chosen for ten
-minutes on two CPU cores.
+`parallel_text.py` and `latent_semantics.py`; sizes were chosen for ten minutes on two
+CPU cores.
 """
 
 import argparse
@@ -54,13 +54,13 @@ def main() -> None:
 
 def files(text: str) -> dict[str, list[str]]:
     """Language -> its files, from LANGUAGE=FILE,LANGUAGE=FILE; one may come again."""
-    found: dict[str, list[str]] = {}
+    files_of: dict[str, list[str]] = {}
     for part in text.split(","):
         name, equals, path = part.partition("=")
         if not equals:
             raise argparse.ArgumentTypeError(f"{part!r} is not LANGUAGE=FILE")
-        found.setdefault(name, []).append(path)
-    return found
+        files_of.setdefault(name, []).append(path)
+    return files_of
 
 
 def pretraining(out: pathlib.Path, options: argparse.Namespace):

@@ -30,10 +30,10 @@ class Texts(NamedTuple):
     """Text files that belong together.
 
     Attributes:
-        files: language -> its files: .jsonl[.gz|.zst] with `text`, .txt with a text a
-            line, or .tsv as `labelled` reads (whose labels are not looked at).
+        files: language -> its files: .jsonl[.gz|.zst] with `text`, .txt with a text
+            per line, or .tsv as `labelled` reads (whose labels are not looked at).
         parallel: whether texts of the same `id` are translations of each other; where
-            a file has no ids, texts at the same place.
+            a file has no ids, texts at the same position.
     """
 
     files: Mapping[str, Sequence[str | pathlib.Path]]
@@ -63,9 +63,9 @@ def pretraining_text(
         interleaved: instead, one document of all translations of a text. Their words
             are mixed, each language's in its order and all advancing alike, so that
             every word is predicted from words of the others (the length-ratio shuffle
-            of Vulic and Moens 2016, arXiv:1509.07308, with random places).
+            of Vulic and Moens 2016, arXiv:1509.07308, at random positions).
         pivot: a language that is in every pair; "" takes all pairs of languages.
-        seed: of the random places.
+        seed: of the random positions.
 
     Returns:
         How many documents each file has.
@@ -79,13 +79,13 @@ def pretraining_text(
     parallel: list[str] = []
     random = np.random.default_rng(seed)
     for source in sources:
-        found = {name: _texts_by_id(source, name) for name in source.files}
-        for name, own in found.items():
+        texts_of = {name: _texts_by_id(source, name) for name in source.files}
+        for name, own in texts_of.items():
             texts.setdefault(name, []).extend(own.values())
         if source.parallel and interleaved:
-            parallel += [_interleaved(group, random) for group in _groups(found)]
+            parallel += [_interleave(group, random) for group in _groups(texts_of)]
         elif source.parallel:
-            parallel += _pairs(found, pivot)
+            parallel += _pairs(texts_of, pivot)
     if any(source.parallel for source in sources):
         if not parallel:
             raise errors.UserError("no text has a translation; check the ids")
@@ -120,16 +120,16 @@ def _pairs(found: Mapping[str, Mapping[str, str]], pivot: str) -> list[str]:
 
 
 def _texts_by_id(source: Texts, language: str) -> dict[str, str]:
-    found = {}
+    texts = {}
     for path in map(pathlib.Path, source.files[language]):
         if "test" in (path.parent.name, *re.split(r"[._-]", path.name)):
             raise errors.UserError(f"{path} is of a test split; leave it out")
         for key, text in _read_texts(path):
             key = key if source.parallel else f"{path} {key}"
-            if key in found:
+            if key in texts:
                 raise errors.UserError(f"{path}: two texts of {language} are {key!r}")
-            found[key] = text
-    return found
+            texts[key] = text
+    return texts
 
 
 def _read_texts(path: pathlib.Path) -> Iterator[tuple[str, str]]:
@@ -139,23 +139,23 @@ def _read_texts(path: pathlib.Path) -> Iterator[tuple[str, str]]:
                 yield f"{row.id}.{part}", text
         return
     for document in documents.read_documents(path):
-        place = document.id.removeprefix(f"{path.name}:")
+        key = document.id.removeprefix(f"{path.name}:")
         if path.suffix != ".txt":
-            yield place, document.text
+            yield key, document.text
             continue
         for number, line in enumerate(document.text.split("\n")):
             if line.strip():
                 yield str(number), line
 
 
-def _interleaved(group: Sequence[str], random: np.random.Generator) -> str:
+def _interleave(group: Sequence[str], random: np.random.Generator) -> str:
     units = [_WORD.findall(text) for text in group]
-    places = np.concatenate(
+    positions = np.concatenate(
         [(np.arange(len(u)) + random.random(len(u))) / max(len(u), 1) for u in units]
     )
     mixed = [u for own in units for u in own]
     text = ""
-    for place in np.argsort(places, kind="stable"):
-        unit = mixed[place]
+    for index in np.argsort(positions, kind="stable"):
+        unit = mixed[index]
         text += unit if not text or _UNSPACED.match(unit) else f" {unit}"
     return text

@@ -51,8 +51,8 @@ def eval_batches(
     pieces = packing.cut(file.ends, length)
     order = np.arange(len(pieces.start))
     if max_batches is not None:
-        place = np.random.Generator(np.random.PCG64(seed)).permutation(len(file.ends))
-        order = np.argsort(place[pieces.document], kind="stable")
+        rank = np.random.Generator(np.random.PCG64(seed)).permutation(len(file.ends))
+        order = np.argsort(rank[pieces.document], kind="stable")
         order = order[: max_batches * batch_size]
     shares = _text_bytes(file, pieces)
     for start in range(0, len(order), batch_size):

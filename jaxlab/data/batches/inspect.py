@@ -7,13 +7,13 @@ are a function of (seed, step), no index file has to survive for that.
 from collections.abc import Callable
 
 from jaxlab.data.batches import loader as loader_
-from jaxlab.data.tokenizers import tokenizer as tokenizer_
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
 
 def print_order(
     loader: loader_.Loader,
     step: int,
-    tokenizer: tokenizer_.Tokenizer | None = None,
+    tokenizer: tokenizer_lib.Tokenizer | None = None,
     out: Callable[[str], None] = print,
     *,
     characters: int = 60,

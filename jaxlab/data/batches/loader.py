@@ -32,7 +32,7 @@ import numpy as np
 
 from jaxlab.core import errors
 from jaxlab.data.batches import held_out, layouts
-from jaxlab.data.batches import mixture as mixture_
+from jaxlab.data.batches import mixture as mixture_lib
 from jaxlab.data.corpus import token_files
 
 LAYOUTS = ("chunks", "packed")
@@ -51,7 +51,7 @@ class Loader:
 
     def __init__(
         self,
-        source: mixture_.Mixture | token_files.TokenFile | Sequence,
+        source: mixture_lib.Mixture | token_files.TokenFile | Sequence,
         *,
         length: int,
         batch_size: int,
@@ -74,8 +74,8 @@ class Loader:
         """
         if isinstance(source, token_files.TokenFile):
             source = [source]
-        if not isinstance(source, mixture_.Mixture):
-            source = mixture_.Mixture(list(source))
+        if not isinstance(source, mixture_lib.Mixture):
+            source = mixture_lib.Mixture(list(source))
         if layout not in LAYOUTS:
             raise errors.UserError(f"layout {layout!r} is not one of {LAYOUTS}")
         for name, value, least in (
@@ -197,14 +197,14 @@ class Loader:
             "document_mask": self.document_mask,
         }
 
-    def _draws(self, step: int, rows: slice) -> mixture_.Draws:
+    def _draws(self, step: int, rows: slice) -> mixture_lib.Draws:
         if step < 0:
             raise errors.UserError(f"step {step} is negative; the first step is 0")
         start = step * self.rows
         draws = self.mixture.draws(
             start, start + self.rows, rows=self.source_rows, seed=self.seed
         )
-        return mixture_.Draws(*(array[rows] for array in draws))
+        return mixture_lib.Draws(*(array[rows] for array in draws))
 
 
 def batch_spec(

@@ -111,8 +111,8 @@ class Mixture:
         """Source of each draw of the cycle, and its number among the source's draws."""
         sources = np.repeat(np.arange(len(self.quotas)), self.quotas)
         numbers = np.concatenate([np.arange(quota) for quota in self.quotas])
-        places = (numbers + 0.5) / np.repeat(self.quotas, self.quotas)
-        order = np.argsort(places, kind="stable")
+        positions = (numbers + 0.5) / np.repeat(self.quotas, self.quotas)
+        order = np.argsort(positions, kind="stable")
         return sources[order], numbers[order]
 
     @functools.cached_property
@@ -136,10 +136,10 @@ class Mixture:
             source = np.searchsorted(ends, index, side="right")
             return Draws(source, index - (ends - rows)[source], epoch)
         cycle_source, cycle_number = self._cycle
-        cycle, place = np.divmod(number, len(cycle_source))
-        source = cycle_source[place]
+        cycle, position = np.divmod(number, len(cycle_source))
+        source = cycle_source[position]
         quota = np.asarray(self.quotas)[source]
-        of_source = cycle * quota + cycle_number[place]
+        of_source = cycle * quota + cycle_number[position]
         row, epoch = np.empty_like(number), np.empty_like(number)
         for s in np.unique(source):
             mine = source == s
@@ -204,7 +204,7 @@ def endless(
         seed: of the order.
         orders: those of two epochs, which are kept here from call to call.
     """
-    epochs, places = np.divmod(numbers, rows)
+    epochs, positions = np.divmod(numbers, rows)
     index = np.empty_like(numbers)
     for epoch in np.unique(epochs).tolist():
         order = orders.get((rows, seed, epoch))
@@ -214,5 +214,5 @@ def endless(
                 orders.pop(next(iter(orders)), None)
             orders[rows, seed, epoch] = order
         mine = epochs == epoch
-        index[mine] = order[places[mine]]
+        index[mine] = order[positions[mine]]
     return index, epochs

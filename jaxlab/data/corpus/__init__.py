@@ -1,1 +1,1 @@
-"""From text to token files: documents in, domains with held-out sets out."""
+"""From text to token files: documents, domains, the held-out rule, writing."""

@@ -5,9 +5,9 @@ end-of-text token in a token file, and that `jaxlab data inspect` names. Text is
 as it is: not stripped, not normalised.
 
 Dolma's format (Soldaini et al., 2024, arXiv:2402.00159; docs/data-format.md): one JSON
-object a line with `id`, `text`, `source`; attributes and metadata are not read.
+object per line with `id`, `text`, `source`; attributes and metadata are not read.
 *Deviation*: `id` may be absent (it becomes `file:line`), and `source` is replaced by
-the place the document was read from, so that every token can be traced to its line.
+where the document was read from, so that every token can be traced to its line.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ def read_documents(
     """Documents of a file, of a folder (files in sorted order) or of a TFDS folder.
 
     Args:
-        path: a text file (one document), a JSON-lines file (one a line, plain, .gz or
+        path: a text file (one document), a JSON-lines file (one per line, plain, .gz or
             .zst), a folder of those, or a prepared TFDS folder (array_record).
         domain: written into every document.
         split: the TFDS split to read; None reads all splits in order.
@@ -73,34 +73,34 @@ def read_documents(
     elif (path / TFDS).exists():
         yield from _read_tfds(path, domain, split)
     else:
-        for name in readable_files(listing(path), path):
+        for name in readable_files(list_files(path), path):
             yield from read_file(path / name, name, domain)
 
 
 # ------------------------------------------------------------------ files
 
 
-def listing(place: str | pathlib.Path) -> dict[str, int]:
+def list_files(path: str | pathlib.Path) -> dict[str, int]:
     """Bytes of every file below a folder by its name there, or of one file."""
-    place = paths.path(place)
-    if paths.is_remote(place):
+    path = paths.path(path)
+    if paths.is_remote(path):
         import fsspec
 
-        store, root = fsspec.core.url_to_fs(str(place))
-        with paths.explain_errors(place):
-            found = store.find(root, detail=True)
+        store, root = fsspec.core.url_to_fs(str(path))
+        with paths.explain_errors(path):
+            entries = store.find(root, detail=True)
         return {
-            name.removeprefix(root).lstrip("/") or place.name: entry["size"]
-            for name, entry in found.items()
+            name.removeprefix(root).lstrip("/") or path.name: entry["size"]
+            for name, entry in entries.items()
             if not name.endswith("/")
         }
-    if place.is_file():
-        return {place.name: place.stat().st_size}
+    if path.is_file():
+        return {path.name: path.stat().st_size}
     sizes = {}
-    for path in place.rglob("*"):
+    for file in path.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # somebody's temporary file
-            if path.is_file():
-                sizes[path.relative_to(place).as_posix()] = path.stat().st_size
+            if file.is_file():
+                sizes[file.relative_to(path).as_posix()] = file.stat().st_size
     return sizes
 
 
@@ -108,7 +108,7 @@ def readable_files(names: Mapping[str, int], folder: str | pathlib.Path) -> list
     """The files of a folder that hold documents, in the order they are read in.
 
     Args:
-        names: bytes of every file by its name, as of `listing`.
+        names: bytes of every file by its name, from `list_files`.
         folder: where they are, for messages.
 
     Raises:
@@ -167,10 +167,10 @@ def read_file(path: pathlib.Path, name: str, domain: str) -> Iterator[Document]:
 def _read_json_lines(path: pathlib.Path, name: str, domain: str) -> Iterator[Document]:
     for number, row in lines.read_json(path):
         body = _text_field(row, f"{path}:{number}")
-        place = f"{name}:{number}"
+        name_and_line = f"{name}:{number}"
         identity = row.get("id")
         yield Document(
-            place if identity is None else str(identity),
+            name_and_line if identity is None else str(identity),
             body,
             f"{path}:{number}",
             domain,

@@ -27,9 +27,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from jaxlab.data.corpus import documents as documents_
+from jaxlab.data.corpus import documents as documents_lib
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 DOMAINS = (
     "python_source",
@@ -57,9 +57,9 @@ class _Package(NamedTuple):
     licence: str
 
 
-def embedded(
+def read_domains(
     max_bytes_per_domain: int | None = None,
-) -> dict[str, list[documents_.Document]]:
+) -> dict[str, list[documents_lib.Document]]:
     """The documents of every domain, in a fixed order of file-name hashes.
 
     Args:
@@ -80,16 +80,16 @@ def embedded(
         domains[domain] = list(_limit(stream, domain, max_bytes_per_domain, seen))
         size = sum(len(document.text) for document in domains[domain])
         if size < 0.9 * min(50_000, max_bytes_per_domain or 50_000):
-            log.warning("embedded domain %s has only %d characters", domain, size)
+            _log.warning("embedded domain %s has only %d characters", domain, size)
     return domains
 
 
 def _limit(
-    stream: Iterator[documents_.Document],
+    stream: Iterator[documents_lib.Document],
     domain: str,
     most: int | None,
     seen: set[bytes],
-) -> Iterator[documents_.Document]:
+) -> Iterator[documents_lib.Document]:
     """Drops duplicates of anything seen; stops at `most` bytes."""
     used = 0
     for document in stream:
@@ -117,7 +117,7 @@ def _cut(text: str, most: int) -> str:
 # ------------------------------------------------------------------ domains
 
 
-def _python_source() -> Iterator[documents_.Document]:
+def _python_source() -> Iterator[documents_lib.Document]:
     python = _python()
     for file in _files(python.folder):
         parsed = _parse(file)
@@ -127,7 +127,7 @@ def _python_source() -> Iterator[documents_.Document]:
                 yield _document(python, file, "", code)
 
 
-def _language_reference() -> Iterator[documents_.Document]:
+def _language_reference() -> Iterator[documents_lib.Document]:
     # Topics and docstrings alternate, so that a limited corpus holds both.
     docstrings = _docstrings(_python())
     for topic in _topics():
@@ -137,7 +137,7 @@ def _language_reference() -> Iterator[documents_.Document]:
     yield from docstrings
 
 
-def _docs_of(licences: dict[str, str]) -> Iterator[documents_.Document]:
+def _docs_of(licences: dict[str, str]) -> Iterator[documents_lib.Document]:
     packages = [p for name in licences if (p := _package(name, licences[name]))]
     streams = [_docstrings(package) for package in packages]
     while streams:  # in turn, so that a limited corpus holds all of them
@@ -149,7 +149,7 @@ def _docs_of(licences: dict[str, str]) -> Iterator[documents_.Document]:
                 yield document
 
 
-def _legal() -> Iterator[documents_.Document]:
+def _legal() -> Iterator[documents_lib.Document]:
     # numpy is always there; the packages beside it are those of this installation.
     numpy = _package("numpy", _NUMERICAL["numpy"])
     site = numpy.folder.parent if numpy else pathlib.Path(sysconfig.get_path("purelib"))
@@ -165,12 +165,12 @@ def _legal() -> Iterator[documents_.Document]:
         inside = path.parent == python.folder
         relative = path.name if inside else path.relative_to(site).as_posix()
         owner = python.title if inside else relative.split(".dist-info")[0]
-        yield documents_.Document(
+        yield documents_lib.Document(
             f"legal/{relative}", text, f"{owner}, {relative} (a licence text)"
         )
 
 
-_READERS: dict[str, Callable[[], Iterator[documents_.Document]]] = {
+_READERS: dict[str, Callable[[], Iterator[documents_lib.Document]]] = {
     "python_source": _python_source,
     "language_reference": _language_reference,
     "numerical_docs": lambda: _docs_of(_NUMERICAL),
@@ -190,7 +190,7 @@ def _python() -> _Package:
 def _package(name: str, licence: str) -> _Package | None:
     spec = importlib.util.find_spec(name)  # finds, does not import
     if spec is None or not spec.submodule_search_locations:
-        log.info("embedded corpus: %s is not installed", name)
+        _log.info("embedded corpus: %s is not installed", name)
         return None
     folder = pathlib.Path(next(iter(spec.submodule_search_locations)))
     return _Package(folder, name, f"{name} {importlib.metadata.version(name)}", licence)
@@ -224,7 +224,7 @@ def _read(path: pathlib.Path) -> str | None:
     try:
         return path.read_bytes().decode("utf-8").replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
-        log.debug("embedded corpus: %s left out (%s)", path, error)
+        _log.debug("embedded corpus: %s left out (%s)", path, error)
         return None
 
 
@@ -237,29 +237,29 @@ def _parse(path: pathlib.Path) -> tuple[str, ast.Module] | None:
             warnings.simplefilter("ignore")  # other people's invalid escapes
             return source, ast.parse(source)
     except (SyntaxError, ValueError, RecursionError) as error:
-        log.debug("embedded corpus: %s left out (%s)", path, error)
+        _log.debug("embedded corpus: %s left out (%s)", path, error)
         return None
 
 
 def _document(
     package: _Package, file: pathlib.Path, name: str, text: str
-) -> documents_.Document:
+) -> documents_lib.Document:
     relative = file.relative_to(package.folder).as_posix()
     where = f"{package.name}/{relative}" + (f":{name}" if name else "")
     source = f"{package.title}, {relative}" + (f", {name}" if name else "")
-    return documents_.Document(where, text, f"{source} ({package.licence})")
+    return documents_lib.Document(where, text, f"{source} ({package.licence})")
 
 
 # ------------------------------------------------------------------ docstrings
 
 
-def _docstrings(package: _Package) -> Iterator[documents_.Document]:
+def _docstrings(package: _Package) -> Iterator[documents_lib.Document]:
     for file in _files(package.folder):
         source = _read(file)
         if source is None or ('"""' not in source and "'''" not in source):
             continue
         parsed = _parse(file)
-        for name, node in _documented(parsed[1]) if parsed else ():
+        for name, node in _walk_documented(parsed[1]) if parsed else ():
             text = ast.get_docstring(node)
             if text and len(text) > _LEAST_CHARACTERS:
                 line = getattr(node, "lineno", 1)  # names recur: overloads, closures
@@ -267,7 +267,7 @@ def _docstrings(package: _Package) -> Iterator[documents_.Document]:
                 yield _document(package, file, name, text + "\n")
 
 
-def _documented(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
+def _walk_documented(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
     """(Qualified name, node) of everything that can have a docstring."""
     stack: list[tuple[str, ast.AST]] = [("", tree)]
     while stack:
@@ -285,7 +285,7 @@ def _documented(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
 def _without_docstrings(source: str, tree: ast.Module) -> str:
     """The source with docstrings cut out, still valid Python."""
     lines = source.split("\n")
-    for _, node in _documented(tree):
+    for _, node in _walk_documented(tree):
         if ast.get_docstring(node, clean=False) is None:
             continue
         string = node.body[0]
@@ -304,7 +304,7 @@ def _without_docstrings(source: str, tree: ast.Module) -> str:
     return "\n".join(line for line in lines if line is not None)
 
 
-def _topics() -> Iterator[documents_.Document]:
+def _topics() -> Iterator[documents_lib.Document]:
     """The language reference that `help("if")` shows."""
     python = _python()
     file = python.folder / "pydoc_data" / "topics.py"

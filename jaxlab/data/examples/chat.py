@@ -79,7 +79,7 @@ class Examples(NamedTuple):
         return np.diff(self.ends, prepend=0)
 
     def take(self, chosen: np.ndarray) -> "Examples":
-        """Some of them, by place, in a new order."""
+        """Some of them, by index, in a new order."""
         starts = self.ends - self.sizes
         spans = [np.arange(starts[i], self.ends[i]) for i in chosen]
         index = np.concatenate([np.zeros(0, np.int64), *spans])
@@ -116,14 +116,14 @@ def encode(
     if style not in STYLES:
         raise errors.UserError(f"chat style {style!r}; use one of {', '.join(STYLES)}")
     tokens, labels, number, truncated = [], [], [], 0
-    encoded = _encoded(tokenizer, conversations, STYLES[style], begin, last_only)
-    for place, (ids, is_label) in enumerate(encoded):
-        kept = is_label[:length]
-        if kept[1:].any():  # the first token is predicted from nothing
-            truncated += len(kept) < len(ids)
+    encoded = _encode_all(tokenizer, conversations, STYLES[style], begin, last_only)
+    for index, (ids, is_label) in enumerate(encoded):
+        cut_labels = is_label[:length]
+        if cut_labels[1:].any():  # the first token is predicted from nothing
+            truncated += len(cut_labels) < len(ids)
             tokens.append(ids[:length])
-            labels.append(kept)
-            number.append(place)
+            labels.append(cut_labels)
+            number.append(index)
     sizes = np.array([len(ids) for ids in tokens], np.int64)
     return Examples(
         np.concatenate([np.zeros(0, np.int32), *tokens]),
@@ -142,9 +142,9 @@ def prompt(
     style: str = "open_instruct",
     begin: int | None = None,
 ) -> list[int]:
-    """Tokens that an assistant's next answer follows; arguments as of `encode`."""
+    """Tokens that an assistant's next answer follows; arguments as in `encode`."""
     asked = [*messages, Message("assistant", "")]
-    ((ids, _),) = _encoded(tokenizer, [asked], STYLES[style], begin, False)
+    ((ids, _),) = _encode_all(tokenizer, [asked], STYLES[style], begin, False)
     return ids[: np.flatnonzero(ids == tokenizer.eos_id)[-1]].tolist()
 
 
@@ -169,20 +169,20 @@ class _Segment(NamedTuple):
     end_is_label: bool
 
 
-def _encoded(tokenizer, conversations, style, begin, last_only) -> Iterator[tuple]:
+def _encode_all(tokenizer, conversations, style, begin, last_only) -> Iterator[tuple]:
     for start in range(0, len(conversations), _AT_ONCE):
         some = conversations[start : start + _AT_ONCE]
         parts = [_segments(messages, style, last_only) for messages in some]
         texts = []
         for segment in (segment for segments in parts for segment in segments):
-            bounds = [place for span in segment.labels for place in span]
-            texts += [segment.text, *(segment.text[:place] for place in bounds)]
+            bounds = [bound for span in segment.labels for bound in span]
+            texts += [segment.text, *(segment.text[:bound] for bound in bounds)]
         ids = iter(tokenizer.encode_batch(texts))
         for segments in parts:
-            yield _joined(segments, ids, tokenizer.eos_id, begin)
+            yield _join(segments, ids, tokenizer.eos_id, begin)
 
 
-def _joined(segments, ids, eos, begin):
+def _join(segments, ids, eos, begin):
     tokens = [] if begin is None else [begin]
     labels = [False] * len(tokens)
     for segment in segments:
@@ -200,14 +200,14 @@ def _joined(segments, ids, eos, begin):
 def _segments(messages, style: Style, last_only: bool) -> list[_Segment]:
     answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
     segments, text, spans = [], "", ()
-    for place, message in enumerate(messages):
+    for index, message in enumerate(messages):
         content = message.content.strip() if style.strips else message.content
         text += f"<|{message.role}|>\n"
         if message.role != "assistant":
             text += f"{content}\n"
             continue
-        is_trained = not last_only or place == answers[-1]
-        start = 0 if place == 0 and style.first_header_is_label else len(text)
+        is_trained = not last_only or index == answers[-1]
+        start = 0 if index == 0 and style.first_header_is_label else len(text)
         text += content
         spans = (*spans, (start, len(text))) if is_trained else spans
         segments.append(_Segment(text, spans, True, is_trained))

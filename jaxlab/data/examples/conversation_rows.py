@@ -45,25 +45,25 @@ class Rows:
         self.examples, self.length, self.seed = examples, length, seed
         self.rows = batch_size
         sizes = examples.sizes
-        whole = [[place] for place in range(len(sizes))]
+        whole = [[item] for item in range(len(sizes))]
         self._contents = packing.pack(sizes, length) if packed else whole
         self.count = len(self._contents)
         self._orders: dict = {}
 
     def __call__(self, step: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
         """`tokens`, `segment_ids`, `positions` i32[B, L] and `loss_mask` f32[B, L]."""
-        return self.filled(_drawn(self, step)[rows])
+        return self.fill(_draw(self, step)[rows])
 
-    def filled(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
+    def fill(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
         """A batch of rows by number; -1 is an empty one."""
         batch = _empty(row_spec(len(chosen), self.length))
-        for place, row in enumerate(chosen):
+        for number, row in enumerate(chosen):
             first = 0
             items = self._contents[row] if row >= 0 else []
             for segment, item in enumerate(items, start=1):
-                last = _put(batch, (place,), first, self.examples, item)
-                batch["segment_ids"][place, first:last] = segment
-                batch["positions"][place, first:last] = np.arange(last - first)
+                last = _put(batch, (number,), first, self.examples, item)
+                batch["segment_ids"][number, first:last] = segment
+                batch["positions"][number, first:last] = np.arange(last - first)
                 first = last
         return batch
 
@@ -98,7 +98,7 @@ class PairRows:
         """Pairs of examples of at most `length` tokens.
 
         Args:
-            chosen, rejected: as `matched` returns them.
+            chosen, rejected: as `match_sides` returns them.
             length: tokens of a row.
             batch_size: pairs of a batch.
             seed: of the order.
@@ -115,14 +115,14 @@ class PairRows:
 
     def __call__(self, step: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
         """`tokens` i32[B, 2, L], `loss_mask` f32[B, 2, L]: chosen, then rejected."""
-        return self.filled(_drawn(self, step)[rows])
+        return self.fill(_draw(self, step)[rows])
 
-    def filled(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
+    def fill(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
         """A batch of pairs by number; -1 is an empty one."""
         batch = _empty(pair_spec(len(chosen), self.length))
-        for place, item in enumerate(chosen):
+        for number, item in enumerate(chosen):
             for side, examples in enumerate(self.sides if item >= 0 else ()):
-                _put(batch, (place, side), 0, examples, item)
+                _put(batch, (number, side), 0, examples, item)
         if self.reference is not None:
             batch["reference_logps"] = self.reference[chosen].astype(np.float32)
         return batch
@@ -153,7 +153,7 @@ def pair_spec(pairs: int, length: int, *, reference: bool = False) -> Spec:
     return spec | ({"reference_logps": ((pairs, 2), np.float32)} if reference else {})
 
 
-def matched(
+def match_sides(
     chosen: chat.Examples, rejected: chat.Examples
 ) -> tuple[chat.Examples, chat.Examples]:
     """Both sides of the pairs that have something to learn on both."""
@@ -207,7 +207,7 @@ def eval_batches(
         if most and number >= most:
             return
         chosen = np.arange(start, start + rows.rows)
-        yield rows.filled(np.where(chosen < rows.count, chosen, -1))
+        yield rows.fill(np.where(chosen < rows.count, chosen, -1))
 
 
 def sha256(*examples: chat.Examples) -> str:
@@ -219,7 +219,7 @@ def sha256(*examples: chat.Examples) -> str:
     return digest.hexdigest()
 
 
-def _drawn(batches: Rows | PairRows, step: int) -> np.ndarray:
+def _draw(batches: Rows | PairRows, step: int) -> np.ndarray:
     """i64[B]: the rows of an epoch that a step takes."""
     numbers = np.arange(step * batches.rows, (step + 1) * batches.rows)
     return mixture.endless(numbers, batches.count, batches.seed, batches._orders)[0]

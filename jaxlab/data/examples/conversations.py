@@ -1,6 +1,6 @@
 r"""Reading instruction data: conversations, and pairs of which one is preferred.
 
-One object a line (.jsonl, also .gz and .zst) or a list of them (.json), as published:
+One object per line (.jsonl, also .gz and .zst) or a list of them (.json), as published:
 
     {"messages": [{"role": "user", "content": ...}, ...]}        TÜLU, most of today's
     {"conversations": [{"from": "human", "value": ...}, ...]}    ShareGPT
@@ -53,7 +53,7 @@ def read(source: str) -> list[Conversation]:
     """The conversations of files or folders of them, separated by commas.
 
     Raises:
-        UserError: nothing to read, or a row that is no conversation (file and row).
+        UserError: nothing to read, or a row that is not a conversation (file and row).
     """
     return _read(source, lambda row, place, id: Conversation(id, _messages(row, place)))
 
@@ -62,13 +62,13 @@ def read_pairs(source: str) -> list[Pair]:
     """The pairs of files or folders of them, separated by commas.
 
     Raises:
-        UserError: nothing to read, or a row that is no pair (file and row).
+        UserError: nothing to read, or a row that is not a pair (file and row).
     """
     return _read(source, _pair)
 
 
 def _read(source: str, parse: Callable) -> list:
-    found = []
+    examples = []
     for name in filter(None, source.split(",")):
         for path in _files(pathlib.Path(name)):
             for number, row in _rows(path):
@@ -76,12 +76,12 @@ def _read(source: str, parse: Callable) -> list:
                 if not isinstance(row, dict):
                     raise errors.UserError(f"{place} is not a JSON object; {_EXPECTED}")
                 identity = row.get("id", f"{path.name}:{number}")
-                found.append(parse(row, place, str(identity)))
-    if not found:
+                examples.append(parse(row, place, str(identity)))
+    if not examples:
         raise errors.UserError(
             f"no conversation in {source!r}; set --config.data.source to .jsonl files"
         )
-    return found
+    return examples
 
 
 def _files(path: pathlib.Path) -> list[pathlib.Path]:
@@ -119,7 +119,7 @@ def _rows(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
 def _messages(row: Mapping, place: str) -> tuple[chat.Message, ...]:
     if "messages" in row or "conversations" in row:
         turns = row["messages"] if "messages" in row else row["conversations"]
-        messages = _listed(turns, place)
+        messages = _parse_turns(turns, place)
     else:
         answer = next((k for k in ("output", "completion", "response") if k in row), "")
         prompt = _prompt(row, place)
@@ -147,14 +147,14 @@ def _pair(row: Mapping, place: str, id: str) -> Pair:
 def _side(row: Mapping, name: str, place: str) -> tuple[chat.Message, ...]:
     prompt = _prompt(row, place)
     if isinstance(row[name], list):
-        messages = _listed(row[name], place)
+        messages = _parse_turns(row[name], place)
         if len(messages) == 1:
             messages = (*prompt, *messages)
     else:
         messages = (*prompt, chat.Message("assistant", _text(row, name, place)))
     if len(messages) < 2 or messages[-1].role != "assistant":
         raise errors.UserError(
-            f"{place}: {name} is no prompt with an answer; {_EXPECTED_PAIR}"
+            f"{place}: {name} is not a prompt with an answer; {_EXPECTED_PAIR}"
         )
     return messages
 
@@ -162,7 +162,7 @@ def _side(row: Mapping, name: str, place: str) -> tuple[chat.Message, ...]:
 def _prompt(row: Mapping, place: str) -> tuple[chat.Message, ...]:
     """What is asked; nothing where the row has no such field."""
     if isinstance(row.get("prompt"), list):
-        return _listed(row["prompt"], place)
+        return _parse_turns(row["prompt"], place)
     name = next((k for k in ("instruction", "prompt") if k in row), None)
     if name is None:
         return ()
@@ -172,13 +172,13 @@ def _prompt(row: Mapping, place: str) -> tuple[chat.Message, ...]:
     return (chat.Message("user", text),)
 
 
-def _listed(turns: Any, place: str) -> tuple[chat.Message, ...]:
+def _parse_turns(turns: Any, place: str) -> tuple[chat.Message, ...]:
     if not isinstance(turns, list) or not turns:
         raise errors.UserError(f"{place} has no list of messages; {_EXPECTED}")
     messages = []
     for turn in turns:
         if not isinstance(turn, dict):
-            raise errors.UserError(f"{place}: a message is no object; {_EXPECTED}")
+            raise errors.UserError(f"{place}: a message is not an object; {_EXPECTED}")
         role = turn.get("role", _SHAREGPT.get(turn.get("from", "")))
         if role not in chat.ROLES:
             raise errors.UserError(
@@ -192,5 +192,5 @@ def _listed(turns: Any, place: str) -> tuple[chat.Message, ...]:
 
 def _text(row: Mapping, name: str, place: str) -> str:
     if not isinstance(row.get(name), str):
-        raise errors.UserError(f"{place}: {name} is no text; {_EXPECTED}")
+        raise errors.UserError(f"{place}: {name} is not text; {_EXPECTED}")
     return lines.require_utf8(row[name], place)

@@ -7,8 +7,9 @@ Adelani et al. 2023 (arXiv:2309.07445); Yang et al. 2019 (arXiv:1908.11828). A S
 text may be quoted as CSV quotes; PAWS-X has no quoting. Its two sentences become one
 text, joined by SEPARATOR. A row that does not fit is an error and never left out.
 
-Batches are a pure function of (seed, step): draw n of a run is place n mod N of epoch n
-// N, each epoch in an order of its own, so that every example comes once an epoch.
+Batches are a pure function of (seed, step): draw n of a run is position n mod N of
+epoch n // N, each epoch in an order of its own, so that every example comes once per
+epoch.
 """
 
 import csv
@@ -41,7 +42,7 @@ class Labelled(NamedTuple):
 
     Attributes:
         texts: N of them.
-        labels: i32[N], places in the sorted names of the labels.
+        labels: i32[N], positions in the sorted names of the labels.
         ids: N of them; translations of one example share theirs.
     """
 
@@ -72,19 +73,19 @@ def read(
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise errors.UserError(f"no folder {folder} of labelled texts; {_EXPECTED}")
-    found: dict[tuple[str, str], list[Row]] = {}
+    rows_of: dict[tuple[str, str], list[Row]] = {}
     for path in sorted(folder.glob("*.tsv")):
-        place = language_and_split(path)
-        if place in found:
+        key = language_and_split(path)
+        if key in rows_of:
             raise errors.UserError(
-                f"{path} and another file are both {place[0]} {place[1]}; remove one"
+                f"{path} and another file are both {key[0]} {key[1]}; remove one"
             )
-        found[place] = read_rows(path)
-    if not found:
+        rows_of[key] = read_rows(path)
+    if not rows_of:
         raise errors.UserError(f"{folder} holds no .tsv; {_EXPECTED}")
-    names = tuple(sorted({row.label for rows in found.values() for row in rows}))
+    names = tuple(sorted({row.label for rows in rows_of.values() for row in rows}))
     sets: dict[str, dict[str, Labelled]] = {}
-    for (language, split), rows in found.items():
+    for (language, split), rows in rows_of.items():
         labels = np.array([names.index(row.label) for row in rows], np.int32)
         sets.setdefault(language, {})[split] = Labelled(
             tuple(row.text for row in rows), labels, tuple(row.id for row in rows)

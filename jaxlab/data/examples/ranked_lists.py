@@ -3,10 +3,10 @@
     Lists       a query and K candidates, one of them relevant       cross-encoders
     Contrasts   a query, a relevant document, H hard negatives       bi-encoders
 
-Batches are a pure function of (seed, step): draw n of a run is place n mod N of epoch n
-// N, each epoch in an order of its own, so that every query comes once an epoch; its
-relevant document and its negatives are drawn anew each time. Rows are cut and padded
-to lengths that are set, so that nothing is compiled twice.
+Batches are a pure function of (seed, step): draw n of a run is position n mod N of
+epoch n // N, each epoch in an order of its own, so that every query comes once per
+epoch; its relevant document and its negatives are drawn anew each time. Rows are cut
+and padded to lengths that are set, so that nothing is compiled twice.
 """
 
 import hashlib
@@ -69,8 +69,8 @@ def draws(data: Judged, seed: int, start: int, stop: int, negatives: int) -> lis
     """
     count, chosen = len(data.queries), []
     for number in range(start, stop):
-        epoch, place = divmod(number, count)
-        query = int(mixture.permutation(count, seed, epoch)[place])
+        epoch, position = divmod(number, count)
+        query = int(mixture.permutation(count, seed, epoch)[position])
         random = np.random.default_rng([seed, epoch, query])
         relevant = int(random.choice(sorted(data.relevant[query])))
         pool = np.asarray(data.negatives[query], int)
@@ -121,7 +121,7 @@ class Lists:
         """The batch of a step, or some rows of it."""
         first, negatives = step * self.rows, self.candidates - 1
         drawn = draws(self.data, self.seed, first, first + self.rows, negatives)[rows]
-        encoded = self._encoded(
+        encoded = self._encode(
             [(each.query, x) for each in drawn for x in each.documents]
         )
         shape = (len(drawn), self.candidates)
@@ -138,11 +138,11 @@ class Lists:
             batch["prior"] = np.array(prior, np.float32).reshape(shape)
         return batch
 
-    def truncated(self) -> int:
+    def count_truncated(self) -> int:
         """Of how many queries the first relevant document does not fit whole."""
-        return self._encoded(_first_relevant(self.data)).truncated
+        return self._encode(_first_relevant(self.data)).truncated
 
-    def _encoded(self, chosen) -> text_rows.TextRows:
+    def _encode(self, chosen) -> text_rows.TextRows:
         queries, documents = zip(*chosen, strict=True)
         return text_rows.encode_pairs(
             self.tokenizer,
@@ -164,7 +164,7 @@ class Contrasts:
         data: at least one query.
         tokenizer: of a tokenizer.json.
         batch_size: B, queries of the global batch.
-        negatives: H, hard ones a query.
+        negatives: H, hard ones per query.
         query_length, length: L and M, where texts are cut.
         seed: of the order and of all that is drawn.
 
@@ -205,12 +205,12 @@ class Contrasts:
             [self.data.queries[each.query] for each in drawn],
             self.query_length,
         )
-        found = text_rows.encode_texts(
+        documents_rows = text_rows.encode_texts(
             self.tokenizer,
             [_text(self.data, x) for each in drawn for x in each.documents],
             self.length,
         )
-        of_documents = _rows(found, len(drawn), 1 + self.negatives)
+        of_documents = _rows(documents_rows, len(drawn), 1 + self.negatives)
         is_negative = [
             [x != NOTHING and x not in self.data.relevant[y.query] for x in documents]
             for y in drawn
@@ -221,7 +221,7 @@ class Contrasts:
             "is_negative": np.array(is_negative),
         }
 
-    def truncated(self) -> int:
+    def count_truncated(self) -> int:
         """Of how many queries the first relevant document does not fit whole."""
         texts = [self.data.documents[x] for _, x in _first_relevant(self.data)]
         return text_rows.encode_texts(self.tokenizer, texts, self.length).truncated

@@ -43,7 +43,7 @@ class TextRows(NamedTuple):
 def encode_texts(
     tokenizer: tokenizer_lib.Tokenizer, texts: Sequence[str], length: int
 ) -> TextRows:
-    """One row a text, cut at its end where it is too long; "" is special tokens only.
+    """One row per text, cut at its end where it is too long; "" is special tokens only.
 
     Args:
         tokenizer: of a tokenizer.json.
@@ -56,11 +56,11 @@ def encode_texts(
     model = _model(tokenizer)
     room = _room(model, length, is_pair=False)
     truncated, rows = 0, []
-    for encoding in _encoded(model, texts):
+    for encoding in _encode(model, texts):
         truncated += len(encoding) > room
         encoding.truncate(room)
         rows.append(model.post_process(encoding))
-    return _padded(rows, length, tokenizer.pad_id, truncated)
+    return _pad(rows, length, tokenizer.pad_id, truncated)
 
 
 def encode_pairs(
@@ -71,7 +71,7 @@ def encode_pairs(
     *,
     cut: str = "second",
 ) -> TextRows:
-    """One row a pair, e.g. of a query and a document.
+    """One row per pair, e.g. of a query and a document.
 
     Args:
         tokenizer: of a tokenizer.json.
@@ -99,26 +99,28 @@ def encode_pairs(
         )
     room = _room(model, length, is_pair=True)
     truncated, rows = 0, []
-    both = zip(_encoded(model, first), _encoded(model, second), strict=True)
+    both = zip(_encode(model, first), _encode(model, second), strict=True)
     for number, (a, b) in enumerate(both):
-        kept = _kept(len(a), len(b), room, cut)
-        if kept is None:
+        sizes = _fit_both(len(a), len(b), room, cut)
+        if sizes is None:
             raise errors.UserError(
                 f"pair {number}: the first text has {len(a)} tokens and leaves no room "
                 f"for the second in rows of {length}; use longer rows or cut='longest'"
             )
-        truncated += kept != (len(a), len(b))
-        a.truncate(kept[0])
-        b.truncate(kept[1])
+        truncated += sizes != (len(a), len(b))
+        a.truncate(sizes[0])
+        b.truncate(sizes[1])
         rows.append(model.post_process(a, b))
-    return _padded(rows, length, tokenizer.pad_id, truncated)
+    return _pad(rows, length, tokenizer.pad_id, truncated)
 
 
-def _kept(first: int, second: int, room: int, cut: str) -> tuple[int, int] | None:
-    """How many tokens of each text stay; None where the rule cannot be kept.
+def _fit_both(first: int, second: int, room: int, cut: str) -> tuple[int, int] | None:
+    """How many tokens of each text stay; None where the rule cannot be followed.
 
-    >>> _kept(3, 9, 8, "second"), _kept(9, 3, 8, "longest"), _kept(9, 9, 9, "longest")
-    ((3, 5), (5, 3), (4, 5))
+    >>> _fit_both(3, 9, 8, "second"), _fit_both(9, 3, 8, "longest")
+    ((3, 5), (5, 3))
+    >>> _fit_both(9, 9, 9, "longest")
+    (4, 5)
     """
     if first + second <= room:
         return first, second
@@ -149,7 +151,7 @@ def _room(model, length, is_pair) -> int:
     return length - special
 
 
-def _encoded(model, texts) -> list[Any]:
+def _encode(model, texts) -> list[Any]:
     if isinstance(texts, str):
         raise errors.UserError("texts is one string; give a list of them")
     texts = list(texts)
@@ -161,7 +163,7 @@ def _encoded(model, texts) -> list[Any]:
     return model.encode_batch_fast(texts, add_special_tokens=False)
 
 
-def _padded(encodings, length, pad_id, truncated) -> TextRows:
+def _pad(encodings, length, pad_id, truncated) -> TextRows:
     shape = (len(encodings), length)
     tokens = np.full(shape, pad_id, np.int32)
     mask = np.zeros(shape, bool)

@@ -1,1 +1,1 @@
-"""Tokenising a corpus of any size: the plan, its workers, Beam, what they write."""
+"""Token files of a corpus of any size: the plan, its workers, Beam, how they read."""

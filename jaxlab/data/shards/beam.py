@@ -1,6 +1,6 @@
-"""Apache Beam as the engine of `sharded.tokenize`: on this machine or on a cluster.
+"""Apache Beam as the engine of `run.tokenize`: on this machine or on a cluster.
 
-    shards -> Create -> Reshuffle -> shard_writer.attempt
+    shards -> Create -> Reshuffle -> worker.attempt
 
 Without Reshuffle one worker would get all. Nothing flows back but through OUT, so every
 runner that calls a function on each element will do. Workers need this package, the

@@ -1,9 +1,9 @@
 """The plan of a tokenisation: which files of a corpus go into which shard.
 
 A shard is the unit of work, of resumption and of output: files of one domain that
-follow each other, closed at 256 MB (Dolma's come larger: one file a shard; ten thousand
-small texts share some). The plan is made once and kept, since it gives shards their
-names:
+follow each other, closed at 256 MB (Dolma's come larger: one file per shard; ten
+thousand small texts share some). The plan is made once and kept, since it gives shards
+their names:
 
     OUT/plan.json                         settings, and the files of every shard
     OUT/NAME/00017-of-00230.npy ...       a token file, see `token_files`
@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxlab.core import errors, folders, paths
-from jaxlab.data.corpus import documents as documents_
+from jaxlab.data.corpus import documents as documents_lib
 from jaxlab.data.corpus import domains as domains_lib
 from jaxlab.data.corpus import split
 
@@ -31,7 +31,7 @@ RECORD, MISTAKE = ".record.json", ".mistake.txt"
 HELD_OUT = ".held_out"
 SHARD_BYTES = 256_000_000  # of files as they are on disk
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class Job(NamedTuple):
@@ -84,13 +84,13 @@ class Shard(NamedTuple):
         return sum(size for _, size in self.files)
 
 
-def make(
+def make_plan(
     source: str, job: Job, shard_bytes: int = SHARD_BYTES
 ) -> tuple[Job, list[Shard]]:
     """The plan that OUT was begun with, or a new one.
 
     Args:
-        source: a folder (a subfolder or NAME.jsonl a domain), or one file.
+        source: a folder (a subfolder or NAME.jsonl per domain), or one file.
         job: where to, and how; its source is filled in.
         shard_bytes: a shard is closed when it has as many.
 
@@ -98,7 +98,7 @@ def make(
         UserError: no documents; OUT holds something else, or was begun with other
             settings; the source has other files than then.
     """
-    root, found = _files(source)
+    root, files_of = _list_files(source)
     job = job._replace(source=str(root))
     settings = {  # no folder: a copy elsewhere is as good
         "held_out_fraction": job.held_out_fraction,
@@ -110,7 +110,7 @@ def make(
     text = paths.read_text(path)
     if text is None:
         _refuse_others(job.out)
-        shards = _grouped(found, shard_bytes)
+        shards = _group_files(files_of, shard_bytes)
         plan = {
             "settings": settings,
             "shards": [shard._asdict() for shard in shards],
@@ -120,14 +120,17 @@ def make(
         return job, shards
     plan = json.loads(text)
     if plan["settings"] != settings:
+        changes = _describe_changes(plan["settings"], settings)
         raise errors.UserError(
-            f"{job.out} was begun with {_differing(plan['settings'], settings)}; use "
-            "the same, or another folder"
+            f"{job.out} was begun with {changes}; use the same, or another folder"
         )
-    return job, [_as_now(shard, found, job) for shard in _same_files(plan, found, job)]
+    return job, [
+        _with_current_sizes(shard, files_of, job)
+        for shard in _same_files(plan, files_of, job)
+    ]
 
 
-def records(
+def read_records(
     job: Job, shards: Sequence[Shard], names: Mapping[str, int] | None = None
 ) -> dict[str, dict[str, Any]]:
     """The records of the shards that are whole, by prefix.
@@ -140,22 +143,22 @@ def records(
     Raises:
         UserError: a file of the source changed since its shard was written.
     """
-    names = documents_.listing(job.out) if names is None else names
+    names = documents_lib.list_files(job.out) if names is None else names
     shards = [shard for shard in shards if shard.prefix + RECORD in names]
     out = paths.path(job.out)
     with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a bucket is far away
         texts = pool.map(lambda s: paths.read_text(out / (s.prefix + RECORD)), shards)
-        found = {s.prefix: json.loads(t) for s, t in zip(shards, texts, strict=True)}
+        records = {s.prefix: json.loads(t) for s, t in zip(shards, texts, strict=True)}
     for shard in shards:
-        record = found[shard.prefix]
+        record = records[shard.prefix]
         files = record["files"].items()
         if any(names.get(name) != entry["bytes"] for name, entry in files):
-            log.warning("%s is not whole: made again", shard.prefix)
-            del found[shard.prefix]
+            _log.warning("%s is not whole: made again", shard.prefix)
+            del records[shard.prefix]
             continue
         if record.get("rule") != job.rule_entry(shard.domain):
-            log.warning("%s holds out other documents: made again", shard.prefix)
-            del found[shard.prefix]
+            _log.warning("%s holds out other documents: made again", shard.prefix)
+            del records[shard.prefix]
             continue
         for (name, size), entry in zip(shard.files, record["sources"], strict=True):
             if size != entry["bytes"]:
@@ -164,39 +167,39 @@ def records(
                     f"({entry['bytes']} bytes then, {size} now); restore it, or remove "
                     f"{out / (shard.prefix + RECORD)} to have the shard made again"
                 )
-    return found
+    return records
 
 
-def _files(source: str) -> tuple[pathlib.Path, dict[str, list[tuple[str, int]]]]:
+def _list_files(source: str) -> tuple[pathlib.Path, dict[str, list[tuple[str, int]]]]:
     """The folder that names start from; by domain, name and bytes of each file."""
-    root, names = paths.absolute(source), documents_.listing(source)
+    root, names = paths.absolute(source), documents_lib.list_files(source)
     domains = domains_lib.find_domains(source)
     if [*names] == [root.name] and root.is_file():
         root = root.parent
-    found = {}
+    files_of = {}
     for domain, path in domains.items():
         if domain == "tokenizer" or domain.endswith(HELD_OUT):
             raise errors.UserError(f"no domain may be called {domain!r}; rename {path}")
         if path.name in names:
-            found[domain] = [(path.name, names[path.name])]
+            files_of[domain] = [(path.name, names[path.name])]
             continue
         folder = f"{path.name}/"
         own = {n.removeprefix(folder): n for n in names if n.startswith(folder)}
-        if documents_.TFDS in own:
+        if documents_lib.TFDS in own:
             raise errors.UserError(
                 f"{path} is a TFDS data set; use `jaxlab data prepare` for it"
             )
         sizes = {short: names[name] for short, name in own.items()}
-        readable = documents_.readable_files(sizes, path)
-        found[domain] = [(own[short], sizes[short]) for short in readable]
-    return root, found
+        readable = documents_lib.readable_files(sizes, path)
+        files_of[domain] = [(own[short], sizes[short]) for short in readable]
+    return root, files_of
 
 
-def _grouped(
-    found: Mapping[str, list[tuple[str, int]]], shard_bytes: int
+def _group_files(
+    files_of: Mapping[str, list[tuple[str, int]]], shard_bytes: int
 ) -> list[Shard]:
     shards = []
-    for domain, files in found.items():
+    for domain, files in files_of.items():
         groups, size = [[]], 0
         for file in files:
             if groups[-1] and size + file[1] > shard_bytes:
@@ -211,7 +214,7 @@ def _grouped(
 
 
 def _refuse_others(out: str) -> None:
-    others = [n for n in documents_.listing(out) if not folders.is_temporary(n)]
+    others = [n for n in documents_lib.list_files(out) if not folders.is_temporary(n)]
     if others:
         raise errors.UserError(
             f"{out} holds {others[0]} and is not of `jaxlab data tokenize`; remove it "
@@ -219,19 +222,19 @@ def _refuse_others(out: str) -> None:
         )
 
 
-def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def _describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     keys = [key for key in new if old.get(key) != new[key]]
     return ", ".join(f"{key} {old.get(key)}, not {new[key]}" for key in keys)
 
 
-def _same_files(plan, found, job) -> list[Shard]:
+def _same_files(plan, files_of, job) -> list[Shard]:
     """The shards of a plan, if the source still has their files and no other."""
     shards = [
         Shard(s["domain"], s["name"], tuple(map(tuple, s["files"])))
         for s in plan["shards"]
     ]
     then = {name for shard in shards for name, _ in shard.files}
-    now = {name for files in found.values() for name, _ in files}
+    now = {name for files in files_of.values() for name, _ in files}
     if then != now:
         first = min(then ^ now)
         what = "has no" if first in then else "has a new"
@@ -242,7 +245,7 @@ def _same_files(plan, found, job) -> list[Shard]:
     return shards
 
 
-def _as_now(shard: Shard, found: Mapping[str, list], job: Job) -> Shard:
+def _with_current_sizes(shard: Shard, files_of: Mapping[str, list], job: Job) -> Shard:
     """With the sizes of now: a file may be repaired until its shard is written."""
-    sizes = dict(found[shard.domain])
+    sizes = dict(files_of[shard.domain])
     return shard._replace(files=tuple((name, sizes[name]) for name, _ in shard.files))

@@ -2,7 +2,7 @@
 
     plan -> every shard that has no record yet, by some engine -> manifest
 
-The engines call one function, `shard_writer.attempt`, and hand nothing back: what was
+The engines call one function, `worker.attempt`, and hand nothing back: what was
 done is what lies in OUT, so that the same command continues a run that was killed, on
 the same engine or on another. The manifest has every file's size and SHA-256, the
 sources' too, and no time, host or folder: equal corpora have equal manifests.
@@ -55,7 +55,7 @@ def tokenize(
     """Tokenizes a corpus, or finishes one that was begun.
 
     Args:
-        source: a folder (a subfolder or NAME.jsonl[.gz|.zst] a domain), or one file;
+        source: a folder (a subfolder or NAME.jsonl[.gz|.zst] per domain), or one file;
             may be in a bucket.
         out: a new folder, or the one that was begun; may be in a bucket.
         tokenizer: encodes the text; saved to OUT/tokenizer.
@@ -68,7 +68,7 @@ def tokenize(
         The manifest.
 
     Raises:
-        UserError: see `shard_plan.make`; text that cannot be read, after all other
+        UserError: see `plan.make_plan`; text that cannot be read, after all other
             shards are written; a domain without training or held-out documents.
     """
     if not 0 <= held_out_fraction < 1:
@@ -77,15 +77,15 @@ def tokenize(
         )
     out = str(paths.absolute(out))
     paths.make_folder(out)
-    with _alone(out):
+    with _lock(out):
         fingerprint = tokenizer.fingerprint
         job = plan.Job("", out, held_out_fraction, seed, fingerprint, {})
-        job, shards = plan.make(source, job, shard_bytes)
+        job, shards = plan.make_plan(source, job, shard_bytes)
         job = job._replace(rules=_find_rules(job, shards))
-        names = documents_lib.listing(out)
+        names = documents_lib.list_files(out)
         _clean(out, names)
         _save_tokenizer(tokenizer, out)
-        whole = plan.records(job, shards, names)
+        whole = plan.read_records(job, shards, names)
         missing = [shard for shard in shards if shard.prefix not in whole]
         with _progress(job, shards, missing):
             (engine or in_process)(job, missing)
@@ -162,8 +162,8 @@ def verify(folder: str) -> int:
     Raises:
         UserError: not finished; a file is missing or another one.
     """
-    place = paths.path(folder)
-    text = paths.read_text(place / plan.MANIFEST)
+    root = paths.path(folder)
+    text = paths.read_text(root / plan.MANIFEST)
     if text is None:
         raise errors.UserError(
             f"{folder} has no {plan.MANIFEST}; finish it with `jaxlab data tokenize`"
@@ -175,13 +175,13 @@ def verify(folder: str) -> int:
     }
     for name, entry in files.items():
         try:
-            with (place / name).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            with (root / name).open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
         except FileNotFoundError:
-            found = None
-        if found != entry["sha256"]:
+            digest = None
+        if digest != entry["sha256"]:
             raise errors.UserError(
-                f"{folder}/{name} is {'damaged' if found else 'missing'}; remove it "
+                f"{folder}/{name} is {'damaged' if digest else 'missing'}; remove it "
                 f"and {plan.MANIFEST}, and start `jaxlab data tokenize` again"
             )
     return len(files)
@@ -189,17 +189,17 @@ def verify(folder: str) -> int:
 
 def _finish(job: plan.Job, shards: Sequence[plan.Shard]) -> dict[str, Any]:
     """Writes the manifest, or says what is wrong with the shards that are missing."""
-    found = plan.records(job, shards)
-    missing = [shard for shard in shards if shard.prefix not in found]
+    records = plan.read_records(job, shards)
+    missing = [shard for shard in shards if shard.prefix not in records]
     if missing:
-        place = paths.path(job.out) / f"{missing[0].prefix}{plan.MISTAKE}"
-        why = paths.read_text(place) or f"{missing[0].prefix} was not written"
+        mistake = paths.path(job.out) / f"{missing[0].prefix}{plan.MISTAKE}"
+        why = paths.read_text(mistake) or f"{missing[0].prefix} was not written"
         others = f" ({len(missing)} of {len(shards)} shards are not written; then "
         raise errors.UserError(f"{why}{others}start the same command again)")
     domains: dict[str, dict[str, Any]] = {}
     for shard in shards:
         for side in ("train", "held_out"):
-            info = found[shard.prefix].get(side)
+            info = records[shard.prefix].get(side)
             if info is None:
                 continue
             total = domains.setdefault(shard.domain, {}).setdefault(side, {})
@@ -217,7 +217,7 @@ def _finish(job: plan.Job, shards: Sequence[plan.Shard]) -> dict[str, Any]:
         "domains": domains,
         "held_out_fraction": job.held_out_fraction,
         "seed": job.seed,
-        "shards": [found[shard.prefix] for shard in shards],
+        "shards": [records[shard.prefix] for shard in shards],
         "tokenizer": job.tokenizer,
     }
     report.write_json(paths.path(job.out) / plan.MANIFEST, manifest)
@@ -225,7 +225,7 @@ def _finish(job: plan.Job, shards: Sequence[plan.Shard]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _alone(out: str) -> Iterator[None]:
+def _lock(out: str) -> Iterator[None]:
     """Locks a folder until the block, or the process, ends; a bucket has no locks."""
     if paths.is_remote(out):
         yield
@@ -278,7 +278,7 @@ def _progress(
             new = sizes.keys() & {
                 f"{domain}/{name}"
                 for domain in {shard.domain for shard in missing}
-                for name in documents_lib.listing(f"{job.out}/{domain}")
+                for name in documents_lib.list_files(f"{job.out}/{domain}")
             }
             size, seconds = sum(map(sizes.get, new)), time.monotonic() - started
             line = f"{done + len(new)} of {len(shards)} shards"

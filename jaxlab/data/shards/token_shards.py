@@ -150,12 +150,12 @@ class _Tokens:
         return self._shards.size
 
     def __getitem__(self, key: int | slice) -> Any:
-        places = range(len(self))[key]
-        if not isinstance(places, range):
-            return self._shards.read(places, places + 1)[0]
-        if places.step != 1:
+        indices = range(len(self))[key]
+        if not isinstance(indices, range):
+            return self._shards.read(indices, indices + 1)[0]
+        if indices.step != 1:
             raise IndexError("tokens of shards are read in steps of 1")
-        return self._shards.read(places.start, places.stop)
+        return self._shards.read(indices.start, indices.stop)
 
 
 def open_folder(
@@ -180,11 +180,13 @@ def open_folder(
         for domain, totals in manifest["domains"].items():
             records = [r for r in manifest["shards"] if r["domain"] == domain]
             records = [r for r in records if r.get(key, {}).get("documents")]
-            place = folder / f"{domain}{suffix}"
+            domain_folder = folder / f"{domain}{suffix}"
             if key in totals:
-                files = [place / f"{record['shard']}.npy" for record in records]
+                files = [domain_folder / f"{record['shard']}.npy" for record in records]
                 _check_sizes(folder, files, records)
-                side[domain] = TokenShards(place, files, [r[key] for r in records])
+                side[domain] = TokenShards(
+                    domain_folder, files, [r[key] for r in records]
+                )
     return sides
 
 

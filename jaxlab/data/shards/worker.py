@@ -32,9 +32,9 @@ def attempt(job: plan.Job, shard: plan.Shard) -> None:
     try:
         write(job, shard)
     except errors.UserError as error:
-        place = paths_lib.path(job.out) / f"{shard.prefix}{plan.MISTAKE}"
-        paths_lib.make_folder(place.parent)
-        folders.write_text(place, str(error))
+        mistake = paths_lib.path(job.out) / f"{shard.prefix}{plan.MISTAKE}"
+        paths_lib.make_folder(mistake.parent)
+        folders.write_text(mistake, str(error))
 
 
 def write(job: plan.Job, shard: plan.Shard) -> None:
@@ -125,7 +125,7 @@ def _checksum(path: pathlib.Path) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1)
 def _load_tokenizer(out: str, fingerprint: str) -> tokenizer_lib.Tokenizer:
-    """Once a process, not once a shard."""
+    """Once per process, not once per shard."""
     with tempfile.TemporaryDirectory() as folder:
         folders.copy_files(paths_lib.path(out) / "tokenizer", pathlib.Path(folder))
         tokenizer = tokenizer_lib.load(folder)

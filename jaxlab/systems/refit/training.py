@@ -204,7 +204,7 @@ def _experiment(config, workdir, *, model, objective, start, batches, evals):
             "data_order": {
                 "queries": len(batches.data.queries),
                 "sha256": batches.data.sha256(),
-                "truncated": batches.truncated(),
+                "truncated": batches.count_truncated(),
             },
         },
         learning_rate=rate,

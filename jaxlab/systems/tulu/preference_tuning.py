@@ -40,7 +40,7 @@ def dpo(
         start_lib.encode(start.tokenizer, side, data, last_only=data.last_only)
         for side in ([x.chosen for x in pairs], [x.rejected for x in pairs])
     )
-    matched = conversation_rows.matched(chosen, rejected)
+    matched = conversation_rows.match_sides(chosen, rejected)
     parts = [
         conversation_rows.PairRows(
             *part, length=data.length, batch_size=data.batch_size, seed=data.seed

@@ -280,7 +280,7 @@ def test_a_packed_row_has_the_loss_of_its_conversations(start, talk, tmp_path):
             experiment = instruction_tuning.sft(config, tmp_path / str(packed), mesh)
         batches = experiment.batches
         assert batches.count <= 24 if packed else batches.count == 48
-        batch = batches.filled(np.arange(batches.count))
+        batch = batches.fill(np.arange(batches.count))
         loss = experiment.objective(
             experiment.init_from, batch, key=jax.random.key(0), frozen=None
         )
