@@ -28,7 +28,7 @@ def test_greedy_text_is_the_same_on_a_mesh(said, workdir):
     ("flags", "message"),
     [
         ([], "give --prompt TEXT or --prompts FILE"),
-        (["--prompts", "nowhere.txt"], "nowhere.txt: No such file or directory"),
+        (["--prompts", "nowhere.txt"], "nowhere.txt does not exist; name another file"),
         (["--prompt", "The court shall " * 30], "exceed the model's length of 64"),
         (["--prompt", "a", "--top-p", "2"], "top_p 2.0; use a number above 0"),
         (["--prompt", "a", "-n", "0"], "-n and --batch-size must be 1 or more"),
