@@ -51,6 +51,7 @@ def decoder(
     step: int | None = None,
     tokenizer: str | pathlib.Path | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    average: bool = False,
 ) -> Loaded:
     """A language model: the model is a `models.Decoder`.
 
@@ -60,16 +61,17 @@ def decoder(
         step: which checkpoint of a run; None for the newest good one.
         tokenizer: where the folder has none of its own.
         mesh: where the parameters go, sharded; None for the first device.
+        average: the moving average of a run's parameters, which `optim.ema` keeps.
 
     Raises:
         UserError: not a language model, no tokenizer, one with more tokens than the
-            model has rows, one that the run was not trained with, or unreadable
-            weights.
+            model has rows, one that the run was not trained with, unreadable
+            weights, or a run without the average.
     """
     source = _source(path)
     source.check_decoder()
     own = source.read_tokenizer(tokenizer)
-    config, weights = source.read_decoder(own, step, mesh)
+    config, weights = source.read_decoder(own, step, mesh, average)
     return Loaded(config, models.Decoder(config), weights, own)
 
 
@@ -293,8 +295,8 @@ class _Run(NamedTuple):
     def check_decoder(self) -> None:
         self._check_kind("a language model", "decoder")
 
-    def read_decoder(self, tokenizer, step, mesh):
-        weights = self.read_params(step, mesh)
+    def read_decoder(self, tokenizer, step, mesh, average=False):
+        weights = self.read_params(step, mesh, average)
         # As it was made: `vocab` 0 was rounded up for the mesh of then.
         rows = weights["embed"]["embedding"].shape[0]
         return self.decoder_config(tokenizer, rows), weights
@@ -309,8 +311,8 @@ class _Run(NamedTuple):
         config = models.BertConfig(**self.run.config["encoder"])
         return config, self.read_params(step, mesh)
 
-    def read_params(self, step, mesh) -> types.Params:
-        return checkpoint.load_params(self.run.folder, step, mesh)
+    def read_params(self, step, mesh, average=False) -> types.Params:
+        return checkpoint.load_params(self.run.folder, step, mesh, average=average)
 
     def _check_kind(self, wanted: str, *kinds: str) -> None:
         if self.run.kind not in kinds or self.run.system == runs.FIT:
@@ -341,7 +343,11 @@ class _Published(NamedTuple):
                 f"{self.path} is an encoder; this needs a language model"
             )
 
-    def read_decoder(self, tokenizer, step, mesh):
+    def read_decoder(self, tokenizer, step, mesh, average=False):
+        if average:
+            raise errors.UserError(
+                f"{self.path} is a Hugging Face folder, it has no --average"
+            )
         rows = models.hf.read_config(self.path).vocab
         sections.check_vocab(tokenizer, rows)  # before the weights are read
         return self._read(step, mesh)

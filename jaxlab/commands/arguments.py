@@ -62,9 +62,14 @@ def add_action(
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Adds MODEL, --step and --tokenizer."""
+    """Adds MODEL, --step, --average and --tokenizer."""
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument("--step", type=int, metavar="N", help="checkpoint of a run")
+    parser.add_argument(
+        "--average",
+        action="store_true",
+        help="the moving average of a run's parameters, which optim.ema keeps",
+    )
     parser.add_argument(
         "--tokenizer", metavar="PATH", help="where the folder has none of its own"
     )

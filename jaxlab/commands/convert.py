@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> None:
         tokenizer=args.tokenizer,
         dtype=args.dtype,
         mesh=args.mesh,
+        average=args.average,
     )
 
 
@@ -37,6 +38,7 @@ def export(
     tokenizer: str | None = None,
     dtype: str = "float32",
     mesh: Mapping[str, int] | None = None,
+    average: bool = False,
 ) -> None:
     """Writes a model as a new Hugging Face folder, and says how large it is.
 
@@ -47,6 +49,7 @@ def export(
         tokenizer: where the model has none of its own.
         dtype: of the weights on disk.
         mesh: sizes by axis, to share the model among devices.
+        average: the moving average of a run's parameters, which `optim.ema` keeps.
     """
     from jaxlab import load
     from jaxlab.commands import devices
@@ -54,6 +57,8 @@ def export(
 
     folder = folders.refuse_existing(out)
     with devices.using(mesh) as used:
-        loaded = load.decoder(model, step=step, tokenizer=tokenizer, mesh=used)
+        loaded = load.decoder(
+            model, step=step, tokenizer=tokenizer, mesh=used, average=average
+        )
         load.save(folder, loaded, model, dtype=dtype)
     print(f"{folder}: {tree.count(loaded.params):,} parameters, {dtype}")

@@ -41,7 +41,11 @@ def run(args: argparse.Namespace) -> None:
 
     with devices.using(args.mesh) as mesh, tempfile.TemporaryDirectory() as folder:
         loaded = load.decoder(
-            args.model, step=args.step, tokenizer=args.tokenizer, mesh=mesh
+            args.model,
+            step=args.step,
+            tokenizer=args.tokenizer,
+            mesh=mesh,
+            average=args.average,
         )
         if args.data:
             files = evaluation_text.open_text(args.data, loaded.tokenizer, folder)

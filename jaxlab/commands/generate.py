@@ -46,7 +46,11 @@ def run(args: argparse.Namespace) -> None:
         raise errors.UserError("-n and --batch-size must be 1 or more")
     with devices.using(args.mesh) as mesh:
         loaded = load.decoder(
-            args.model, step=args.step, tokenizer=args.tokenizer, mesh=mesh
+            args.model,
+            step=args.step,
+            tokenizer=args.tokenizer,
+            mesh=mesh,
+            average=args.average,
         )
         tokenizer = loaded.tokenizer
         written = _chat if args.chat else _text

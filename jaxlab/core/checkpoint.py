@@ -213,6 +213,8 @@ def load_params(
     step: int | None = None,
     mesh: Mesh | None = None,
     dtype: Any = None,
+    *,
+    average: bool = False,
 ) -> types.Params:
     """The parameters of a run, without its optimizer.
 
@@ -222,9 +224,11 @@ def load_params(
         mesh: where to put them, by the logical axes saved with them; None for the
             first device.
         dtype: of the floating leaves; None as saved.
+        average: their moving average instead, which a run with `optim.ema` keeps.
 
     Raises:
-        UserError: no such checkpoint, or a corrupt one was asked for by step.
+        UserError: no such checkpoint, a corrupt one was asked for by step, or a run
+            without the average.
     """
     folder = folder_of(directory)
     found = steps(folder)
@@ -233,7 +237,7 @@ def load_params(
         raise errors.UserError(f"{folder}: no checkpoint to load; {have}")
     for candidate in found if step is None else [step]:
         try:
-            return _load_params(folder / str(candidate), mesh, dtype)
+            return _load_params(folder / str(candidate), mesh, dtype, average)
         except checkpoint_files.CorruptError as error:
             if step is not None:
                 raise
@@ -241,10 +245,11 @@ def load_params(
     raise errors.UserError(f"every checkpoint in {folder} is corrupt ({_words(found)})")
 
 
-def _load_params(path, mesh, dtype):
+def _load_params(path, mesh, dtype, average):
     metadata, leaves = checkpoint_files.read_description(path)
     axes = metadata.get("axes") or {}
     params = {name: leaf for name, leaf in leaves.items() if name.startswith("params/")}
+    prefix = _average_prefix(path, params, leaves) if average else ""
 
     def abstract(name, leaf):
         floating = jnp.issubdtype(leaf.dtype, jnp.floating)
@@ -258,14 +263,36 @@ def _load_params(path, mesh, dtype):
         kind = jnp.dtype(dtype) if dtype is not None and floating else leaf.dtype
         return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=sharding)
 
+    wanted = {name: abstract(name, leaf) for name, leaf in params.items()}
+    if average:
+        saved = {prefix + name.removeprefix("params/"): name for name in wanted}
+        there = {own: wanted[name] for own, name in saved.items()}
+        read = checkpoint_files.load_leaves(path, there)
+        return _nest({saved[own]: leaf for own, leaf in read.items()})["params"]
+    return checkpoint_files.load(path, _nest(wanted))["params"]
+
+
+def _average_prefix(path, params, leaves) -> str:
+    """Where in the saved state `optim.build.EmaState` lies: its field is `average`."""
+    first = next(iter(params)).removeprefix("params/")
+    end = f"/average/{first}"
+    prefixes = [name.removesuffix(first) for name in leaves if name.endswith(end)]
+    if len(prefixes) != 1:
+        raise errors.UserError(
+            f"{path} has no average of the parameters; train with --config.optim.ema"
+        )
+    return prefixes[0]
+
+
+def _nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
-    for name, leaf in params.items():
+    for name, leaf in leaves.items():
         *folders, last = name.split("/")
         node = nested
         for folder in folders:
             node = node.setdefault(folder, {})
-        node[last] = abstract(name, leaf)
-    return checkpoint_files.load(path, nested)["params"]
+        node[last] = leaf
+    return nested
 
 
 def _set_aside(directory: pathlib.Path, broken: list[int]) -> None:

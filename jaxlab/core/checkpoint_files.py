@@ -60,18 +60,51 @@ def load(path: pathlib.Path, abstract: Any) -> Any:
         ) from None
     if lines := tree.differences([stored, state]):
         raise CorruptError(f"checkpoint {path} is corrupt: {lines[0]}")
-    actual = tree.fingerprint(state)
-    expected = metadata["fingerprint"]
-    if wrong := [name for name in actual if actual[name] != expected[name]]:
-        raise CorruptError(
-            f"checkpoint {path} is corrupt: {len(wrong)} leaves do not match their "
-            f"checksum, first {wrong[0]}"
-        )
+    _check_fingerprints(path, state, metadata["fingerprint"])
     return jax.tree.map(
         lambda leaf, to: leaf if leaf.dtype == to.dtype else leaf.astype(to.dtype),
         state,
         abstract,
     )
+
+
+def load_leaves(
+    path: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+    """Some leaves of a checkpoint by their paths, checked; of the wanted dtypes.
+
+    Raises:
+        CorruptError: unreadable, or not what was saved.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    path = paths.absolute(path)
+    metadata, _ = read_description(path)
+
+    def stored(key_path, leaf):
+        name = tree.path_name(key_path)
+        return _as_stored(wanted[name], leaf) if name in wanted else ocp.PLACEHOLDER
+
+    abstract = jax.tree_util.tree_map_with_path(stored, ocp.metadata(path).metadata)
+    try:
+        with context():
+            leaves = tree.flatten(ocp.load(path, abstract))
+    except Exception as error:
+        raise CorruptError(
+            f"checkpoint {path} cannot be read: {first_line(error)}"
+        ) from None
+    leaves = {name: leaves[name] for name in wanted}
+    _check_fingerprints(path, leaves, metadata["fingerprint"])
+    return {name: leaf.astype(wanted[name].dtype) for name, leaf in leaves.items()}
+
+
+def _check_fingerprints(path, leaves: Any, expected: Mapping[str, int]) -> None:
+    actual = tree.fingerprint(leaves)
+    if wrong := [name for name in actual if actual[name] != expected[name]]:
+        raise CorruptError(
+            f"checkpoint {path} is corrupt: {len(wrong)} leaves do not match their "
+            f"checksum, first {wrong[0]}"
+        )
 
 
 def verify(path: pathlib.Path) -> dict[str, str]:

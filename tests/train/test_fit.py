@@ -13,7 +13,7 @@ import pytest
 from flax import linen as nn
 
 from jaxlab import optim, train
-from jaxlab.core import checkpoint, errors, mesh, step, types
+from jaxlab.core import checkpoint, errors, mesh, step, tree, types
 from tests.support import devices, runs
 from tests.support.runs import launch, losses, wait_for_rows
 
@@ -188,6 +188,38 @@ def test_ema_follows_the_parameters(tmp_path):
     average = optim.ema_of(state.opt_state)["lm_head"]["kernel"]
     old, new = (s.params["lm_head"]["kernel"] for s in (start, state))
     np.testing.assert_allclose(average, 0.9 * old + 0.1 * new, atol=1e-6)
+
+
+def test_the_average_of_a_run_is_read_back_from_its_checkpoint(tmp_path):
+    state = train.fit(runs.experiment(2), tmp_path, mesh=devices.one()).state
+    average = checkpoint.load_params(tmp_path, average=True)
+    params = checkpoint.load_params(tmp_path)
+    assert tree.differences([params, average]) == []
+    jax.tree.map(np.testing.assert_array_equal, average, optim.ema_of(state.opt_state))
+    sharded = checkpoint.load_params(tmp_path, average=True, mesh=mesh.make_mesh())
+    jax.tree.map(np.testing.assert_array_equal, average, sharded)
+    narrow = checkpoint.load_params(tmp_path, average=True, dtype=jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(narrow)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_the_average_of_a_run_has_the_closed_form(tmp_path):
+    kernels = []
+    for steps in range(4):
+        run = train.fit(
+            runs.experiment(steps), tmp_path / f"{steps}", mesh=devices.one()
+        )
+        kernels.append(np.asarray(run.state.params["lm_head"]["kernel"]))
+    average = checkpoint.load_params(tmp_path / "3", average=True)
+    wanted = 0.9**3 * kernels[0]
+    for number in (1, 2, 3):
+        wanted = wanted + 0.1 * 0.9 ** (3 - number) * kernels[number]
+    np.testing.assert_allclose(average["lm_head"]["kernel"], wanted, atol=1e-6)
+
+
+def test_a_run_without_an_average_is_named(tmp_path):
+    train.fit(runs.experiment(1, tx=optax.sgd(0.1)), tmp_path, mesh=devices.one())
+    with pytest.raises(errors.UserError, match=r"has no average .* --config.optim.ema"):
+        checkpoint.load_params(tmp_path, average=True)
 
 
 def test_an_optimizer_that_asks_for_gradients_elsewhere_gets_them():
