@@ -6,8 +6,7 @@
 
 The test asks how often a mean this far from 0 comes about when a and b are exchangeable
 within a seed; it assumes nothing else, and is exact. Fisher 1935, *The design of
-experiments*, section 21; the law of t in closed form for whole degrees: Abramowitz and
-Stegun, 26.7.3 and 26.7.4.
+experiments*, section 21.
 
 For a handful of runs, where the percentile interval of `stats.bootstrap` is too narrow;
 that one is for many items (documents, queries) and for statistics other than the mean.
@@ -20,6 +19,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 _EXACT = 20  # pairs up to which all signs are tried: 2^20 sums
 
@@ -89,39 +89,18 @@ def paired_difference(
     if n <= _EXACT:
         p_value = _sign_flip_p(differences, rounding)
     else:
-        angle = math.atan2(abs(mean), error * math.sqrt(n - 1)) if mean else 0.0
-        p_value = max(1.0 - _t_within(angle, n - 1), 0.0)
+        t = abs(mean) / error if error else (math.inf if mean else 0.0)
+        p_value = float(2 * special.stdtr(n - 1, -t))
     return PairedDifference(mean, mean - half, mean + half, p_value, n)
 
 
-def t_quantile(confidence: float, degrees: int) -> float:
-    """The t with P(|T| <= t) = confidence, for whole degrees of freedom.
+def t_quantile(confidence: float, degrees: float) -> float:
+    """The t with P(|T| <= t) = confidence, for degrees of freedom >= 1.
 
     >>> round(t_quantile(0.95, 4), 4)
     2.7764
     """
-    low, high = 0.0, math.pi / 2  # bisection of the angle, down to float64's resolution
-    for _ in range(60):
-        middle = (low + high) / 2
-        if _t_within(middle, degrees) < confidence:
-            low = middle
-        else:
-            high = middle
-    return math.sqrt(degrees) * math.tan(low)
-
-
-def _t_within(angle, degrees):
-    """P(|T| <= t) for t = sqrt(degrees) tan(angle)."""
-    sine, cosine = math.sin(angle), math.cos(angle)
-    if degrees % 2:
-        # 1 + 2/3 cos^2 + (2 4)/(3 5) cos^4 + ...: (degrees - 1) / 2 terms
-        upper = np.arange(2, degrees - 1, 2)
-        terms = np.cumprod(upper / (upper + 1) * cosine**2)
-        series = cosine * (1 + terms.sum()) if degrees > 1 else 0.0
-        return 2 / math.pi * (angle + sine * series)
-    # 1 + 1/2 cos^2 + (1 3)/(2 4) cos^4 + ...: degrees / 2 terms
-    upper = np.arange(1, degrees - 2, 2)
-    return sine * (1 + np.cumprod(upper / (upper + 1) * cosine**2).sum())
+    return float(special.stdtrit(degrees, (1 + confidence) / 2))
 
 
 def _sign_flip_p(differences, rounding):
