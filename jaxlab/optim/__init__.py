@@ -3,6 +3,7 @@
 from jaxlab.core.divergences import kl_divergence, l2, mmd
 from jaxlab.optim.accumulate import accumulated
 from jaxlab.optim.anchors import AnchorState, anchor_of, keep_anchor
+from jaxlab.optim.ascent import TRAMState, climb_metrics
 from jaxlab.optim.build import (
     OptimConfig,
     build,
@@ -11,7 +12,6 @@ from jaxlab.optim.build import (
     parameter_ema,
     schedule,
 )
-from jaxlab.optim.climbing import TRAMState, climb_metrics
 from jaxlab.optim.query_distillation import (
     RerankerFeedbackState,
     match_score_range,

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab.optim import ascent, climbing
+from jaxlab.optim import ascent
 
 
 def sam(
@@ -75,7 +75,7 @@ def asam(
         del grads
         return ascent.scales(params, climb), ascent.at(rho, state.count)
 
-    return climbing.climbing(optimizer, find, (), climb)
+    return ascent.climbing_optimizer(optimizer, find, (), climb)
 
 
 def fisher_sam(
@@ -164,4 +164,4 @@ def _by_fisher(optimizer, gamma, eta, mask, options, *, is_required):
         )
         return squares, jnp.asarray(ascent.at(gamma, state.count))
 
-    return climbing.climbing(optimizer, find, ("fisher_fn",), climb)
+    return ascent.climbing_optimizer(optimizer, find, ("fisher_fn",), climb)

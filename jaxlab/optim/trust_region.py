@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlab.core import divergences
-from jaxlab.optim import anchors, ascent, climbing
+from jaxlab.optim import anchors, ascent
 
 
 def tram(
@@ -139,4 +139,4 @@ def tram(
             lambda value, params: anchors.moved(anchor, value, params, anchor_decay),
         )
     names = ("logits", "logits_fn", "radius", "where")
-    return climbing.climbing(optimizer, find, names, climb, keep)
+    return ascent.climbing_optimizer(optimizer, find, names, climb, keep)

@@ -258,18 +258,18 @@ def test_bf16_sees_little_of_a_perturbation_and_its_expectation_when_rounded_so(
     theta, g = (jnp.asarray(random.normal(size=10**6), jnp.float32) for _ in range(2))
     climb = ascent.Climb(adaptive=True)
     change, _ = ascent.perturbation(g, ascent.scales(theta, climb), 0.5, climb)
-    moved = ascent.shifted(theta, change, climb, jnp.int32(0))
+    moved = ascent.move(theta, change, climb, jnp.int32(0))
     seen, meant = to_bf16(moved) - to_bf16(theta), np.asarray(change, np.float64)
     assert seen @ meant / np.linalg.norm(seen) / np.linalg.norm(meant) < 0.5
     coarse = theta.astype(jnp.bfloat16)
     change, _ = ascent.perturbation(g, ascent.scales(coarse, climb), 0.5, climb)
-    assert np.mean(ascent.shifted(coarse, change, climb, jnp.int32(0)) != coarse) < 0.01
+    assert np.mean(ascent.move(coarse, change, climb, jnp.int32(0)) != coarse) < 0.01
     values = jnp.full((40_000,), 1.0 + 2.0**-10, jnp.float32)
     climb = ascent.Climb(stochastic_rounding=True)
-    moved = ascent.shifted(values, jnp.zeros_like(values), climb, jnp.int32(3))
+    moved = ascent.move(values, jnp.zeros_like(values), climb, jnp.int32(3))
     assert set(np.unique(moved)) == {1.0, 1.0 + 2.0**-7}
     assert float(jnp.mean(moved)) == pytest.approx(1.0 + 2.0**-10, abs=1e-4)
-    again = ascent.shifted(values, jnp.zeros_like(values), climb, jnp.int32(3))
+    again = ascent.move(values, jnp.zeros_like(values), climb, jnp.int32(3))
     np.testing.assert_array_equal(moved, again)  # a resumed run repeats
 
 
