@@ -190,30 +190,38 @@ def test_ema_follows_the_parameters(tmp_path):
     np.testing.assert_allclose(average, 0.9 * old + 0.1 * new, atol=1e-6)
 
 
-def test_the_average_of_a_run_is_read_back_from_its_checkpoint(tmp_path):
-    state = train.fit(runs.experiment(2), tmp_path, mesh=devices.one()).state
-    average = checkpoint.load_params(tmp_path, average=True)
-    params = checkpoint.load_params(tmp_path)
-    assert tree.differences([params, average]) == []
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+    """A run of three steps that keeps an average, and its last state."""
+    workdir = tmp_path_factory.mktemp("averaged")
+    run = train.fit(
+        runs.experiment(3), workdir, mesh=devices.one(), save_every=1, keep=3
+    )
+    return workdir, run.state
+
+
+def test_the_average_of_a_run_is_read_back_from_its_checkpoint(averaged):
+    workdir, state = averaged
+    average = checkpoint.load_params(workdir, average=True)
+    assert tree.differences([checkpoint.load_params(workdir), average]) == []
     jax.tree.map(np.testing.assert_array_equal, average, optim.ema_of(state.opt_state))
-    sharded = checkpoint.load_params(tmp_path, average=True, mesh=mesh.make_mesh())
+    sharded = checkpoint.load_params(workdir, average=True, mesh=mesh.make_mesh())
     jax.tree.map(np.testing.assert_array_equal, average, sharded)
-    narrow = checkpoint.load_params(tmp_path, average=True, dtype=jnp.bfloat16)
+    narrow = checkpoint.load_params(workdir, average=True, dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(narrow)} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_the_average_of_a_run_has_the_closed_form(tmp_path):
-    kernels = []
-    for steps in range(4):
-        run = train.fit(
-            runs.experiment(steps), tmp_path / f"{steps}", mesh=devices.one()
-        )
-        kernels.append(np.asarray(run.state.params["lm_head"]["kernel"]))
-    average = checkpoint.load_params(tmp_path / "3", average=True)
-    wanted = 0.9**3 * kernels[0]
-    for number in (1, 2, 3):
-        wanted = wanted + 0.1 * 0.9 ** (3 - number) * kernels[number]
-    np.testing.assert_allclose(average["lm_head"]["kernel"], wanted, atol=1e-6)
+def test_the_average_of_a_run_has_the_closed_form(averaged):
+    workdir, _ = averaged
+    second, third = (checkpoint.load_params(workdir, step) for step in (2, 3))
+    first = checkpoint.load_params(workdir, 1, average=True)
+    average = checkpoint.load_params(workdir, 3, average=True)
+    wanted = jax.tree.map(
+        lambda a, p, q: 0.9**2 * a + 0.9 * 0.1 * p + 0.1 * q, first, second, third
+    )
+    jax.tree.map(
+        lambda got, to: np.testing.assert_allclose(got, to, atol=1e-6), average, wanted
+    )
 
 
 def test_a_run_without_an_average_is_named(tmp_path):
