@@ -191,11 +191,15 @@ def write_config(folder: str | os.PathLike, config: Mapping[str, Any]) -> None:
     folders.write_text(paths.path(folder) / CONFIG, text)
 
 
-def merged_config(run: Run) -> dict[str, Any]:
+def merged_config(folder: str | os.PathLike) -> dict[str, Any]:
     """What a merge of runs like this one writes as its config.json elsewhere.
 
-    It keeps neither text nor tokenizer of its own, and says where theirs are.
+    It keeps neither text nor tokenizer of its own, and says where theirs are. {} of
+    checkpoints without a config.json.
     """
+    if paths.read_text(paths.path(folder) / CONFIG) is None:
+        return {}
+    run = read(folder)
     config, tokenizer = dict(run.config), run.tokenizer().absolute()
     if tokenizer.exists():  # a classifier has none
         config["tokenizer"] = str(tokenizer)

@@ -10,7 +10,7 @@ import sys
 import time
 
 from jaxlab.commands import arguments as arguments_lib
-from jaxlab.core import errors, folders, progress, runs
+from jaxlab.core import errors, progress, runs
 
 SUMMARY = "Merge models into one, streaming, by a recipe or as an average"
 DETAILS = """\
@@ -75,7 +75,6 @@ def run(args: argparse.Namespace) -> None:
     """Reads the recipe or makes one of the models given, and merges."""
     from jaxlab.merge.files import stream
 
-    folders.refuse_existing(args.out)
     plan = _plan(args)
     are_runs = [runs.has_checkpoints(model) for model in plan.models]
     if any(are_runs) and not all(are_runs):

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxlab import load, merge, models
 from jaxlab.commands import devices
-from jaxlab.core import errors, runs
+from jaxlab.core import errors, folders, runs
 from jaxlab.merge.files.recipe import recipe as recipe_lib
 from jaxlab.merge.files.write import orbax_folder, outputs
 from jaxlab.models import sections
@@ -29,6 +29,8 @@ def average(plan: recipe_lib.Recipe, args: argparse.Namespace) -> None:
             "run directories and Hugging Face folders together are only averaged, to a "
             "Hugging Face folder; `jaxlab convert` makes them alike"
         )
+    out = pathlib.Path(args.out)
+    folders.refuse_existing(out)
     with devices.using(args.mesh) as mesh:
         loaded = load.alike(plan.models, mesh=mesh)
         try:
@@ -36,7 +38,6 @@ def average(plan: recipe_lib.Recipe, args: argparse.Namespace) -> None:
         except ValueError as error:  # such as weights that sum to 0
             raise errors.UserError(str(error)) from None
         dtype = plan.dtype or "float32"
-        out = pathlib.Path(args.out)
         first = loaded[0]._replace(params=merged)
         load.save(out, first, plan.models[0], dtype=dtype)
     print(f"{out}: the average of {len(loaded)} models, {dtype}")

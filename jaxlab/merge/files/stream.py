@@ -249,8 +249,7 @@ def _orbax_writer(inputs, specs) -> Writer:
         return functools.partial(orbax_folder.write_checkpoint, inputs[0].tree)
 
     def write(tensors, folder):
-        config = orbax_folder.run_config(inputs[0])
-        orbax_folder.write(folder, tensors, config, inputs[0].axes)
+        orbax_folder.write(folder, tensors, inputs[0].config, inputs[0].axes)
 
     return write
 

@@ -100,7 +100,7 @@ def tokenizer_notes(inputs: Sequence[source_lib.Source]) -> list[str]:
 
 def _tokenizer_folder(source) -> pathlib.Path:
     """Where a folder or a run has its tokenizer."""
-    if source.is_run:
+    if source.is_run and source.config:
         return runs.read(source.path).tokenizer()
     return pathlib.Path(source.path)
 

@@ -5,7 +5,7 @@ import os
 import pathlib
 import re
 
-from jaxlab.core import errors, safetensors
+from jaxlab.core import errors, runs, safetensors
 from jaxlab.merge.files.read import source as source_lib
 
 _CHECKPOINT = "_CHECKPOINT_METADATA"
@@ -32,10 +32,10 @@ def open_source(path: str | os.PathLike) -> source_lib.Source:
                 f"model {path} does not exist; give a run directory, an Orbax "
                 "checkpoint or a Hugging Face folder"
             )
-        if (path / "checkpoints").is_dir() or (path / _CHECKPOINT).exists():
+        if runs.has_checkpoints(path) or (path / _CHECKPOINT).exists():
             from jaxlab.merge.files.read import orbax_tree  # imports jax
 
-            return orbax_tree.open_source(path, _config(path))
+            return orbax_tree.open_source(path)
         return _open_files(path, _files(path), _config(path))
     except OSError as error:
         raise errors.UserError(
@@ -64,7 +64,7 @@ def _open_files(path, files, config) -> source_lib.Source:
 
 
 def _config(folder) -> dict:
-    file = folder / "config.json"
+    file = folder / runs.CONFIG
     try:
         found = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     except ValueError:

@@ -15,20 +15,19 @@ import math
 import os
 import pathlib
 import re
-from typing import Any
 
-from jaxlab.core import checkpoint, checkpoint_files, errors, tree
+from jaxlab.core import checkpoint, checkpoint_files, errors, runs, tree
 from jaxlab.merge.files.read import source
 
 
-def open_source(path: pathlib.Path, config: dict[str, Any]) -> source.Source:
+def open_source(path: pathlib.Path) -> source.Source:
     """A run directory (its newest finished checkpoint), or one checkpoint.
 
     Raises:
         UserError: no finished checkpoint, or one that cannot be read.
     """
-    if (path / "checkpoints").is_dir():
-        return _open_run(path, config)
+    if runs.has_checkpoints(path):
+        return _open_run(path)
     from orbax.checkpoint import v1 as ocp
 
     try:
@@ -50,11 +49,11 @@ def open_source(path: pathlib.Path, config: dict[str, Any]) -> source.Source:
     )
 
 
-def _open_run(folder, config) -> source.Source:
-    steps = checkpoint.steps(folder / "checkpoints")
+def _open_run(folder) -> source.Source:
+    steps = checkpoint.steps(runs.checkpoints(folder))
     if not steps:
         raise errors.UserError(f"{folder} has no finished checkpoint")
-    path = folder / "checkpoints" / str(steps[0])
+    path, config = runs.checkpoints(folder) / str(steps[0]), runs.merged_config(folder)
     description, leaves = checkpoint_files.read_description(path)
     values = _Values(path.absolute())
     tensors = {

@@ -50,7 +50,7 @@ class Source:
     Attributes:
         kind: "folder" of safetensors (or one file), "run" directory of ours, or another
             Orbax "checkpoint".
-        config: its config.json, or {}.
+        config: its config.json, or {}; of a run, that of a merge of its like.
         fingerprints: checksum of each leaf, where the checkpoint knows them.
         axes: logical axis names by leaf, likewise.
         step: of a run.

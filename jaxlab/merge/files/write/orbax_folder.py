@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from jaxlab.core import checkpoint, checkpoint_files, runs, tree
-from jaxlab.merge.files.read import source as source_lib
 
 STEP = 0  # no update was made
 
@@ -53,13 +52,6 @@ def write_checkpoint(
     for file in place.iterdir():
         file.rename(folder / file.name)
     place.rmdir()
-
-
-def run_config(source: source_lib.Source) -> dict[str, Any]:
-    """The config of a merge of runs like this one; {} where it has none."""
-    if not source.is_run or not source.config:
-        return dict(source.config)
-    return runs.merged_config(runs.read(source.path))
 
 
 def nested(tensors: Mapping[str, Any]) -> dict[str, Any]:
