@@ -3,9 +3,10 @@
     p(x_t | x_<t) = softmax(logits_t / temperature), cut to top_k and top_p
 
 Prompts of several lengths are padded on the left, so that all rows end together: they
-are read in one pass (prefill), then one token a row is added at a time, in one compiled
-loop that ends when every row has ended. Lengths are rounded up to powers of two, so one
-program serves many prompts: one compile a (rows, padded length, max_new_tokens).
+are read in one pass (prefill), then one token per row is added at a time, in one
+compiled loop that ends when every row has ended. Lengths are rounded up to powers of
+two, so one program serves many prompts: one compilation per (rows, padded length,
+max_new_tokens).
 
 Nucleus sampling: Holtzman et al. 2020 (arXiv:1904.09751).
 """
@@ -117,7 +118,7 @@ def sample(
     top_k: int | jax.Array | None = None,
     top_p: float | jax.Array | None = None,
 ) -> jax.Array:
-    """Draws one token a row.
+    """Draws one token per row.
 
     With p = softmax(logits / temperature) and tokens in falling order of p:
 
@@ -158,8 +159,8 @@ def sample(
             share = jax.nn.softmax(falling, axis=-1)
             before = jnp.cumsum(share, axis=-1) - share
             falling = jnp.where(before < top_p, falling, -jnp.inf)
-        place = _draw(falling, key)
-        drawn = jnp.take_along_axis(order, place[:, None], axis=-1)[:, 0]
+        rank = _draw(falling, key)
+        drawn = jnp.take_along_axis(order, rank[:, None], axis=-1)[:, 0]
     greedy = jnp.argmax(logits, axis=-1)
     return jnp.where(temperature > 0, drawn, greedy).astype(jnp.int32)
 
@@ -276,7 +277,7 @@ def _right_padded(rows, batch_size, most, pad_id) -> tuple[np.ndarray, np.ndarra
 
 
 def _draw(scaled, key):
-    """Gumbel-max with a key a row, so that a row does not depend on how many it has."""
+    """Gumbel-max with a key per row: a row does not depend on how many there are."""
     B, V = scaled.shape
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(B))
     noise = jax.vmap(lambda k: jax.random.gumbel(k, (V,), jnp.float32))(keys)

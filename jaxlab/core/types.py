@@ -100,7 +100,7 @@ class Experiment:
         micro_batches: the batch is cut into this many parts, one after the other.
         seed: of initialisation and of the per-step keys.
         config: what is saved as config.json and compared when a run resumes.
-        flops_per_token: forward + backward FLOPs a token, for utilisation; or None.
+        flops_per_token: forward + backward FLOPs per token, for utilisation; or None.
         learning_rate: schedule step -> rate, only to be reported; or None.
     """
 

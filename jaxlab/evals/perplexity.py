@@ -1,6 +1,6 @@
 """Perplexity: how well a model predicts held-out text, in total and by document.
 
-loss = sum of -log p(token) / number of tokens          nats a token
+loss = sum of -log p(token) / number of tokens          nats per token
 perplexity = exp(loss)
 bits_per_byte = sum of -log p(token) / (ln 2 * UTF-8 bytes)     comparable between
                                                         tokenizers (Paloma)

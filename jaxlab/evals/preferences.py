@@ -39,7 +39,7 @@ def _summed(objective: types.Objective) -> Callable:
     @jax.jit
     def score(params, batch, frozen):
         loss = objective(params, batch, key=jax.random.key(0), frozen=frozen)
-        found = {"loss": loss.total, **loss.metrics, "pairs": loss.weight}
-        return jax.tree.map(mesh.replicate, found)
+        means = {"loss": loss.total, **loss.metrics, "pairs": loss.weight}
+        return jax.tree.map(mesh.replicate, means)
 
     return score

@@ -2,11 +2,11 @@
 
 TransformerConfig   what distinguishes one family from another
 Decoder             tokens -> next-token logits
-Scorer              tokens -> one number a row (reward models)
-Encoder             tokens -> one vector a row
+Scorer              tokens -> one number per row (reward models)
+Encoder             tokens -> one vector per row
 Classifier          tokens -> logits of classes
-BertEncoder         published BERT, MiniLM, RoBERTa, XLM-R: tokens -> one vector a row
-BertScorer          the same with a head: a pair's tokens -> one number a row
+BertEncoder         published BERT, MiniLM, RoBERTa, XLM-R: tokens -> one vector per row
+BertScorer          the same with a head: a pair's tokens -> one number per row
 hf                  Hugging Face folders <-> (config, params)
 """
 

@@ -142,7 +142,7 @@ class TransformerConfig:
         )
 
     def flops_per_token(self, length: int, *, causal: bool = False) -> float:
-        """Forward + backward FLOPs a token: 6 N_matmul + 12 N H C L (half if causal).
+        """Forward + backward FLOPs per token: 6 N_matmul + 12 N H C L (half if causal).
 
         N_matmul leaves out the embedding look-up; recomputation is not counted.
         """

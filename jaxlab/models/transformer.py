@@ -147,7 +147,7 @@ class Decoder(nn.Module):
 
 
 class Scorer(nn.Module):
-    """Tokens to one number a row, read at the last real token: reward models."""
+    """Tokens to one number per row, read at the last real token: reward models."""
 
     config: TransformerConfig
 
@@ -160,14 +160,14 @@ class Scorer(nn.Module):
         )
 
     def __call__(self, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
-        """tokens: i32[B, L], lengths: i32[B] real tokens a row -> f32[B]."""
+        """tokens: i32[B, L], lengths: i32[B] real tokens per row -> f32[B]."""
         hidden, _ = blocks.trunk(self, tokens, None, None)
         last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
         return jnp.dot(last.astype(jnp.float32), self.score())[:, 0]
 
 
 class Encoder(nn.Module):
-    """Tokens to one vector a row, the mean of the real tokens' hidden states.
+    """Tokens to one vector per row, the mean of the real tokens' hidden states.
 
     Uses the decoder's blocks with `is_causal=False`.
     """

@@ -131,7 +131,7 @@ def test_absent_keys_have_the_values_of_transformers():
         ("bert", {"hidden_act": "relu"}, "hidden_act 'relu' is not supported"),
         ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_typ"),
         ("bert", {"is_decoder": True}, "is_decoder True"),
-        ("bert", {"num_attention_heads": 3}, "embed 16 is no multiple of 3 heads"),
+        ("bert", {"num_attention_heads": 3}, "embed 16 is not a multiple of 3 heads"),
         ("bert", {"vocab_size": 41}, r"weight is \[40, 16\], not \[41, 16\]"),
         ("bert", {"num_hidden_layers": 1}, "has 16 tensors that config.json does not"),
         ("xlm_roberta", {"pad_token_id": None}, "RoBERTa counts by it"),

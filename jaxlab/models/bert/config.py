@@ -92,7 +92,7 @@ class BertConfig:
                 )
         if self.embed % self.heads:
             raise errors.ArgumentError(
-                f"embed {self.embed} is no multiple of {self.heads} heads"
+                f"embed {self.embed} is not a multiple of {self.heads} heads"
             )
         if self.row_length > self.length:
             raise errors.ArgumentError(

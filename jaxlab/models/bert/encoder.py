@@ -33,7 +33,7 @@ from jaxlab.models.bert.config import BertConfig
 
 
 class BertEncoder(nn.Module):
-    """Tokens to one vector a row: the bi-encoder.
+    """Tokens to one vector per row: the bi-encoder.
 
     >>> config = BertConfig(vocab=96, embed=32, layers=2, heads=2, mlp=64)
     >>> tokens, mask = jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 8), bool)
@@ -87,7 +87,7 @@ class BertEncoder(nn.Module):
 
 
 class BertScorer(nn.Module):
-    """Tokens of a pair to one number a row: the cross-encoder, or a classifier.
+    """Tokens of a pair to one number per row: the cross-encoder, or a classifier.
 
     >>> config = BertConfig(96, embed=32, layers=2, heads=2, mlp=64, head="score")
     >>> tokens, mask = jnp.zeros((3, 8), jnp.int32), jnp.ones((3, 8), bool)

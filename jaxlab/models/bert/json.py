@@ -178,14 +178,14 @@ def write_pooling(config: BertConfig, folder: pathlib.Path) -> None:
 def _class_of(raw):
     """What follows the family's stem in the name of the model class."""
     stem = config_lib.FAMILIES[raw["model_type"]]
-    known = [stem + kind for kind in _CLASSES]
-    architectures = raw.get("architectures") or [known[0]]
-    for kind, name in zip(_CLASSES, known, strict=True):
+    supported = [stem + kind for kind in _CLASSES]
+    architectures = raw.get("architectures") or [supported[0]]
+    for kind, name in zip(_CLASSES, supported, strict=True):
         if name in architectures:
             return kind
     raise errors.UserError(
         f"config.json names {', '.join(architectures)}; supported are "
-        f"{', '.join(known)}"
+        f"{', '.join(supported)}"
     )
 
 

@@ -83,13 +83,13 @@ def abstract(config: BertConfig) -> Any:
 
 def leaves(config: BertConfig) -> list[Leaf]:
     """Every leaf of the parameters, in the order of `jax.tree.leaves`."""
-    found = []
+    described = []
     for path, shape in tree.flatten(mesh_lib.unbox(abstract(config))).items():
         is_stacked = path.startswith("blocks/")
         names = _names(config, path)
         is_matrix = path.endswith("/kernel")
-        found.append(Leaf(path, shape.shape, names, is_stacked, is_matrix))
-    return found
+        described.append(Leaf(path, shape.shape, names, is_stacked, is_matrix))
+    return described
 
 
 def with_head(config: BertConfig, names: Iterable[str]) -> BertConfig:
@@ -109,7 +109,7 @@ def as_saved(
         UserError: a tensor is there under two names.
     """
     prefix = _prefix(config)
-    found, left_out = {}, []
+    renamed, left_out = {}, []
     for name, tensor in tensors.items():
         if config.head != "score" and _PRETRAINING.match(name):
             left_out.append(name)
@@ -119,12 +119,12 @@ def as_saved(
             new = new.replace(old, end)
         if not new.startswith("classifier."):
             new = prefix + new
-        if new in found:
+        if new in renamed:
             raise errors.UserError(f"{path} has {new} under two names; remove one")
-        found[new] = tensor
+        renamed[new] = tensor
     if left_out:
         _log.info("%s: left out, heads of pre-training: %s", path, ", ".join(left_out))
-    return found
+    return renamed
 
 
 def _names(config, path):

@@ -206,9 +206,11 @@ def _family_of_json(raw):
     if not architectures and raw.get("model_type") in FAMILIES:
         return raw["model_type"]
     named = ", ".join(architectures) or raw.get("model_type") or "no architecture"
-    known = [family.architecture for family in FAMILIES.values()]
-    known = ", ".join(known + [f"{stem}Model" for stem in config_lib.FAMILIES.values()])
-    raise errors.UserError(f"config.json names {named}; supported are {known}")
+    supported = [family.architecture for family in FAMILIES.values()]
+    supported = ", ".join(
+        supported + [f"{stem}Model" for stem in config_lib.FAMILIES.values()]
+    )
+    raise errors.UserError(f"config.json names {named}; supported are {supported}")
 
 
 def _family_of_config(config):

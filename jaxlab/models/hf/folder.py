@@ -272,12 +272,14 @@ def _entries(config, params, dtype) -> dict[str, _Entry]:
     entries, values = {}, tree.flatten(params)
     for leaf in _names(config).leaves(config):
         value = values[leaf.path]
-        kept = str(value.dtype) if dtype is None else str(dtype)
-        if kept not in DTYPES:
-            raise errors.UserError(f"dtype {kept}: checkpoints are {', '.join(DTYPES)}")
+        stored = str(value.dtype) if dtype is None else str(dtype)
+        if stored not in DTYPES:
+            raise errors.UserError(
+                f"dtype {stored}: checkpoints are {', '.join(DTYPES)}"
+            )
         for i, name in enumerate(leaf.names):
             layer = i if leaf.is_stacked else None
-            entries[name] = _Entry(leaf, value, layer, jnp.dtype(kept))
+            entries[name] = _Entry(leaf, value, layer, jnp.dtype(stored))
     return entries
 
 

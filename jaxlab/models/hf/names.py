@@ -54,7 +54,7 @@ class Leaf(NamedTuple):
 
     path: str
     shape: tuple[int, ...]
-    names: tuple[str, ...]  # one a layer, or a single one
+    names: tuple[str, ...]  # one per layer, or a single one
     is_stacked: bool
     is_transposed: bool
 
@@ -78,7 +78,7 @@ def leaves(config: TransformerConfig) -> list[Leaf]:
     """Every leaf of `Decoder(config)`, in the order of `jax.tree.leaves`."""
     attn_norm, mlp_norm = _NORM_NAMES[config.norm_position]
     inner = _BLOCK_NAMES | {"attn_norm/scale": attn_norm, "mlp_norm/scale": mlp_norm}
-    found = []
+    described = []
     for path, shape in tree.flatten(mesh_lib.unbox(abstract(config))).items():
         room, _, name = path.partition("/")
         if room == "blocks":
@@ -87,5 +87,5 @@ def leaves(config: TransformerConfig) -> list[Leaf]:
         else:
             names = [_OUTER_NAMES[path]]
         is_stacked, is_matrix = room == "blocks", path.endswith("/kernel")
-        found.append(Leaf(path, shape.shape, tuple(names), is_stacked, is_matrix))
-    return found
+        described.append(Leaf(path, shape.shape, tuple(names), is_stacked, is_matrix))
+    return described

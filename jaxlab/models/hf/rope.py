@@ -114,5 +114,5 @@ def _parameters(rope):
     values = {key: getattr(rope, field) for key, field in keys.items()}
     # `truncate` is true where it is absent, and unknown to versions before 4.56.
     unsaid = {"truncate": True}
-    kept = {k: v for k, v in values.items() if v is not None and unsaid.get(k) != v}
-    return {"rope_type": rope.scaling, "rope_theta": rope.theta, **kept}
+    stated = {k: v for k, v in values.items() if v is not None and unsaid.get(k) != v}
+    return {"rope_type": rope.scaling, "rope_theta": rope.theta, **stated}
