@@ -148,7 +148,7 @@ def checkpoints(folder: str | os.PathLike) -> pathlib.Path:
 
 def has_checkpoints(path: str | os.PathLike) -> bool:
     """Whether a path is a directory that some run of `train` saves steps in."""
-    return paths.is_folder(checkpoints(path))
+    return paths.is_folder(paths.path(path) / CHECKPOINTS)
 
 
 def tokenizer_folder(
