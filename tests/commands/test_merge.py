@@ -92,7 +92,7 @@ def test_a_recipe_is_repeated_from_its_record(said, line, published, tmp_path):
         file.seek(-3, 2)
         file.write(b"!")
     message = line("merge", tmp_path / "a/merge.json", "-o", "c", "--sha256")
-    assert "recorded crc32, not sha256; leave that out" in message
+    assert "recorded xxh3, not sha256; leave that out" in message
     message = line("merge", tmp_path / "a" / "merge.json", "-o", tmp_path / "c")
     assert f"not those of the merge to be repeated: {other}/model.saf" in message
     assert not (tmp_path / "c").exists()
