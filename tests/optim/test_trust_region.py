@@ -12,9 +12,8 @@ import optax
 import pytest
 
 from jaxlab import optim
-from tests.support import peers
+from tests.support import climbs, peers
 from tests.support.climbs import (
-    SHAPES,
     arguments,
     fisher_of_batch,
     flat,
@@ -99,14 +98,6 @@ def vectors(test_data):
     return peers.shared(test_data, "tram_refit")
 
 
-def shared_problem(vectors):
-    data = vectors("tram_problem")
-    name = list(SHAPES)
-    init = {name[i]: jnp.asarray(data[f"init_{i}"]) for i in range(5)}
-    anchor = {name[i]: jnp.asarray(data[f"anchor_{i}"]) for i in range(5)}
-    return init, anchor, jnp.asarray(data["input_ids"]), jnp.asarray(data["labels"])
-
-
 BASES = {
     "sgd": lambda: optax.sgd(0.5),
     "adam": lambda: optax.adam(0.02, 0.9, 0.99, 1e-8),
@@ -147,7 +138,7 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_shared_values_of_every_optimizer(name, vectors):
     base, factory, options = FILES[name]
-    init, anchor, ids, labels = shared_problem(vectors)
+    init, anchor, ids, labels = climbs.shared_problem(vectors)
     data = vectors(name)
     noise = data["noise"] if "noise" in data else np.zeros((6, 1))
     if noise.ndim < 4:

@@ -45,6 +45,14 @@ def flat(tree):
     return np.concatenate([np.ravel(tree[k]) for k in SHAPES])
 
 
+def shared_problem(vectors):
+    data = vectors("tram_problem")
+    name = list(SHAPES)
+    init = {name[i]: jnp.asarray(data[f"init_{i}"]) for i in range(5)}
+    anchor = {name[i]: jnp.asarray(data[f"anchor_{i}"]) for i in range(5)}
+    return init, anchor, jnp.asarray(data["input_ids"]), jnp.asarray(data["labels"])
+
+
 def arguments(params, ids, labels, noise=None, *, fisher=None):
     """What a training step hands to `tx.update`, beside the gradients."""
     grad = jax.grad(loss_of)
