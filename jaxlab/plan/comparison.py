@@ -63,7 +63,7 @@ def remarks(plan: arithmetic.Plan, compiled) -> list[str]:
             f"{plan.times.compute:.2f} s of computing"
         )
     whole = sum(
-        c.moved
+        c.sent_bytes
         for c in compiled.collectives
         if c.kind == "all-reduce" and "fsdp" in c.axes
     )
@@ -78,11 +78,11 @@ def remarks(plan: arithmetic.Plan, compiled) -> list[str]:
 def seconds(one: hlo.Collective, plan: arithmetic.Plan) -> float:
     """How long a collective takes by itself."""
     if "slice" in one.axes:
-        return one.moved / plan.topology.chip.slice_rate
+        return one.sent_bytes / plan.topology.chip.slice_rate
     shares = topologies.shares(plan.topology, plan.mesh)
     axes = [axis for axis in one.axes.split("+") if axis in shares]
     parts = [share for axis in axes for share in shares[axis]]
-    return one.moved / topologies.rate(plan.topology, parts)
+    return one.sent_bytes / topologies.rate(plan.topology, parts)
 
 
 def _sent(collectives):
@@ -97,7 +97,7 @@ def _sent(collectives):
             name = "gathers"
         elif one.kind in ("all-reduce", "reduce-scatter"):
             name = "reductions"
-        sent[name] += one.moved
+        sent[name] += one.sent_bytes
     return sent
 
 

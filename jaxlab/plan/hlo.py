@@ -57,7 +57,7 @@ class Collective(NamedTuple):
     bytes: float
 
     @property
-    def moved(self) -> float:
+    def sent_bytes(self) -> float:
         """Bytes that a device sends: an all-reduce's twice, as scatter and gather."""
         if self.kind in ("send", "collective-permute"):
             return self.bytes

@@ -65,7 +65,7 @@ class Merge(NamedTuple):
         return 4 * self.shape.params / shards
 
     @property
-    def moved(self) -> float:
+    def moved_bytes(self) -> float:
         """Bytes on one chip: what is read and what is written."""
         return (self.trees + 1) * self.tree_bytes
 
@@ -73,16 +73,16 @@ class Merge(NamedTuple):
     def memory(self) -> float:
         """Bytes that one chip holds."""
         if self.method != "della":
-            return self.moved
+            return self.moved_bytes
         shape = self.shape
         leaf = max(shape.head_params, shape.layers * max(shape.matrices.values()))
         held = (_SORT + self.models) * leaf / shape.params
-        return self.moved + held * self.tree_bytes
+        return self.moved_bytes + held * self.tree_bytes
 
     @property
     def seconds(self) -> float:
         """Of reading and writing, at the rate of HBM."""
-        return self.moved / self.topology.chip.hbm_rate
+        return self.moved_bytes / self.topology.chip.hbm_rate
 
     @property
     def fits(self) -> bool:

@@ -95,8 +95,8 @@ def test_collectives_are_counted_by_trips_axes_and_kind():
     assert apart == hlo.Collective(
         "reduce-scatter", "fsdp", 4, "bf16", True, 5, 5 * 128
     )
-    assert gather.moved == 5 * 1024 * 3 / 4
-    assert reduce.moved == 2 * 64 / 2
+    assert gather.sent_bytes == 5 * 1024 * 3 / 4
+    assert reduce.sent_bytes == 2 * 64 / 2
 
 
 def test_a_peeled_iteration_and_the_loop_it_left_count_together():
@@ -396,7 +396,7 @@ def test_a_merge_of_shards_holds_its_trees_and_moves_sums_and_counts(method, lib
     found = merges.compile_merge(described, merge)
     assert found.fits
     assert found.peak_bytes == pytest.approx(merge.memory, rel=0.12)
-    moved = sum(one.moved for one in found.collectives)
+    moved = sum(one.sent_bytes for one in found.collectives)
     # DELLA sorts rows that lie on several chips.
     assert method == "della" or moved < 1e-3 * merge.memory
 

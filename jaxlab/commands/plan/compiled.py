@@ -46,11 +46,11 @@ def show_collectives(compiled: Any, plan: Any) -> None:
             one.dtype,
             "async" if one.is_async else "sync",
             f"{one.count:.0f}",
-            f"{one.moved / 1e9:.2f}",
+            f"{one.sent_bytes / 1e9:.2f}",
             f"{comparison.seconds(one, plan):.3f}",
         ]
         for one in compiled.collectives
-        if one.moved >= 5e6  # scalars and norms
+        if one.sent_bytes >= 5e6  # scalars and norms
     ]
     if lines:
         head = ["collectives", "of", "type", "", "count", "GB sent", "s"]
