@@ -20,7 +20,8 @@ either: --config.data.source= --config.data.folder=OUT. For example:
 _TOKENIZE = """\
 SOURCE is a folder (a subfolder or NAME.jsonl[.gz|.zst] per domain) or one file. Killed
 anywhere, the same command continues. Every engine writes the same bytes; manifest.json
-says what they are. SOURCE and OUT may be on gs:// (to train, copy OUT to a disk).
+says what they are. --held-out=F holds out the documents that prepare would hold out.
+SOURCE and OUT may be on gs:// (to train, copy OUT to a disk).
 What follows `--` is for Beam, whose workers must be able to import jaxlab:
 
   jaxlab data tokenize gs://my/dolma gs://my/tokens --tokenizer=olmo \\
