@@ -8,7 +8,7 @@ Reddy et al. 2023 (arXiv:2305.11744); the settings are those of the first author
 released loop: Adam, rate 0.005, 100 updates, c half the range-matching scale, fixed.
 The gradient and its conventions: `jaxlab.optim.query_distillation`.
 
-How far may a query go? Adam moves each coordinate by up to learning_rate an update
+How far may a query go? Adam moves each coordinate by up to learning_rate per update
 whatever the loss: 0.005 x 100 = 0.5. A vector of length r in dim dimensions has
 coordinates of root mean square r / sqrt(dim): 1 / sqrt(384) = 0.051 for a unit vector,
 so that 0.5 is ten times the coordinate itself and one update a tenth of it; at length

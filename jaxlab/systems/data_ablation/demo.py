@@ -33,7 +33,7 @@ def main(
 
     Args:
         quick: a smaller one, under 90 seconds, for tests.
-        data: a folder with a subfolder (or NAME.jsonl) a domain; None uses the text
+        data: a folder with one subfolder (or NAME.jsonl) per domain; None uses the text
             that Python and the installed packages ship.
         workdir: everything is kept here; the same command continues.
 

@@ -97,7 +97,7 @@ class Queries(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a row of the table gave.
+    """The outcome of a row of the table.
 
     Attributes:
         answer: rankings; its seconds of reranking are what the pairs cost when they
