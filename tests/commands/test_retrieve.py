@@ -138,6 +138,17 @@ def test_mistakes_are_one_line(corpus, capsys):
         assert len(error.splitlines()) == 1
 
 
+def test_runs_of_one_file_name_get_a_file_of_values_each(tmp_path):
+    (tmp_path / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
+    runs = [tmp_path / name / "run.trec" for name in ("a", "b")]
+    for run in runs:
+        run.parent.mkdir()
+        run.write_text("q Q0 d 1 0.5 t\n")
+    out = ("--qrels", tmp_path / "qrels.tsv", "--out", tmp_path / "out")
+    assert command("evaluate", *runs, *out) == 0
+    assert len([*(tmp_path / "out").iterdir()]) == 2
+
+
 # ------------------------------------------------------------------ BM25
 
 

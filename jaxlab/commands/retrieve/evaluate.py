@@ -45,4 +45,7 @@ def run(args: argparse.Namespace) -> None:
         folder = pathlib.Path(args.out)
         folder.mkdir(parents=True, exist_ok=True)
         for name, evaluation in evaluations.items():
-            formats.write_results(folder / f"{pathlib.Path(name).name}.tsv", evaluation)
+            file = name.strip("/").replace(
+                "/", "_"
+            )  # paths, where names are not unique
+            formats.write_results(folder / f"{file}.tsv", evaluation)
