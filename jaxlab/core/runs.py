@@ -58,6 +58,11 @@ class Run:
         return _KINDS.get(self.system, "decoder")
 
     @property
+    def is_trained(self) -> bool:
+        """Whether one of our systems trained it, so that its config says how."""
+        return self.system not in (MERGE, FIT)
+
+    @property
     def checkpoints(self) -> pathlib.Path:
         """Where its step folders are."""
         return self.folder / CHECKPOINTS

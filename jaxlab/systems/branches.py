@@ -129,7 +129,7 @@ def recipe_from_run(
         UserError: no run directory, or one that was not trained but merged.
     """
     trained = runs.find(run)
-    if trained is None or "optim" not in trained.config:
+    if trained is None or not trained.is_trained:
         raise errors.UserError(
             f"{run} does not say how it was trained; give a run of `jaxlab train`, "
             "which may start from it (--config.init_from)"

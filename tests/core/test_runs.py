@@ -41,6 +41,7 @@ def test_runs_of_every_system_are_read_as_865b6a5_wrote_them(system, tmp_path):
     run = runs.read(saved(tmp_path / "run", old(system)))
     assert (run.system, run.kind) == (system, KINDS[system])
     assert run.config["system"] == system
+    assert run.is_trained == (system != runs.MERGE)
 
 
 @pytest.mark.parametrize("system", KINDS)
