@@ -135,7 +135,7 @@ def test_tokenizer_and_text_are_where_the_system_puts_them(
 def test_a_merge_says_truly_where_tokenizer_and_text_are(tmp_path):
     source = saved(tmp_path / "source", old("olmo.pretrain"))
     (source / "data" / "tokenizer").mkdir(parents=True)
-    merged = runs.merged_config(runs.read(source))
+    merged = runs.merged_config(source)
     assert merged["system"] == "olmo.pretrain"
     run = runs.read(saved(tmp_path / "elsewhere" / "merged", merged))
     assert run.tokenizer() == source / "data" / "tokenizer"
@@ -143,7 +143,7 @@ def test_a_merge_says_truly_where_tokenizer_and_text_are(tmp_path):
 
     source = saved(tmp_path / "reranker", old("encoders.rerank"))
     (source / "tokenizer").mkdir()
-    merged = runs.merged_config(runs.read(source))
+    merged = runs.merged_config(source)
     run = runs.read(saved(tmp_path / "other", merged))
     assert run.kind == "scorer"
     assert run.tokenizer() == source / "tokenizer"
