@@ -16,7 +16,7 @@ and G tuned from one base
         = theta_base + omega tau_D + (1 - omega) tau_G.
 
 All are differentiable: d loss / d w_k of an unnormalised average is <g, theta_k>, g the
-gradient at the merged point. `jaxlab.merge.trees.leafwise` says what holds for every
+gradient at the merged point. `merge.trees.leafwise` says what holds for every
 merge.
 
 Deviations: merges of equal numbers and endpoints are exact. `(1 - 1/3) x + (1/3) x` is

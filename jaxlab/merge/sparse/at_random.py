@@ -3,7 +3,7 @@
     theta = base + lam * sum_k w_k s(theta_k - base)   [/ sum_k w_k]
 
 `s` drops elements with one probability (`dare`) or with one that falls with their size
-(`della`), and scales the rest up. `jaxlab.merge.sparse.by_size` keeps elements by size.
+(`della`), and scales the rest up. `merge.sparse.by_size` keeps elements by size.
 
 Yu et al. 2023, *Language Models are Super Mario* (DARE), arXiv:2311.03099. Deep et al.
 2024, *DELLA-Merging*, arXiv:2406.11617. Two readings of the rescaling:
@@ -12,7 +12,7 @@ Yu et al. 2023, *Language Models are Super Mario* (DARE), arXiv:2311.03099. Deep
     "expectation"  an element is divided by its probability of being kept (the papers),
                    so that its expectation is what it was
 
-The masks come from `jaxlab.merge.sparse.random_bits`: they depend on the key, the
+The masks come from `merge.sparse.random_bits`: they depend on the key, the
 leaf's path (of tied leaves the first) and the model's place among the finetuned ones,
 and on nothing else: not on sharding, nor on the other leaves. Or they are given.
 mergekit's own masks cannot be repeated: it draws from torch's global generator.
@@ -153,7 +153,7 @@ def probabilities(
 
 
 def row_ranks(delta: jax.Array) -> jax.Array:
-    """The rank of every magnitude in its row, from 0; `selection.row_ranks` under jit.
+    """The rank of every magnitude in its row, from 0; as of `select_on_host`, traced.
 
     Rows run along axis 1; a vector or a scalar is one row.
     """

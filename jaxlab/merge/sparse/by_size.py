@@ -3,9 +3,9 @@
     theta = base + lam * sum_k w_k s(theta_k - base)   [/ sum_k w_k]
 
 `s` keeps the largest elements (`ties`), or these without the very largest
-(`breadcrumbs`); `jaxlab.merge.sparse.sums` has the sum and the election of signs.
-Chosen at random: `jaxlab.merge.sparse.at_random`. What holds for every merge (rounding
-once, placement, tied and integer leaves) is in `jaxlab.merge.trees.leafwise`.
+(`breadcrumbs`); `merge.sparse.sums` has the sum and the election of signs.
+Chosen at random: `merge.sparse.at_random`. What holds for every merge (rounding
+once, placement, tied and integer leaves) is in `merge.trees.leafwise`.
 
 Yadav et al. 2023, *TIES-Merging*, arXiv:2306.01708. Davari and Belilovsky 2023, *Model
 Breadcrumbs*, arXiv:2312.06795. Wan et al. 2024, *FuseChat* (SCE), arXiv:2408.07990.
@@ -65,7 +65,7 @@ def ties(
             first. It costs as much again where selection is by counting, and on the
             host one pass more over leaves that have such equals.
         select: "auto", "host" or "bisect"; the result is the same.
-            See `jaxlab.merge.sparse.thresholds`.
+            See `merge.sparse.thresholds`.
         rescale: "l1" scales what is kept of each leaf to the L1 norm of the whole, as
             mergekit's `rescale`; None, its default and the paper, does not.
         normalize: divide by the weights of the models that agree, element by element.

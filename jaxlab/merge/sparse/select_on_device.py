@@ -15,7 +15,7 @@ Totals may pass 2^32, hence the counts in two words of which the lower has 16 bi
 leaf of more elements (the stacked layers of 70B parameters) is counted along its first
 axis, slice by slice.
 
-Conventions: see `jaxlab.merge.sparse.select_on_host`, with which every result agrees to
+Conventions: see `merge.sparse.select_on_host`, with which every result agrees to
 the bit.
 """
 

@@ -24,7 +24,7 @@ Measured on 25M float32, nanoseconds of one core an element: bracket 2.7, digits
 11.2, introselect of |d| 11.6. Only the bracket gains from threads: numpy's
 `bincount` and `partition` hold the interpreter.
 
-Conventions, the same in `jaxlab.merge.sparse.select_on_device`: magnitudes below the
+Conventions, the same in `merge.sparse.select_on_device`: magnitudes below the
 smallest normal number count as 0 (XLA flushes them on some devices), and NaN is larger
 than infinity.
 

@@ -8,7 +8,7 @@ arXiv:2306.01708, section 3) every element has an elected sign, that of
 divisor too. A divisor of 0 counts as 1.
 
 All functions here are elementwise, so they serve a leaf, a shard or a chunk of it.
-What needs the whole leaf comes in as numbers: cuts (`jaxlab.merge.sparse.thresholds`),
+What needs the whole leaf comes in as numbers: cuts (`merge.sparse.thresholds`),
 factors and shares (sums of `size` and `energy` of the chunks add up to those of the
 leaf).
 
@@ -97,7 +97,7 @@ def within(
 
     Args:
         delta: f32[...].
-        lower, upper: unsigned patterns as `counting.bits` gives them.
+        lower, upper: unsigned patterns as `select_on_device.bits` gives them.
         stop: of the elements equal to `lower` only those of a lower flat index are in.
         start: the flat index of the first element of a chunk.
 

@@ -2,9 +2,9 @@
 
 Which way a cut is found does not change it, to the bit:
 
-- on the host (`jaxlab.merge.sparse.select_on_host`), for concrete arrays of one CPU
+- on the host (`merge.sparse.select_on_host`), for concrete arrays of one CPU
   device, also while somebody else's `jit` over the weights is traced;
-- by counting (`jaxlab.merge.sparse.select_on_device`), under `jit`, on accelerators,
+- by counting (`merge.sparse.select_on_device`), under `jit`, on accelerators,
   sharded.
 
 Tied leaves (one array object at two paths) are one vector, counted once.

@@ -6,7 +6,7 @@ is a function from G to c, an iteration on the sphere runs over M numbers and no
 the parameters, and a leaf is read twice: for G, and for the combination. On a sharded
 leaf an inner product is one all-reduce of a number; a stream adds it up by chunks.
 
-Formulas and sources are at the top of `jaxlab.merge.spheres.merges`.
+Formulas and sources are at the top of `merge.spheres.merges`.
 """
 
 from collections.abc import Sequence

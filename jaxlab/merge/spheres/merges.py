@@ -12,7 +12,7 @@ mean cosine between the N differences theta_k - base. Shoemake 1985 (slerp); mer
 *Model Stock*, arXiv:2403.19522.
 
 None of them leaves the span of its inputs: the maths is in
-`jaxlab.merge.spheres.coefficients`, over inner products; here it is applied to trees.
+`merge.spheres.coefficients`, over inner products; here it is applied to trees.
 
 All are leaf by leaf. Where layers are stacked on a leading axis, a leaf is all layers:
 `jax.vmap` the merge over that axis to merge layer by layer.

@@ -2,10 +2,10 @@
 
 What a method must know of a whole tensor, it adds up over blocks in passes of their
 own: how often each digit of the magnitudes occurs, which finds the cuts exactly in two
-rounds (`jaxlab.merge.sparse.select_on_host`); L1 norms, for those that rescale;
+rounds (`merge.sparse.select_on_host`); L1 norms, for those that rescale;
 energies, for SCE. The last pass thins and sums, block by block, with the formulas of
-the functions over trees (`jaxlab.merge.sparse.sums`) and the same random numbers
-(`jaxlab.merge.sparse.random_bits`).
+the functions over trees (`merge.sparse.sums`) and the same random numbers
+(`merge.sparse.random_bits`).
 
 Deviation: float64 tensors are computed in float32, as JAX does by default.
 """

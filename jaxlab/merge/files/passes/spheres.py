@@ -1,7 +1,7 @@
 """Streams the merges along spheres: inner products first, then one combination.
 
 Each is `sum_k c_k theta_k` with coefficients that follow from the inner products of the
-models (`jaxlab.merge.spheres.coefficients`), so a tensor is read twice: for its Gram
+models (`merge.spheres.coefficients`), so a tensor is read twice: for its Gram
 matrix, added up block by block (float32 within 16 thousand numbers, float64 beyond),
 and for the sum. Where every row has its own coefficients, whole rows are held and one
 pass is enough; where every column has, the Gram matrices of all columns are.

@@ -1,6 +1,6 @@
 """Checks a recipe's mapping and lists all that is wrong with it, each with its line.
 
-`jaxlab.merge.files.recipe.recipe` says what a recipe is.
+`merge.files.recipe.recipe` says what a recipe is.
 """
 
 import re
