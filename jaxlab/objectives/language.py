@@ -54,6 +54,9 @@ def next_token_loss(
     logps: jax.Array, partition: jax.Array, mask: jax.Array, z_loss: float
 ) -> types.Loss:
     """The loss of f32[B, L] log-probabilities, log-partitions and weights of labels."""
+    import chex  # here: a tenth of a second at start-up
+
+    chex.assert_equal_shape([logps, partition, mask])  # else they broadcast
     total = -jnp.sum(logps * mask)
     metrics = {"cross_entropy": total}
     if z_loss:

@@ -78,6 +78,9 @@ def preference(
             reference = batch["reference_logps"]
         elif asks:
             reference = jax.lax.stop_gradient(answer_logps(apply, frozen, batch)[0])
+        import chex  # here: a tenth of a second at start-up
+
+        chex.assert_equal_shape([sums, reference])  # [B] of one answer broadcasts
         ratios = sums - reference
         if is_mean:
             ratios = ratios / jnp.maximum(sizes, 1.0)

@@ -61,6 +61,9 @@ def _candidate_scores(apply, params, batch) -> jax.Array:
     B, K, L = batch["tokens"].shape
     rows = [batch[x].reshape(B * K, L) for x in ("tokens", "mask", "token_types")]
     scores = apply({"params": params}, *rows).astype(jnp.float32).reshape(B, K)
+    import chex  # here: a tenth of a second at start-up
+
+    chex.assert_equal_shape([scores, batch["grades"], batch["where"]])
     return scores + batch.get("prior", 0.0)
 
 
@@ -101,6 +104,9 @@ def contrastive(
             )
         asked, found = (vectors(params, batch, x) for x in ("", "document_"))
         logits = jnp.matmul(asked, found.T, precision="highest") / temperature
+        import chex  # here: a tenth of a second at start-up
+
+        chex.assert_equal_shape([logits, batch["is_negative"]])
         own = jnp.arange(B * each)[None] == each * jnp.arange(B)[:, None]
         logits = jnp.where(own | batch["is_negative"], logits, -1e30)
         total = -jnp.sum(jnp.where(own, jax.nn.log_softmax(logits), 0.0))

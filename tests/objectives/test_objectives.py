@@ -214,6 +214,14 @@ def test_a_frozen_policy_is_the_reference_where_none_was_computed():
     assert float(same.total) == pytest.approx(2 * np.log(2), rel=1e-6)
 
 
+def test_a_reference_of_one_number_per_pair_is_refused():
+    batch = {**PAIRS, "reference_logps": jnp.zeros(2)}  # would broadcast over pairs
+    with pytest.raises(AssertionError, match="equal_shape"):
+        objectives.preference(_speak)(
+            jnp.zeros((8, 8)), batch, key=jax.random.key(0), frozen=None
+        )
+
+
 def test_a_pair_without_labels_does_not_count():
     params = jax.random.normal(jax.random.key(2), (8, 8))
     mask = PAIRS["loss_mask"].at[1, 0].set(0.0)

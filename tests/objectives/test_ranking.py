@@ -46,6 +46,12 @@ def listed(scores, grades, where=None):
     return scores, {**dict.fromkeys(names, rows), "grades": grades, "where": where}
 
 
+def test_grades_that_would_broadcast_over_queries_are_refused():
+    scores, batch = listed([[1.0, 0.0], [0.0, 1.0]], [1, 0], [[True] * 2] * 2)
+    with pytest.raises(AssertionError, match="equal_shape"):
+        call(objectives.listwise(as_scores), scores, batch)
+
+
 def test_listwise_is_minus_the_log_share_of_the_relevant_candidate():
     scores, batch = listed(
         [[math.log(3.0), 0.0, 0.0], [0.0, 0.0, 9.0]],
