@@ -216,6 +216,10 @@ def test_the_python_of_every_readme_runs(readme, tmp_path, monkeypatch):
         exec(compile(block, _title(readme), "exec"), {})
 
 
+def test_the_readme_is_short():
+    assert len(README.read_text("utf-8").splitlines()) <= 150
+
+
 def test_every_verb_is_in_the_readme_and_every_verb_of_a_readme_exists():
     def verbs(readme):
         code = "\n".join([*_blocks(readme), *_words(readme)])
