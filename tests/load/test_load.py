@@ -33,7 +33,7 @@ def tokenizer(words=6):
 
 def fresh(model, *rows):
     params = jax.jit(model.init)(jax.random.key(0), *rows)["params"]
-    return mesh_lib.unboxed(params)
+    return mesh_lib.unbox(params)
 
 
 def saved(folder, config, params, tokenizer_folder):
