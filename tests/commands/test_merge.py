@@ -94,7 +94,7 @@ def test_a_recipe_is_repeated_from_its_record(said, line, published, tmp_path):
     message = line("merge", tmp_path / "a/merge.json", "-o", "c", "--sha256")
     assert "recorded xxh3, not sha256; leave that out" in message
     message = line("merge", tmp_path / "a" / "merge.json", "-o", tmp_path / "c")
-    assert f"not those of the merge to be repeated: {other}/model.saf" in message
+    assert f"not those of the merge to be repeated: {other};" in message
     assert not (tmp_path / "c").exists()
 
 
