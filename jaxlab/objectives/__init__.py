@@ -1,4 +1,4 @@
-"""Every loss. A loss takes a model's `apply`, never a model class.
+"""Losses of every system. A loss takes a model's `apply`, never a model class.
 
 Each factory returns an `Objective`: (params, batch, key, frozen) -> `Loss`, in sums.
 
@@ -13,9 +13,9 @@ from jaxlab.objectives.ranking import contrastive, listwise, pointwise
 from jaxlab.objectives.tasks import (
     Task,
     classifier,
-    divided_by_norm,
+    divide_by_norm,
     language_model,
-    spectrally_normalized,
+    normalize_spectrally,
     task_loss,
 )
 
@@ -25,17 +25,17 @@ __all__ = [
     "asks_reference",
     "classifier",
     "contrastive",
-    "divided_by_norm",
+    "divide_by_norm",
     "input_noise",
     "label_mask",
     "language_model",
     "listwise",
     "near_anchor",
     "next_token",
+    "normalize_spectrally",
     "pointwise",
     "preference",
     "r3f",
-    "spectrally_normalized",
     "targets",
     "task_loss",
     "with_noise",

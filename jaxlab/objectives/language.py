@@ -1,4 +1,4 @@
-"""Next tokens: the loss of pre-training and instruction tuning."""
+"""Next-token cross-entropy: the loss of pre-training and instruction tuning."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""A task's loss with a penalty: for leaving an anchor, for what noise changes."""
+"""Regularised losses: TRPO, MESA, R3F, R4F; noise on the input embeddings."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def near_anchor(task: Task, weight: float = 0.1) -> types.Objective:
         answer = task.answer(params, batch)
         before = jax.lax.stop_gradient(task.answer(frozen, batch))
         rows = factored_logits.kl_rows(before, answer)
-        return _penalised(task, answer, batch, rows, weight)
+        return _with_penalty(task, answer, batch, rows, weight)
 
     return objective
 
@@ -41,7 +41,7 @@ def r3f(
 
     Aghajanyan et al. 2020 (arXiv:2008.03156), equation 4: noise on the embeddings,
     which are constants in the noisy pass; gradients flow through both passes. With
-    `spectrally_normalized` it is R4F. Twice the forward and backward passes.
+    `normalize_spectrally` it is R4F. Twice the forward and backward passes.
 
     Args:
         task: what is learned.
@@ -56,7 +56,7 @@ def r3f(
         z = input_noise(key, batch, answer, sigma, noise)
         noisy = task.answer(params, batch, z)
         rows = factored_logits.kl_rows(noisy, answer, direction="symmetric")
-        return _penalised(task, answer, batch, rows, weight)
+        return _with_penalty(task, answer, batch, rows, weight)
 
     return objective
 
@@ -91,7 +91,7 @@ def input_noise(
     return sigma * jax.random.normal(key, shape)
 
 
-def _penalised(task, answer, batch, rows, weight):
+def _with_penalty(task, answer, batch, rows, weight):
     loss = task.loss(answer, batch)
     # Sums over the rows that the loss counts: divided by its weight they are means.
     penalty = jnp.sum(rows * task.rows(batch))

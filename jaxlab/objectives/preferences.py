@@ -1,4 +1,4 @@
-"""Preferences: a chosen answer above a rejected one, in one loss of many names."""
+"""Preference losses: DPO and its relatives (robust, hinge, IPO, SimPO)."""
 
 from collections.abc import Callable
 
@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from jaxlab.core import errors, types
 from jaxlab.objectives import language
 
-_PREFERENCES = {  # name -> (means over tokens, asks a reference, loss of the margin)
-    "sigmoid": (False, True, lambda h, b, e: _smoothed(b * h, e)),
-    "sigmoid_norm": (True, True, lambda h, b, e: _smoothed(b * h, e)),
-    "robust": (False, True, lambda h, b, e: _unbiased(b * h, e)),
+_PREFERENCES = {  # name -> (means over tokens, has a reference, loss of the margin)
+    "sigmoid": (False, True, lambda h, b, e: _smooth_loss(b * h, e)),
+    "sigmoid_norm": (True, True, lambda h, b, e: _smooth_loss(b * h, e)),
+    "robust": (False, True, lambda h, b, e: _unbiased_loss(b * h, e)),
     "hinge": (False, True, lambda h, b, _: jax.nn.relu(1 - b * h)),
     "ipo": (True, True, lambda h, b, _: (h - 1 / (2 * b)) ** 2),
     "ipo_sum": (False, True, lambda h, b, _: (h - 1 / (2 * b)) ** 2),
-    "simpo": (True, False, lambda h, b, e: _smoothed(b * h, e)),
+    "simpo": (True, False, lambda h, b, e: _smooth_loss(b * h, e)),
 }
 
 
@@ -43,7 +43,7 @@ def preference(
     Batches: `tokens` i32[B, 2, L], `loss_mask` f32[B, 2, L], chosen before rejected,
     both in one pass; a pair without labels does not count. The reference is
     `reference_logps` f32[B, 2], sums that were computed before, or `frozen`, parameters
-    that are asked in the step.
+    that are evaluated in the step.
 
     Args:
         apply: `Decoder(config).apply`.
@@ -60,9 +60,9 @@ def preference(
         and `chosen_logps`, `rejected_logps` (of whole answers, nats).
 
     Raises:
-        ValueError: an unknown loss, or a smoothing that is no chance below a half.
+        ValueError: an unknown loss, or a smoothing that is not in [0, 0.5).
     """
-    asks = asks_reference(loss)
+    has_reference = asks_reference(loss)
     if not 0 <= label_smoothing < 0.5:
         raise errors.ArgumentError(
             f"label_smoothing {label_smoothing}; use 0 to below 0.5"
@@ -74,9 +74,9 @@ def preference(
         sums, sizes = answer_logps(apply, params, batch)
         where = jnp.all(sizes > 0, axis=1)
         reference = jnp.zeros_like(sums)
-        if asks and "reference_logps" in batch:
+        if has_reference and "reference_logps" in batch:
             reference = batch["reference_logps"]
-        elif asks:
+        elif has_reference:
             reference = jax.lax.stop_gradient(answer_logps(apply, frozen, batch)[0])
         import chex  # here: a tenth of a second at start-up
 
@@ -128,10 +128,10 @@ def answer_logps(
     return sums.reshape(-1, 2), sizes.reshape(-1, 2)
 
 
-def _smoothed(x, chance):
+def _smooth_loss(x, chance):
     return -(1 - chance) * jax.nn.log_sigmoid(x) - chance * jax.nn.log_sigmoid(-x)
 
 
-def _unbiased(x, chance):
+def _unbiased_loss(x, chance):
     wrong = -jax.nn.log_sigmoid(-x)
     return (-(1 - chance) * jax.nn.log_sigmoid(x) - chance * wrong) / (1 - 2 * chance)

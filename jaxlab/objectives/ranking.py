@@ -1,4 +1,4 @@
-"""Retrieval: scores of candidates, and vectors of queries and documents."""
+"""Retrieval losses: pointwise and listwise (rerankers), contrastive (encoders)."""
 
 from collections.abc import Callable
 
@@ -35,7 +35,8 @@ def listwise(apply: Callable) -> types.Objective:
     ListNet (Cao et al. 2007) with grades for their exponentials; with one relevant
     candidate the loss of Gao et al. 2021 (arXiv:2101.08751). Lists without any count
     nothing. Batches: `tokens`, `mask`, `token_types` [B, K, L] of pairs; `grades`
-    f32[B, K], at least 0; `where` bool[B, K]: is there one; `prior`, if any: of scores.
+    f32[B, K], at least 0; `where` bool[B, K]: whether there is one; `prior`,
+    if any, is added to the scores.
 
     Args:
         apply: `BertScorer(config).apply`.
@@ -102,8 +103,10 @@ def contrastive(
                 f"the contrastive loss needs all {queries} queries at once and got {B}:"
                 " use micro_batches 1; chunks save memory instead"
             )
-        asked, found = (vectors(params, batch, x) for x in ("", "document_"))
-        logits = jnp.matmul(asked, found.T, precision="highest") / temperature
+        query_vectors = vectors(params, batch, "")
+        document_vectors = vectors(params, batch, "document_")
+        logits = jnp.matmul(query_vectors, document_vectors.T, precision="highest")
+        logits = logits / temperature
         import chex  # here: a tenth of a second at start-up
 
         chex.assert_equal_shape([logits, batch["is_negative"]])

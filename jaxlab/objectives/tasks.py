@@ -1,4 +1,4 @@
-"""Tasks as a trust region sees them: how a model answers, and what that costs."""
+"""`Task`: the answer of a model to a batch, and its loss, for trust regions."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -83,15 +83,15 @@ def classifier(apply: Callable) -> Task:
     return Task(answer, kernel, loss, lambda b: jnp.ones(len(b["labels"])))
 
 
-def spectrally_normalized(task: Task) -> Task:
+def normalize_spectrally(task: Task) -> Task:
     """The task with its kernel divided by the kernel's largest singular value.
 
-    R4F is R3F of this. The norm is found by 20 power iterations and constant for the
+    R4F is R3F of this. The norm is taken by 20 power iterations and constant for the
     gradient's direction vectors, as in Miyato et al. 2018 (arXiv:1802.05957).
     """
 
     def kernel(params):
-        return divided_by_norm(task.kernel(params))
+        return divide_by_norm(task.kernel(params))
 
     def answer(params, batch, noise=None):
         return task.answer(params, batch, noise).replace(kernel=kernel(params))
@@ -99,10 +99,10 @@ def spectrally_normalized(task: Task) -> Task:
     return task._replace(answer=answer, kernel=kernel)
 
 
-def divided_by_norm(matrix: jax.Array) -> jax.Array:
-    """A matrix [D, V] of spectral norm 1; see `spectrally_normalized`.
+def divide_by_norm(matrix: jax.Array) -> jax.Array:
+    """A matrix [D, V] of spectral norm 1; see `normalize_spectrally`.
 
-    >>> divided_by_norm(jnp.diag(jnp.array([4.0, 1.0]))).round(3).tolist()
+    >>> divide_by_norm(jnp.diag(jnp.array([4.0, 1.0]))).round(3).tolist()
     [[1.0, 0.0], [0.0, 0.25]]
     """
     fixed = jax.lax.stop_gradient(matrix.astype(jnp.float32))

@@ -51,7 +51,7 @@ def with_trust(
     """
     row = trust_methods.of(config.method)
     if row.normalized_head:
-        task = objectives.spectrally_normalized(task)
+        task = objectives.normalize_spectrally(task)
     changes: dict = {
         "objective": _objective(task, row, config),
         "tx": _transform(experiment.tx, row, config),
@@ -113,7 +113,7 @@ def normalize_head(
         raise errors.UserError(
             f"trust.method {config.method} needs a head of its own; untie it"
         )
-    kernel = objectives.divided_by_norm(params[heads[0]]["kernel"])
+    kernel = objectives.divide_by_norm(params[heads[0]]["kernel"])
     return {**params, heads[0]: {"kernel": kernel}}
 
 

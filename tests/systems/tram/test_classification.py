@@ -221,7 +221,7 @@ def test_r4f_is_evaluated_with_its_normalised_head(decoder_run, toy, mesh):
         for variant in ("adam", "r4f")
     )
     params = plain.init_from
-    kernel = objectives.divided_by_norm(params["classify"]["kernel"])
+    kernel = objectives.divide_by_norm(params["classify"]["kernel"])
     divided = {**params, "classify": {"kernel": kernel}}
     assert r4f.evals["bb"](params) == plain.evals["bb"](divided)
 
