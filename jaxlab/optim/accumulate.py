@@ -1,10 +1,11 @@
-"""Losses, gradients and logits of a batch that is computed in parts.
+"""Gradient accumulation for optimizers that look twice, such as `tram` and `asam`.
 
     loss = mean_m L(theta; part m),   grads = mean_m grad L,   logits of all parts
 
 An optimizer that looks at the loss from another place (`tram`, `asam`) has to see the
 whole batch there too: `optax.MultiSteps`, which hands on one microbatch at a time, will
-not do. Inside `train.fit` the step does this by itself.
+not do. Inside `train.fit` the step does this by itself: `accumulated` is public API for
+training loops of one's own.
 """
 
 from collections.abc import Callable
@@ -49,7 +50,7 @@ def accumulated(
     count = len(jax.tree.leaves(micro_batches)[0])
 
     def over_parts(params):
-        def one(carry, part):
+        def add_part(carry, part):
             (loss, logits), grads = jax.value_and_grad(loss_fn, has_aux=True)(
                 params, part
             )
@@ -61,7 +62,7 @@ def accumulated(
             jnp.zeros(shapes.shape, shapes.dtype),
             jax.tree.map(jnp.zeros_like, params),
         )
-        (loss, grads), logits = jax.lax.scan(one, zeros, micro_batches)
+        (loss, grads), logits = jax.lax.scan(add_part, zeros, micro_batches)
         mean = jax.tree.map(lambda x: x / count, (loss, grads))
         return (mean[0], logits), mean[1]
 

@@ -1,11 +1,11 @@
-"""Parameters that an optimizer remembers: where a trust region is centred.
+"""Anchors of trust regions: earlier parameters that an optimizer keeps.
 
     previous    a_t = theta_{t-1}                        TRPO, TRAM-theta_{t-1}
     initial     a_t = theta_0                            TRAM-theta_0
     ema         a_t = d a_{t-1} + (1 - d) theta_{t-1}    MESA (d = 0.999)
 
 At step t the anchor is read first and moved to theta_t after: one that already holds
-theta_t is no distance away. An anchor is a copy: the training step donates both.
+theta_t is at distance 0. An anchor is a copy: the training step donates both.
 
 Schulman et al. 2015 (TRPO, arXiv:1502.05477); Du et al. 2022 (MESA, arXiv:2205.14083);
 Sherborne et al. 2023 (TRAM, arXiv:2310.03646), equation 4.
@@ -23,7 +23,7 @@ ANCHORS = ("previous", "initial", "ema")
 
 
 class AnchorState(NamedTuple):
-    """What `keep_anchor` remembers."""
+    """The anchor that `keep_anchor` keeps."""
 
     anchor: types.Params
 
@@ -49,7 +49,7 @@ def keep_anchor(
     def update(updates, state, params=None):
         if params is None:
             raise ValueError("keep_anchor needs params in tx.update")
-        return updates, AnchorState(moved(anchor, state.anchor, params, decay))
+        return updates, AnchorState(next_anchor(anchor, state.anchor, params, decay))
 
     return optax.GradientTransformation(init, update)
 
@@ -70,15 +70,15 @@ def anchor_of(opt_state: Any) -> types.Params:
 def copy(params: types.Params, dtype: Any = None) -> types.Params:
     """The parameters in other buffers; floats in `dtype` where it is given."""
 
-    def one(leaf):
+    def copy_leaf(leaf):
         leaf = jnp.copy(leaf)
         narrow = dtype is not None and jnp.issubdtype(leaf.dtype, jnp.floating)
         return leaf.astype(dtype) if narrow else leaf
 
-    return jax.tree.map(one, params)
+    return jax.tree.map(copy_leaf, params)
 
 
-def moved(
+def next_anchor(
     anchor: str, value: types.Params, params: types.Params, decay: Any
 ) -> types.Params:
     """The anchor of the next step, in its own dtype."""

@@ -1,4 +1,4 @@
-"""One climb before each step: the core of SAM, ASAM, Fisher-SAM and TRAM.
+"""The core of SAM, ASAM, Fisher-SAM and TRAM: one climb before each step.
 
     g  = grad L(theta)                            given
     e  = r T^2 g / |T g|                          up, within |T^-1 e| <= r
@@ -185,14 +185,14 @@ def scales(params: types.Params, climb: Climb) -> Any:
     mask = _per_leaf(True if climb.mask is None else climb.mask, params)
     adaptive = _per_leaf(climb.adaptive, params)
 
-    def one(leaf, is_perturbed, is_adaptive):
+    def square(leaf, is_perturbed, is_adaptive):
         if not is_perturbed or not _is_float(leaf):
             return None
         if not is_adaptive:
             return 1.0
         return jnp.square(jnp.abs(leaf.astype(_wide(leaf, climb))) + climb.eta)
 
-    return jax.tree.map(one, params, mask, adaptive)
+    return jax.tree.map(square, params, mask, adaptive)
 
 
 def batch_mean(tree: Any, climb: Climb) -> Any:
@@ -231,12 +231,12 @@ def perturbation(
     norm = jnp.sqrt(total)
     factor = radius / (norm + climb.eps)
 
-    def climbed(scale, grad):
+    def climb_by(scale, grad):
         if scale is None:
             return None
         return factor * scale * grad.astype(_wide(grad, climb))
 
-    return jax.tree.map(climbed, squares, grads, is_leaf=is_none), norm
+    return jax.tree.map(climb_by, squares, grads, is_leaf=is_none), norm
 
 
 def move(params: types.Params, change: Any, climb: Climb, count: jax.Array) -> Any:
@@ -267,7 +267,7 @@ def move(params: types.Params, change: Any, climb: Climb, count: jax.Array) -> A
 
 
 def at(value: Scalar, count: jax.Array) -> Any:
-    """A number, or what a schedule says for this update."""
+    """A number, or the value of a schedule for this update."""
     return value(count) if callable(value) else value
 
 

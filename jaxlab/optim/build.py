@@ -258,8 +258,8 @@ def _decay_mask(config):
 
 
 def _clip_schedule(config):
-    def bound(count):
+    def norm_limit(count):
         early = count <= config.clip_start_steps
         return jnp.where(early, config.clip_norm_start, config.clip_norm)
 
-    return bound
+    return norm_limit

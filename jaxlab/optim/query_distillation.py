@@ -1,4 +1,4 @@
-"""Reranker feedback: what a cross-encoder's scores say about one query vector.
+"""Reranker feedback: distil a cross-encoder's scores into one query vector.
 
     p_T = softmax(t / temperature)     the reranker, over the usable candidates
     p_S = softmax(c D q)               the retriever, D: [K, dim]
@@ -10,7 +10,7 @@ The forward loss is convex in q and for K <= dim can fall to 0, where the retrie
 only repeats its teacher: the number of updates is the regulariser. One step of plain
 SGD is Rocchio's formula with the weights p_T - p_S.
 
-A candidate is usable when `where` says so and its score and its vector are finite; any
+A candidate is usable when `where` allows it and its score and vector are finite; any
 other, a NaN score among them, is left out as if it had not been retrieved. Without a
 usable candidate the loss and the gradient are 0.
 
@@ -252,7 +252,7 @@ def prepare(
     logits = teacher_scores.astype(wide) / teacher_temperature
     return Feedback(
         candidates=jnp.where(usable[:, None], candidates, 0),
-        teacher_logits=_masked(logits, usable),
+        teacher_logits=_mask_logits(logits, usable),
         usable=usable,
         student_scale=jnp.asarray(student_scale, wide),
     )
@@ -291,8 +291,8 @@ def loss_and_gradient(
 def check_options(direction: str, loss: str, teacher_temperature: Any) -> None:
     """Raises a UserError for a value that no loss here has."""
     if direction not in divergences.DIRECTIONS:
-        known = ", ".join(divergences.DIRECTIONS)
-        raise errors.UserError(f"direction {direction!r}; use one of {known}")
+        names = ", ".join(divergences.DIRECTIONS)
+        raise errors.UserError(f"direction {direction!r}; use one of {names}")
     if loss not in LOSSES:
         raise errors.UserError(f"loss {loss!r}; use one of {', '.join(LOSSES)}")
     number = isinstance(teacher_temperature, int | float)
@@ -307,14 +307,16 @@ def _loss(logits, feedback, direction, loss):
         weights = _pair_weights(feedback)
         return jnp.sum(weights * jax.nn.softplus(logits[None, :] - logits[:, None]))
     return divergences.kl_rows(
-        feedback.teacher_logits, _masked(logits, feedback.usable), direction=direction
+        feedback.teacher_logits,
+        _mask_logits(logits, feedback.usable),
+        direction=direction,
     )
 
 
 def _kl_slopes(logits, feedback, direction):
     """dKL / dlogits, [K]; 0 where not usable."""
     usable = feedback.usable
-    student = jax.nn.log_softmax(_masked(logits, usable))
+    student = jax.nn.log_softmax(_mask_logits(logits, usable))
     teacher = jax.nn.log_softmax(feedback.teacher_logits)
     shares = jnp.exp(student)
     forward = shares - jnp.exp(teacher)
@@ -355,7 +357,7 @@ def _dot(a, b):
     return jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def _masked(logits, usable):
+def _mask_logits(logits, usable):
     """-inf where not usable; all 0 when nothing is, for a softmax without NaN."""
     return jnp.where(usable, logits, jnp.where(jnp.any(usable), -jnp.inf, 0.0))
 

@@ -9,7 +9,7 @@ Foret et al. 2021 (arXiv:2010.01412); Kwon et al. 2021 (arXiv:2102.11600); Kim e
 2022 (arXiv:2206.04920); Sherborne et al. 2023 (arXiv:2310.03646), equations 8 and 9.
 
 F is a diagonal, and F^-1 stands for 1 / (1 + eta F), as FSAM's practice has it; the
-default F is g^2. Two forward and two backward passes a step; `tram_fisher` takes one
+default F is g^2. Two forward and two backward passes per step; `tram_fisher` takes one
 more of both for F. No memory beyond the optimizer's.
 
 Deviations: equation 8 of TRAM prints neither gamma nor the root; this is FSAM's form,

@@ -1,4 +1,4 @@
-"""TRAM: sharpness-aware minimisation inside a trust region of what the model says.
+"""TRAM: sharpness-aware minimisation inside a trust region of the model's answers.
 
     g   = grad L(theta_t)                               forward and backward; keep f(x)
     d   = E_x KL(p(x; anchor) || p(x; theta_t))         one more forward pass
@@ -10,7 +10,7 @@ The radius of the climb is how much the model's answers have moved: since the la
 (anchor "previous"), since the start ("initial"), since an average ("ema"), or when its
 input embeddings are shaken (None: TRAM-x, where the anchor is theta_t on noisy input).
 d and e are constants: no gradient flows through them. Three forward and two backward
-passes a step, 7/3 of Adam's; one copy of the parameters more, none for TRAM-x.
+passes per step, 7/3 of Adam's; one copy of the parameters more, none for TRAM-x.
 
 Sherborne, Saphra, Dasigi and Peng 2023, *TRAM: Bridging Trust Regions and Sharpness
 Aware Minimization*, arXiv:2310.03646, algorithm 1, equations 4, 5 and 7.
@@ -56,8 +56,8 @@ def tram(
 
     `grad_fn(params, i)` returns the gradients of the same loss on the same batch (all
     of its microbatches), as for `optax.contrib.sam`: it is called once, at theta + e.
-    `logits` is what the model said at `params`, kept from the pass that made `grads`;
-    `logits_fn(p)` says it at p, and is called once: at the anchor or, with
+    `logits` are the model's at `params`, kept from the pass that made `grads`;
+    `logits_fn(p)` returns them at p, and is called once: at the anchor or, with
     `anchor=None`, at `params`, with the noise closed over. Both with one dropout key
     (or none), else d measures dropout. `where` marks rows of the logits that count.
     `radius=` replaces all this by a number of one's own. Further arguments go to the
@@ -106,7 +106,7 @@ def tram(
         anchors.check(anchor)
     climb = ascent.Climb(mask=mask, adaptive=adaptive, eta=eta, **options)
 
-    def measured(state, params, logits, logits_fn, where):
+    def measure(state, params, logits, logits_fn, where):
         if logits is None or logits_fn is None:
             raise ValueError(
                 "tram needs logits= (of the first pass) and logits_fn= in tx.update, "
@@ -125,7 +125,7 @@ def tram(
         grads, state, params, *, logits=None, logits_fn=None, radius=None, where=None
     ):
         if radius is None:
-            radius = measured(state, params, logits, logits_fn, where)
+            radius = measure(state, params, logits, logits_fn, where)
         radius = radius * ascent.at(radius_scale, state.count)
         if max_radius is not None:
             radius = jnp.minimum(radius, max_radius)
@@ -136,7 +136,9 @@ def tram(
     if anchor is not None:
         keep = (
             lambda params: anchors.copy(params, anchor_dtype),
-            lambda value, params: anchors.moved(anchor, value, params, anchor_decay),
+            lambda value, params: anchors.next_anchor(
+                anchor, value, params, anchor_decay
+            ),
         )
     names = ("logits", "logits_fn", "radius", "where")
     return ascent.climbing_optimizer(optimizer, find, names, climb, keep)
