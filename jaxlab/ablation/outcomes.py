@@ -199,7 +199,7 @@ def _document_draws(predicted, trained, targets, key, resamples):
     for number, target in enumerate(targets):
         ours, theirs = predicted[target], trained[target]
         both = np.concatenate([ours.nats, theirs.nats])
-        draws = ratios.resampled(
+        draws = ratios.resample_ratios(
             both, ours.tokens, key=jax.random.fold_in(key, number), resamples=resamples
         )
         columns.append(jnp.split(draws, 2, axis=1))

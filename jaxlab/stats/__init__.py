@@ -1,4 +1,1 @@
-"""Statistics that every report uses.
-
-Correlations, bootstrap intervals, similarity of representations, paired comparisons.
-"""
+"""Statistics: correlations, bootstrap intervals, paired comparisons, CKA."""

@@ -1,4 +1,4 @@
-"""Percentile bootstrap intervals: how much a number would move with other data.
+"""Percentile bootstrap intervals: for any statistic of one or several samples.
 
     resample rows with replacement R times, take the statistic of each, and report its
     (1 - confidence) / 2 and (1 + confidence) / 2 quantiles
@@ -45,7 +45,7 @@ def bootstrap(
 
     Args:
         statistic: `statistic(*samples)` -> an array, made of jax functions. It keys the
-            compilation cache: pass one function object, not a new lambda a call.
+            compilation cache: pass one function object, not a new lambda per call.
         samples: one array [n, ...], or several with the same n, resampled together.
         key: of the resampling; the same key gives the same interval.
         resamples: R, how many.
@@ -84,7 +84,7 @@ def paired_difference(
     """The interval of `statistic(a) - statistic(b)` where row i of both is one item.
 
     Far narrower than two separate intervals when the items differ more than `a` and `b`
-    do. An interval without 0 says that `a` and `b` differ.
+    do. If the interval is without 0, `a` and `b` differ.
 
     Args:
         a: f32[n, ...], e.g. losses of one model by document.

@@ -4,7 +4,7 @@
     CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))
     HSIC(K, L) ~ <K, L> = sum_ij K_ij L_ij = |X'Y|_F^2
 
-It asks whether the same pairs of examples are alike in both, and does not change when
+It compares which pairs of examples are alike in each, and does not change when
 features are rotated or all scaled by one number: 1 for the same geometry, 0 for none in
 common. Kornblith et al. 2019, *Similarity of neural network representations revisited*
 (arXiv:1905.00414), equations 4 to 6.
@@ -38,7 +38,7 @@ def linear_cka(x: jax.Array, y: jax.Array, *, debiased: bool = False) -> jax.Arr
     <K, L> is taken from matrices [d1, d2] or [n, n], whichever are cheaper.
 
     Args:
-        x: f32[n, d1], one row an example; need not be centred.
+        x: f32[n, d1], one row per example; need not be centred.
         y: f32[n, d2], of the same examples in the same order.
         debiased: the unbiased estimate of HSIC; needed when n is not much above d.
 
@@ -64,7 +64,7 @@ def linear_cka(x: jax.Array, y: jax.Array, *, debiased: bool = False) -> jax.Arr
         )
     if len(x) < least:
         raise ValueError(f"CKA of {len(x)} examples; at least {least} are needed")
-    x, y = _centred(x), _centred(y)
+    x, y = _centre(x), _centre(y)
     hsic = functools.partial(_hsic, grams=_grams_are_cheaper(x, y))
 
     def norm(z):
@@ -78,7 +78,7 @@ def linear_cka(x: jax.Array, y: jax.Array, *, debiased: bool = False) -> jax.Arr
     return jnp.clip(cka, -1.0 if debiased else 0.0, 1.0)
 
 
-def _centred(x):
+def _centre(x):
     """Columns less their mean, all scaled into [-1, 1]; NaN where all are constant."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     # A constant becomes exactly 0, whatever its mean is rounded to.

@@ -34,7 +34,7 @@ def pearson(x: jax.Array, y: jax.Array, where: jax.Array | None = None) -> jax.A
     x, y = _pair(x, y)
     if x.size < 2:
         return jnp.array(jnp.nan)
-    x, y = _centred(x, where), _centred(y, where)
+    x, y = _centre(x, where), _centre(y, where)
     scale = jnp.sqrt(jnp.sum(jnp.square(x)) * jnp.sum(jnp.square(y)))
     return jnp.clip(jnp.sum(x * y) / scale, -1.0, 1.0)
 
@@ -113,8 +113,8 @@ def all_three(x: jax.Array, y: jax.Array, where: jax.Array | None = None) -> jax
     orders = [_order(each) * pairs for each in (x, y)]
     # The row sums are 2 rank - n - 1: values below less values above.
     rho = pearson(*(jnp.sum(order, axis=1) for order in orders), where)
-    found = jnp.stack([pearson(x, y, where), rho, _tau(*orders)])
-    return jnp.where(_any_nan(x, y), jnp.nan, found)
+    three = jnp.stack([pearson(x, y, where), rho, _tau(*orders)])
+    return jnp.where(_any_nan(x, y), jnp.nan, three)
 
 
 @jax.jit
@@ -164,7 +164,7 @@ def _pair(x, y):
     return x, y
 
 
-def _centred(x, where=None):
+def _centre(x, where=None):
     """Less its mean, and scaled into [-1, 1]; NaN for a constant. 0 outside `where`."""
     where = jnp.ones(x.shape, bool) if where is None else where
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))

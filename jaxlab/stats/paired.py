@@ -1,10 +1,10 @@
-"""Comparing two methods by runs with matched seeds: interval and exact test.
+"""Paired comparison of two methods over seeds: t interval, exact sign-flip test.
 
-    d_i = a_i - b_i                 what seed i says
+    d_i = a_i - b_i                 the difference of seed i
     interval    mean d -+ t sd(d) / sqrt(n),     t of Student's law, n - 1 degrees
     p           share of the 2^n choices of signs with |sum_i s_i d_i| >= |sum_i d_i|
 
-The test asks how often a mean this far from 0 comes about when a and b are exchangeable
+p is how often a mean this far from 0 comes about when a and b are exchangeable
 within a seed; it assumes nothing else, and is exact. Fisher 1935, *The design of
 experiments*, section 21.
 
@@ -31,8 +31,8 @@ class PairedDifference(NamedTuple):
         mean: of the differences.
         low: lower end of the interval of the mean.
         high: upper end.
-        p_value: two-sided. It is at least 2 / 2^n: five seeds cannot say less than
-            0.0625, six can say 0.031.
+        p_value: two-sided. It is at least 2 / 2^n: five seeds reach 0.0625
+            at the least, six reach 0.031.
         n: how many pairs.
     """
 
@@ -64,8 +64,8 @@ def paired_difference(
         ValueError: not two vectors of one length, no pairs, a confidence outside
             (0, 1).
 
-    >>> found = paired_difference([3.0, 5.0, 6.0, 8.0], [2.0, 3.0, 5.0, 6.0])
-    >>> [round(value, 3) for value in found]
+    >>> difference = paired_difference([3.0, 5.0, 6.0, 8.0], [2.0, 3.0, 5.0, 6.0])
+    >>> [round(value, 3) for value in difference]
     [1.5, 0.581, 2.419, 0.125, 4]
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)

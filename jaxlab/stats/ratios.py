@@ -1,4 +1,4 @@
-"""The bootstrap of many ratios of sums at once: losses a token of models on documents.
+"""Paired bootstrap of ratios of sums, e.g. the loss per token of many models.
 
     value_k = sum_d totals[k, d] / sum_d weights[d]
 
@@ -62,11 +62,11 @@ def ratios(
             confidence outside (0, 1), R < 1.
 
     >>> key = jax.random.key(0)
-    >>> found = ratios([[1.0, 4.0], [2.0, 5.0]], [1.0, 2.0], key=key)
-    >>> found.value.round(3).tolist(), found.least_probability.tolist()
+    >>> losses = ratios([[1.0, 4.0], [2.0, 5.0]], [1.0, 2.0], key=key)
+    >>> losses.value.round(3).tolist(), losses.least_probability.tolist()
     ([1.667, 2.333], [1.0, 0.0])
     """
-    totals, weights = _checked(totals, weights)
+    totals, weights = _to_arrays(totals, weights)
     if not 0 < confidence < 1:
         raise ValueError(f"confidence {confidence} is not between 0 and 1")
     value = totals.sum(axis=1) / weights.sum()
@@ -91,7 +91,7 @@ def ratios(
     return Ratios(low, value, high, least)
 
 
-def resampled(
+def resample_ratios(
     totals: np.ndarray, weights: np.ndarray, *, key: jax.Array, resamples: int = 1000
 ) -> jax.Array:
     """The ratios of every resample, f32[R, K]; one key, one choice of documents.
@@ -101,12 +101,12 @@ def resampled(
     Raises:
         ValueError: as `ratios`.
     """
-    totals, weights = _checked(totals, weights)
+    totals, weights = _to_arrays(totals, weights)
     differing, common = _draws(totals, weights, key, resamples)
     return differing + common[:, None]
 
 
-def _checked(totals, weights):
+def _to_arrays(totals, weights):
     totals, weights = np.asarray(totals, np.float64), np.asarray(weights, np.float64)
     if totals.ndim != 2 or weights.shape != totals.shape[1:] or not totals.size:
         raise ValueError(
