@@ -46,6 +46,8 @@ def extract_low_rank(
 ) -> types.Params:
     """A task vector with its matrices replaced by `LowRank` factors.
 
+    Public API, for adapters from two models: no recipe calls it.
+
     Args:
         vector: a task vector, e.g. `task_vector(finetuned, base, dtype=jnp.float32)`.
         rank: of every matrix, at most its own; or
