@@ -99,7 +99,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     try:
         with _quiet(args.verbose):
-            host_memory.keep_freed()  # before jax has threads
+            host_memory.keep_freed_memory()  # before jax has threads
             accelerators.skip_absent_tpu()  # before jax looks for one
             return _command(verb).run(args) or 0
     except KeyboardInterrupt:
@@ -117,7 +117,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 def overview() -> str:
     """What `jaxlab --help` prints."""
     lines = [f"  {verb:<12}{summary}" for verb, (summary, _) in VERBS.items()]
-    more = "`jaxlab VERB --help` says more; `-v` after a verb logs what it does."
+    more = "`jaxlab VERB --help` shows more; `-v` after a verb logs what it does."
     return "\n".join(["usage: jaxlab VERB [ARGUMENTS]", "", *lines, "", more])
 
 
@@ -178,8 +178,8 @@ def _user_message(error: Exception) -> str | None:
     if isinstance(error, errors.UserError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
-        place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror}"
+        file = f"{error.filename}: " if error.filename else ""
+        return f"{file}{error.strerror}"
     is_full = "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError)
     if is_full:
         first = (str(error).splitlines() or ["no reason given"])[0][:200]

@@ -1,4 +1,4 @@
-"""The one loop: every system that trains runs through `fit`.
+"""`fit`, the one training loop of every system, and the work of `jaxlab train`.
 
     resume > init_from > scratch;  then for each step:
         batch = batches(step)                     a pure function of (seed, step)
@@ -65,7 +65,7 @@ def fit(
     Args:
         experiment: what to train.
         workdir: gets config.json, metrics.jsonl and checkpoints/<step>/; a folder, or
-            gs://BUCKET/FOLDER, where metrics.jsonl is as new as half a minute ago.
+            gs://BUCKET/FOLDER, where metrics.jsonl is at most half a minute old.
         mesh: of devices; None puts all of them on the `data` axis.
         save_every: steps between checkpoints; None or 0 saves only at the end.
         eval_every: steps between evaluations; None or 0: only at the end.
@@ -94,8 +94,8 @@ def fit(
 
         # ---- resume > init_from > scratch
         target, axes = state_lib.abstract(experiment, mesh)
-        found = checkpoint.restore(folder, target)
-        first, state = found or (0, state_lib.initial(experiment, target))
+        restored = checkpoint.restore(folder, target)
+        first, state = restored or (0, state_lib.initial(experiment, target))
         _check_finite(state.params)
         if jax.process_index() == 0:
             runs.write_config(workdir, experiment.config)
@@ -171,7 +171,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _free_keys(experiment: types.Experiment) -> tuple[str, ...]:
-    """Keys that say how a run is computed, not what: they may change on resume.
+    """Config keys that may change on resume: how a run is computed, not what.
 
     Of the model, those that its config calls free; but not the dtype: the run would go
     on in another rounding than it began.

@@ -61,7 +61,7 @@ def jaxlab_worker():
     from jaxlab import merge
     from jaxlab.core import host_memory, safetensors
 
-    host_memory.keep_freed()
+    host_memory.keep_freed_memory()
     kept: dict = {}
 
     def models(question):

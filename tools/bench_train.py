@@ -102,7 +102,7 @@ class Contender:
 
 
 def serve(build, threads: int) -> None:
-    host_memory.keep_freed()  # first of all, as the command line does
+    host_memory.keep_freed_memory()  # first of all, as the command line does
     step = peak = None
     for line in sys.stdin:
         what = line.strip()

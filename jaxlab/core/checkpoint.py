@@ -1,4 +1,4 @@
-"""Checkpoints: saved in the background, verified when read, never half-trusted.
+"""Checkpoints of a run: save in the background, restore the newest good one.
 
 Orbax v1 writes `DIR/<step>/`. A corrupt checkpoint is found when it is read (see
 `core/checkpoint_files.py`), and the newest good one before it is used and named. Mesh
@@ -61,7 +61,7 @@ class Checkpointer:
             paths.make_folder(self.directory)
             self._last = next(iter(steps(self.directory)), None)
             if not paths.is_remote(self.directory):  # there Orbax removes them
-                _set_aside(self.directory, _unfinished(self.directory))
+                _set_aside(self.directory, _unfinished_steps(self.directory))
             self._orbax = ocp.training.Checkpointer(
                 self.directory,
                 context=checkpoint_files.context(),
@@ -100,7 +100,7 @@ class Checkpointer:
         if step in steps(self.directory):
             return
         metadata = checkpoint_files.describe(state, self._axes)
-        with self._reported(step):
+        with self._explain_failed_save(step):
             self._pending = (
                 step,
                 self._orbax.save_async(
@@ -113,17 +113,17 @@ class Checkpointer:
         if self._pending is None:
             return
         (step, response), self._pending = self._pending, None
-        with self._reported(step):
+        with self._explain_failed_save(step):
             response.result()
         self._last = step
 
-    def _reported(self, step: int):
-        kept = "none is left"
+    def _explain_failed_save(self, step: int):
+        last_good = "none is left"
         if self._last is not None:
-            kept = f"step {self._last} is the last good checkpoint"
+            last_good = f"step {self._last} is the last good checkpoint"
         return _one_line(
-            f"saving step {step} to {self.directory} failed; {kept}; free some disk "
-            "space and start the same command again"
+            f"saving step {step} to {self.directory} failed; {last_good}; free some "
+            "disk space and start the same command again"
         )
 
 
@@ -166,10 +166,10 @@ def folder_of(run: str | pathlib.Path) -> pathlib.Path:
     return runs.checkpoints(run) if runs.has_checkpoints(run) else paths.path(run)
 
 
-def _unfinished(directory: pathlib.Path) -> list[int]:
-    """Step folders that are no checkpoint; orbax would refuse to save their steps."""
-    found = [entry for entry in entries(directory) if not entry.is_finished]
-    return sorted(entry.step for entry in found if entry.path.name.isdigit())
+def _unfinished_steps(directory: pathlib.Path) -> list[int]:
+    """Steps of folders without a whole checkpoint; orbax would refuse to save them."""
+    unfinished = [entry for entry in entries(directory) if not entry.is_finished]
+    return sorted(entry.step for entry in unfinished if entry.path.name.isdigit())
 
 
 def restore(directory: pathlib.Path, abstract: Any) -> tuple[int, Any] | None:
@@ -231,18 +231,24 @@ def load_params(
             without the average.
     """
     folder = folder_of(directory)
-    found = steps(folder)
-    if not found or (step is not None and step not in found):
-        have = f"it has steps {_words(found)}" if found else "it has no checkpoint"
+    saved_steps = steps(folder)
+    if not saved_steps or (step is not None and step not in saved_steps):
+        have = (
+            f"it has steps {_words(saved_steps)}"
+            if saved_steps
+            else "it has no checkpoint"
+        )
         raise errors.UserError(f"{folder}: no checkpoint to load; {have}")
-    for candidate in found if step is None else [step]:
+    for candidate in saved_steps if step is None else [step]:
         try:
             return _load_params(folder / str(candidate), mesh, dtype, average)
         except checkpoint_files.CorruptError as error:
             if step is not None:
                 raise
             _log.warning("%s; trying the one before", error)
-    raise errors.UserError(f"every checkpoint in {folder} is corrupt ({_words(found)})")
+    raise errors.UserError(
+        f"every checkpoint in {folder} is corrupt ({_words(saved_steps)})"
+    )
 
 
 def _load_params(path, mesh, dtype, average):
@@ -265,10 +271,12 @@ def _load_params(path, mesh, dtype, average):
 
     wanted = {name: abstract(name, leaf) for name, leaf in params.items()}
     if average:
-        saved = {prefix + name.removeprefix("params/"): name for name in wanted}
-        there = {own: wanted[name] for own, name in saved.items()}
-        read = checkpoint_files.load_leaves(path, there)
-        return _nest({saved[own]: leaf for own, leaf in read.items()})["params"]
+        # The average of a parameter has another name in the file: average -> parameter.
+        names = {prefix + name.removeprefix("params/"): name for name in wanted}
+        averages = checkpoint_files.load_leaves(
+            path, {average: wanted[name] for average, name in names.items()}
+        )
+        return _nest({names[key]: leaf for key, leaf in averages.items()})["params"]
     return checkpoint_files.load(path, _nest(wanted))["params"]
 
 

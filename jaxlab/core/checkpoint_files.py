@@ -1,4 +1,4 @@
-"""One checkpoint on disk: what it says of itself, its arrays, and whether they agree.
+"""Checkpoint directory format: arrays, description, checksums, verification.
 
 Orbax v1 writes zarr3 without compression (on random floats zstd gains 8 % of the size
 for three times the time). Beside the arrays goes a checksum of every leaf, computed on
@@ -46,19 +46,19 @@ def load(path: pathlib.Path, abstract: Any) -> Any:
     metadata, saved = read_description(path)
     wanted = tree.flatten(abstract)
     _check_structure(path, saved, wanted)
-    stored = jax.tree_util.tree_map_with_path(
-        lambda p, leaf: _as_stored(leaf, saved[tree.path_name(p)]), abstract
+    as_saved = jax.tree_util.tree_map_with_path(
+        lambda p, leaf: _with_saved_dtype(leaf, saved[tree.path_name(p)]), abstract
     )
     settings = context()
     settings.pytree.loading.partial_load = len(wanted) < len(saved)
     try:
         with settings:
-            state = ocp.load(path, stored)
+            state = ocp.load(path, as_saved)
     except Exception as error:
         raise CorruptError(
             f"checkpoint {path} cannot be read: {first_line(error)}"
         ) from None
-    if lines := tree.differences([stored, state]):
+    if lines := tree.differences([as_saved, state]):
         raise CorruptError(f"checkpoint {path} is corrupt: {lines[0]}")
     _check_fingerprints(path, state, metadata["fingerprint"])
     return jax.tree.map(
@@ -81,11 +81,14 @@ def load_leaves(
     path = paths.absolute(path)
     metadata, _ = read_description(path)
 
-    def stored(key_path, leaf):
+    def leaf_to_load(key_path, leaf):
         name = tree.path_name(key_path)
-        return _as_stored(wanted[name], leaf) if name in wanted else ocp.PLACEHOLDER
+        if name not in wanted:
+            return ocp.PLACEHOLDER
+        return _with_saved_dtype(wanted[name], leaf)
 
-    abstract = jax.tree_util.tree_map_with_path(stored, ocp.metadata(path).metadata)
+    abstract = ocp.metadata(path).metadata
+    abstract = jax.tree_util.tree_map_with_path(leaf_to_load, abstract)
     try:
         with context():
             leaves = tree.flatten(ocp.load(path, abstract))
@@ -114,7 +117,7 @@ def verify(path: pathlib.Path) -> dict[str, str]:
     gigabyte, into the memory of one device.
 
     Raises:
-        CorruptError: what it says of itself cannot be read.
+        CorruptError: its description cannot be read.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -124,17 +127,17 @@ def verify(path: pathlib.Path) -> dict[str, str]:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def faults(names: set[str]) -> dict[str, str]:
-        def wanted(key_path, leaf):
+        def leaf_to_load(key_path, leaf):
             if tree.path_name(key_path) not in names:
                 return ocp.PLACEHOLDER
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
 
         abstract = ocp.metadata(path).metadata
-        abstract = jax.tree_util.tree_map_with_path(wanted, abstract)
+        abstract = jax.tree_util.tree_map_with_path(leaf_to_load, abstract)
         try:
             with context():
-                found = tree.flatten(ocp.load(path, abstract))
-            actual = tree.fingerprint({name: found[name] for name in names})
+                arrays = tree.flatten(ocp.load(path, abstract))
+            actual = tree.fingerprint({name: arrays[name] for name in names})
         except Exception as error:
             if len(names) == 1:
                 return dict.fromkeys(names, f"cannot be read: {first_line(error)}")
@@ -146,10 +149,10 @@ def verify(path: pathlib.Path) -> dict[str, str]:
             for name in names
         }
 
-    found = {
+    texts = {
         name: text for part in _parts(leaves) for name, text in faults(part).items()
     }
-    return {name: found[name] for name in leaves}
+    return {name: texts[name] for name in leaves}
 
 
 def _parts(leaves: Mapping[str, Any]) -> Iterator[set[str]]:
@@ -181,13 +184,13 @@ def read_description(path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     try:
         # Of a relative path it reads only half.
-        found = ocp.metadata(paths.absolute(path))
+        description = ocp.metadata(paths.absolute(path))
         leaves = {
             name: leaf
-            for name, leaf in tree.flatten(found.metadata).items()
+            for name, leaf in tree.flatten(description.metadata).items()
             if hasattr(leaf, "shape")
         }
-        custom = dict(found.custom_metadata or {})
+        custom = dict(description.custom_metadata or {})
         shapes = {name: list(leaf.shape) for name, leaf in leaves.items()}
         # Orbax logs an unreadable description and goes on without it.
         is_whole = shapes == custom["shapes"] and {*shapes} == {*custom["fingerprint"]}
@@ -230,8 +233,8 @@ def _check_structure(path, saved, wanted) -> None:
         )
 
 
-def _as_stored(leaf, saved):
-    """The wanted placement with the stored dtype, so that checksums can be compared."""
+def _with_saved_dtype(leaf, saved):
+    """The wanted placement with the saved dtype, so that checksums can be compared."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return leaf
     return jax.ShapeDtypeStruct(leaf.shape, saved.dtype, sharding=leaf.sharding)

@@ -43,7 +43,7 @@ def parse(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path]
     if not plain.get("config"):
         _refuse(f"give --config=FILE[:VARIANT], e.g. {_EXAMPLE}")
     if not plain.get("workdir"):
-        _refuse("give --workdir=DIR, the folder that the run is kept in")
+        _refuse("give --workdir=DIR, the folder that the run is written to")
     workdir = paths.path(plain["workdir"])
     config = load(plain["config"])
     _check_keys(config, overrides)
@@ -73,7 +73,9 @@ def load(path: str) -> ml_collections.ConfigDict:
     except Exception as error:
         _refuse(f"{name}: {_reason(error, file)}")
     if not isinstance(config, ml_collections.ConfigDict):
-        _refuse(f"{name}: get_config returned {type(config).__name__}, no ConfigDict")
+        _refuse(
+            f"{name}: get_config returned {type(config).__name__}, not a ConfigDict"
+        )
     return config
 
 
@@ -102,30 +104,30 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 def _check_keys(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
     """Refuses unknown keys; makes room for those of sections that are empty."""
-    known = _keys(config)
+    keys = _keys(config)
     for override in overrides:
         key = _KEY.fullmatch(override)["key"]
         section, _, last = key.rpartition(".")
-        if key in known:
+        if key in keys:
             continue
-        if section in known and known[section] == {}:
+        if section in keys and keys[section] == {}:
             config[section][last] = 0.0
             continue
-        _refuse(f"unknown config key {key!r}; {_nearest(key, known)}")
+        _refuse(f"unknown config key {key!r}; {_nearest(key, keys)}")
 
 
-def _nearest(key: str, known: Mapping[str, object]) -> str:
+def _nearest(key: str, keys: Mapping[str, object]) -> str:
     section, _, last = key.rpartition(".")
     # Not a section: "optim" is near to every misspelt key of it.
-    sections = [k for k, v in known.items() if isinstance(v, ml_collections.ConfigDict)]
-    leaves = [name for name in known if name not in sections]
+    sections = [k for k, v in keys.items() if isinstance(v, ml_collections.ConfigDict)]
+    leaves = [name for name in keys if name not in sections]
     near = difflib.get_close_matches(key, leaves, n=1, cutoff=0.6)
-    near = near or [name for name in known if name.rpartition(".")[2] == last]
+    near = near or [name for name in keys if name.rpartition(".")[2] == last]
     if near:
         return f"did you mean {near[0]}?"
-    there = [name for name in known if name.rpartition(".")[0] == section]
-    there = there or [name for name in known if "." not in name]
-    return f"there are {', '.join(there)}"
+    siblings = [name for name in keys if name.rpartition(".")[0] == section]
+    siblings = siblings or [name for name in keys if "." not in name]
+    return f"there are {', '.join(siblings)}"
 
 
 def _override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
@@ -140,13 +142,13 @@ def _override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> No
         values(argv)
     except Exception as error:
         message = " ".join(str(error).split())
-        found = re.match(r"flag --config\.(?P<key>[\w.]+)=(?P<value>.*?): ", message)
-        if not found:
+        refusal = re.match(r"flag --config\.(?P<key>[\w.]+)=(?P<value>.*?): ", message)
+        if not refusal:
             _refuse(message[:300] or type(error).__name__)
-        kind = type(_keys(config)[found["key"]]).__name__
+        kind = type(_keys(config)[refusal["key"]]).__name__
         kind = {"ConfigDict": "dict, e.g. {'web': 0.5}"}.get(kind, kind)
         _refuse(
-            f"config key {found['key']!r} cannot be {found['value']!r}; it takes a "
+            f"config key {refusal['key']!r} cannot be {refusal['value']!r}; it takes a "
             f"value of type {kind}"
         )
 
@@ -164,7 +166,7 @@ def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, obje
 
 
 def _reason(error: Exception, file: pathlib.Path) -> str:
-    """What a config file says when it refuses, or where it fails."""
+    """The message of a config file that refuses, or the line where it fails."""
     message = " ".join(str(error).split()) or "no reason given"
     if isinstance(error, ValueError):
         return message
@@ -173,8 +175,8 @@ def _reason(error: Exception, file: pathlib.Path) -> str:
         if trace.tb_frame.f_code.co_filename == str(file):
             line = trace.tb_lineno
         trace = trace.tb_next
-    place = f" (line {line})" if line else ""
-    return f"{type(error).__name__}: {message}{place}"
+    where = f" (line {line})" if line else ""
+    return f"{type(error).__name__}: {message}{where}"
 
 
 def _refuse(message: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""How far what a model says is from what it, or another, said before.
+"""Divergences between the logits of two models: KL, MMD, L2.
 
     forward    KL(p || q) = sum_v p_v log(p_v / q_v)       p: target, q: current
     reverse    KL(q || p)
@@ -16,7 +16,7 @@ al. 2012, JMLR 13; its inverse multiquadric kernel: Tolstikhin et al. 2018
 (arXiv:1711.01558).
 
 Deviation: the released KL is a mean over classes, divided by the batch size once more;
-here it is the mean over rows of the sum over classes, as the paper says.
+here it is the mean over rows of the sum over classes, as in the paper.
 """
 
 import jax
@@ -83,6 +83,8 @@ def mmd(
 ) -> jax.Array:
     """Squared maximum mean discrepancy between two sets of rows; never negative.
 
+    Public API: a `divergence_fn` of `tram`; no config chooses it.
+
     Args:
         target_logits, logits: [..., V]; every row is a point, so that all pairs of
             rows are compared: time grows with the square of their number.
@@ -113,12 +115,12 @@ def mmd(
     weight = weight / jnp.maximum(jnp.sum(weight), 1e-9)
 
     def mean(a, b):
-        def one(row):
+        def mean_to_row(row):
             # Not |a|^2 + |b|^2 - 2ab, which cancels for rows that are close.
             squares = jnp.sum(jnp.square(row[None] - b), axis=-1)
             return sum(kernels[kernel](width, squares) for width in BANDWIDTHS) @ weight
 
-        return weight @ jax.lax.map(one, a)
+        return weight @ jax.lax.map(mean_to_row, a)
 
     return jnp.maximum(mean(x, x) + mean(y, y) - 2 * mean(x, y), 0.0)
 
@@ -127,6 +129,8 @@ def l2(
     target_logits: jax.Array, logits: jax.Array, *, where: jax.Array | None = None
 ) -> jax.Array:
     """Mean over rows of the Euclidean distance of logits.
+
+    Public API: a `divergence_fn` of `tram`; no config chooses it.
 
     Args:
         target_logits, logits: [..., V].

@@ -3,12 +3,12 @@
     logits = hidden @ kernel            [..., D] x [D, V] -> f32[..., V]
 
 With a vocabulary of 50,000 the logits of a batch are larger than everything else a step
-holds, and two sets of them (another model's, or the same model's a step ago) twice so.
-What is wanted of them is a few numbers a row; those are computed for a block at a time,
-and again in the backward pass, so that one block is alive at once.
+holds, and two sets of them (another model's, or those of the step before) twice so.
+What is wanted of them is a few numbers per row; those are computed for a block at a
+time, and again in the backward pass, so that one block is alive at once.
 
 A block is a part of the vocabulary where sums over parts say all (log-probabilities:
-logsumexp of logsumexps). A sharded kernel is then gathered once a pass, and its
+logsumexp of logsumexps). A sharded kernel is then gathered once per pass, and its
 gradient reduced once, however many blocks there are. Divergences need whole rows of two
 models; their blocks are of positions, and both kernels are gathered before them.
 """
@@ -51,7 +51,7 @@ class Factored:
 
 
 def target_logps(logits: Factored, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of one target a row.
+    """Log-probability of one target per row.
 
     Args:
         logits: of rows [...].
@@ -70,14 +70,14 @@ def target_logps(logits: Factored, targets: jax.Array) -> tuple[jax.Array, jax.A
     wide = logits.hidden.astype(jnp.promote_types(logits.hidden.dtype, jnp.float32))
 
     @jax.checkpoint
-    def one(wide, ids, kernel):
+    def logps_of_block(wide, ids, kernel):
         part = logits.replace(hidden=wide.astype(logits.hidden.dtype), kernel=kernel)
         ids = _by_rank(ids, targets)
         dense = jnp.where(ids < _vocab(logits), part.dense(), -jnp.inf)
         return _target_logps(dense, targets, ids)
 
     _, (hits, totals) = jax.lax.scan(
-        lambda _, block: ((), one(wide, *block)), (), (ids, kernels)
+        lambda _, block: ((), logps_of_block(wide, *block)), (), (ids, kernels)
     )
     total = jax.nn.logsumexp(totals, axis=0)
     return hits.sum(axis=0) - total, total
@@ -127,13 +127,15 @@ def _by_row(function: Callable, logits: Factored, other: Factored) -> jax.Array:
         return gathered.astype(x.kernel.dtype)  # in which its gradient is summed
 
     @jax.checkpoint
-    def one(kernels, mine, theirs):
+    def function_of_part(kernels, mine, theirs):
         part = logits.replace(hidden=mine, kernel=kernels[0])
         return function(part, theirs, kernels[1])
 
     kernels = whole(logits), whole(other)
     parts = cut(logits.hidden), cut(other.hidden)
-    _, rows = jax.lax.scan(lambda _, part: ((), one(kernels, *part)), (), parts)
+    _, rows = jax.lax.scan(
+        lambda _, part: ((), function_of_part(kernels, *part)), (), parts
+    )
     return jnp.moveaxis(rows, 0, 1).reshape(B, -1)[:, :L]
 
 

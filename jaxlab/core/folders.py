@@ -1,4 +1,4 @@
-"""Files and folders that appear under their name whole, or not at all.
+"""Atomic writes: files and folders that appear under their name whole, or never.
 
 What is written gets a temporary name beside the final one, and is renamed when it is
 whole: `whole_file` and `write_text` for a file, `publish` for files that belong
@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from jaxlab.core import errors, paths
 
 _LOCK = ".unfinished"  # in a folder in the making; locked while its writer lives
-_STALE_SECONDS = 86_400.0  # a temporary file nobody wrote to for so long is removed
+_STALE_SECONDS = 86_400.0  # a temporary file that is unchanged for so long is removed
 _UPLOAD_SECONDS = 30.0  # between uploads of a file that grows
 _UPLOAD_SHARE = 0.02  # of the time goes into them at most, however long it is
 
@@ -92,8 +92,8 @@ def publish(
 ) -> None:
     """Gives finished files their names: temporary path -> name, on the same disk.
 
-    Of several, the last one says that all are there: the old one goes first and the new
-    one comes last, so that old and new files never count as one set.
+    Of several, the last one marks the set as complete: the old one goes first and the
+    new one comes last, so that old and new files never count as one set.
 
     Args:
         files: in the order in which they appear.
@@ -208,12 +208,12 @@ def new_folder(
 ) -> Iterator[pathlib.Path]:
     """A folder to write into, which gets the name `folder` when the block ends well.
 
-    It is the sibling `NAME.part`, of which a lock says whether its writer still lives.
+    It is the sibling `NAME.part`; its lock is held as long as its writer runs.
 
     Args:
         folder: to appear; those above it are made.
-        replaced: allows an older folder: of its files, those whose name this says yes
-            to are replaced, and the others move into the new one.
+        replaced: allows an older folder: of its files, those whose name this accepts
+            are replaced, and the others move into the new one.
         writer: what to call another one that is writing the folder.
 
     Raises:
@@ -235,7 +235,7 @@ def new_folder(
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
         elif folder.exists():
-            folder.rmdir()  # empty, or somebody came in between
+            folder.rmdir()  # empty, or another writer came in between
         part.rename(folder)
         (folder / _LOCK).unlink()
         if replaced is not None and old.exists():
@@ -270,7 +270,7 @@ def _lock(part: pathlib.Path, folder: pathlib.Path, writer: str) -> int:
         raise errors.UserError(
             f"another {writer} is writing {folder}; wait for it"
         ) from None
-    except OSError:  # a file system without locks: then nobody else is looked for
+    except OSError:  # a file system without locks: then no other writer is looked for
         pass
     return handle
 

@@ -1,4 +1,4 @@
-"""Host memory that is freed is kept for the next step, instead of faulted in again.
+"""Settings of malloc: freed host memory is kept for the next step.
 
 XLA:CPU allocates the temporaries of a program anew at every call. glibc takes blocks
 that large from the kernel and gives them back when they are freed, so every step of a
@@ -15,7 +15,7 @@ import sys
 _MMAP_MAX, _TRIM_THRESHOLD, _ARENA_MAX = -4, -1, -8  # glibc's <malloc.h>
 
 
-def keep_freed() -> bool:
+def keep_freed_memory() -> bool:
     """Tells glibc to keep what is freed; False where there is no glibc to be told.
 
     Call it before jax starts its threads: a thread that has an arena of its own goes

@@ -1,4 +1,4 @@
-"""Values as JSON has them: no NaN, no tuples, no arrays; without jax and numpy."""
+"""JSON text of reports and records: NaN as null, arrays as lists; no jax, no numpy."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""One clear line when this process is ended without a word of its own.
+"""One line on stderr when this process is aborted because another host died.
 
 When a host dies, jax aborts the others from a thread of C++, where no Python handler
 runs (the callback for missed heartbeats cannot be written in Python: jax 0.10 ends in
@@ -16,7 +16,7 @@ _WAIT = 'trap "" HUP INT TERM; read -r _ || echo "$1" >&2'
 
 
 def watch() -> None:
-    """Starts the witness; it ends with this process and speaks on its stderr."""
+    """Starts the witness; it ends with this process and writes to its stderr."""
     message = (
         f"jaxlab: the process on {socket.gethostname()} was ended: another host is "
         "gone, or this one was killed (lines above may tell). The newest checkpoint "

@@ -1,7 +1,7 @@
-"""Device meshes and logical axes: where each array lives, said once.
+"""Device meshes, logical axes and their rules: which device holds which part.
 
 Models name the axes of their parameters and activations (`embed`, `mlp`, ...);
-`RULES` maps those names to mesh axes; nothing else in the house knows the mesh.
+`RULES` maps those names to mesh axes; no other room depends on the mesh axes.
 The mesh axes are `slice` (between TPU slices), `data` (replicas), `fsdp` (parameters
 and batch sharded together; ZeRO-3, Rajbhandari et al. 2019, arXiv:1910.02054),
 `context` (parameters as fsdp, and the length of rows that are too long for one device;
@@ -77,9 +77,9 @@ def make_mesh(
         raise errors.UserError(
             f"unknown mesh axis {', '.join(unknown)}; use {', '.join(MESH_AXES)}"
         )
-    known = math.prod(size for size in sizes.values() if size != -1)
+    fixed = math.prod(size for size in sizes.values() if size != -1)
     free = [axis for axis, size in sizes.items() if size == -1]
-    fits = known > 0 and len(devices) % known == 0 and (free or known == len(devices))
+    fits = fixed > 0 and len(devices) % fixed == 0 and (free or fixed == len(devices))
     if len(free) > 1 or not fits or min(sizes.values()) < -1:
         wanted = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
         raise errors.UserError(
@@ -87,7 +87,7 @@ def make_mesh(
             f"multiply to {len(devices)}, with at most one -1"
         )
     if free:
-        sizes[free[0]] = len(devices) // known
+        sizes[free[0]] = len(devices) // fixed
     dims = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
     # Auto, not the default Explicit: linen's logical partitioning fails under Explicit
     # axes (unbox asserts on with_sharding_constraint, the embedding gather raises).
@@ -98,7 +98,7 @@ def make_mesh(
 
 @contextlib.contextmanager
 def use(mesh: Mesh):
-    """Makes `mesh` and `RULES` the ones that `logical` and `constrain` speak of."""
+    """Makes `mesh` and `RULES` the ones that `logical` and `constrain` use."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         yield mesh
 
@@ -182,7 +182,7 @@ def replicate(x: jax.Array) -> jax.Array:
     return nn.with_logical_constraint(x, (None,) * x.ndim)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of scalars and keys."""
     return NamedSharding(mesh, P())
 
@@ -263,12 +263,12 @@ def global_batch(batches: types.Batches, step: int, mesh: Mesh) -> types.Batch:
     def put(value: np.ndarray) -> jax.Array:
         shape = (rows, *value.shape[1:])
 
-        def read(index):
+        def read_part(index):
             first = (index[0].start or 0) - start_row
             last = (rows if index[0].stop is None else index[0].stop) - start_row
             return value[(slice(first, last), *index[1:])]
 
-        return jax.make_array_from_callback(shape, sharding, read)
+        return jax.make_array_from_callback(shape, sharding, read_part)
 
     return {name: put(value) for name, value in local.items()}
 
@@ -332,9 +332,9 @@ def _check(names: Sequence[str]) -> None:
     for name in names:
         if name not in AXES:
             raise ValueError(f"unknown logical axis {name!r}; use one of {AXES}")
-    taken = [axis for name in names for axis in dict(RULES)[name] or ()]
-    if len(taken) != len(set(taken)):
-        raise ValueError(f"logical axes {names} use a mesh axis twice: {taken}")
+    mesh_axes = [axis for name in names for axis in dict(RULES)[name] or ()]
+    if len(mesh_axes) != len(set(mesh_axes)):
+        raise ValueError(f"logical axes {names} use a mesh axis twice: {mesh_axes}")
 
 
 def _check_rows(batch: Mapping[str, np.ndarray], shards: int) -> None:

@@ -1,4 +1,4 @@
-"""Where runs live: local folders and gs:// buckets, behind the names of pathlib.
+"""Paths of local folders and gs:// buckets, with the methods of pathlib.
 
 `path("gs://bucket/run")` is an `epath.Path` of etils, `path("runs/tiny")` is pathlib's.
 They differ in little, and that is here: a bucket has no folders, takes whole objects (a
@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from jaxlab.core import errors
 
 
-def path(place: str | os.PathLike) -> pathlib.Path:
-    """A place as a path; of gs:// as etils' `epath.Path`, which has the same names.
+def path(location: str | os.PathLike) -> pathlib.Path:
+    """A location as a path; gs:// as etils' `epath.Path`, which has the same names.
 
     Raises:
         UserError: a bucket of another kind, or gcsfs is not installed.
@@ -28,10 +28,10 @@ def path(place: str | os.PathLike) -> pathlib.Path:
     >>> path("runs/tiny").name
     'tiny'
     """
-    text = _text(place)
+    text = _text(location)
     scheme, separator, rest = text.partition("://")
     if not separator:
-        return pathlib.Path(place)
+        return pathlib.Path(location)
     if scheme != "gs":
         raise errors.UserError(
             f"{text}: checkpoints go to local folders and gs:// only; mount the bucket "
@@ -47,18 +47,18 @@ def path(place: str | os.PathLike) -> pathlib.Path:
     return epath.Path(text)
 
 
-def is_remote(place: str | os.PathLike) -> bool:
-    """Whether a place is in a bucket.
+def is_remote(location: str | os.PathLike) -> bool:
+    """Whether a location is in a bucket.
 
     >>> is_remote("gs://bucket/run"), is_remote("runs/tiny")
     (True, False)
     """
-    return "://" in _text(place)
+    return "://" in _text(location)
 
 
-def absolute(place: str | os.PathLike) -> pathlib.Path:
-    """The place as a path that does not depend on the working folder."""
-    return path(place) if is_remote(place) else pathlib.Path(place).absolute()
+def absolute(location: str | os.PathLike) -> pathlib.Path:
+    """The location as a path that does not depend on the working folder."""
+    return path(location) if is_remote(location) else pathlib.Path(location).absolute()
 
 
 def refuse_buckets(folder: str | os.PathLike, name: str) -> None:
@@ -87,18 +87,18 @@ def make_folder(folder: str | os.PathLike) -> None:
         raise errors.UserError(f"there is no bucket {bucket}; make it, or name another")
 
 
-def is_folder(place: str | os.PathLike) -> bool:
+def is_folder(location: str | os.PathLike) -> bool:
     """Whether a folder is there; in a bucket, whether anything is in it.
 
     Raises:
         UserError: the bucket could not be reached. (`is_dir` would say no, and a run
             that has a checkpoint would start again.)
     """
-    if not is_remote(place):
-        return pathlib.Path(place).is_dir()
-    with explain_errors(place):
+    if not is_remote(location):
+        return pathlib.Path(location).is_dir()
+    with explain_errors(location):
         try:
-            return any(True for _ in path(place).iterdir())
+            return any(True for _ in path(location).iterdir())
         except FileNotFoundError:
             return False
 
@@ -150,7 +150,7 @@ def modified_at(file: pathlib.Path) -> float:
 
 
 @contextlib.contextmanager
-def explain_errors(place: str | os.PathLike) -> Iterator[None]:
+def explain_errors(location: str | os.PathLike) -> Iterator[None]:
     """Turns what goes wrong with a bucket into one line; folders have their own.
 
     Raises:
@@ -161,11 +161,11 @@ def explain_errors(place: str | os.PathLike) -> Iterator[None]:
     except errors.UserError:
         raise
     except Exception as error:  # gcsfs, google.auth and aiohttp have no class in common
-        if not is_remote(place):
+        if not is_remote(location):
             raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:300]
         raise errors.UserError(
-            f"cannot reach {place} ({reason}); check its name and your rights to it "
+            f"cannot reach {location} ({reason}); check its name and your rights to it "
             "(`gcloud auth application-default login`)"
         ) from error
 
@@ -176,9 +176,9 @@ def cache(*names: str) -> pathlib.Path:
     return pathlib.Path(home, "jaxlab", *names)
 
 
-def _text(place: str | os.PathLike) -> str:
+def _text(location: str | os.PathLike) -> str:
     """As text, where pathlib has made gs:/ of gs://."""
-    return re.sub("^(gs|s3):/(?!/)", r"\1://", os.fspath(place))
+    return re.sub("^(gs|s3):/(?!/)", r"\1://", os.fspath(location))
 
 
 def _set_up() -> None:

@@ -1,6 +1,6 @@
 """Peak FLOP/s of the devices, the denominator of model-FLOP utilisation.
 
-Known for accelerators (dense bf16 matmul, vendors' data sheets); measured on CPU, where
+From data sheets for accelerators (dense bf16 matmul); measured on CPU, where
 clock, cores and neighbours decide.
 """
 
@@ -11,13 +11,25 @@ import jax
 import jax.numpy as jnp
 
 # bf16 FLOP/s of one jax device, by a part of `device_kind` in lower case.
-_KNOWN = (
-    ("v5 lite", 197e12), ("v5e", 197e12), ("v5p", 459e12), ("v5", 459e12),
-    ("v6", 918e12), ("v4", 275e12), ("v3", 61.5e12), ("v2", 22.5e12),
-    ("tpu7x", 1153.5e12), ("b200", 2250e12), ("h200", 989e12), ("h100", 989e12),
-    ("a100", 312e12), ("l40", 181e12), ("l4", 121e12), ("v100", 125e12),
+_DATA_SHEETS = (
+    ("v5 lite", 197e12),
+    ("v5e", 197e12),
+    ("v5p", 459e12),
+    ("v5", 459e12),
+    ("v6", 918e12),
+    ("v4", 275e12),
+    ("v3", 61.5e12),
+    ("v2", 22.5e12),
+    ("tpu7x", 1153.5e12),
+    ("b200", 2250e12),
+    ("h200", 989e12),
+    ("h100", 989e12),
+    ("a100", 312e12),
+    ("l40", 181e12),
+    ("l4", 121e12),
+    ("v100", 125e12),
     ("t4", 65e12),
-)  # fmt: skip
+)
 
 
 @functools.cache
@@ -30,7 +42,7 @@ def flops_per_second() -> tuple[float, str]:
     kind = device.device_kind.lower()
     if device.platform == "cpu":
         return measure(), "measured f32 matmul"
-    for part, peak in _KNOWN:
+    for part, peak in _DATA_SHEETS:
         if part in kind:
             return peak * jax.device_count(), f"{device.device_kind} data sheet"
     return measure() * jax.device_count(), f"measured matmul on {device.device_kind}"

@@ -1,4 +1,4 @@
-"""The process: caches and memory, the other hosts, and when it is told to stop."""
+"""Start of a process: compilation cache, memory, joining hosts, signals to stop."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ def start() -> None:
     Raises:
         UserError: the other hosts could not be joined.
     """
-    host_memory.keep_freed()
+    host_memory.keep_freed_memory()
     if os.environ.get("JAXLAB_COMPILATION_CACHE") == "0":
         jax.config.update("jax_enable_compilation_cache", False)
     elif not jax.config.jax_compilation_cache_dir:
@@ -88,7 +88,7 @@ def _wait_for(coordinator: str, seconds: int) -> None:
         except OSError as error:
             if time.monotonic() > end:
                 raise errors.UserError(
-                    f"nobody answered at {coordinator} within {seconds} s ({error}); "
+                    f"nothing answers at {coordinator} within {seconds} s ({error}); "
                     "start the same command on every host, process 0 first, or unset "
                     "JAXLAB_MULTIHOST"
                 ) from None

@@ -1,4 +1,4 @@
-"""Progress of long work: lines on stdout with the time since the start and the rest.
+"""Progress of long work: lines on stdout with the time passed and the time left.
 
 `Meter` counts one loop, and keeps silent where it takes a few seconds only; it is a
 `Progress`, which rooms take as an argument. `Clock` puts the time since the start in
@@ -116,7 +116,7 @@ class Stages:
         self._total, self._report = total, done
         self._done, self._since = 0.0, time.monotonic()
 
-    def finished(self, stage: str, steps: float) -> None:
+    def count(self, stage: str, steps: float) -> None:
         """Counts steps of a stage, and its seconds since the last call."""
         now = time.monotonic()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._since

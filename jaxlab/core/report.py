@@ -1,4 +1,4 @@
-"""What a run tells: rows on stdout, `metrics.jsonl`, TensorBoard if it is installed.
+"""The rows of a run: on stdout, in `metrics.jsonl`, in TensorBoard if installed.
 
 A row is one JSON object with at least `step`. Values are written at full precision, so
 that two runs can be compared bit for bit. Only process 0 writes.
@@ -31,7 +31,7 @@ class Reporter:
     """Writes the rows of one run.
 
     Args:
-        workdir: where metrics.jsonl lives, or None to write nothing to disk.
+        workdir: where metrics.jsonl goes, or None to write nothing to disk.
         steps: how many steps the run has, for the ETA.
         first: the step that the run starts or resumes from: rows after it are of a
             run that was killed and are dropped, since they come again.
@@ -150,8 +150,8 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 def versions() -> dict[str, str]:
     """Of Python and of the packages that decide what a run computes."""
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece")
-    found = {name: importlib.metadata.version(name) for name in packages}
-    return {"python": platform.python_version(), **found}
+    installed = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), **installed}
 
 
 def _tensorboard(workdir: pathlib.Path):

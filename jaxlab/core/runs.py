@@ -1,4 +1,4 @@
-"""Run directories: what `train` leaves, which kind of run it is, where each part is.
+"""Run directory layout: its files, its config.json, which system trained it.
 
 RUN/config.json      what was trained, as flags say it; `system` names the system
 RUN/metrics.jsonl    one row per step, one per evaluation
@@ -6,7 +6,7 @@ RUN/checkpoints/     the parameters, per step
 RUN/data/            prepared text and tokenizer, of a run that keeps its own
 RUN/tokenizer/       the tokenizer, of runs of encoders and of merged folders
 
-This file alone knows the layout and the keys. No jax is imported: `jaxlab merge` looks
+The layout and the keys are in this file alone. No jax is imported: `jaxlab merge` looks
 at its inputs without.
 
 Written before `system` was always there (commit 865b6a5 and older), and told apart in
@@ -125,7 +125,7 @@ def find(path: str | os.PathLike) -> Run | None:
         return None
     config = _recognise(raw)
     if config is None and paths.is_folder(folder / CHECKPOINTS):
-        config = _named(raw)  # an Experiment of somebody's own
+        config = _with_system(raw)  # an Experiment of somebody's own
     if config is None:
         raise errors.UserError(
             f"{path} is neither a run directory nor a Hugging Face folder: its "
@@ -192,7 +192,7 @@ def data_folder(data: Mapping[str, Any], workdir: str | os.PathLike) -> pathlib.
 
 def write_config(folder: str | os.PathLike, config: Mapping[str, Any]) -> None:
     """Writes config.json; a config that names no system is one given to `train.fit`."""
-    text = json_text.dumps(_named(config))
+    text = json_text.dumps(_with_system(config))
     folders.write_text(paths.path(folder) / CONFIG, text)
 
 
@@ -242,8 +242,8 @@ def check_config(
     if text is None:
         return
     saved = json_text.json_value(json.loads(text))  # once, an infinity was written
-    old = _flat(_named(_recognise(saved) or saved))
-    new = _flat(json.loads(json_text.dumps(_named(config))))
+    old = _flat(_with_system(_recognise(saved) or saved))
+    new = _flat(json.loads(json_text.dumps(_with_system(config))))
     keys = sorted(
         key
         for key in old.keys() | new.keys()
@@ -259,12 +259,12 @@ def check_config(
 
 
 def keep_every(folder: str | os.PathLike) -> int:
-    """Steps between the checkpoints that a run keeps for good; 0 where it says none."""
+    """Steps between the checkpoints that a run keeps for good; 0 if there are none."""
     config = json.loads(paths.read_text(paths.path(folder) / CONFIG) or "{}")
     return config.get("run", {}).get("keep_every") or 0
 
 
-def _named(config: Mapping[str, Any]) -> dict[str, Any]:
+def _with_system(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"system": FIT, **config}
 
 
@@ -282,9 +282,8 @@ def _recognise(raw: Mapping[str, Any]) -> dict[str, Any] | None:
     if not isinstance(raw.get("model"), Mapping) or not isinstance(data, Mapping):
         return None
     if data.get("files") == ["not kept"]:
-        return {
-            "system": MERGE, "model": raw["model"], "tokenizer": data["tokenizer"],
-        }  # fmt: skip
+        model, tokenizer = raw["model"], data["tokenizer"]
+        return {"system": MERGE, "model": model, "tokenizer": tokenizer}
     if "files" in data:
         system = "olmo.pretrain"
     elif "train_language" in data:

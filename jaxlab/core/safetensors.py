@@ -59,11 +59,11 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
         UserError: the file is cut short, is not safetensors, or holds a dtype that
             numpy and ml_dtypes do not have.
     """
-    found = tensor_offsets(path)
+    offsets = tensor_offsets(path)
     data = np.memmap(path, np.uint8, "r")
     return {
         name: data[at.start : at.start + at.size].view(at.dtype).reshape(at.shape)
-        for name, at in found.items()
+        for name, at in offsets.items()
     }
 
 
@@ -163,7 +163,7 @@ def plan_shards(tensors: Specs, shard_bytes: int) -> dict[str, Specs]:
 
 
 def write_index(folder: pathlib.Path, shards: Mapping[str, Specs]) -> None:
-    """Writes the index that says which file has which tensor, if there are several."""
+    """Writes the index, which file has which tensor, if there are several."""
     if len(shards) == 1:
         return
     weight_map = {name: file for file, shard in shards.items() for name in shard}
@@ -182,7 +182,7 @@ def write(
     Args:
         path: of the file; replaced when it exists.
         tensors: name -> (shape, dtype), in the order of the file.
-        fetch: name -> the array; called once a name, in that order.
+        fetch: name -> the array; called once per name, in that order.
 
     Raises:
         UserError: a dtype that the format does not have.
@@ -209,7 +209,7 @@ def preamble(
         UserError: a dtype that the format does not have.
     """
     entries: dict = {"__metadata__": {"format": "pt", **(metadata or {})}}
-    starts, offset = {}, 0
+    offsets, offset = {}, 0
     for name, (shape, dtype) in tensors.items():
         if np.dtype(dtype) not in _NAMES:
             raise errors.UserError(
@@ -222,12 +222,12 @@ def preamble(
             "shape": list(shape),
             "data_offsets": [offset, stop],
         }
-        starts[name], offset = offset, stop
+        offsets[name], offset = offset, stop
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     begin = 8 + len(text)
-    places = {name: begin + start for name, start in starts.items()}
-    return len(text).to_bytes(8, "little") + text, places
+    starts = {name: begin + start for name, start in offsets.items()}
+    return len(text).to_bytes(8, "little") + text, starts
 
 
 def _size(shape, dtype) -> int:

@@ -27,7 +27,7 @@ def abstract(
 
     def place(path, leaf):
         name = tree.path_name(path)
-        sharding = mesh_lib.replicated(mesh)
+        sharding = mesh_lib.replicated_sharding(mesh)
         # Optimizer states repeat the parameter tree, e.g. opt_state/1/mu/blocks/...
         for param, shape in shapes.items():
             if name.endswith("/" + param) and leaf.shape == shape:
@@ -39,7 +39,7 @@ def abstract(
 
 
 def initial(experiment: types.Experiment, target: types.TrainState) -> types.TrainState:
-    """The first state, placed as `target` says: `init_from` (copied) or fresh.
+    """The first state, placed like `target`: `init_from` (copied) or fresh.
 
     Raises:
         UserError: `init_from` does not have the model's structure; all differences.

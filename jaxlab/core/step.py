@@ -1,4 +1,4 @@
-"""One training step: loss, gradients, update; the same for every system.
+"""The training step: loss, gradients, microbatches, update; for every system.
 
     grads = d/dparams sum(total) / sum(weight)      over all microbatches
     updates = tx.update(grads, ..., value=loss, grad_fn=..., **update_args)
@@ -29,35 +29,40 @@ def make_step(experiment: types.Experiment, target: types.TrainState | None = No
             that to the compiler, which may place the second state otherwise than the
             first, and compile the step again for it.
     """
-    placed = {}
+    shardings = {}
     if target is not None:
-        placed["out_shardings"] = jax.tree.map(lambda x: x.sharding, target), None
+        shardings["out_shardings"] = jax.tree.map(lambda x: x.sharding, target), None
     tx = optax.with_extra_args_support(experiment.tx)
     value_and_grad = mean_and_grad(experiment.objective, experiment.micro_batches)
 
-    @functools.partial(jax.jit, donate_argnums=0, **placed)
+    @functools.partial(jax.jit, donate_argnums=0, **shardings)
     def step(state: types.TrainState, batch: types.Batch, frozen: Any):
+        # ---- loss and gradient
         key = jax.random.fold_in(state.key, state.step)
         if experiment.reads is not None:
             frozen = experiment.reads(state.opt_state)
         loss, grads = value_and_grad(state.params, batch, key, frozen)
+
+        # ---- update
         elsewhere = []  # whether the optimizer looked at other parameters
 
         def grad_fn(params, _=None):
             elsewhere.append(True)
             return value_and_grad(params, batch, key, frozen)[1]
 
-        given = {} if loss.outputs is None else {"outputs": loss.outputs}
+        outputs = {} if loss.outputs is None else {"outputs": loss.outputs}
         extra = experiment.update_args or (lambda *_, **__: {})
         arguments = {
             "value": loss.total,
             # optax.contrib.sam's contract; it costs nothing unless it is called.
             "grad_fn": grad_fn,
-            **extra(state.params, batch, key, frozen, **given),
+            **extra(state.params, batch, key, frozen, **outputs),
         }
         updates, opt_state = tx.update(
             grads, state.opt_state, state.params, **arguments
         )
+
+        # ---- nothing changes where a number is not finite
         norm = optax.tree.norm(grads)
         is_good = jnp.isfinite(loss.total) & jnp.isfinite(norm)
         if elsewhere:  # a loss that is finite here may not be there
@@ -69,6 +74,8 @@ def make_step(experiment: types.Experiment, target: types.TrainState | None = No
             params=jax.tree.map(keep, params, state.params),
             opt_state=jax.tree.map(keep, opt_state, state.opt_state),
         )
+
+        # ---- metrics
         metrics = {
             "loss": loss.total,
             **loss.metrics,
@@ -114,7 +121,7 @@ def mean_and_grad(
     def accumulate(params, batch, key, frozen):
         parts = split(batch, micro_batches)
 
-        def one(carry, part):
+        def add_part(carry, part):
             index, part = part
             new = grad(params, part, jax.random.fold_in(key, index), frozen)
             outputs = new[1].outputs
@@ -126,7 +133,7 @@ def mean_and_grad(
         shapes = shapes[0], shapes[1]._replace(outputs=None)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         xs = (jnp.arange(micro_batches), parts)
-        (grads, loss), outputs = jax.lax.scan(one, zeros, xs)
+        (grads, loss), outputs = jax.lax.scan(add_part, zeros, xs)
         return grads, loss._replace(outputs=join(outputs))
 
     return whole

@@ -1,4 +1,4 @@
-"""The metrics of the step before: rows, speed, and the count of bad steps."""
+"""Training rows, one step late: metrics, speed, and the count of bad steps."""
 
 import jax
 import numpy as np

@@ -103,7 +103,7 @@ def _all_finite(flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def fingerprint(tree: Any) -> dict[str, int]:
-    """A 32-bit checksum of every leaf's bits, by path; computed where the leaf lives.
+    """A 32-bit checksum of every leaf's bits, by path; computed on its own device.
 
     sum_i mix(bits_i + i * 2^32 / golden ratio) mod 2^32 over the flattened leaf
     (`core/bits.py`): integer addition wraps and commutes, so the value does not depend

@@ -1,4 +1,4 @@
-"""The key types every room shares: batches, losses, objectives, states, experiments.
+"""Key types of all rooms: Batch, Loss, Objective, TrainState, Experiment.
 
 An `Experiment` is one training run as data. `jaxlab.train.fit` runs any of them:
 pre-training, instruction tuning, DPO, reward models, TRAM, encoders and the router all
@@ -54,7 +54,7 @@ class Batches(Protocol):
 
     Attributes:
         rows: of the global batch. Several hosts must agree on it before any of them
-            has made a batch, so there it is needed; `train.fit` asks at the start.
+            has made a batch, so there it is needed; `train.fit` checks it first.
 
     The argument `rows` selects rows of the global batch, so that each of several hosts
     reads only what its devices hold. It is passed only when there are several hosts.

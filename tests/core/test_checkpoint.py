@@ -14,8 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxlab import cli
-from jaxlab.core import checkpoint, errors, tree, types
-from jaxlab.core import checkpoint_files as saved
+from jaxlab.core import checkpoint, checkpoint_files, errors, tree, types
 from jaxlab.core import mesh as mesh_lib
 from tests.support import runs
 
@@ -215,7 +214,7 @@ def test_parameters_of_a_corrupt_checkpoint_are_never_returned(tmp_path, caplog)
     _flip_kernels(tmp_path / "2")
     _equal(checkpoint.load_params(tmp_path), _state(1).params)
     assert "trying the one before" in caplog.text
-    with pytest.raises(saved.CorruptError, match="corrupt"):
+    with pytest.raises(checkpoint_files.CorruptError, match="corrupt"):
         checkpoint.load_params(tmp_path, 2)
 
 
@@ -288,7 +287,7 @@ def test_a_save_that_fails_is_one_line_and_leaves_the_one_before(tmp_path):
     )
     assert "free some disk space" in line
     assert checkpoint.steps(tmp_path) == [1]
-    assert saved.load(tmp_path / "1", _shape(8))["w"].tolist() == [1.0] * 8
+    assert checkpoint_files.load(tmp_path / "1", _shape(8))["w"].tolist() == [1.0] * 8
     # Once there is space, the same command goes on.
     with checkpoint.Checkpointer(tmp_path) as saver:
         saver.save(2, {"w": jnp.ones(100_000)})
@@ -323,9 +322,15 @@ def test_every_leaf_is_verified_without_the_model_and_the_wrong_one_named(
     with checkpoint.Checkpointer(folder) as saver:
         saver.save(1, state)
         saver.save(2, state)
-    assert saved.verify(folder / "2") == dict.fromkeys(tree.flatten(state), "")
+    assert checkpoint_files.verify(folder / "2") == dict.fromkeys(
+        tree.flatten(state), ""
+    )
     _flip_leaf(folder / "2", kernel)
-    wrong = {name: text for name, text in saved.verify(folder / "2").items() if text}
+    wrong = {
+        name: text
+        for name, text in checkpoint_files.verify(folder / "2").items()
+        if text
+    }
     assert wrong == {"params/blocks/kernel": "another checksum"}
 
     assert cli.run(["checkpoint", "verify", str(tmp_path), "--step=1"]) == 0
@@ -359,7 +364,7 @@ def test_a_leaf_that_cannot_be_read_is_told_from_those_that_can(tmp_path, monkey
         return load(path, abstract)
 
     monkeypatch.setattr(ocp, "load", load_all_but_the_bias)
-    faults = saved.verify(tmp_path / "1")
+    faults = checkpoint_files.verify(tmp_path / "1")
     wrong = {name for name, text in faults.items() if text}
     assert wrong == {name for name in faults if name.endswith("bias")}
     assert faults["params/bias"] == "cannot be read: the file ends"
@@ -378,7 +383,7 @@ def test_files_that_are_damaged_fail_verification(tmp_path, capsys, harm):
 def test_checkpoints_are_listed_newest_first(tmp_path, capsys):
     folder = tmp_path / "checkpoints"
     _save(folder, 10, 15, 20)
-    (folder / "20" / saved.METADATA).unlink()
+    (folder / "20" / checkpoint.METADATA).unlink()
     (folder / "25.orbax-checkpoint-tmp").mkdir()
     (tmp_path / "config.json").write_text(json.dumps({"run": {"keep_every": 10}}))
     assert cli.run(["checkpoint", "ls", str(tmp_path)]) == 0

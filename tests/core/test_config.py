@@ -171,7 +171,7 @@ def test_missing_files_and_flags_are_said(argv, message):
             "ModuleNotFoundError: No module named 'nonsense_' (line 1)",
         ),
         ("def get_config():\n  return {}['a']", "KeyError: 'a' (line 2)"),
-        ("def get_config():\n  return 3", "get_config returned int, no ConfigDict"),
+        ("def get_config():\n  return 3", "get_config returned int, not a ConfigDict"),
         ("x = (", "SyntaxError: '(' was never closed"),
         ("", "has no attribute 'get_config'"),
     ],

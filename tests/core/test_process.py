@@ -10,7 +10,7 @@ from tests.support import runs
 FAULTS = """
 import resource
 from jaxlab.core import host_memory
-kept = host_memory.keep_freed()
+kept = host_memory.keep_freed_memory()
 import numpy as np
 for _ in range(2):
     np.ones(25_000_000).sum()  # 200 MB, freed at once

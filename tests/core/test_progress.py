@@ -85,11 +85,11 @@ def test_stages_add_up_to_the_plan(clock):
     told = []
     plan = progress.Stages(10, lambda stage, share: told.append((stage, share)))
     clock(2.0)
-    plan.finished("train", 4)
+    plan.count("train", 4)
     clock(1.0)
-    plan.finished("score", 0)  # takes time and is no part of the plan
+    plan.count("score", 0)  # takes time and is no part of the plan
     clock(3.0)
-    plan.finished("train", 7)
+    plan.count("train", 7)
     assert told == [("train", 0.4), ("train", 1.0)]
     assert plan.seconds == {"train": 5.0, "score": 1.0}
 

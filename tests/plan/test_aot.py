@@ -143,7 +143,7 @@ def test_a_program_compiled_here_shows_its_own_collectives():
     mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 4})
     spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
     x = jax.ShapeDtypeStruct((8, 16), jnp.float32, sharding=spread)
-    whole = mesh_lib.replicated(mesh)
+    whole = mesh_lib.replicated_sharding(mesh)
     program = jax.jit(lambda x: x * 2, out_shardings=whole).lower(x).compile()
     (found,) = hlo.collectives(program.as_text(), MESH)
     assert (found.kind, found.axes, found.bytes) == ("all-gather", "fsdp", 512)

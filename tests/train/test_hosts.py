@@ -119,7 +119,7 @@ def test_a_coordinator_that_never_comes_is_one_line(tmp_path):
     )
     output, _ = process.communicate(timeout=100)
     assert process.returncode != 0
-    assert "nobody answered at 127.0.0.1:9 within 1 s" in output
+    assert "nothing answers at 127.0.0.1:9 within 1 s" in output
 
 
 @pytest.mark.slow

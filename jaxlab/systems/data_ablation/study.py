@@ -228,11 +228,11 @@ def _score(study, opened, mixtures, target, plan):
     """(the experts' predictions on a target, proxy -> losses of the mixtures)."""
     batches = opened.evaluation[target]
     logps = ablation.expert_logps(opened.pool, opened.logps_fn, batches)
-    plan.finished("predictions of experts", 0)
+    plan.count("predictions of experts", 0)
     losses = ablation.predictions(
         opened.pool, mixtures, opened.losses_fn, batches, logps=logps
     )
-    plan.finished("merged mixtures", _score_steps(study, len(mixtures)))
+    plan.count("merged mixtures", _score_steps(study, len(mixtures)))
     return logps, losses
 
 
@@ -246,7 +246,7 @@ def _search(study, opened, target, logps, known, plan) -> dict[str, ablation.Fou
         ablation.Limits(max_size=study.search_size),
         known=known,
     )
-    plan.finished("searches", 0)
+    plan.count("searches", 0)
     return {
         method: choice._replace(mixture=mixtures_lib.whole_percents(choice.mixture))
         for method, choice in choices.items()
@@ -267,7 +267,7 @@ def _train(study, workdir, to_check, choices, plan) -> list[Trained]:
             recipe, workdir, mixture, mesh, units=units, repeat=repeat
         )
         models.append(Trained(dict(mixture), folder, units, why))
-        plan.finished(f"{why} mixtures trained", units * recipe.unit_steps)
+        plan.count(f"{why} mixtures trained", units * recipe.unit_steps)
 
     for mixture in to_check:
         train(mixture, "checked", study.units_of(mixture))
