@@ -55,8 +55,8 @@ def generate(
     Args:
         model: a decoder.
         params: its parameters.
-        prompts: token ids, one sequence a row, of any lengths above 0; each begins with
-            whatever the model's training texts begin with (bos, or the end-of-text
+        prompts: token ids, one sequence per row, of any lengths above 0; each begins
+            with whatever the model's training texts begin with (bos, or the end-of-text
             token of the document before).
         max_new_tokens: a row that has not ended by then is cut.
         key: a row's tokens depend on the key, the prompt and the row's number, not on

@@ -34,8 +34,8 @@ class ByLeaf(NamedTuple):
     """A coefficient that differs between leaves.
 
     Attributes:
-        values: one array a leaf, in the order of `jax.tree.leaves`. Behind the axes of
-            the coefficient itself (none for a scalar, [M] for M weights) it has none,
+        values: one array per leaf, in the order of `jax.tree.leaves`. Behind the axes
+            of the coefficient (none for a scalar, [M] for M weights) it has none,
             or as many as the leaf, to be broadcast against it.
     """
 

@@ -233,7 +233,7 @@ def _cudnn(q, k, v, is_causal, window, segment_ids):
 
 
 def _splash(q, k, v, window, segment_ids, is_causal, windows, first=0):
-    """The TPU kernel wants static masks, one program instance a device, [H, L, C]."""
+    """The TPU kernel needs static masks, one instance per device, [H, L, C]."""
 
     def static(size, q, k, v, segment_ids):
         size = size if size is not None and size < k.shape[1] else None

@@ -27,7 +27,7 @@ _SETTINGS = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_SKIP_MDS_QUERY": "1",  # no metadata server is asked where it is
-    "TPU_LOG_DIR": "disabled",  # else a file a run, in the temporary folder
+    "TPU_LOG_DIR": "disabled",  # else one file per run, in the temporary folder
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several plans at once, beside a run
 }
 _COMPILERS = {  # platform -> (package, our extra, jax's extra, what is not needed)

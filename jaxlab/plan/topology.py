@@ -102,7 +102,7 @@ _GPU = (
 CHIPS = {
     "v4": Chip(
         275e12, 30.75 * GIB, 1.2e12, 90e9, 6.25e9, 3, 4, _USUAL,
-        describe={"chip_config_name": "megacore"},  # else two devices a chip
+        describe={"chip_config_name": "megacore"},  # else two devices per chip
     ),
     "v5e": Chip(197e12, 15.75 * GIB, 0.82e12, 90e9, 3.125e9, 2, 16, _USUAL, True),
     "v5p": Chip(

@@ -272,7 +272,7 @@ def _outside(value, name, least, most, varies):
         return [f"{name} by path: it is one number for all leaves here"]
     for array in value.values if by_leaf else [value]:
         if np.ndim(array) != 1:
-            return [f"{name} must be one number a leaf; unstack layers to vary it"]
+            return [f"{name} must be one number per leaf; unstack layers to vary it"]
         if not checks.is_traced(array) and not all(least <= x <= most for x in array):
             return [f"{name} {np.asarray(array).tolist()} not in [{least}, {most}]"]
     return []
