@@ -44,6 +44,28 @@ RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 PEERS = {"torch", "transformers", "tensorflow", "grain"}
 COMMAND = r"(?m)^(?:python -m )?jaxlab (.+)$"
 MAY_PRINT = ("cli.py", "commands/", "core/progress.py")
+# "a row a chip": say "one row per chip". A preposition or verb before "a" is fine.
+DOUBLE_ARTICLE = (
+    r"\b(?:an?|one|two|three|four|another|else) (?:\w+ )?"
+    r"(?!(?:and|are|at|beside|by|for|from|in|into|is|like|nor|of|on|or|per|than|that|to"
+    r"|via|where|with|without)\b)\w+ an? (?:chip|device|day|domain|example|host|layer"
+    r"|leaf|line|minute|model|process|query|row|run|second|shard|step|token)\b"
+)
+PARTICIPLE = r"_?[a-z]+(?:ed|en|ept|ound|own)"
+# Verbs and nouns that look like participles; names that flax or a user calls by.
+NO_PARTICIPLES = {
+    "_feed", "_open", "_widen", "embed", "flatten", "open",
+    "accumulated", "elapsed", "factored", "hidden",
+}  # fmt: skip
+# To be renamed to verbs when their files are touched; none may be added.
+TO_RENAME = {
+    "_aligned", "_ascended", "_between", "_blocked", "_cached", "_checked", "_chosen",
+    "_compiled", "_described", "_divided", "_dropped", "_floored", "_joined", "_placed",
+    "_pooled", "_selected", "_shared", "_spanned", "_summed", "_taken", "_trimmed",
+    "_truncated", "checked", "interpolated", "merged", "nested", "normed", "pinned",
+    "required", "resolved", "scaled", "stored", "unfinished", "unfused", "unknown",
+    "untrained", "widened",
+}  # fmt: skip
 
 
 def _name(file):
@@ -167,6 +189,27 @@ def test_a_file_is_one_idea_that_fits_in_a_sitting():
     assert not {file.stem for file in FILES} & drawers
     full = [file for file in FILES if file.read_text()]
     assert not [_name(f) for f in full if not ast.get_docstring(_parsed(f))]
+
+
+def test_functions_are_verbs_and_not_participles():
+    names = {
+        node.name
+        for file in FILES
+        for node in ast.walk(_parsed(file))
+        if isinstance(node, ast.FunctionDef) and re.fullmatch(PARTICIPLE, node.name)
+        if not any("property" in ast.unparse(d) for d in node.decorator_list)
+    }
+    assert names <= NO_PARTICIPLES | TO_RENAME
+
+
+def test_each_is_written_with_per():
+    lines = [
+        f"{_name(file)}:{number}: {line.strip()}"
+        for file in FILES
+        for number, line in enumerate(file.read_text().splitlines(), start=1)
+        if re.search(DOUBLE_ARTICLE, line)
+    ]
+    assert not lines, 'say "one row per chip", not "a row a chip"'
 
 
 def test_only_the_border_prints():
