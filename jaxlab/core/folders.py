@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from jaxlab.core import errors, paths
 
-_LOCK = ".unfinished"  # in a folder in the making; locked while its writer lives
+_LOCK = ".unfinished"  # in a folder in the making; locked while its writer runs
 _STALE_SECONDS = 86_400.0  # a temporary file that is unchanged for so long is removed
 _UPLOAD_SECONDS = 30.0  # between uploads of a file that grows
 _UPLOAD_SHARE = 0.02  # of the time goes into them at most, however long it is

@@ -16,7 +16,7 @@ _MMAP_MAX, _TRIM_THRESHOLD, _ARENA_MAX = -4, -1, -8  # glibc's <malloc.h>
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep what is freed; False where there is no glibc to be told.
+    """Tells glibc to keep what is freed; False where there is no glibc.
 
     Call it before jax starts its threads: a thread that has an arena of its own goes
     on taking large blocks from the kernel. JAXLAB_KEEP_MEMORY=0 leaves malloc alone.

@@ -124,11 +124,11 @@ def climbing_optimizer(
                 "tx.update needs params and grad_fn=, which returns the gradients of "
                 "this batch at other parameters"
             )
-        given = {name: extra.pop(name) for name in names if name in extra}
+        for_find = {name: extra.pop(name) for name in names if name in extra}
         climb_by = updates
         if not climb.m_sharpness:
             climb_by = batch_mean(updates, climb)
-        squares, radius = find(climb_by, state, params, **given)
+        squares, radius = find(climb_by, state, params, **for_find)
         change, norm = perturbation(climb_by, squares, radius, climb)
         high = grad_fn(move(params, change, climb, state.count), 0)
         high = jax.tree.map(lambda g, p: g.astype(p.dtype), high, updates)

@@ -85,7 +85,7 @@ def reranker_kl_loss(
     >>> float(reranker_kl_loss(jnp.zeros(2), D, jnp.log(jnp.array([0.75, 0.25]))))
     0.13081...
     """
-    given = prepare(
+    feedback = prepare(
         query,
         candidates,
         teacher_scores,
@@ -93,7 +93,7 @@ def reranker_kl_loss(
         teacher_temperature=teacher_temperature,
         where=where,
     )
-    return feedback_loss(query, given, direction=direction)
+    return feedback_loss(query, feedback, direction=direction)
 
 
 def ranknet_loss(
@@ -117,10 +117,10 @@ def ranknet_loss(
     >>> float(ranknet_loss(jnp.zeros(2), D, jnp.array([5.0, 1.0])))  # log 2 / (1 + 2)
     0.23104...
     """
-    given = prepare(
+    feedback = prepare(
         query, candidates, teacher_scores, student_scale=student_scale, where=where
     )
-    return feedback_loss(query, given, loss="ranknet")
+    return feedback_loss(query, feedback, loss="ranknet")
 
 
 def match_score_range(
@@ -149,10 +149,10 @@ def match_score_range(
     >>> float(match_score_range(jnp.array([3.0, 1.0]), D, jnp.array([-2.0, 6.0])))
     2.0
     """
-    given = prepare(query, candidates, teacher_scores, where=where)
-    scores = _scores(query, given)
-    teacher_range = _range(given.teacher_logits, given.usable)
-    student_range = _range(scores, given.usable)
+    feedback = prepare(query, candidates, teacher_scores, where=where)
+    scores = _scores(query, feedback)
+    teacher_range = _range(feedback.teacher_logits, feedback.usable)
+    student_range = _range(scores, feedback.usable)
     some = student_range > eps * jnp.max(jnp.abs(scores))
     return jnp.where(
         some, factor * teacher_range / jnp.where(some, student_range, 1.0), 0.0
@@ -205,7 +205,7 @@ def reranker_feedback(
         if params is None:
             raise ValueError("reranker_feedback needs the query as params in tx.update")
         query = jnp.asarray(params)
-        given = prepare(
+        feedback = prepare(
             query,
             candidates,
             teacher_scores,
@@ -214,7 +214,7 @@ def reranker_feedback(
             where=where,
         )
         value, gradient = loss_and_gradient(
-            query, given, direction=direction, loss=loss
+            query, feedback, direction=direction, loss=loss
         )
         return gradient.astype(query.dtype), RerankerFeedbackState(value)
 
