@@ -157,7 +157,7 @@ def _make(args: argparse.Namespace, pool: pathlib.Path, watch) -> None:
     total = 0 if recipe.seed_model else recipe.base.steps
     total += len(units or corpus.train) * recipe.unit_steps
     plan = progress.Stages(total, watch.progress)
-    pools.make(recipe, pool, mesh, units=units, finished=plan.finished)
+    pools.make(recipe, pool, mesh, units=units, finished=plan.count)
 
 
 def _refuse(args: argparse.Namespace, names: tuple[str, ...], beside: str) -> None:

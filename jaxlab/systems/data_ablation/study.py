@@ -153,7 +153,7 @@ def run(
     total += judging_steps(study, len(units), to_check, len(corpus.held_out))
     plan = progress.Stages(total, done)
     mesh = mesh_lib.make_mesh(recipe.base.mesh.to_dict())
-    pools.make(recipe, workdir, mesh, units=study.units, finished=plan.finished)
+    pools.make(recipe, workdir, mesh, units=study.units, finished=plan.count)
     return judge(study, workdir, plan, say=say)
 
 
@@ -288,7 +288,7 @@ def _measure(study, opened, models, plan) -> dict[str, ablation.DocumentLosses]:
         opened.losses_fn,
         opened.evaluation,
         functools.partial(
-            plan.finished,
+            plan.count,
             "losses of trained models",
             len(opened.evaluation) * _score_steps(study, 1),
         ),
