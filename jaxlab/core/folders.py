@@ -182,14 +182,14 @@ def refuse_existing(
     Raises:
         UserError: something is there, or it is in a bucket.
     """
+    local = pathlib.Path(folder)
+    if not is_free(local):
+        raise errors.UserError(f"{local} exists; {fix}")
     if paths.is_remote(folder):
         raise errors.UserError(
             f"{folder} is in a bucket; write to a folder and copy it"
         )
-    folder = pathlib.Path(folder)
-    if not is_free(folder):
-        raise errors.UserError(f"{folder} exists; {fix}")
-    return folder
+    return local
 
 
 def is_free(folder: pathlib.Path) -> bool:

@@ -196,13 +196,23 @@ def write_config(folder: str | os.PathLike, config: Mapping[str, Any]) -> None:
     folders.write_text(paths.path(folder) / CONFIG, text)
 
 
-def merged_config(folder: str | os.PathLike) -> dict[str, Any]:
-    """What a merge of runs like this one writes as its config.json elsewhere.
+def merge_input(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]] | None:
+    """A local run as a merge reads it; None for a folder that no run saved steps in.
+
+    Returns:
+        (where its step folders are, its `merged_config`).
+    """
+    step_folders = folder / CHECKPOINTS
+    return (step_folders, merged_config(folder)) if step_folders.is_dir() else None
+
+
+def merged_config(folder: pathlib.Path) -> dict[str, Any]:
+    """What a merge of local runs like this one writes as its config.json elsewhere.
 
     It keeps neither text nor tokenizer of its own, and says where theirs are. {} of
     checkpoints without a config.json.
     """
-    if paths.read_text(paths.path(folder) / CONFIG) is None:
+    if not (folder / CONFIG).is_file():
         return {}
     run = read(folder)
     config, tokenizer = dict(run.config), run.tokenizer().absolute()

@@ -33,10 +33,9 @@ from jaxlab.core import errors, folders
 from jaxlab.core import progress as progress_lib
 from jaxlab.merge.files.passes import job as job_lib
 from jaxlab.merge.files.passes import parts, run
-from jaxlab.merge.files.read import compatible
+from jaxlab.merge.files.read import compatible, opener
 from jaxlab.merge.files.read import digests as digests_lib
 from jaxlab.merge.files.read import reader as reader_lib
-from jaxlab.merge.files.read import source as source_lib
 from jaxlab.merge.files.recipe import recipe as recipe_lib
 from jaxlab.merge.files.write import outputs, provenance
 
@@ -44,6 +43,7 @@ from jaxlab.merge.files.write import outputs, provenance
 Writer = Callable[[Mapping[str, np.ndarray], pathlib.Path], None]
 
 FORMATS = ("hf", "orbax")
+_FORMAT_OF = {"folder": "hf", "run": "orbax", "checkpoint": "orbax"}  # if none is given
 _DEFAULTS = {
     "format": None,
     "shard_bytes": 5_000_000_000,
@@ -150,25 +150,38 @@ def merge_recipe(
     # ---- refuse what cannot be merged
     options = _settle(recipe, options, chunk_bytes)
     folders.refuse_existing(out)
-    inputs = compatible.open_all(recipe.models)
-    is_cast = recipe.dtype is not None
-    compatible.check(inputs, is_cast=is_cast, free_keys=free_keys)
-    options["format"] = _settle_format(options["format"], inputs[0].kind, writer)
-    provenance.check_sizes(recipe)
+    inputs = opener.open_all(recipe.models)
+    first, is_cast = inputs[0], recipe.dtype is not None
+    tokenizer_notes = compatible.compare(inputs, is_cast=is_cast, free_keys=free_keys)
+    options["format"] = options["format"] or _FORMAT_OF[first.kind]
+    if writer is None and options["format"] == "orbax":
+        empty = [name for name, tensor in first.tensors.items() if not tensor.size]
+        compatible.refuse([f"{n} is empty, which Orbax does not save" for n in empty])
+        from jaxlab.merge.files.write import orbax_folder  # imports jax
+
+        writer = functools.partial(orbax_folder.write_like, first)
+    elif writer is None and first.kind != "folder":
+        raise errors.ArgumentError(
+            "Orbax checkpoints are merged to format orbax; runs also by `jaxlab "
+            "merge`, which knows their model, to a Hugging Face folder"
+        )
+    digests_lib.check_sizes(recipe.sizes)
 
     # ---- what is merged with what, into what
-    pieces = parts.parts(recipe, inputs, options["layer_axis"])
-    job_lib.check_rows(recipe.method, pieces, chunk_bytes)
-    dtypes = _dtypes(inputs[0], recipe)
-    specs = {name: (t.shape, dtypes[name]) for name, t in inputs[0].tensors.items()}
-    if writer is None and options["format"] == "orbax":
-        writer = _orbax_writer(inputs, specs)
+    dtypes = {
+        name: recipe.result_dtype if is_cast and tensor.is_floating else tensor.dtype
+        for name, tensor in first.tensors.items()
+    }
+    pieces, recipe_notes = parts.parts(
+        recipe, inputs, dtypes, options["layer_axis"], chunk_bytes
+    )
+    notes = [*recipe.notes, *recipe_notes, *tokenizer_notes]
     describe = functools.partial(
-        provenance.report, recipe, inputs, options, dtypes, _notes(recipe, inputs)
+        provenance.report, recipe, inputs, options, dtypes, notes
     )
     output = outputs.Output(
         out,
-        specs,
+        {name: (t.shape, dtypes[name]) for name, t in first.tensors.items()},
         shard_bytes=options["shard_bytes"],
         metadata=provenance.metadata(describe()),
         is_rewritten=writer is not None,
@@ -176,11 +189,11 @@ def merge_recipe(
 
     # ---- merge, then check what was read, then give the result its name
     with reader_lib.Reader(inputs, options["digest"]) as reader, output:
-        job = job_lib.Job(recipe, reader, output, dtypes, chunk_bytes)
+        job = job_lib.Job(recipe, reader, output, chunk_bytes)
         total = sum(t.size for source in inputs for t in source.tensors.values())
         run.run(job, pieces, total, progress)
         reader.check_fingerprints()
-        digests = provenance.digests_of(options["digest"], inputs, reader)
+        digests = reader.digests()
         digests_lib.check(digests, recipe.digests)
         report = describe(digests)
         if writer is not None:
@@ -188,7 +201,11 @@ def merge_recipe(
             return report
         source = inputs[recipe.models.index(recipe.tokenizer or recipe.models[0])]
         outputs.copy_extras(source.path, output.part)
-        texts = {"config.json": _config(inputs, recipe), "merge.json": report}
+        config = dict(inputs[recipe.base or 0].config)
+        if is_cast:
+            keys = {"dtype", "torch_dtype"} & config.keys()
+            config |= dict.fromkeys(keys, recipe.dtype)
+        texts = {"config.json": config, "merge.json": report}
         output.finish(provenance.metadata(report), texts)
     return report
 
@@ -218,57 +235,3 @@ def _settle(recipe, options, chunk_bytes) -> dict[str, Any]:
     if lines:
         raise errors.ArgumentError("; ".join(lines))
     return options
-
-
-def _settle_format(wanted, kind, writer) -> str:
-    """The format of the result: that of the inputs where none is wanted."""
-    wanted = wanted or ("hf" if kind == "folder" else "orbax")
-    if kind != "folder" and wanted == "hf" and writer is None:
-        raise errors.ArgumentError(
-            "Orbax checkpoints are merged to format orbax; runs also by `jaxlab "
-            "merge`, which knows their model, to a Hugging Face folder"
-        )
-    return wanted
-
-
-def _notes(recipe, inputs) -> list[str]:
-    """What the user should know, though it keeps nothing from being merged."""
-    return [
-        *recipe.notes,
-        *recipe_lib.unused_conditions(recipe, list(inputs[0].tensors)),
-        *compatible.tokenizer_notes(inputs),
-    ]
-
-
-def _orbax_writer(inputs, specs) -> Writer:
-    empty = [name for name, (shape, _) in specs.items() if 0 in shape]
-    compatible.refuse([f"{name} is empty, which Orbax does not save" for name in empty])
-    from jaxlab.merge.files.write import orbax_folder  # imports jax
-
-    if inputs[0].kind == "checkpoint":
-        return functools.partial(orbax_folder.write_checkpoint, inputs[0].tree)
-
-    def write(tensors, folder):
-        orbax_folder.write(folder, tensors, inputs[0].config, inputs[0].axes)
-
-    return write
-
-
-def _dtypes(first, recipe) -> dict[str, np.dtype]:
-    """The result's dtypes: the recipe's for floating tensors, or the inputs' own."""
-    wanted = None if recipe.dtype is None else source_lib.dtype_of(recipe.dtype)
-    return {
-        name: wanted
-        if wanted and compatible.is_floating(stored.dtype)
-        else stored.dtype
-        for name, stored in first.tensors.items()
-    }
-
-
-def _config(inputs, recipe) -> dict[str, Any]:
-    """The config.json of the base or the first model, with the result's dtype."""
-    config = dict(inputs[recipe.base or 0].config)
-    for key in ("dtype", "torch_dtype"):
-        if recipe.dtype and key in config:
-            config[key] = recipe.dtype
-    return config

@@ -67,15 +67,10 @@ class Workspace:
         return self._buffers[index][: count * np.dtype(dtype).itemsize].view(dtype)
 
 
-def wide_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
-    """What numbers are computed in."""
-    is_double = any(dtype == np.float64 for dtype in dtypes)
-    return np.dtype(np.float64 if is_double else np.float32)
-
-
 def combine(
     read: Read,
     dtypes: Sequence[np.dtype],
+    wide: np.dtype,
     combination: Combination,
     count: int,
     space: Workspace,
@@ -85,10 +80,10 @@ def combine(
     Args:
         read: fills a vector with the block of model k.
         dtypes: of the models' numbers.
+        wide: what they are computed in.
         combination: of the block's tensor.
         count: numbers in the block.
     """
-    wide = wide_dtype(dtypes)
     origin, total, term = (space.view(i, wide, count) for i in range(3))
     anchor = combination.anchor
 

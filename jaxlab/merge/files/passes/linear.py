@@ -20,15 +20,15 @@ def combine(
     space: blocks.Workspace,
 ) -> None:
     """Merges the numbers [start, start + count) of a part linearly, block by block."""
-    step = space.block_bytes // blocks.wide_dtype(part.dtypes).itemsize
+    step = space.block_bytes // part.wide.itemsize
     for at in range(start, start + count, step):
         size = min(step, start + count - at)
 
         def read(k, out, again, at=at):
             job.reader.read(k, part.name, part.start + at, out, survey=again)
 
-        wide = blocks.combine(read, part.dtypes, combination, size, space)
-        job.write(part, at, wide, space)
+        merged = blocks.combine(read, part.dtypes, part.wide, combination, size, space)
+        job.write(part, at, merged, space)
 
 
 def copy_integers(

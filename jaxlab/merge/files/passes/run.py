@@ -4,7 +4,7 @@ import concurrent.futures
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -67,31 +67,28 @@ def _tasks(job, parts) -> Iterator[tuple[Task, int]]:
         # is left alone with it at the end.
         return not part.is_copied, 0 if is_linear else -part.size
 
+    merge_whole = None if is_linear else _merge_of_whole_parts(job.recipe.method)
     for part in sorted(parts, key=order):
         size = sum(dtype.itemsize for dtype in part.dtypes)
         if part.is_copied:
             action = functools.partial(linear.copy_integers, job, part)
-        elif is_linear:
+        elif merge_whole is None:
             combination = linear.coefficients(job.recipe, part)
             action = functools.partial(linear.combine, job, part, combination)
         else:
-            yield _whole(job, part), size * part.size
+            yield functools.partial(merge_whole, job, part), size * part.size
             continue
-        for start, count in _chunks(job, part):
+        step = max(job.chunk_bytes // part.wide.itemsize, 1)
+        for start in range(0, part.size, step):
+            count = min(step, part.size - start)
             yield functools.partial(action, start, count), size * count
 
 
-def _whole(job, part) -> Task:
-    if job.recipe.method in ON_SPHERES:
+def _merge_of_whole_parts(method: str) -> Callable[..., None]:
+    if method in ON_SPHERES:
         from jaxlab.merge.files.passes import spheres  # imports jax
 
-        return functools.partial(spheres.merge, job, part)
+        return spheres.merge
     from jaxlab.merge.files.passes import sparse
 
-    return functools.partial(sparse.merge, job, part)
-
-
-def _chunks(job, part) -> Iterable[tuple[int, int]]:
-    step = max(job.chunk_bytes // blocks.wide_dtype(part.dtypes).itemsize, 1)
-    for start in range(0, part.size, step):
-        yield start, min(step, part.size - start)
+    return sparse.merge

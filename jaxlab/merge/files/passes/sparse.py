@@ -88,8 +88,8 @@ def merge(job: job_lib.Job, part: parts_lib.Part, space: blocks.Workspace) -> No
 
 def block_size(job: job_lib.Job, part: parts_lib.Part) -> int:
     """Numbers of a block: with everything that is made of them, some four chunks."""
-    row = max(job_lib.whole_row(job.recipe.method, part), 1)
-    return min(job_lib.rows_per_chunk(part, row, job.chunk_bytes) * row, part.size)
+    row = max(part.row, 1)
+    return min(part.rows_per_chunk(row, job.chunk_bytes) * row, part.size)
 
 
 def _blocks(job, part, space, survey) -> Iterator[Block]:

@@ -8,7 +8,6 @@ pass is enough; where every column has, the Gram matrices of all columns are.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +53,7 @@ def merge(job: job_lib.Job, part: parts_lib.Part, space: blocks_lib.Workspace) -
 def _combination(job, part, space) -> blocks_lib.Combination:
     base, members, is_delta = _members(job.recipe, part)
     count = len(members)
-    wide = blocks_lib.wide_dtype(part.dtypes)
+    wide = part.wide
     step = max(job.chunk_bytes // (wide.itemsize * count), 1)
     vectors = np.empty((count, min(step, part.size)), wide)
     gram = np.zeros((count, count))
@@ -85,10 +84,10 @@ def _combination(job, part, space) -> blocks_lib.Combination:
 def _slices(job, part, kind, space) -> None:
     """Rows (of the last axis) or columns (of the first) with their own coefficients."""
     base, members, is_delta = _members(job.recipe, part)
-    wide = blocks_lib.wide_dtype(part.dtypes)
-    row = part.shape[-1] if kind == "row" else math.prod(part.shape[1:])
+    wide = part.wide
+    row = part.row
     rows = part.size // row
-    step = job_lib.rows_per_chunk(part, row, job.chunk_bytes)
+    step = part.rows_per_chunk(row, job.chunk_bytes)
     vectors = np.empty((len(members), step * row), wide)
     origin = np.zeros(step * row, wide)
     gram = np.zeros((len(members), len(members), row if kind == "column" else step))

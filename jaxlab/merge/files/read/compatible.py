@@ -1,14 +1,10 @@
 """What keeps files from being merged, found before any work and listed at once."""
 
 import hashlib
-import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
-
-from jaxlab.core import errors, runs
-from jaxlab.merge.files.read import opener
+from jaxlab.core import errors
 from jaxlab.merge.files.read import source as source_lib
 
 # Keys of config.json that a merge itself answers for, or that only keep the books.
@@ -22,27 +18,9 @@ _SHOWN = 40
 FreeKeys = Sequence[str] | Callable[[], Sequence[str]]
 
 
-def open_all(paths: Sequence[str]) -> list[source_lib.Source]:
-    """Opens the inputs.
-
-    Raises:
-        UserError: what is wrong with any of them, in one line.
-    """
-    sources, lines = [], []
-    for path in paths:
-        try:
-            sources.append(opener.open_source(path))
-        except errors.UserError as error:
-            lines.append(str(error))
-    if len(lines) == 1:
-        raise errors.UserError(lines[0])
-    refuse(lines)
-    return sources
-
-
-def check(
+def compare(
     inputs: Sequence[source_lib.Source], *, is_cast: bool, free_keys: FreeKeys = ()
-) -> None:
+) -> list[str]:
     """Refuses inputs that differ in tensors, shapes, dtypes, kind or config.json.
 
     Args:
@@ -50,6 +28,9 @@ def check(
         is_cast: the dtype of the result is given, so those of the inputs may differ.
         free_keys: of config.json, or of a run's `model` section: differences in these
             change nothing that a merge needs.
+
+    Returns:
+        What the user should know: which inputs have other tokenizer files.
 
     Raises:
         ArgumentError: with every difference, its folder and its tensor.
@@ -70,12 +51,13 @@ def check(
                 sizes = f"{list(b.shape)} and not {list(a.shape)}"
                 lines.append(f"{name} in {where}, is {sizes}")
             elif a.dtype != b.dtype and not (
-                is_cast and is_floating(a.dtype) and is_floating(b.dtype)
+                is_cast and a.is_floating and b.is_floating
             ):
                 hint = "" if is_cast else "; give the dtype of the result"
                 lines.append(f"{name} in {where}, is {b.dtype} and not {a.dtype}{hint}")
         lines += _config_differences(first, other, free_keys)
     refuse(sorted(lines))
+    return _tokenizer_notes(inputs)
 
 
 def refuse(lines: Sequence[str]) -> None:
@@ -87,27 +69,14 @@ def refuse(lines: Sequence[str]) -> None:
         raise errors.ArgumentError(f"these models cannot be merged, {count}: {shown}")
 
 
-def tokenizer_notes(inputs: Sequence[source_lib.Source]) -> list[str]:
-    """Says which inputs have other tokenizer files than the first."""
+def _tokenizer_notes(inputs) -> list[str]:
     first, notes = inputs[0], []
     for other in inputs[1:]:
         for file in _TOKENIZERS:
-            mine, theirs = (_tokenizer_folder(x) / file for x in (first, other))
+            mine, theirs = (x.tokenizer / file for x in (first, other))
             if mine.is_file() and theirs.is_file() and _sha(mine) != _sha(theirs):
                 notes.append(f"{mine} and {theirs} are different tokenizers")
     return notes
-
-
-def _tokenizer_folder(source) -> pathlib.Path:
-    """Where a folder or a run has its tokenizer."""
-    if source.is_run and source.config:
-        return runs.read(source.path).tokenizer()
-    return pathlib.Path(source.path)
-
-
-def is_floating(dtype: np.dtype) -> bool:
-    """Whether numbers of a dtype can be averaged; bfloat16 is not one of numpy's."""
-    return np.dtype(dtype).kind == "f" or np.dtype(dtype).name == "bfloat16"
 
 
 def _config_differences(first, other, free_keys) -> list[str]:
@@ -120,9 +89,11 @@ def _config_differences(first, other, free_keys) -> list[str]:
     if keys:
         free = {*(free_keys() if callable(free_keys) else free_keys)}
         keys = [key for key in keys if key not in free]
+    # Commands hand in what names the keys; a Python caller can add one.
+    fix = "" if callable(free_keys) else "; if that changes nothing, free_keys=[{!r}]"
     return [
         f"{first.path} and {other.path} cannot be merged, they differ: {key} "
-        f"{mine.get(key)} and {theirs.get(key)}"
+        f"{mine.get(key)} and {theirs.get(key)}{fix.format(key)}"
         for key in keys
     ]
 

@@ -13,9 +13,10 @@ them, from front to back; `crc32` is what merges recorded before there was `xxh3
 """
 
 import hashlib
+import os
 import threading
 import zlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 
 import numpy as np
 import xxhash
@@ -108,6 +109,24 @@ def of_file(file: str, kind: str) -> str:
     return f"{value:08x}"
 
 
+def check_sizes(sizes: Mapping[str, int]) -> None:
+    """Refuses a repetition whose inputs have other sizes; digests come later.
+
+    Args:
+        sizes: in bytes, of files by path, as the earlier merge recorded them.
+
+    Raises:
+        UserError: naming the files.
+    """
+    _refuse_changed(
+        [
+            file
+            for file, size in sizes.items()
+            if not os.path.isfile(file) or os.path.getsize(file) != size
+        ]
+    )
+
+
 def check(actual: Mapping[str, str], expected: Mapping[str, str]) -> None:
     """Refuses inputs that are not those of an earlier merge.
 
@@ -118,11 +137,10 @@ def check(actual: Mapping[str, str], expected: Mapping[str, str]) -> None:
     Raises:
         UserError: naming every path whose digest differs.
     """
-    refuse_changed([path for path in expected if actual.get(path) != expected[path]])
+    _refuse_changed([path for path in expected if actual.get(path) != expected[path]])
 
 
-def refuse_changed(files: Sequence[str]) -> None:
-    """Raises UserError if there are inputs that an earlier merge did not have."""
+def _refuse_changed(files) -> None:
     if files:
         raise errors.UserError(
             f"{len(files)} input files are not those of the merge to be repeated: "

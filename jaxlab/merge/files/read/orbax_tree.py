@@ -16,18 +16,19 @@ import os
 import pathlib
 import re
 
-from jaxlab.core import checkpoint, checkpoint_files, errors, runs, tree
+import ml_dtypes
+import numpy as np
+
+from jaxlab.core import checkpoint, checkpoint_files, errors, tree
 from jaxlab.merge.files.read import source
 
 
-def open_source(path: pathlib.Path) -> source.Source:
-    """A run directory (its newest finished checkpoint), or one checkpoint.
+def open_checkpoint(path: pathlib.Path) -> source.Source:
+    """One checkpoint of whatever structure.
 
     Raises:
-        UserError: no finished checkpoint, or one that cannot be read.
+        UserError: it cannot be read.
     """
-    if runs.has_checkpoints(path):
-        return _open_run(path)
     from orbax.checkpoint import v1 as ocp
 
     try:
@@ -45,15 +46,26 @@ def open_source(path: pathlib.Path) -> source.Source:
             f"checkpoint {path} cannot be read: {checkpoint_files.first_line(error)}"
         ) from None
     return source.Source(
-        str(path), "checkpoint", tensors, _files(path), {}, tree=structure
+        str(path), "checkpoint", tensors, _files(path), {}, path, tree=structure
     )
 
 
-def _open_run(folder) -> source.Source:
-    steps = checkpoint.steps(runs.checkpoints(folder))
+def open_run(
+    folder: pathlib.Path, step_folders: pathlib.Path, config: dict
+) -> source.Source:
+    """The newest finished checkpoint of a run directory.
+
+    Args:
+        folder: the run directory.
+        step_folders, config: as `runs.merge_input` gives them.
+
+    Raises:
+        UserError: no finished checkpoint, or one that cannot be read.
+    """
+    steps = checkpoint.steps(step_folders)
     if not steps:
         raise errors.UserError(f"{folder} has no finished checkpoint")
-    path, config = runs.checkpoints(folder) / str(steps[0]), runs.merged_config(folder)
+    path = step_folders / str(steps[0])
     description, leaves = checkpoint_files.read_description(path)
     values = _Values(path.absolute())
     tensors = {
@@ -66,9 +78,16 @@ def _open_run(folder) -> source.Source:
         for name, value in description["fingerprint"].items()
         if name.startswith("params/")
     }
-    axes = description.get("axes") or {}
     return source.Source(
-        str(folder), "run", tensors, _files(path), config, fingerprints, axes, steps[0]
+        str(folder),
+        "run",
+        tensors,
+        _files(path),
+        config,
+        folder / config.get("tokenizer", ""),
+        fingerprints,
+        description.get("axes") or {},
+        steps[0],
     )
 
 
@@ -84,16 +103,16 @@ class _Values:
 
         # At the top, or in the one folder that is not a process's own.
         manifests = [path / "manifest.ocdbt", *sorted(path.glob("*/manifest.ocdbt"))]
-        found = [
+        folders = [
             each.parent
             for each in manifests
             if each.exists() and not each.parent.name.startswith("ocdbt.process_")
         ]
-        if not found:
+        if not folders:
             raise errors.UserError(
                 f"{path} has no OCDBT manifest; save it with Orbax's use_ocdbt"
             )
-        self._folder = str(found[0])
+        self._folder = str(folders[0])
         base = ts.KvStore.open({"driver": "file", "path": f"{self._folder}/"}).result()
         root = ts.ocdbt.dump(base).result()["versions"][-1]
         self._entries = {}
@@ -102,15 +121,15 @@ class _Values:
             self._entries = {e["key"].decode(): e for e in node["entries"]}
 
     def stored(self, name, leaf) -> source.Stored:
-        shape, dtype = tuple(leaf.shape), source.dtype_of(leaf.dtype)
+        shape, dtype = tuple(leaf.shape), _dtype_of(leaf.dtype)
         rows = self._rows(name, shape)
         if rows is None:
             return source.Stored(dtype, shape, fetch=self._fetcher(name, shape))
         row_bytes = math.prod(shape[1:]) * dtype.itemsize
         extents = []
         for number in range(-(-(shape[0] if shape else 1) // rows)):
-            place = "/".join([str(number), *["0"] * (len(shape) - 1)])
-            entry = self._entries.get(f"{name}/c/{place}" if shape else f"{name}/c")
+            chunk = "/".join([str(number), *["0"] * (len(shape) - 1)])
+            entry = self._entries.get(f"{name}/c/{chunk}" if shape else f"{name}/c")
             count = min(rows, (shape[0] if shape else 1) - number * rows)
             if entry is None:  # all zeros are not written by every writer
                 return source.Stored(dtype, shape, fetch=self._fetcher(name, shape))
@@ -119,9 +138,9 @@ class _Values:
                     return source.Stored(dtype, shape, fetch=self._fetcher(name, shape))
                 value = entry["inline_value"][: count * row_bytes]
                 return source.Stored(dtype, shape, inline=bytes(value))
-            found = re.fullmatch(r"value:(.*):(\d+):\d+", entry["indirect_value"])
-            file = os.path.join(self._folder, found[1].replace(":", ""))
-            extents.append(source.Extent(file, int(found[2]), count * row_bytes))
+            value = re.fullmatch(r"value:(.*):(\d+):\d+", entry["indirect_value"])
+            file = os.path.join(self._folder, value[1].replace(":", ""))
+            extents.append(source.Extent(file, int(value[2]), count * row_bytes))
         return source.Stored(dtype, shape, tuple(extents))
 
     def _rows(self, name, shape) -> int | None:
@@ -167,3 +186,8 @@ class _Values:
             return rows[start - first * row : stop - first * row]
 
         return fetch
+
+
+def _dtype_of(name: object) -> np.dtype:
+    """A dtype by its name; bfloat16 is not one of numpy's."""
+    return np.dtype(ml_dtypes.bfloat16 if str(name) == "bfloat16" else str(name))

@@ -18,7 +18,8 @@ class Reader:
 
     Args:
         sources: the inputs.
-        digest: "xxh3" adds up checksums of what is read; others read files themselves.
+        digest: "xxh3" adds up checksums of what is read; "crc32" and "sha256" are of
+            whole files, which are read once more for them; None for no checksums.
     """
 
     def __init__(self, sources: Sequence[source_lib.Source], digest: str | None):
@@ -33,7 +34,7 @@ class Reader:
                 if digest == "xxh3"
             }
         )
-        self._is_summed = digest == "xxh3"
+        self._digest = digest
 
     def __enter__(self) -> "Reader":
         try:
@@ -72,13 +73,22 @@ class Reader:
         self._read(index, name, start, out)
         if survey:
             return
-        if self._is_summed:
+        if self._digest == "xxh3":
             data = memoryview(out.view(np.uint8))
             self._sums.add((index, name), start * out.itemsize, data)
         if name in self._sources[index].fingerprints:
             self._prints.add((index, name), start, out)
 
-    def digest(self, index: int) -> str:
+    def digests(self) -> dict[str, str]:
+        """Checksums of what was merged, by the path of the input or of the file."""
+        if self._digest is None:
+            return {}
+        if self._digest == "xxh3":
+            return {s.path: self._sum(i) for i, s in enumerate(self._sources)}
+        files = [file for source in self._sources for file in source.files]
+        return {file: digests.of_file(file, self._digest) for file in files}
+
+    def _sum(self, index) -> str:
         """The `xxh3` of all tensors of a source; what was not read is read now."""
         total = 0
         for name, tensor in self._sources[index].tensors.items():

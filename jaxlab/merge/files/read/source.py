@@ -7,10 +7,10 @@ tensor is one `preadv` into a buffer that is used again (`merge.files.read.reade
 
 import dataclasses
 import math
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
 
@@ -42,6 +42,11 @@ class Stored(NamedTuple):
         """How many bytes."""
         return self.dtype.itemsize * math.prod(self.shape)
 
+    @property
+    def is_floating(self) -> bool:
+        """Whether its numbers can be averaged; bfloat16 is not one of numpy's."""
+        return self.dtype.kind == "f" or self.dtype.name == "bfloat16"
+
 
 @dataclasses.dataclass
 class Source:
@@ -51,6 +56,7 @@ class Source:
         kind: "folder" of safetensors (or one file), "run" directory of ours, or another
             Orbax "checkpoint".
         config: its config.json, or {}; of a run, that of a merge of its like.
+        tokenizer: the folder of its tokenizer files, if it has any.
         fingerprints: checksum of each leaf, where the checkpoint knows them.
         axes: logical axis names by leaf, likewise.
         step: of a run.
@@ -62,6 +68,7 @@ class Source:
     tensors: dict[str, Stored]
     files: list[str]
     config: dict
+    tokenizer: pathlib.Path
     fingerprints: Mapping[str, int] = dataclasses.field(default_factory=dict)
     axes: Mapping[str, list] = dataclasses.field(default_factory=dict)
     step: int | None = None
@@ -71,8 +78,3 @@ class Source:
     def is_run(self) -> bool:
         """Whether its names are those of a run's parameters."""
         return self.kind == "run"
-
-
-def dtype_of(name: object) -> np.dtype:
-    """A dtype by its name; bfloat16 is not one of numpy's."""
-    return np.dtype(ml_dtypes.bfloat16 if str(name) == "bfloat16" else str(name))

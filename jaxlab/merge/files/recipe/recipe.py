@@ -26,7 +26,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -67,10 +67,15 @@ class Recipe:
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def result_dtype(self) -> np.dtype | None:
+        """`dtype` as numpy has it; None for that of the inputs."""
+        return rules.DTYPES[self.dtype] if self.dtype else None
+
     def as_mapping(self) -> dict[str, Any]:
         """The recipe as `parse` reads it, with absolute paths."""
         paths = [os.path.abspath(model) for model in self.models]
-        found: dict[str, Any] = {
+        mapping: dict[str, Any] = {
             "merge_method": self.method,
             "models": [
                 {"model": path} | ({"parameters": dict(own)} if own else {})
@@ -80,12 +85,12 @@ class Recipe:
             "seed": self.seed,
         }
         if self.base is not None:
-            found["base_model"] = paths[self.base]
+            mapping["base_model"] = paths[self.base]
         if self.dtype:
-            found["dtype"] = self.dtype
+            mapping["dtype"] = self.dtype
         if self.tokenizer:
-            found["tokenizer_source"] = os.path.abspath(self.tokenizer)
-        return found
+            mapping["tokenizer_source"] = os.path.abspath(self.tokenizer)
+        return mapping
 
 
 def from_arguments(
@@ -216,6 +221,41 @@ def parse(
     return Recipe(**rules.Parser(file, lines or {}).fields(raw))
 
 
+class Settled(NamedTuple):
+    """What a recipe says of the tensors of some models.
+
+    Attributes:
+        parameters: by tensor, for each of its depths: what `resolve` gives.
+        notes: conditions that hold for no tensor.
+        problems: parameters that cannot be used on some tensor.
+    """
+
+    parameters: dict[str, list[tuple[dict[str, Any], list[dict[str, Any]]]]]
+    notes: list[str]
+    problems: list[str]
+
+
+def settle(recipe: Recipe, depths: Mapping[str, Sequence[float]]) -> Settled:
+    """The parameters for all tensors.
+
+    Args:
+        depths: for each tensor, where each of its layers stands, as `resolve` takes it;
+            () for a tensor that needs no parameters.
+    """
+    settled = Settled(
+        {name: [] for name in depths}, _unused_conditions(recipe, depths), []
+    )
+    for name, t in ((name, t) for name, own in depths.items() for t in own):
+        try:
+            shared, each = resolve(recipe, name, t)
+        except errors.UserError as error:
+            settled.problems.append(str(error))
+            continue
+        settled.problems.extend(_wrong_values(recipe.method, shared, each))
+        settled.parameters[name].append((shared, each))
+    return settled
+
+
 def resolve(
     recipe: Recipe, name: str, t: float = 0.0
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -228,7 +268,7 @@ def resolve(
     Returns:
         (shared parameters, those of each model but the base in the order of models).
     """
-    spec = methods.find(recipe.method)
+    spec = methods.METHODS[recipe.method]
     shared = {
         key: _first([recipe.shared], key, name, t, default)
         for key, default in spec.shared.items()
@@ -244,12 +284,10 @@ def resolve(
     return shared, each
 
 
-def unused_conditions(recipe: Recipe, names: Sequence[str]) -> list[str]:
-    """What to say of conditions that hold for no tensor."""
-    settings = [recipe.shared, *recipe.each]
+def _unused_conditions(recipe, names) -> list[str]:
     return [
         f"{kind} {condition[kind]!r} of {key} holds for no tensor"
-        for scope in settings
+        for scope in (recipe.shared, *recipe.each)
         for key, value in scope.items()
         if isinstance(value, list)
         for condition in value
@@ -257,6 +295,32 @@ def unused_conditions(recipe: Recipe, names: Sequence[str]) -> list[str]:
         for kind in ("filter", "regex")
         if kind in condition and not any(_holds(condition, name) for name in names)
     ]
+
+
+def _wrong_values(method, shared, each) -> list[str]:
+    """Weights that are divided by their sum, which is 0; shares that are none."""
+    lines = []
+    divides = {"linear": "normalize", "multislerp": "normalize_weights"}
+    if method == "karcher" or shared.get(divides.get(method)):
+        weights = [own["weight"] for own in each]
+        # A sum that is zero up to float32's rounding would divide noise by noise.
+        if abs(sum(weights)) <= 1e-6 * sum(map(abs, weights)):
+            lines.append(
+                f"weights {weights} sum to 0; change them or set normalize to false"
+            )
+    for own in (shared, *each):
+        lines += [
+            f"{name} {own[name]:g} is not between 0 and 1"
+            for name in ("density", "gamma", "epsilon", "select_topk")
+            if not 0 <= own.get(name, 0) <= 1
+        ]
+        density, epsilon = own.get("density", 0), own.get("epsilon", 0)
+        if 0 < density < 1 and not epsilon < min(density, 1 - density):
+            lines.append(
+                f"density {density:g} +- epsilon {epsilon:g} must lie between 0 and 1; "
+                f"use an epsilon below {min(density, 1 - density):g}"
+            )
+    return lines
 
 
 def _first(scopes, key, name, t, default):
@@ -280,11 +344,11 @@ def _value(setting, name, t):
 
 
 def _along_layers(values, t):
-    place = t * (len(values) - 1)
+    position = t * (len(values) - 1)
+    before = int(position)
     if any(isinstance(value, bool) for value in values):
-        return values[int(place)]
-    before = int(place)
-    after, share = min(before + 1, len(values) - 1), place - before
+        return values[before]
+    after, share = min(before + 1, len(values) - 1), position - before
     return (1 - share) * values[before] + share * values[after]
 
 

@@ -7,6 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
+import numpy as np
+
 from jaxlab.core import errors
 from jaxlab.merge.files.recipe import methods
 
@@ -14,7 +17,12 @@ KEYS = (
     "merge_method", "models", "base_model", "parameters", "dtype", "out_dtype",
     "tokenizer_source", "seed",
 )  # fmt: skip
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+    "float64": np.dtype(np.float64),
+}
 
 
 class Parser:

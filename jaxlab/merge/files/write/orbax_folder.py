@@ -8,8 +8,25 @@ import jax
 import numpy as np
 
 from jaxlab.core import checkpoint, checkpoint_files, runs, tree
+from jaxlab.merge.files.read import source as source_lib
 
 STEP = 0  # no update was made
+
+
+def write_like(
+    source: source_lib.Source, tensors: Mapping[str, np.ndarray], folder: pathlib.Path
+) -> None:
+    """Writes what a source is, a run directory or a checkpoint; of folders a run.
+
+    Args:
+        source: the first of those that were merged.
+        tensors: by path; may be mapped files.
+        folder: an existing folder.
+    """
+    if source.kind == "checkpoint":
+        write_checkpoint(source.tree, tensors, folder)
+    else:
+        write(folder, tensors, source.config, source.axes)
 
 
 def write(
@@ -46,12 +63,12 @@ def write_checkpoint(
     whole = jax.tree_util.tree_map_with_path(
         lambda path, _: tensors[tree.path_name(path)], structure
     )
-    place = folder.absolute() / "checkpoint"  # Orbax makes it, and it can be moved
+    inner = folder.absolute() / "checkpoint"  # Orbax makes it, and it can be moved
     with checkpoint_files.context():
-        ocp.save(place, whole)
-    for file in place.iterdir():
+        ocp.save(inner, whole)
+    for file in inner.iterdir():
         file.rename(folder / file.name)
-    place.rmdir()
+    inner.rmdir()
 
 
 def nested(tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,11 +77,11 @@ def nested(tensors: Mapping[str, Any]) -> dict[str, Any]:
     >>> nested({"a/b": 1, "a/c": 2})
     {'a': {'b': 1, 'c': 2}}
     """
-    found: dict[str, Any] = {}
+    nodes: dict[str, Any] = {}
     for path, leaf in tensors.items():
         *folders, last = path.split("/")
-        node = found
+        node = nodes
         for name in folders:
             node = node.setdefault(name, {})
         node[last] = leaf
-    return found
+    return nodes

@@ -55,11 +55,11 @@ class Output:
     ):
         self.folder = pathlib.Path(folder).absolute()
         self.shards = safetensors.plan_shards(tensors, shard_bytes)
-        self._places: dict[str, tuple[str, int]] = {}
+        self._starts: dict[str, tuple[str, int]] = {}
         self._sizes = {}
         for file, shard in self.shards.items():
             _, starts = safetensors.preamble(shard, metadata)
-            self._places |= {name: (file, start) for name, start in starts.items()}
+            self._starts |= {name: (file, start) for name, start in starts.items()}
             last = max(starts, key=starts.__getitem__)
             self._sizes[file] = starts[last] + _size(*shard[last])
         self._is_rewritten = is_rewritten
@@ -104,7 +104,7 @@ class Output:
 
     def write(self, name: str, start: int, values: np.ndarray) -> None:
         """Writes numbers of a tensor from its number `start` on, in any order."""
-        file, begin = self._places[name]
+        file, begin = self._starts[name]
         at, view = begin + start * values.itemsize, memoryview(values.view(np.uint8))
         try:
             while len(view):
@@ -136,7 +136,7 @@ class Output:
         for file, shard in self.shards.items():
             data = np.memmap(self._files / file, np.uint8, "r")
             for name, (shape, dtype) in shard.items():
-                start = self._places[name][1]
+                start = self._starts[name][1]
                 values = data[start : start + _size(shape, dtype)].view(dtype)
                 tensors[name] = values.reshape(shape)
         try:
@@ -167,4 +167,5 @@ def _size(shape, dtype) -> int:
 
 
 def _write_json(file, value) -> None:
-    file.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+    with open(file, "w", encoding="utf-8") as text:
+        print(json.dumps(value, indent=2), file=text)

@@ -10,7 +10,6 @@ import numpy as np
 
 import jaxlab
 from jaxlab.merge.files.read import digests as digests_lib
-from jaxlab.merge.files.read import reader as reader_lib
 from jaxlab.merge.files.read import source as source_lib
 from jaxlab.merge.files.recipe import recipe as recipe_lib
 
@@ -68,29 +67,3 @@ def report(
 def metadata(record: Mapping[str, Any]) -> dict[str, str]:
     """A record as the strings that a safetensors header may hold."""
     return {"merge": json.dumps(record, separators=(",", ":"))}
-
-
-def digests_of(
-    kind: str | None, inputs: Sequence[source_lib.Source], reader: reader_lib.Reader
-) -> dict[str, str]:
-    """Digests of what was merged, by the path of the input or of the file."""
-    if kind in digests_lib.OF_FILES:
-        files = [file for source in inputs for file in source.files]
-        return {file: digests_lib.of_file(file, kind) for file in files}
-    if kind is None:
-        return {}
-    return {source.path: reader.digest(i) for i, source in enumerate(inputs)}
-
-
-def check_sizes(recipe: recipe_lib.Recipe) -> None:
-    """Refuses a repetition whose inputs have other sizes; digests come later.
-
-    Raises:
-        UserError: naming the files.
-    """
-    changed = [
-        file
-        for file, size in recipe.sizes.items()
-        if not os.path.isfile(file) or os.path.getsize(file) != size
-    ]
-    digests_lib.refuse_changed(changed)
