@@ -146,12 +146,12 @@ def resolve(weights: PathWeights, like: Any) -> list[Any]:
     rules = [_rule(leaves, p, w) for p, w in weights_and_patterns(weights)]
     wrong = [
         f"{pattern!r} is found in no path"
-        for pattern, found in zip(weights.patterns, rules, strict=True)
-        if pattern is not None and not found
+        for pattern, matches in zip(weights.patterns, rules, strict=True)
+        if pattern is not None and not matches
     ]
     chosen = {}
     for name in leaves:
-        values = [found[name] for found in rules if name in found]
+        values = [matches[name] for matches in rules if name in matches]
         if values:
             chosen[name] = values[0]
         else:
@@ -171,7 +171,7 @@ def weights_and_patterns(weights: PathWeights) -> list[tuple[str | None, Any]]:
     return list(zip(weights.patterns, weights.weights, strict=True))
 
 
-def interpolated(values: Any, position: Any) -> jax.Array:
+def piecewise_linear(values: Any, position: Any) -> jax.Array:
     """The piecewise-linear function through `values` at positions in [0, 1]."""
     knots = jnp.linspace(0.0, 1.0, len(values))
     return jnp.interp(jnp.asarray(position, float), knots, jnp.asarray(values, float))
@@ -179,20 +179,20 @@ def interpolated(values: Any, position: Any) -> jax.Array:
 
 def _rule(leaves, pattern, weight) -> dict[str, Any]:
     """Path -> weight where a rule is found; a str says what is wrong."""
-    found = {
+    matches = {
         name: re.search(pattern, name) if pattern is not None else None
         for name in leaves
         if pattern is None or re.search(pattern, name)
     }
     if not isinstance(weight, Gradient):
-        return dict.fromkeys(found, weight)
+        return dict.fromkeys(matches, weight)
     if weight.axis is not None:
-        return {name: _along(name, leaves[name], weight) for name in found}
+        return {name: _along(name, leaves[name], weight) for name in matches}
     try:
-        numbers = {name: int(match[1]) for name, match in found.items()}
+        numbers = {name: int(match[1]) for name, match in matches.items()}
     except (TypeError, IndexError, ValueError):
         line = f"{pattern!r} has a gradient: capture the layer's number, as in (\\d+)"
-        return dict.fromkeys(found, line + ", or say axis=0")
+        return dict.fromkeys(matches, line + ", or say axis=0")
     count = weight.layers or max(numbers.values(), default=0) + 1
     values = {n: _at(weight.values, n, count) for n in {*numbers.values()}}
     return {name: values[number] for name, number in numbers.items()}
@@ -209,4 +209,4 @@ def _along(name, leaf, weight):
 
 
 def _at(values, layer, layers):
-    return interpolated(values, layer / max(layers - 1, 1))
+    return piecewise_linear(values, layer / max(layers - 1, 1))

@@ -168,7 +168,7 @@ def weighted_mean(leaves: list[jax.Array], weights: jax.Array) -> jax.Array:
     same = functools.reduce(
         jnp.logical_and, [leaf == leaves[0] for leaf in leaves[1:]], defined
     )
-    return leafwise.pinned(mean, jnp.where(same, leaves[0], mean))
+    return leafwise.pin(mean, jnp.where(same, leaves[0], mean))
 
 
 def weighted_sum(leaves: list[jax.Array], weights: jax.Array) -> jax.Array:
@@ -182,7 +182,7 @@ def _between(leaves, t):
     a, b = leaves
     point = (1 - t) * a + t * b
     exact = jnp.where(t == 1, b, jnp.where(a == b, a, point))
-    return leafwise.pinned(point, jnp.where(t == 0, a, exact))
+    return leafwise.pin(point, jnp.where(t == 0, a, exact))
 
 
 def _difference(leaves):
@@ -197,7 +197,7 @@ def _add_vectors(leaves, scales, lam):
     # One by one: either may have the leaf's axes behind its own.
     scales = jnp.stack(jnp.broadcast_arrays(*[lam * scale for scale in scales]))
     moved = base + weighted_sum(vectors, scales)
-    return leafwise.pinned(moved, jnp.where(jnp.all(scales == 0, axis=0), base, moved))
+    return leafwise.pin(moved, jnp.where(jnp.all(scales == 0, axis=0), base, moved))
 
 
 def _sequence(trees, name: str) -> list:

@@ -124,20 +124,20 @@ def merge_adapters(adapters: Sequence[types.Params], weights: Any) -> types.Para
     shapes = [jax.eval_shape(low_rank_product, adapter) for adapter in adapters]
     checks.refuse(checks.problems(shapes) + wrong, "these adapters cannot be merged")
 
-    def scaled(weight, leaf):  # in float32 or wider, whatever the leaf is
-        return weight * jnp.asarray(leaf).astype(checks.widened(leaf))
+    def scale(weight, leaf):  # in float32 or wider, whatever the leaf is
+        return weight * jnp.asarray(leaf).astype(checks.wide_dtype(leaf))
 
-    def merged(*nodes):
+    def merge_nodes(*nodes):
         if not all(map(_is_low_rank, nodes)):
             nodes = [low_rank_product(node) for node in nodes]
-            return sum(map(scaled, weights, nodes)).astype(nodes[0].dtype)
+            return sum(map(scale, weights, nodes)).astype(nodes[0].dtype)
         a = jnp.concatenate(
-            list(map(scaled, weights, [node.a for node in nodes])), axis=-1
+            list(map(scale, weights, [node.a for node in nodes])), axis=-1
         )
         b = jnp.concatenate([node.b for node in nodes], axis=-2)
         return LowRank(a.astype(nodes[0].a.dtype), b)
 
-    return jax.tree.map(merged, *adapters, is_leaf=_is_low_rank)
+    return jax.tree.map(merge_nodes, *adapters, is_leaf=_is_low_rank)
 
 
 def _factors(leaf, rank, energy):
@@ -155,9 +155,9 @@ def _factors(leaf, rank, energy):
 
 def _rank_of(s, energy) -> int:
     """The least rank that keeps the energy in every matrix; 1 for zeros."""
-    kept = np.cumsum(s**2, axis=-1)
-    enough = kept >= energy * kept[..., -1:] * (1 - 1e-12)
-    return int(np.argmax(enough, axis=-1).max()) + 1
+    energies = np.cumsum(s**2, axis=-1)
+    is_enough = energies >= energy * energies[..., -1:] * (1 - 1e-12)
+    return int(np.argmax(is_enough, axis=-1).max()) + 1
 
 
 def _is_low_rank(node) -> bool:

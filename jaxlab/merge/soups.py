@@ -53,8 +53,8 @@ def greedy_soup(
     {'w': Array([2.5], dtype=float32)}
     """
     trees = list(trees)
-    kept = greedy_ingredients(trees, score, order=order)
-    return linear.average([trees[index] for index in kept])
+    members = greedy_ingredients(trees, score, order=order)
+    return linear.average([trees[index] for index in members])
 
 
 def greedy_ingredients(
@@ -81,16 +81,16 @@ def greedy_ingredients(
         best = alone[order[0]]
     else:
         order = list(order)
-        known = {*order} <= {*range(len(trees))}
-        if not order or not known or len({*order}) < len(order):
+        are_indices = {*order} <= {*range(len(trees))}
+        if not order or not are_indices or len({*order}) < len(order):
             raise ValueError(f"order {order} is not one of {len(trees)} trees")
         best = _number(score(trees[order[0]]))
-    kept = order[:1]
+    members = order[:1]
     for index in order[1:]:
-        found = _number(score(linear.average([trees[i] for i in [*kept, index]])))
-        if found >= best:
-            kept, best = [*kept, index], found
-    return kept
+        value = _number(score(linear.average([trees[i] for i in [*members, index]])))
+        if value >= best:
+            members, best = [*members, index], value
+    return members
 
 
 def _number(score) -> float:

@@ -35,3 +35,16 @@ def place(tree):
         return jax.device_put(leaf, NamedSharding(mesh(), spec))
 
     return jax.tree.map(put, tree, specs)
+
+
+def random_trees(count, dtype=jnp.float32, seed=0):
+    """Trees of one structure: a nested mapping, a list, a vector."""
+    keys = jax.random.split(jax.random.key(seed), (count, 2))
+    return [
+        {
+            "a": {"w": jax.random.normal(k[0], (4, 3), dtype)},
+            "b": [jnp.ones((2,), dtype)],
+            "c": jax.random.normal(k[1], (5,), dtype),
+        }
+        for k in keys
+    ]

@@ -57,7 +57,7 @@ def _to_folder(source, tensors, folder) -> None:
     """Leaves of runs, mapped, as a Hugging Face folder."""
     embedding = tensors["embed/embedding"]
     described = load.architecture(source, vocab=embedding.shape[0])
-    merged = described._replace(params=orbax_folder.nested(tensors))
+    merged = described._replace(params=orbax_folder.nest(tensors))
     load.save(folder / "model", merged, source, dtype=str(embedding.dtype))
     for file in (folder / "model").iterdir():
         file.rename(folder / file.name)

@@ -173,7 +173,7 @@ def chances(ranks: jax.Array, density: jax.Array, epsilon: jax.Array) -> jax.Arr
     """
     last = ranks.shape[min(1, ranks.ndim - 1)] - 1 if ranks.ndim else 0
     share = ranks / last if last > 0 else jnp.full(ranks.shape, 0.5, ranks.dtype)
-    between = density - epsilon + sums.unfused(2 * epsilon * share)
+    between = density - epsilon + sums.narrow_product(2 * epsilon * share)
     return jnp.where(density >= 1, 1, jnp.where(density <= 0, 0, between))
 
 
@@ -189,15 +189,15 @@ def _drop(base, finetuned, weights, lam, shares, key, masks, rescale, donate, op
     if masks is not None:
         masks = list(masks)
         wrong += _wrong_masks(base, masks, len(finetuned))
-    trees, weights, lam, found = by_size.checked(
+    trees, weights, lam, shares = by_size.check(
         base, finetuned, weights, lam, shares, wrong
     )
-    if len(found) > 1:
-        checks.refuse(_wrong_range(*found), "these trees cannot be merged")
+    if len(shares) > 1:
+        checks.refuse(_wrong_range(*shares), "these trees cannot be merged")
     more, extra = [], None
     if masks is None:
         streams = _streams(_words(key), trees)
-        if len(found) > 1 and _all_on_host(trees):
+        if len(shares) > 1 and _all_on_host(trees):
             more, extra = _host_ranks(trees), "ranks"
     else:
         streams = np.zeros((len(finetuned), 2), np.uint32)
@@ -205,12 +205,12 @@ def _drop(base, finetuned, weights, lam, shares, key, masks, rescale, donate, op
         more, extra = [_where_inexact(mask, base) for mask in masks], "masks"
     options = options | {"rescale": rescale, "extra": extra}
     return leafwise.apply(
-        _dropped, trees + more, weights, lam, streams, *found,
+        _drop, trees + more, weights, lam, streams, *shares,
         options=options, donate=donate,
     )  # fmt: skip
 
 
-def _dropped(
+def _drop(
     leaves, weights, lam, streams, density, epsilon=None, *, extra, rescale, **options
 ):
     """One leaf; behind the models come M masks or ranks, as `extra` says."""
@@ -224,12 +224,12 @@ def _dropped(
             ranks = more[k] if extra == "ranks" else row_ranks(delta)
             chance = chances(ranks, density[k], epsilon[k])
         if extra == "masks":
-            kept = more[k] != 0
+            mask = more[k] != 0
         else:
-            kept = random_bits.uniform(streams[k], delta.shape, xp=jnp) < chance
+            mask = random_bits.uniform(streams[k], delta.shape, xp=jnp) < chance
         if extra != "masks":  # one mask, and its sort, after another
-            leaves, kept = jax.lax.optimization_barrier((leaves, kept))
-        thin = sums.keep(leaves[1 + k] - leaves[0], kept)
+            leaves, mask = jax.lax.optimization_barrier((leaves, mask))
+        thin = sums.keep(leaves[1 + k] - leaves[0], mask)
         if rescale == "l1":
             thin = thin * sums.factor(sums.size(delta), sums.size(thin))
         elif rescale == "expectation":
@@ -246,13 +246,13 @@ def _all_on_host(trees) -> bool:
 def _host_ranks(trees):
     """Trees of ranks for the models: sorting is several times faster in numpy."""
     columns = list(zip(*map(jax.tree.leaves, trees), strict=True))
-    found = {}
+    ranks = {}
     for column in columns:
         name = tuple(map(id, column))
-        if name not in found and checks.is_inexact(column[0]):
+        if name not in ranks and checks.is_inexact(column[0]):
             base, *tuned = map(thresholds.to_numpy, column)
-            found[name] = [select_on_host.row_ranks(base, model) for model in tuned]
-    rows = [found.get(tuple(map(id, c)), c[1:]) for c in columns]
+            ranks[name] = [select_on_host.row_ranks(base, model) for model in tuned]
+    rows = [ranks.get(tuple(map(id, c)), c[1:]) for c in columns]
     structure = jax.tree.structure(trees[0])
     return [jax.tree.unflatten(structure, column) for column in zip(*rows, strict=True)]
 
@@ -272,20 +272,20 @@ def _words(key) -> Any:
 def _streams(words, trees):
     """`uint32[M, 2]` by leaf; tied leaves share those of the first path."""
     columns = list(zip(*map(jax.tree.leaves, trees), strict=True))
-    found = {}
+    streams = {}
     for name, column in zip(tree.flatten(trees[0]), columns, strict=True):
-        if checks.is_inexact(column[0]) and tuple(map(id, column)) not in found:
+        if checks.is_inexact(column[0]) and tuple(map(id, column)) not in streams:
             each = [random_bits.stream(words, name, k) for k in range(len(trees) - 1)]
             module = jnp if checks.is_traced(each) else np
-            found[tuple(map(id, column))] = module.stack(each)
-    return by_path.ByLeaf([found.get(tuple(map(id, column))) for column in columns])
+            streams[tuple(map(id, column))] = module.stack(each)
+    return by_path.ByLeaf([streams.get(tuple(map(id, column))) for column in columns])
 
 
 def _wrong_masks(base, masks, count):
     lines = [] if len(masks) == count else [f"{len(masks)} masks for {count} trees"]
     for number, mask in enumerate(masks):
-        found = tree.differences([base, mask], dtypes=False)
-        lines += [line.replace("tree 1", f"mask {number}") for line in found]
+        differences = tree.differences([base, mask], dtypes=False)
+        lines += [line.replace("tree 1", f"mask {number}") for line in differences]
     return lines
 
 

@@ -82,13 +82,13 @@ def ties(
     {'w': Array([ 4.,  0., -3.,  0.], dtype=float32)}
     """
     wrong = unknown("scope", scope, thresholds.SCOPES) + unknown("ties", ties, TIES)
-    trees, weights, lam, (density,) = checked(
+    trees, weights, lam, (density,) = check(
         base, finetuned, weights, lam, {"density": (density, 0.0, 1.0)},
         wrong + _choices(select, rescale), varies=scope == "leaf",
         exact=ties == "lowest_index",
     )  # fmt: skip
     exact = ties == "lowest_index"
-    found, stops = thresholds.of_sizes(
+    cuts, stops = thresholds.of_sizes(
         trees,
         lambda leaf, size: thresholds.ranks_of(of_leaf(density, leaf), size)[None],
         scope=scope,
@@ -96,10 +96,8 @@ def ties(
         exact=exact,
     )
     options = {"consensus": True, "normalize": normalize, "rescale": rescale}
-    coefficients = (weights, lam, found, *([stops] if exact else []))
-    return leafwise.apply(
-        _trimmed, trees, *coefficients, options=options, donate=donate
-    )
+    coefficients = (weights, lam, cuts, *([stops] if exact else []))
+    return leafwise.apply(_trim, trees, *coefficients, options=options, donate=donate)
 
 
 def breadcrumbs(
@@ -137,12 +135,12 @@ def breadcrumbs(
     >>> breadcrumbs(base, [math], density=0.5, gamma=0.25)
     {'w': Array([ 0.,  1., -3.,  0.], dtype=float32)}
     """
-    trees, weights, lam, (density, gamma) = checked(
+    trees, weights, lam, (density, gamma) = check(
         base, finetuned, weights, lam,
         {"density": (density, 0.0, 1.0), "gamma": (gamma, 0.0, 1.0)},
         _choices(select, rescale),
     )  # fmt: skip
-    found, _ = thresholds.of_sizes(
+    cuts, _ = thresholds.of_sizes(
         trees,
         lambda leaf, size: thresholds.ranks_between(
             of_leaf(density, leaf), of_leaf(gamma, leaf), size
@@ -151,7 +149,7 @@ def breadcrumbs(
     )
     options = {"consensus": consensus, "normalize": normalize, "rescale": rescale}
     return leafwise.apply(
-        _trimmed, trees, weights, lam, found, options=options, donate=donate
+        _trim, trees, weights, lam, cuts, options=options, donate=donate
     )
 
 
@@ -181,22 +179,22 @@ def sce(
     >>> sce({"w": jnp.zeros(2)}, models, select_topk=0.5)
     {'w': Array([2.8, 0. ], dtype=float32)}
     """
-    trees, _, _, (share,) = checked(
+    trees, _, _, (share,) = check(
         base, finetuned, None, 1.0, {"select_topk": (select_topk, 0.0, 1.0)},
         unknown("select", select, thresholds.SELECT), varies=False,
     )  # fmt: skip
     share = share[0]
-    known = not checks.is_traced(share)
-    if known and share >= 1:
-        found = np.uint32(0)
-    elif known and share <= 0:
-        found = np.uint32(0xFFFFFFFF)
+    is_known = not checks.is_traced(share)
+    if is_known and share >= 1:
+        cut = np.uint32(0)
+    elif is_known and share <= 0:
+        cut = np.uint32(0xFFFFFFFF)
     else:
-        found = thresholds.of_variances(trees, share, select=select)
-    return leafwise.apply(_selected, trees, found, jnp.asarray(share), donate=donate)
+        cut = thresholds.of_variances(trees, share, select=select)
+    return leafwise.apply(_select, trees, cut, jnp.asarray(share), donate=donate)
 
 
-def checked(
+def check(
     base: Any,
     finetuned: Sequence[Any],
     weights: Any,
@@ -233,13 +231,13 @@ def checked(
     lines += more
     lam, more = checks.scalar(lam, name="lam", like=base)
     lines += more
-    found = []
+    values = []
     for name, (value, least, most) in shares.items():
         value, more = checks.coefficients(value, size, name=name, like=base)
         lines += more or _outside(value, name, least, most, varies)
-        found.append(value)
+        values.append(value)
     checks.refuse(lines, "these trees cannot be merged")
-    return trees, weights, lam, found
+    return trees, weights, lam, values
 
 
 def of_leaf(value: Any, leaf: int) -> Any:
@@ -284,8 +282,8 @@ def _choices(select, rescale):
     )
 
 
-def _trimmed(leaves, weights, lam, found, stop=None, *, consensus, normalize, rescale):
-    """Leaf or chunk: keeps what lies between the cuts `found` [1 or 2, M].
+def _trim(leaves, weights, lam, cuts, stop=None, *, consensus, normalize, rescale):
+    """Leaf or chunk: keeps what lies between the `cuts` [1 or 2, M].
 
     With `rescale` it needs the whole leaf.
     """
@@ -293,9 +291,9 @@ def _trimmed(leaves, weights, lam, found, stop=None, *, consensus, normalize, re
     thinned = []
     for k, model in enumerate(finetuned):
         delta = model - base
-        upper = found[1, k] if len(found) > 1 else None
-        kept = sums.within(delta, found[0, k], upper, None if stop is None else stop[k])
-        thin = sums.keep(delta, kept)
+        upper = cuts[1, k] if len(cuts) > 1 else None
+        mask = sums.within(delta, cuts[0, k], upper, None if stop is None else stop[k])
+        thin = sums.keep(delta, mask)
         if rescale:
             thin = thin * sums.factor(sums.size(delta), sums.size(thin))
         thinned.append(thin)
@@ -304,7 +302,7 @@ def _trimmed(leaves, weights, lam, found, stop=None, *, consensus, normalize, re
     )
 
 
-def _selected(leaves, cut, share):
+def _select(leaves, cut, share):
     # Each time anew from the models, else compilers keep all their differences.
     leaves, cut = jax.lax.optimization_barrier((leaves, cut))
     energies = jnp.stack([sums.energy(d) for d in _varying(leaves, cut, share)])
@@ -318,5 +316,5 @@ def _varying(leaves, cut, share):
     base, *finetuned = leaves
     differences = [model - base for model in finetuned]
     patterns = select_on_device.bits(sums.variance(differences))
-    kept = (share >= 1) | ((patterns >= cut) & (share > 0))
-    return [sums.keep(delta, kept) for delta in differences]
+    mask = (share >= 1) | ((patterns >= cut) & (share > 0))
+    return [sums.keep(delta, mask) for delta in differences]

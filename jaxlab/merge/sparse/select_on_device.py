@@ -73,11 +73,11 @@ def largest(parts: Sequence[jax.Array], rank: jax.Array) -> jax.Array:
     dtype = parts[0].dtype
     steps = 4 * dtype.itemsize
 
-    def narrow(step, found):
+    def narrow(step, prefix):
         shift = (2 * (steps - 1 - step)).astype(dtype)
-        thresholds = [found + (dtype.type(digit) << shift) for digit in (1, 2, 3)]
+        thresholds = [prefix + (dtype.type(digit) << shift) for digit in (1, 2, 3)]
         reached = [_reaches(count, rank) for count in _counts(parts, thresholds)]
-        return found + (sum(r.astype(dtype) for r in reached) << shift)
+        return prefix + (sum(r.astype(dtype) for r in reached) << shift)
 
     # Shaped as the rank's words are, so that vmap over ranks finds one carry.
     start = jnp.zeros_like(rank[0], dtype)

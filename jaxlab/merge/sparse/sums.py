@@ -50,7 +50,7 @@ def combine(
     terms = [weights[k] * delta for k, delta in enumerate(thinned)]
     total = _sum(terms)
     if consensus:
-        agree = _agreeing(terms, total)
+        agree = _agree(terms, total)
         total = _sum([jnp.where(a, t, 0) for a, t in zip(agree, terms, strict=True)])
         divisor = _sum([jnp.where(a, weights[k], 0) for k, a in enumerate(agree)])
         divisor = jnp.where(divisor == 0, 1, divisor)
@@ -59,7 +59,7 @@ def combine(
         divisor = jnp.where(jnp.abs(divisor) < 1e-8, 1, divisor)
     moved = base + lam * (total / divisor if normalize else total)
     still = (lam == 0) | jnp.all(weights == 0, axis=0) | (total == 0)
-    return leafwise.pinned(moved, jnp.where(still, base, moved))
+    return leafwise.pin(moved, jnp.where(still, base, moved))
 
 
 def combine_by_shares(
@@ -72,17 +72,17 @@ def combine_by_shares(
         thinned: M of f32[...].
         shares: f32[M]: each model's energy over that of all.
     """
-    agree = _agreeing(thinned, _sum(thinned))
+    agree = _agree(thinned, _sum(thinned))
     pairs = list(zip(agree, thinned, strict=True))
     total = _sum([jnp.where(a, shares[k] * d, 0) for k, (a, d) in enumerate(pairs)])
     divisor = _sum([jnp.where(a, shares[k], 0) for k, a in enumerate(agree)])
     moved = base + total / jnp.maximum(divisor, 1e-6)
-    return leafwise.pinned(moved, jnp.where(total == 0, base, moved))
+    return leafwise.pin(moved, jnp.where(total == 0, base, moved))
 
 
-def keep(delta: jax.Array, kept: jax.Array) -> jax.Array:
-    """`delta` where it is kept, else 0; NaN where it is NaN."""
-    return jnp.where(kept | jnp.isnan(delta), delta, 0)
+def keep(delta: jax.Array, mask: jax.Array) -> jax.Array:
+    """`delta` where the mask is true, else 0; NaN where it is NaN."""
+    return jnp.where(mask | jnp.isnan(delta), delta, 0)
 
 
 def within(
@@ -148,11 +148,11 @@ def variance(thinned: Sequence[jax.Array]) -> jax.Array:
     for count, delta in enumerate(thinned[1:], start=2):
         off = delta - mean
         mean = mean + off / count
-        total = total + unfused(off * (delta - mean))
+        total = total + narrow_product(off * (delta - mean))
     return total / len(thinned)
 
 
-def unfused(product: jax.Array) -> jax.Array:
+def narrow_product(product: jax.Array) -> jax.Array:
     """A product to be added to something, rounded to one bit less than its dtype has.
 
     Whether a compiler fuses a product with a sum, and so leaves out one rounding,
@@ -164,7 +164,7 @@ def unfused(product: jax.Array) -> jax.Array:
     return jax.lax.reduce_precision(product, info.nexp, info.nmant - 1)
 
 
-def _agreeing(terms, total):
+def _agree(terms, total):
     """Whether each term has the elected sign; zeros have none, NaN takes part."""
     return [jnp.where(total >= 0, t > 0, t < 0) | jnp.isnan(t) for t in terms]
 

@@ -50,17 +50,17 @@ def of_sizes(
     """
     leaves = [jax.tree.leaves(tree) for tree in trees]
     columns = list(zip(*leaves, strict=True))
-    places = {}
+    first_of = {}
     for i, column in enumerate(columns):
         if checks.is_inexact(column[0]):
-            places.setdefault(tuple(map(id, column)), i)
-    merged = [columns[i] for i in places.values()]
+            first_of.setdefault(tuple(map(id, column)), i)
+    merged = [columns[i] for i in first_of.values()]
     sizes = [int(np.prod(np.shape(column[0]))) for column in merged]
     if scope == "global":
         groups, wanted = [merged] if merged else [], [ranks(0, sum(sizes))]
     else:
         groups = [[column] for column in merged]
-        wanted = [ranks(i, n) for i, n in zip(places.values(), sizes, strict=True)]
+        wanted = [ranks(i, n) for i, n in zip(first_of.values(), sizes, strict=True)]
     results = _cut_groups(groups, wanted, select, exact)
     by_column = {}
     for group, (cut, stops) in zip(groups, results, strict=True):
@@ -80,13 +80,13 @@ def of_variances(trees: Sequence[Any], share: Any, *, select: str = "auto") -> A
     Returns:
         A `ByLeaf` of patterns, scalar.
     """
-    found = {}
+    cuts = {}
     for column in zip(*map(jax.tree.leaves, trees), strict=True):
         name = tuple(map(id, column))
-        if name not in found and checks.is_inexact(column[0]):
-            found[name] = _variance_cut(column, share, select)
+        if name not in cuts and checks.is_inexact(column[0]):
+            cuts[name] = _variance_cut(column, share, select)
     columns = zip(*map(jax.tree.leaves, trees), strict=True)
-    return by_path.ByLeaf([found.get(tuple(map(id, column))) for column in columns])
+    return by_path.ByLeaf([cuts.get(tuple(map(id, column))) for column in columns])
 
 
 def ranks_of(density: Any, size: int) -> Any:
@@ -105,10 +105,10 @@ def ranks_of(density: Any, size: int) -> Any:
         [M]: int64; traced uint32, or float32 where the size is beyond that.
     """
     if checks.is_traced(density):
-        kept = _floored(jnp.asarray(density, jnp.float32), size)
-        kept = jnp.clip(kept, min(1, size), kept.dtype.type(size))
-        kept = jnp.where(density >= 1, kept.dtype.type(size + 1), kept)
-        return jnp.where(density <= 0, kept.dtype.type(0), kept)
+        count = _floor(jnp.asarray(density, jnp.float32), size)
+        count = jnp.clip(count, min(1, size), count.dtype.type(size))
+        count = jnp.where(density >= 1, count.dtype.type(size + 1), count)
+        return jnp.where(density <= 0, count.dtype.type(0), count)
     return np.array([_rank(decimal(d), size) for d in np.asarray(density)], np.int64)
 
 
@@ -124,20 +124,20 @@ def ranks_between(density: Any, gamma: Any, size: int) -> Any:
     """
     if checks.is_traced((density, gamma)):
         density, gamma = (jnp.asarray(x, jnp.float32) for x in (density, gamma))
-        kept, top = (_floored(x, size) for x in (density, gamma))
-        kept = jnp.minimum(kept, kept.dtype.type(size))
+        count, top = (_floor(x, size) for x in (density, gamma))
+        count = jnp.minimum(count, count.dtype.type(size))
         module, whole = jnp, density >= 1
     else:
-        kept, top = (
+        count, top = (
             np.array([int(decimal(x) * size) for x in np.asarray(values)], np.int64)
             for values in (density, gamma)
         )
         module, whole = np, np.asarray(density) >= 1
-    top = module.minimum(top, kept.dtype.type(size) - kept)
-    beyond = kept.dtype.type(size + 1)
-    last = module.where(whole, beyond, module.where(kept == 0, 0, top + kept))
+    top = module.minimum(top, count.dtype.type(size) - count)
+    beyond = count.dtype.type(size + 1)
+    last = module.where(whole, beyond, module.where(count == 0, 0, top + count))
     first = module.where(whole | (top == 0), 0, top + 1)
-    return module.stack([last, first]).astype(kept.dtype)
+    return module.stack([last, first]).astype(count.dtype)
 
 
 def decimal(value: Any) -> float:
@@ -146,9 +146,9 @@ def decimal(value: Any) -> float:
     return float(str(narrow)) if narrow == value else float(value)
 
 
-def _floored(share, size):
-    kept = jnp.floor(share * np.float32(size))
-    return kept.astype(jnp.uint32) if size < select_on_device.LIMIT else kept
+def _floor(share, size):
+    count = jnp.floor(share * np.float32(size))
+    return count.astype(jnp.uint32) if size < select_on_device.LIMIT else count
 
 
 def _rank(density, size):
@@ -160,8 +160,8 @@ def _rank(density, size):
 def _cut_groups(groups, wanted, select, exact):
     """(cut [R, M], stops of each leaf [M]) for groups of leaves cut together."""
     on_host = [
-        select != "bisect" and not checks.is_traced(w) and all(map(is_host, group))
-        for group, w in zip(groups, wanted, strict=True)
+        _selects_on_host(select, group, own)
+        for group, own in zip(groups, wanted, strict=True)
     ]
     if select == "host" and not all(on_host):
         raise ValueError(
@@ -178,15 +178,22 @@ def _cut_groups(groups, wanted, select, exact):
     return [results[i] for i in range(len(groups))]
 
 
+def _selects_on_host(select, columns, ranks) -> bool:
+    """The choice between the two ways; `ranks` or a share says which magnitudes."""
+    if select == "bisect" or checks.is_traced(ranks):
+        return False
+    return all(map(is_host, columns))
+
+
 def _cut_on_host(group, ranks, exact):
     arrays = [[to_numpy(leaf) for leaf in column] for column in group]
     rows, stops = [], []
     for k in range(ranks.shape[1]):
         parts = [(column[0], column[1 + k]) for column in arrays]
-        found = select_on_host.cuts(parts, ranks[:, k].tolist())
-        rows.append([cut for cut, _ in found])
+        cuts = select_on_host.cuts(parts, ranks[:, k].tolist())
+        rows.append([cut for cut, _ in cuts])
         if exact:
-            stops.append(select_on_host.stop_after(parts, *found[0]))
+            stops.append(select_on_host.stop_after(parts, *cuts[0]))
     size = max(select_on_host.wide(column[0].dtype).itemsize for column in arrays)
     cut = np.array(rows, f"u{size}").T
     by_leaf = [np.array(row, np.uint32) for row in zip(*stops, strict=True)]
@@ -212,12 +219,12 @@ def _count(groups, words, exact):
 
 def _patterns(base, finetuned):
     base, finetuned = jnp.asarray(base), jnp.asarray(finetuned)
-    wide = checks.widened(base)
+    wide = checks.wide_dtype(base)
     return select_on_device.bits(finetuned.astype(wide) - base.astype(wide))
 
 
 def _variance_cut(column, share, select):
-    if select != "bisect" and not checks.is_traced(share) and is_host(column):
+    if _selects_on_host(select, [column], share):
         # These arrays are constants inside somebody's jit, too.
         with jax.ensure_compile_time_eval():
             spread = np.asarray(_spread(column))
@@ -227,22 +234,22 @@ def _variance_cut(column, share, select):
         return np.array(cut, f"u{spread.dtype.itemsize}")
     if select == "host":
         raise ValueError("select='host' needs concrete arrays of one CPU device")
-    return _counted_variance(column, share)
+    return _count_variance(column, share)
 
 
 @jax.jit
 def _spread(column):
     base, *finetuned = (jnp.asarray(leaf) for leaf in column)
-    wide = checks.widened(base)
+    wide = checks.wide_dtype(base)
     return sums.variance([x.astype(wide) - base.astype(wide) for x in finetuned])
 
 
 @jax.jit
-def _counted_variance(column, share):
+def _count_variance(column, share):
     patterns = select_on_device.bits(_spread(column))
     high, low = select_on_device.total(patterns > 0).astype(jnp.float32)
-    kept = jnp.floor((high * 2**16 + low) * jnp.asarray(share, jnp.float32))
-    return select_on_device.largest([patterns], select_on_device.words(kept))
+    rank = jnp.floor((high * 2**16 + low) * jnp.asarray(share, jnp.float32))
+    return select_on_device.largest([patterns], select_on_device.words(rank))
 
 
 def is_host(column: Sequence[Any]) -> bool:

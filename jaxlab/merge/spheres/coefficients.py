@@ -52,7 +52,7 @@ def slerp_coefficients(G: jax.Array, t: jax.Array) -> jax.Array:
 
 def nuslerp_coefficients(G: jax.Array, weights: jax.Array) -> jax.Array:
     """Inner products of (a, b), and their weights [2, ...] -> coefficients [2, ...]."""
-    G, weights = _aligned(G, weights)
+    G, weights = _align(G, weights)
     total = weights[0] + weights[1]
     balanced = jnp.abs(total) < 1e-6
     t = jnp.where(balanced, 0.5, weights[1] / jnp.where(balanced, 1, total))
@@ -62,7 +62,7 @@ def nuslerp_coefficients(G: jax.Array, weights: jax.Array) -> jax.Array:
 
 def multislerp_coefficients(G: jax.Array, weights: jax.Array) -> jax.Array:
     """Inner products of M trees, and the weights as they are used -> [M, ...]."""
-    G, weights = _aligned(G, weights)
+    G, weights = _align(G, weights)
     norms, unit = _units(G, lambda norm: norm + _TINY)
     length = _length(weights, unit)
     cancelled = length < _TINY
@@ -71,24 +71,24 @@ def multislerp_coefficients(G: jax.Array, weights: jax.Array) -> jax.Array:
     tangent = weights - drift * m
     step = _length(tangent, unit) + _TINY
     direction = m * jnp.cos(step) + tangent * (jnp.sin(step) / step)
-    found = jnp.sum(weights * norms, axis=0) * direction / (norms + _TINY)
+    coefficients = jnp.sum(weights * norms, axis=0) * direction / (norms + _TINY)
     # No direction: two opposite vectors have their chord, and zeros stay zeros.
     chord = (len(G) == 2) | jnp.all(norms == 0, axis=0)
-    return jnp.where(cancelled, jnp.where(chord, weights, jnp.nan), found)
+    return jnp.where(cancelled, jnp.where(chord, weights, jnp.nan), coefficients)
 
 
 def karcher_coefficients(
     G: jax.Array, weights: jax.Array, *, max_iter: int = 10, tol: float = 1e-5
 ) -> jax.Array:
     """Inner products of M trees, and weights that sum to 1 -> coefficients [M, ...]."""
-    G, weights = _aligned(G, weights)
+    G, weights = _align(G, weights)
     norms, unit = _units(G, lambda norm: jnp.where(norm > tol, norm, 1))
     valid = norms > tol
     shares = jnp.where(valid, weights, 0)
     total = jnp.sum(shares, axis=0)
     shares = shares / jnp.where(total == 0, 1, total)
 
-    def normed(m, otherwise):
+    def to_unit(m, otherwise):
         length = _length(m, unit)
         return jnp.where(
             length > tol, m / jnp.where(length > tol, length, 1), otherwise
@@ -106,15 +106,17 @@ def karcher_coefficients(
         length = _length(tangent, unit)
         done = done | (length < tol)
         moved = jnp.cos(length) * m + jnp.sinc(length / jnp.pi) * tangent
-        return jnp.where(done, m, normed(moved, moved)), done
+        return jnp.where(done, m, to_unit(moved, moved)), done
 
     first = jnp.cumsum(jnp.cumsum(valid, axis=0), axis=0) == 1  # of those with a norm
-    start = normed(shares, first.astype(shares.dtype))
+    start = to_unit(shares, first.astype(shares.dtype))
     done = jnp.zeros(total.shape, bool)
     m, _ = jax.lax.fori_loop(0, max_iter, step, (start, done))
     scale = jnp.sum(weights * norms, axis=0)
-    found = jnp.where(valid, scale * m / jnp.where(valid, norms, 1), 0)
-    return jnp.where(jnp.any(valid, axis=0), found, weights)  # or else the plain mean
+    coefficients = jnp.where(valid, scale * m / jnp.where(valid, norms, 1), 0)
+    return jnp.where(
+        jnp.any(valid, axis=0), coefficients, weights
+    )  # or else the plain mean
 
 
 def stock_coefficients(G: jax.Array) -> jax.Array:
@@ -142,7 +144,7 @@ def _cosine(G, j, k, floor):
     return jnp.clip(G[j, k] / jnp.maximum(product, floor), -1, 1)
 
 
-def _aligned(G, weights):
+def _align(G, weights):
     """Both with the same number of axes behind [M, M] and [M]."""
     rank = max(G.ndim - 2, weights.ndim - 1)
     return (

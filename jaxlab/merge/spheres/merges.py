@@ -200,18 +200,18 @@ def _slerp(leaves, t):
     point = linear.weighted_sum(leaves, c)
     chord = (c[0] == 1 - t) & (c[1] == t)
     exact = jnp.where(t == 1, b, jnp.where(chord & (a == b), a, point))
-    return leafwise.pinned(point, jnp.where(t == 0, a, exact))
+    return leafwise.pin(point, jnp.where(t == 0, a, exact))
 
 
 def _nuslerp(leaves, weights, *, along, has_base):
-    return _spanned(
+    return _span(
         leaves, has_base, along, coefficients_lib.nuslerp_coefficients, weights
     )
 
 
 def _multislerp(leaves, weights, *, has_base, normalize):
     weights = weights / jnp.sum(weights, axis=0) if normalize else weights
-    return _spanned(
+    return _span(
         leaves, has_base, "leaf", coefficients_lib.multislerp_coefficients, weights
     )
 
@@ -220,15 +220,15 @@ def _karcher(leaves, weights, *, max_iter, tol):
     weights = weights / jnp.sum(weights, axis=0)
     options = {"max_iter": max_iter, "tol": tol}
     formula = functools.partial(coefficients_lib.karcher_coefficients, **options)
-    return _spanned(leaves, False, "leaf", formula, weights)
+    return _span(leaves, False, "leaf", formula, weights)
 
 
 def _stock(leaves, *, filter_wise):
     along = "row" if filter_wise else "leaf"
-    return _spanned(leaves, True, along, coefficients_lib.stock_coefficients)
+    return _span(leaves, True, along, coefficients_lib.stock_coefficients)
 
 
-def _spanned(leaves, has_base, along, formula, *coefficients):
+def _span(leaves, has_base, along, formula, *coefficients):
     """The combination of leaves, or of their differences from the first."""
     if not has_base:
         weights = formula(coefficients_lib.gram(leaves, along), *coefficients)

@@ -25,7 +25,7 @@ def problems(trees: Sequence[Any], *, wide: bool = False) -> list[str]:
     Args:
         trees: M trees.
         wide: the other trees may hold the float32 that a narrower leaf of the first
-            tree is widened to (task vectors of bf16 parameters).
+            tree is wide_dtype to (task vectors of bf16 parameters).
     """
     structures = [jax.tree.structure(t) for t in trees]
     if len(set(structures)) > 1:
@@ -41,13 +41,11 @@ def problems(trees: Sequence[Any], *, wide: bool = False) -> list[str]:
         name, expected = tree.path_name(path), tree.describe(first)
         allowed = {expected}
         if wide and is_inexact(first):
-            allowed.add(expected.replace(dtype_of(first).name, widened(first).name))
+            allowed.add(expected.replace(dtype_of(first).name, wide_dtype(first).name))
         for number, leaves in enumerate(others, start=1):
             leaf = leaves[index]
-            if (found := tree.describe(leaf)) not in allowed:
-                lines.append(
-                    f"{name}: {expected} in tree 0 vs {found} in tree {number}"
-                )
+            if (own := tree.describe(leaf)) not in allowed:
+                lines.append(f"{name}: {expected} in tree 0 vs {own} in tree {number}")
             elif differs := _placed_differently(first, leaf):
                 lines.append(f"{name}: {differs} in tree 0 than in tree {number}")
     return lines
@@ -92,12 +90,12 @@ def scalar(value: Any, *, name: str, like: Any = None) -> tuple[Any, list[str]]:
     """One coefficient, or one a leaf, and what is wrong with it."""
     if not _depends_on_path(value) and np.shape(value):
         return value, [f"{name} must be a scalar; use jax.vmap for several"]
-    found, lines = coefficients(value, 1, name=name, like=like)
-    if isinstance(found, by_path.ByLeaf):
+    coefficient, lines = coefficients(value, 1, name=name, like=like)
+    if isinstance(coefficient, by_path.ByLeaf):
         # One object a rule, still: see `leafwise.apply` on tied leaves.
-        first = {id(array): array[0] for array in found.values}
-        return by_path.ByLeaf([first[id(array)] for array in found.values]), lines
-    return (found if lines else found[0]), lines
+        first = {id(array): array[0] for array in coefficient.values}
+        return by_path.ByLeaf([first[id(array)] for array in coefficient.values]), lines
+    return (coefficient if lines else coefficient[0]), lines
 
 
 def _depends_on_path(values) -> bool:
@@ -123,17 +121,17 @@ def _by_leaf(values, size, name, like, normalize):
         return values, [f"{name}: {error}"]
     joined: dict[tuple[int, ...], Any] = {}
     wrong: dict[str, None] = {}
-    found = []
+    by_leaf = []
     for row in zip(*columns, strict=True):
-        known = tuple(map(id, row))
-        if known not in joined:
-            joined[known], lines = _joined(row, name, normalize)
+        key = tuple(map(id, row))
+        if key not in joined:
+            joined[key], lines = _join(row, name, normalize)
             wrong |= dict.fromkeys(lines)
-        found.append(joined[known])
-    return by_path.ByLeaf(found), list(wrong)
+        by_leaf.append(joined[key])
+    return by_path.ByLeaf(by_leaf), list(wrong)
 
 
-def _joined(row, name, normalize):
+def _join(row, name, normalize):
     """One weight [...] for each of M trees -> an array [M, ...]."""
     try:
         array = jnp.stack(jnp.broadcast_arrays(*(jnp.asarray(x, float) for x in row)))
@@ -158,8 +156,8 @@ def _wrong_values(array, name, normalize) -> list[str]:
 def refuse(lines: Sequence[str], what: str) -> None:
     """Raises one ValueError that lists every line, if there is any."""
     if lines:
-        places = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
-        raise ValueError(f"{what}; {places}: " + "; ".join(lines))
+        count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+        raise ValueError(f"{what}; {count}: " + "; ".join(lines))
 
 
 def unequal(columns: Mapping[str, Sequence[Any]]) -> list[str]:
@@ -198,7 +196,7 @@ def _all_equal(columns):
     }
 
 
-def widened(leaf: Any) -> np.dtype:
+def wide_dtype(leaf: Any) -> np.dtype:
     """The dtype a leaf is computed in: float32, or float64 or complex if it is that."""
     dtype = dtype_of(leaf)
     if jnp.issubdtype(dtype, jnp.complexfloating) or dtype == jnp.float64:

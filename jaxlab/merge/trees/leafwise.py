@@ -77,25 +77,25 @@ def apply(
     )
     own = [c.values for c in coefficients if isinstance(c, ByLeaf)]
     # Tied leaves are merged once, unless they are to be merged differently.
-    known = [
+    keys = [
         (*map(id, column), *(id(values[i]) for values in own))
         for i, column in enumerate(columns)
     ]
-    places = {
-        name: i for i, name in enumerate(known) if checks.is_inexact(columns[i][0])
+    first_of = {
+        name: i for i, name in enumerate(keys) if checks.is_inexact(columns[i][0])
     }
     coefficients = tuple(
-        [c.values[i] for i in places.values()] if isinstance(c, ByLeaf) else c
+        [c.values[i] for i in first_of.values()] if isinstance(c, ByLeaf) else c
         for c in coefficients
     )
-    merging = [columns[i] for i in places.values()]
+    merging = [columns[i] for i in first_of.values()]
     static = (op, tuple(sorted((options or {}).items())), dtype)
     results = _run(static, merging, coefficients, donate)
-    done = dict(zip(places, results, strict=True))
-    for name, column in zip(known, columns, strict=True):
+    done = dict(zip(first_of, results, strict=True))
+    for name, column in zip(keys, columns, strict=True):
         if name not in done:
             done[name] = _copy(column[0])
-    return jax.tree.unflatten(structure, [done[name] for name in known])
+    return jax.tree.unflatten(structure, [done[name] for name in keys])
 
 
 def apply_stacked(op: Op, stacked: Any, *coefficients: Any) -> Any:
@@ -114,7 +114,7 @@ def apply_stacked(op: Op, stacked: Any, *coefficients: Any) -> Any:
     )
     leaves = [leaf for _, leaf in paths if checks.is_inexact(leaf)]
     shardings = tuple(_sharding(leaf, lambda spec: spec[1:]) for leaf in leaves)
-    results = iter(_compiled_stacked(op, shardings)(leaves, coefficients))
+    results = iter(_compile_stacked(op, shardings)(leaves, coefficients))
     return jax.tree.unflatten(
         structure,
         [next(results) if checks.is_inexact(leaf) else leaf[0] for _, leaf in paths],
@@ -139,7 +139,7 @@ def stack(trees: Sequence[Any]) -> Any:
 
 
 @jax.custom_jvp
-def pinned(smooth: jax.Array, exact: jax.Array) -> jax.Array:
+def pin(smooth: jax.Array, exact: jax.Array) -> jax.Array:
     """The value of `exact` with the derivatives of `smooth`.
 
     For results that are known without rounding in special cases (an endpoint, equal
@@ -149,9 +149,9 @@ def pinned(smooth: jax.Array, exact: jax.Array) -> jax.Array:
     return exact
 
 
-@pinned.defjvp
+@pin.defjvp
 def _pinned_jvp(primals, tangents):
-    return pinned(*primals), tangents[0]
+    return pin(*primals), tangents[0]
 
 
 def _run(static, columns, coefficients, donate):
@@ -161,30 +161,30 @@ def _run(static, columns, coefficients, donate):
         raise ValueError("donate=True, but the first tree shares arrays with another")
     donate = donate and not checks.is_traced(columns)
     shardings = tuple(_sharding(first) for first in firsts)
-    return _compiled(*static, shardings, donate)(firsts, rests, coefficients)
+    return _compile(*static, shardings, donate)(firsts, rests, coefficients)
 
 
 @functools.lru_cache(maxsize=256)
-def _compiled(op, options, dtype, shardings, donate):
+def _compile(op, options, dtype, shardings, donate):
     def merge_leaves(firsts, rests, coefficients):
         results = []
         for i, (first, rest) in enumerate(zip(firsts, rests, strict=True)):
             own = [c[i] if isinstance(c, list) else c for c in coefficients]
             result = _leaf(op, [first, *rest], own, dict(options), dtype)
-            results.append(_placed(result, shardings[i]))
+            results.append(_place(result, shardings[i]))
         return results
 
     return jax.jit(merge_leaves, donate_argnums=(0,) if donate else ())
 
 
 @functools.lru_cache(maxsize=256)
-def _compiled_stacked(op, shardings):
+def _compile_stacked(op, shardings):
     def merge_leaves(leaves, coefficients):
         # Unrolled over M: on CPU 3 to 20 times faster than a reduction or a dot, since
         # slices, widening and sum fuse into one pass without a widened copy.
         models = [[leaf[k] for k in range(len(leaf))] for leaf in leaves]
         return [
-            _placed(_leaf(op, column, coefficients, {}, None), sharding)
+            _place(_leaf(op, column, coefficients, {}, None), sharding)
             for column, sharding in zip(models, shardings, strict=True)
         ]
 
@@ -195,7 +195,7 @@ def _compiled_stacked(op, shardings):
 def _compiled_stack(shardings):
     return jax.jit(
         lambda columns: [
-            _placed(jnp.stack(column), sharding)
+            _place(jnp.stack(column), sharding)
             for column, sharding in zip(columns, shardings, strict=True)
         ]
     )
@@ -203,7 +203,7 @@ def _compiled_stack(shardings):
 
 def _leaf(op, leaves, coefficients, options, dtype):
     leaves = [jnp.asarray(leaf) for leaf in leaves]
-    wide = checks.widened(leaves[0])
+    wide = checks.wide_dtype(leaves[0])
     real = jnp.finfo(wide).dtype  # weights stay real when leaves are complex
     coefficients = map(jnp.asarray, coefficients)
     result = op(
@@ -229,7 +229,7 @@ def _sharding(leaf, change=tuple):
     return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
 
 
-def _placed(result, sharding):
+def _place(result, sharding):
     # A constraint, not out_shardings: those would also be demanded of cotangents, and
     # jax.grad over weights would fail.
     if sharding is None:

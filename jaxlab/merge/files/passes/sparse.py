@@ -71,7 +71,7 @@ def merge(job: job_lib.Job, part: parts_lib.Part, space: blocks.Workspace) -> No
         elif part.shared["rescale"]:
             factors = _factors(survey, keep)
         finish = functools.partial(
-            _summed,
+            _sum_differences,
             factors=factors,
             weights=np.float32(part.weights),
             lam=np.float32(part.shared["lambda"]),
@@ -113,12 +113,12 @@ def _by_size(job, part, survey: Blocks) -> Keep:
     else:
         gammas = np.float64([own["gamma"] for own in part.each])
         ranks = thresholds.ranks_between(densities, gammas, part.size)
-    found = _cuts(ranks, part.size, lambda: map(_patterns, survey()))
+    limits = _patterns_of_ranks(ranks, part.size, lambda: map(_patterns, survey()))
 
     def keep(block):
         patterns = _patterns(block, whole=True)
-        kept = patterns >= found[0][:, None]
-        return kept & (patterns <= found[1][:, None]) if len(found) > 1 else kept
+        mask = patterns >= limits[0][:, None]
+        return mask & (patterns <= limits[1][:, None]) if len(limits) > 1 else mask
 
     return keep
 
@@ -147,16 +147,16 @@ def _by_rank(job, part, survey: Blocks) -> Keep:
 
     def keep(block):
         shape = part.shape if len(part.shape) < 2 else (-1, *part.shape[1:])
-        kept = np.empty(block.differences.shape, bool)
+        mask = np.empty(block.differences.shape, bool)
         for k, own in enumerate(part.each):
             rows = block.differences[k].reshape(shape)
             shares = np.float32(own["density"]), np.float32(own["epsilon"])
             chances = np.asarray(_chances(rows, *shares)).reshape(-1)
             first = part.start + block.start
-            kept[k] = (
+            mask[k] = (
                 random_bits.uniform(words[k], (len(chances),), first, xp=np) < chances
             )
-        return kept
+        return mask
 
     return keep
 
@@ -173,37 +173,37 @@ def _by_variance(part, survey: Blocks) -> Keep:
     def patterns():
         return (spread(block)[None, : block.count] for block in survey())
 
-    nonzero = sum(np.count_nonzero(found) for found in patterns())
+    nonzero = sum(np.count_nonzero(block) for block in patterns())
     rank = int(np.float32(nonzero) * np.float32(share))
-    cut = _cuts(np.array([[rank]]), part.size, patterns)[0, 0]
+    cut = _patterns_of_ranks(np.array([[rank]]), part.size, patterns)[0, 0]
     return lambda block: np.broadcast_to(spread(block) >= cut, block.differences.shape)
 
 
-def _cuts(ranks, size, patterns) -> np.ndarray:
+def _patterns_of_ranks(ranks, size, patterns) -> np.ndarray:
     """The patterns of the given ranks among all that `patterns()` yields.
 
     Args:
         ranks: int[R, M]; 0 is above all, more than `size` below all.
         patterns: () -> blocks uint32[M, numbers].
     """
-    found = np.where(ranks > size, 0, _ABOVE).astype(np.uint32)
+    cuts = np.where(ranks > size, 0, _ABOVE).astype(np.uint32)
     wanted = [(r, k) for r, k in np.ndindex(ranks.shape) if 0 < ranks[r, k] <= size]
-    known: dict = dict.fromkeys(wanted)
-    left = {place: int(ranks[place]) for place in wanted}
+    prefix: dict = dict.fromkeys(wanted)
+    rank_in = {entry: int(ranks[entry]) for entry in wanted}
     for shift in select_on_host.DIGITS[4] if wanted else ():
         counts = dict.fromkeys(wanted, 0)
         for block in patterns():
             for r, k in wanted:
                 counts[r, k] += select_on_host.digit_counts(
-                    block[k], known[r, k], shift
+                    block[k], prefix[r, k], shift
                 )
-        for place in wanted:
-            digit, left[place] = select_on_host.find(counts[place], left[place])
-            high = known[place]
-            known[place] = digit if high is None else high << 16 | digit
-    for place in wanted:
-        found[place] = known[place]
-    return found
+        for entry in wanted:
+            digit, rank_in[entry] = select_on_host.find(counts[entry], rank_in[entry])
+            high = prefix[entry]
+            prefix[entry] = digit if high is None else high << 16 | digit
+    for entry in wanted:
+        cuts[entry] = prefix[entry]
+    return cuts
 
 
 def _patterns(block: Block, whole: bool = False) -> np.ndarray:
@@ -220,8 +220,8 @@ def _factors(survey: Blocks, keep: Keep) -> np.ndarray:
     """What brings the L1 norm of the differences kept back to that of all."""
     before = after = 0.0
     for block in survey():
-        whole, kept = _sizes(block.differences, keep(block))
-        before, after = before + np.float64(whole), after + np.float64(kept)
+        whole, thin = _sizes(block.differences, keep(block))
+        before, after = before + np.float64(whole), after + np.float64(thin)
     return np.asarray(sums.factor(jnp.float32(before), jnp.float32(after)))
 
 
@@ -229,14 +229,14 @@ _chances = jax.jit(at_random.probabilities)
 
 
 @jax.jit
-def _sizes(differences, kept):
+def _sizes(differences, mask):
     size = jax.vmap(sums.size)
-    return size(differences), size(sums.keep(differences, kept))
+    return size(differences), size(sums.keep(differences, mask))
 
 
 @jax.jit
-def _energies(differences, kept):
-    return jax.vmap(sums.energy)(sums.keep(differences, kept))
+def _energies(differences, mask):
+    return jax.vmap(sums.energy)(sums.keep(differences, mask))
 
 
 @jax.jit
@@ -245,8 +245,10 @@ def _variance(differences):
 
 
 @functools.partial(jax.jit, static_argnames=("consensus", "normalize"))
-def _summed(base, differences, kept, factors, weights, lam, consensus, normalize):
-    thinned = sums.keep(differences, kept)
+def _sum_differences(
+    base, differences, mask, factors, weights, lam, consensus, normalize
+):
+    thinned = sums.keep(differences, mask)
     thinned = [factors[k] * delta for k, delta in enumerate(thinned)]
     return sums.combine(
         base, thinned, weights, lam, consensus=consensus, normalize=normalize
@@ -254,8 +256,8 @@ def _summed(base, differences, kept, factors, weights, lam, consensus, normalize
 
 
 @jax.jit
-def _by_shares(base, differences, kept, shares):
-    thinned = list(sums.keep(differences, kept))
+def _by_shares(base, differences, mask, shares):
+    thinned = list(sums.keep(differences, mask))
     return sums.combine_by_shares(base, thinned, shares)
 
 

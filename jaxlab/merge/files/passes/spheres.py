@@ -44,8 +44,8 @@ def merge(job: job_lib.Job, part: parts_lib.Part, space: blocks_lib.Workspace) -
         return
     kind = along(job.recipe.method, part)
     if kind == "leaf":
-        found = _combination(job, part, space)
-        linear.combine(job, part, found, 0, part.size, space)
+        combination = _combination(job, part, space)
+        linear.combine(job, part, combination, 0, part.size, space)
     else:
         _slices(job, part, kind, space)
 
@@ -66,15 +66,15 @@ def _combination(job, part, space) -> blocks_lib.Combination:
         for at in range(0, size, _DOT):
             piece = block[:, at : at + _DOT]
             gram += piece @ piece.T
-    found = np.asarray(_coefficients(job.recipe.method, part, gram), np.float64)
+    values = np.asarray(_coefficients(job.recipe.method, part, gram), np.float64)
     is_mean = False
     if job.recipe.method == "slerp":
         # The ends, and the chord of parallel vectors, are exact where that is possible.
         t = part.shared["t"]
-        is_mean = t in (0, 1) or np.array_equal(found, np.float32([1 - t, t]))
-        found = np.array([1 - t, t]) if is_mean else found
+        is_mean = t in (0, 1) or np.array_equal(values, np.float32([1 - t, t]))
+        values = np.array([1 - t, t]) if is_mean else values
     full = [0.0] * len(part.dtypes)
-    for k, value in zip(members, found, strict=True):
+    for k, value in zip(members, values, strict=True):
         full[k] = float(value)
     if is_mean:
         return blocks_lib.mean(full)
@@ -154,11 +154,11 @@ def _coefficients(method, part, gram) -> np.ndarray:
         weights = [weight / sum(weights) for weight in weights]
     if method == "karcher":
         options = (("max_iter", shared["max_iter"]), ("tol", shared["tol"]))
-    formula = _compiled(method, options)
+    formula = _compile(method, options)
     given = () if method == "model_stock" else (jnp.asarray(weights, jnp.float32),)
     return np.asarray(formula(jnp.asarray(gram, jnp.float32), *given))
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(method, options):
+def _compile(method, options):
     return jax.jit(functools.partial(_FORMULAS[method], **dict(options)))

@@ -81,7 +81,7 @@ def _tokenizer_notes(inputs) -> list[str]:
 
 def _config_differences(first, other, free_keys) -> list[str]:
     """Differences between what two models compute, by their config.json."""
-    mine, theirs = (_described(source) for source in (first, other))
+    mine, theirs = (_describe(source) for source in (first, other))
     keys, differ = mine.keys() | theirs.keys(), lambda a, b: a != b
     if first.is_run:
         keys, differ = mine.keys() & theirs.keys(), _say_otherwise
@@ -113,7 +113,7 @@ def _say_otherwise(a, b) -> bool:
     return (a or None) != (b or None)
 
 
-def _described(source) -> Mapping:
+def _describe(source) -> Mapping:
     """What the config.json of a folder, or its `model` section of a run, says."""
     config = (source.config.get("model") or {}) if source.is_run else source.config
     return {key: value for key, value in config.items() if not _BOOKS.fullmatch(key)}

@@ -36,7 +36,7 @@ def open_checkpoint(path: pathlib.Path) -> source.Source:
         leaves = tree.flatten(structure)
         values = _Values(path.absolute())
         tensors = {
-            name: values.stored(name.replace("/", "."), leaf)
+            name: values.locate(name.replace("/", "."), leaf)
             for name, leaf in leaves.items()
         }
     except errors.UserError:
@@ -69,7 +69,7 @@ def open_run(
     description, leaves = checkpoint_files.read_description(path)
     values = _Values(path.absolute())
     tensors = {
-        name.removeprefix("params/"): values.stored(name.replace("/", "."), leaf)
+        name.removeprefix("params/"): values.locate(name.replace("/", "."), leaf)
         for name, leaf in leaves.items()
         if name.startswith("params/")
     }
@@ -120,7 +120,7 @@ class _Values:
             node = ts.ocdbt.dump(base, root["root"]["location"]).result()
             self._entries = {e["key"].decode(): e for e in node["entries"]}
 
-    def stored(self, name, leaf) -> source.Stored:
+    def locate(self, name, leaf) -> source.Stored:
         shape, dtype = tuple(leaf.shape), _dtype_of(leaf.dtype)
         rows = self._rows(name, shape)
         if rows is None:

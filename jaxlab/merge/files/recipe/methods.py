@@ -102,7 +102,7 @@ def nearest(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     >>> nearest("wieght", ["weight", "density"])
     'did you mean weight?'
     """
-    found = difflib.get_close_matches(str(word), list(known), n=1)
-    if found:
-        return f"did you mean {found[0]}?"
+    matches = difflib.get_close_matches(str(word), list(known), n=1)
+    if matches:
+        return f"did you mean {matches[0]}?"
     return f"use one of {', '.join(sorted(known))}" if known else "it takes none"

@@ -67,7 +67,7 @@ class Parser:
             spec,
             {*spec.each, *spec.shared},
         )
-        self.required(spec, name, models, base, shared, each)
+        self.require(spec, name, models, base, shared, each)
         dtype = self.dtype(raw)
         tokenizer = self.tokenizer(raw, models, base)
         seed = raw.get("seed", 0)
@@ -127,32 +127,32 @@ class Parser:
         if base not in models:
             models.append(base)
             each.append({})
-        place = models.index(base)
-        if each[place]:
-            names = ", ".join(each[place])
+        index = models.index(base)
+        if each[index]:
+            names = ", ".join(each[index])
             self.notes.append(f"{names} of {base} has no effect, it is the base")
-            each[place] = {}
-        return place
+            each[index] = {}
+        return index
 
-    def settings(self, raw, place, name, spec, known) -> dict[str, Any]:
+    def settings(self, raw, place, name, spec, names) -> dict[str, Any]:
         if raw is None:
             return {}
         if not isinstance(raw, Mapping):
             self.wrong.append(f"{self.at(place)}parameters must be a mapping")
             return {}
-        found = {}
+        settings = {}
         for key, value in raw.items():
             if key in spec.inert:
                 self.notes.append(f"{key} has no effect on {name}")
-            elif key in spec.shared and key not in known:
+            elif key in spec.shared and key not in names:
                 self.say((*place, key), f"{key} of one model", "set it for the recipe")
-            elif key not in known:
+            elif key not in names:
                 hint = methods.nearest(key, spec.parameters)
                 self.say((*place, key), f"parameter {key!r} of {name}", hint)
             else:
                 default = (spec.shared | spec.each)[key]
-                found[key] = self.setting(value, (*place, key), key, default)
-        return found
+                settings[key] = self.setting(value, (*place, key), key, default)
+        return settings
 
     def setting(self, value, place, key, default):
         """A scalar, a list of them, or a list of conditions; numbers as numbers."""
@@ -167,10 +167,10 @@ class Parser:
                 self.scalar(one, (*place, i), key, default)
                 for i, one in enumerate(value)
             ]
-        found = []
+        conditions = []
         for i, one in enumerate(value):
-            known = {"value", "filter", "regex"}
-            if not isinstance(one, Mapping) or "value" not in one or {*one} - known:
+            keys = {"value", "filter", "regex"}
+            if not isinstance(one, Mapping) or "value" not in one or {*one} - keys:
                 self.wrong.append(
                     f"{self.at((*place, i))}a condition of {key} is value with filter, "
                     "with regex, or alone"
@@ -184,8 +184,8 @@ class Parser:
                 re.compile(condition.get("regex") or "")
             except re.error as error:
                 self.wrong.append(f"{self.at((*place, i))}regex of {key}: {error}")
-            found.append(condition)
-        return found
+            conditions.append(condition)
+        return conditions
 
     def scalar(self, value, place, key, default):
         """mergekit takes `1e-5`, which YAML reads as a string, for a number."""
@@ -209,7 +209,7 @@ class Parser:
             return int(number)
         return number
 
-    def required(self, spec, name, models, base, shared, each):
+    def require(self, spec, name, models, base, shared, each):
         for key, default in spec.shared.items():
             if default is methods.REQUIRED and key not in shared:
                 self.wrong.append(f"{name} needs the parameter {key}")

@@ -23,9 +23,9 @@ def load(text: str, file: str) -> tuple[Any, dict[tuple, int]]:
         return (None if node is None else _value(loader, node, (), lines, file)), lines
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}: " if mark else ""
+        line = f"line {mark.line + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or "not YAML"
-        raise errors.UserError(f"{file}: {place}{problem}") from None
+        raise errors.UserError(f"{file}: {line}{problem}") from None
     finally:
         loader.dispose()
 
@@ -33,18 +33,18 @@ def load(text: str, file: str) -> tuple[Any, dict[tuple, int]]:
 def _value(loader, node, path, lines, file):
     if isinstance(node, yaml.MappingNode):
         loader.flatten_mapping(node)  # `<<`, the merge key
-        found = {}
+        mapping = {}
         for key_node, value_node in node.value:
             key, line = loader.construct_object(key_node), key_node.start_mark.line + 1
-            if key in found:
+            if key in mapping:
                 raise errors.UserError(f"{file}: line {line}: {key} is given twice")
             lines[*path, key] = line
-            found[key] = _value(loader, value_node, (*path, key), lines, file)
-        return found
+            mapping[key] = _value(loader, value_node, (*path, key), lines, file)
+        return mapping
     if isinstance(node, yaml.SequenceNode):
-        found = []
+        items = []
         for i, item in enumerate(node.value):
             lines[*path, i] = item.start_mark.line + 1
-            found.append(_value(loader, item, (*path, i), lines, file))
-        return found
+            items.append(_value(loader, item, (*path, i), lines, file))
+        return items
     return loader.construct_object(node)

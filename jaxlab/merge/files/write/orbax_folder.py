@@ -45,7 +45,7 @@ def write(
     """
     runs.write_config(folder, config)
     with checkpoint.Checkpointer(runs.checkpoints(folder), axes=axes) as checkpointer:
-        checkpointer.save(STEP, {"params": nested(tensors)})
+        checkpointer.save(STEP, {"params": nest(tensors)})
 
 
 def write_checkpoint(
@@ -71,10 +71,10 @@ def write_checkpoint(
     inner.rmdir()
 
 
-def nested(tensors: Mapping[str, Any]) -> dict[str, Any]:
+def nest(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Leaves by path -> the tree.
 
-    >>> nested({"a/b": 1, "a/c": 2})
+    >>> nest({"a/b": 1, "a/c": 2})
     {'a': {'b': 1, 'c': 2}}
     """
     nodes: dict[str, Any] = {}
