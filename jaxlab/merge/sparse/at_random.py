@@ -205,12 +205,12 @@ def _drop(base, finetuned, weights, lam, shares, key, masks, rescale, donate, op
         more, extra = [_where_inexact(mask, base) for mask in masks], "masks"
     options = options | {"rescale": rescale, "extra": extra}
     return leafwise.apply(
-        _drop, trees + more, weights, lam, streams, *shares,
+        _drop_in_leaf, trees + more, weights, lam, streams, *shares,
         options=options, donate=donate,
     )  # fmt: skip
 
 
-def _drop(
+def _drop_in_leaf(
     leaves, weights, lam, streams, density, epsilon=None, *, extra, rescale, **options
 ):
     """One leaf; behind the models come M masks or ranks, as `extra` says."""
