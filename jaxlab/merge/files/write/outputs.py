@@ -168,4 +168,4 @@ def _size(shape, dtype) -> int:
 
 def _write_json(file, value) -> None:
     with open(file, "w", encoding="utf-8") as text:
-        print(json.dumps(value, indent=2), file=text)
+        text.write(json.dumps(value, indent=2) + "\n")
