@@ -106,7 +106,6 @@ def _template() -> Any:
 
     environment = jinja2.Environment(
         autoescape=True,
-        keep_trailing_newline=True,
         lstrip_blocks=True,
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,  # a misspelt name is an error
