@@ -13,7 +13,7 @@ folder says the same in its own words (`models/hf/folder.py`).
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -138,23 +138,33 @@ def encoder(
     *,
     step: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    of_texts: Mapping[str, Any] | None = None,
 ) -> Loaded:
     """A bi-encoder: the model is a `models.BertEncoder`.
+
+    Inner products of its vectors are the similarity that it was made for;
+    `config.query(text)` and `config.document(text)` are what its tokenizer reads.
 
     Args:
         path: a run of `encoders.embed`, or a Hugging Face folder.
         step: which checkpoint of a run; None for the newest good one.
         mesh: where the parameters go; None for the first device.
+        of_texts: values of `BertConfig.OF_TEXTS` instead of its own.
 
     Raises:
-        UserError: not an encoder, a cross-encoder, no tokenizer, or unreadable weights.
+        UserError: not an encoder, a cross-encoder, one whose vectors are compared by a
+            distance, no tokenizer, or unreadable weights.
     """
     loaded = bert(path, step=step, mesh=mesh)
     if loaded.config.head == "score":
         raise errors.UserError(
             f"{path} scores pairs, it has no vectors of texts; give a bi-encoder"
         )
-    return loaded
+    try:
+        config = dataclasses.replace(loaded.config, **(of_texts or {})).compared
+    except errors.ArgumentError as error:
+        raise errors.UserError(f"{path}: {error}") from error
+    return loaded._replace(config=config, model=models.BertEncoder(config))
 
 
 def scorer(

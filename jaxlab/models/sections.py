@@ -55,9 +55,11 @@ def encoder_section(config: BertConfig) -> dict[str, Any]:
     """The `encoder` section of a run's config: what it is, not how it is computed.
 
     `BertConfig(**section)` makes it again; how, the run says in its `model` section.
+    What it does to texts is there where it is not the default, as in older runs.
     """
     values = dataclasses.asdict(config)
-    return {name: value for name, value in values.items() if name not in config.FREE}
+    left_out = {*config.FREE, *config.OF_TEXTS} - {*config.of_texts}
+    return {name: value for name, value in values.items() if name not in left_out}
 
 
 def check_vocab(tokenizer: Any, rows: int) -> None:

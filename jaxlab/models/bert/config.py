@@ -6,7 +6,7 @@ xlm-roberta   the same under another name
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 
@@ -16,11 +16,13 @@ from jaxlab.models import attention
 FAMILIES = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta"}
 HEADS = ("none", "pooler", "score")
 POOLINGS = ("mean", "cls", "none")
+SIMILARITIES = ("dot", "cosine", "euclidean", "manhattan")
 
 _CHOICES = {
     "family": tuple(FAMILIES),
     "head": HEADS,
     "pooling": POOLINGS,
+    "similarity": SIMILARITIES,
     "dtype": ("float32", "bfloat16", "float16"),
     "attention": ("auto", *attention.IMPLEMENTATIONS),
     "remat": ("none", "full", "dots"),
@@ -42,6 +44,10 @@ class BertConfig:
         pooling: "mean" of the real tokens, "cls" (the first token), "none".
         normalize: vectors are divided by their L2 norm.
         row_length: where sentence-transformers cuts texts; None = `length`.
+        query_prefix, document_prefix: put before texts that ask, and that are found.
+        lower_case: texts are lower-cased before they are tokenized.
+        similarity: by which vectors are to be compared; see `compared`.
+        truncate: vectors keep their first so many numbers; None keeps all.
         norm_epsilon: added to the variance in LayerNorm.
         pad_id: RoBERTa counts positions over the tokens that are not this one.
         initializer_std: of every matrix, a normal cut at 2 std.
@@ -51,9 +57,14 @@ class BertConfig:
             matmul outputs).
         scan: layers as a `lax.scan` (fast to compile) or unrolled.
         FREE: fields that change no number, but in rounding: how it is computed.
+        OF_TEXTS: fields that say how texts become vectors that can be compared. Runs
+            and indices write down those alone that are not the default.
     """
 
     FREE: ClassVar[tuple[str, ...]] = ("dtype", "attention", "remat", "scan")
+    OF_TEXTS: ClassVar[tuple[str, ...]] = (
+        "query_prefix", "document_prefix", "lower_case", "similarity", "truncate",
+    )  # fmt: skip
 
     vocab: int
     embed: int
@@ -68,6 +79,11 @@ class BertConfig:
     pooling: str = "mean"
     normalize: bool = False
     row_length: int | None = None
+    query_prefix: str = ""
+    document_prefix: str = ""
+    lower_case: bool = False
+    similarity: str = "dot"
+    truncate: int | None = None
     norm_epsilon: float = 1e-12
     pad_id: int = 0
     initializer_std: float = 0.02
@@ -100,6 +116,39 @@ class BertConfig:
             )
         if not self.labels:
             raise errors.ArgumentError("labels is empty; a cross-encoder has one")
+
+    @property
+    def compared(self) -> "BertConfig":
+        """The config of vectors whose inner products are the similarity.
+
+        Raises:
+            ArgumentError: a similarity that inner products do not give.
+        """
+        if self.similarity not in ("dot", "cosine"):
+            raise errors.ArgumentError(
+                f"vectors of this encoder are compared by their {self.similarity} "
+                "distance; a search here is by inner product or cosine"
+            )
+        normalize = self.normalize or self.similarity == "cosine"
+        return dataclasses.replace(self, normalize=normalize)
+
+    @property
+    def of_texts(self) -> dict[str, Any]:
+        """The fields of OF_TEXTS that are not the default."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        values = {name: getattr(self, name) for name in self.OF_TEXTS}
+        return {name: x for name, x in values.items() if x != defaults[name]}
+
+    def query(self, text: str) -> str:
+        """A query as the tokenizer shall read it."""
+        return self._cased(self.query_prefix + text)
+
+    def document(self, text: str) -> str:
+        """A document as the tokenizer shall read it."""
+        return self._cased(self.document_prefix + text)
+
+    def _cased(self, text: str) -> str:
+        return text.lower() if self.lower_case else text
 
     @property
     def first_position(self) -> int:

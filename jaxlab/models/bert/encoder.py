@@ -18,6 +18,8 @@ stacked (layers, ...):
     pooler/{kernel, bias}                         score/{kernel, bias}
 
 *Deviations*: there is no dropout: fine-tuning passes see the function that is used.
+A truncated vector that is compared by its cosine is normalised again, which
+sentence-transformers leaves to the comparison.
 Padding sees padding, not the text; no text sees it either way. The head is in f32.
 """
 
@@ -57,7 +59,7 @@ class BertEncoder(nn.Module):
         token_types: jax.Array | None = None,
         noise: jax.Array | None = None,
     ) -> jax.Array:
-        """Vectors of rows, pooled and normalised as the config says.
+        """Vectors of rows; pooled, normalised and truncated as the config says.
 
         Args:
             tokens: i32[B, L], L at most `config.length`.
@@ -68,7 +70,7 @@ class BertEncoder(nn.Module):
                 reaches then (R3F's form, as in `Decoder.factored`); None = none.
 
         Returns:
-            f32[B, D]; f32[B, L, D] when pooling is "none".
+            f32[B, D]; f32[B, L, D] when pooling is "none"; of D the first `truncate`.
         """
         hidden = self.hidden(tokens, mask, token_types, noise).astype(jnp.float32)
         if self.is_initializing() and self.config.head == "pooler":
@@ -161,7 +163,9 @@ def as_scorer(
         key: draws the score head, and a pooler where there is none.
         labels: names of what is scored.
     """
-    config = dataclasses.replace(config, head="score", labels=labels)
+    plain = {x.name: x.default for x in dataclasses.fields(config)}
+    of_texts = {name: plain[name] for name in config.OF_TEXTS}  # a scorer reads pairs
+    config = dataclasses.replace(config, head="score", labels=labels, **of_texts)
     row = jnp.zeros((1, config.embed))
     first, second = jax.random.split(key)
     drawn = {
@@ -194,8 +198,16 @@ def _pooled(config, hidden, mask):
         hidden = (hidden * weight).sum(axis=1) / count
     elif config.pooling == "cls":
         hidden = hidden[:, 0]
-    if not config.normalize:
+    if config.normalize:
+        hidden = _unit(hidden)
+    if config.truncate is None:
         return hidden
+    hidden = hidden[..., : config.truncate]
+    return _unit(hidden) if config.similarity == "cosine" else hidden
+
+
+def _unit(hidden):
+    """Vectors divided by their lengths."""
     # The square is bounded, not the norm: the gradient of a zero vector is then finite.
     square = jnp.sum(hidden * hidden, axis=-1, keepdims=True)
     return hidden * jax.lax.rsqrt(jnp.maximum(square, 1e-24))

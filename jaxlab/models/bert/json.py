@@ -1,17 +1,11 @@
-"""`config.json` of BERT and RoBERTa, and sentence-transformers' files <-> `BertConfig`.
+"""`config.json` of BERT and RoBERTa <-> `BertConfig`.
 
 A key that is absent has the value that transformers gives it. A key that would change
 what is computed and is not understood is refused. Dropout, which only training would
 see, is not read: `models/bert/encoder.py` has none, and a saved folder names none.
-
-Pooling is described beside the weights, in `modules.json`, `1_Pooling/config.json` and
-`sentence_bert_config.json` (where texts are cut).
+What sentence-transformers writes beside it: `sentence_files.py`.
 """
 
-import dataclasses
-import json
-import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -107,74 +101,6 @@ def to_json(config: BertConfig) -> dict[str, Any]:
     return raw
 
 
-def with_pooling(config: BertConfig, folder: pathlib.Path) -> BertConfig:
-    """The config with the pooling that sentence-transformers wrote beside it.
-
-    Without a modules.json it is the mean, as sentence-transformers has it.
-
-    Raises:
-        UserError: a module or a pooling that is not computed here.
-    """
-    if config.head == "score" or not (folder / "modules.json").is_file():
-        return config
-    chosen: dict[str, Any] = {"pooling": "none"}
-    for module in _read_json(folder / "modules.json"):
-        kind = module["type"].rpartition(".")[2]
-        if kind == "Pooling":
-            chosen["pooling"] = _pooling(folder / module["path"] / "config.json")
-        elif kind == "Normalize":
-            chosen["normalize"] = True
-        elif kind != "Transformer":
-            raise errors.UserError(
-                f"{folder / 'modules.json'} has a {kind} module; supported are "
-                "Transformer, Pooling and Normalize"
-            )
-    # Newer versions (6.2 does) leave the length to the tokenizer, whose "none" is 1e30.
-    lengths = [
-        _read_json(folder / file).get(key)
-        for file, key in (
-            ("sentence_bert_config.json", "max_seq_length"),
-            ("tokenizer_config.json", "model_max_length"),
-        )
-        if (folder / file).is_file()
-    ]
-    length = next(filter(None, lengths), config.length)
-    chosen["row_length"] = int(min(length, config.length))
-    return dataclasses.replace(config, **chosen)
-
-
-def write_pooling(config: BertConfig, folder: pathlib.Path) -> None:
-    """Writes what `with_pooling` and sentence-transformers read."""
-    if config.head == "score":
-        return
-    modules = [("Transformer", "")]
-    if config.pooling != "none":
-        modules.append(("Pooling", "1_Pooling"))
-        (folder / "1_Pooling").mkdir()
-        flags = {
-            "word_embedding_dimension": config.embed,
-            "pooling_mode_cls_token": config.pooling == "cls",
-            "pooling_mode_mean_tokens": config.pooling == "mean",
-            "pooling_mode_max_tokens": False,
-            "pooling_mode_mean_sqrt_len_tokens": False,
-        }
-        _write_json(folder / "1_Pooling" / "config.json", flags)
-    if config.normalize:
-        modules.append(("Normalize", f"{len(modules)}_Normalize"))
-    described = [
-        {
-            "idx": i, "name": str(i), "path": path,
-            "type": f"sentence_transformers.models.{kind}",
-        }
-        for i, (kind, path) in enumerate(modules)
-    ]  # fmt: skip
-    _write_json(folder / "modules.json", described)
-    _write_json(
-        folder / "sentence_bert_config.json",
-        {"max_seq_length": config.row_length, "do_lower_case": False},
-    )
-
-
 def _class_of(raw):
     """What follows the family's stem in the name of the model class."""
     stem = config_lib.FAMILIES[raw["model_type"]]
@@ -194,33 +120,3 @@ def _labels(raw):
     if not names:  # two is what transformers takes them to be
         return tuple(f"LABEL_{i}" for i in range(raw.get("num_labels", 2)))
     return tuple(names[key] for key in sorted(names, key=int))
-
-
-def _pooling(file):
-    raw = _read_json(file)
-    modes = [
-        re.sub(r"^pooling_mode_|_tokens?$", "", name)
-        for name, value in raw.items()
-        if name.startswith("pooling_mode_") and value
-    ]
-    if raw.get("pooling_mode"):  # newer versions name it
-        modes = [raw["pooling_mode"]]
-    if modes not in (["mean"], ["cls"]):
-        raise errors.UserError(
-            f"{file} pools by {' and '.join(map(str, modes)) or 'nothing'}; supported "
-            "are mean and cls"
-        )
-    return modes[0]
-
-
-def _read_json(file):
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise errors.UserError(
-            f"{file} cannot be read as JSON; download it again"
-        ) from error
-
-
-def _write_json(file, value):
-    file.write_text(json.dumps(value, indent=2) + "\n")

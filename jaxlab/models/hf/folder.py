@@ -28,6 +28,7 @@ from jaxlab.core import errors, folders, safetensors, tree, types
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.models.bert import json as json_lib
 from jaxlab.models.bert import names as names_lib
+from jaxlab.models.bert import sentence_files
 from jaxlab.models.bert.config import BertConfig
 from jaxlab.models.config import TransformerConfig
 from jaxlab.models.hf import config as config_lib
@@ -43,7 +44,8 @@ TOKENIZER_FILES = (
 _BUFFERS = re.compile(r"rotary_emb\.inv_freq$|embeddings\.(position|token_type)_ids$")
 _OURS = re.compile(
     r"(generation_)?config\.json|model.*\.safetensors(\.index\.json)?"
-    r"|modules\.json|sentence_bert_config\.json|\d_(Pooling|Normalize)"
+    r"|modules\.json|(config_sentence_transformers|sentence_bert_config)\.json"
+    r"|\d_(Pooling|Normalize)"
 )
 _IDS = ("eos_token_id", "pad_token_id", "bos_token_id")
 
@@ -56,7 +58,7 @@ def load(
 ) -> tuple[TransformerConfig | BertConfig, types.Params]:
     """Reads a Hugging Face folder: OLMo 1, 2, 3, Llama; BERT, RoBERTa, XLM-R.
 
-    Of encoders the folder may be sentence-transformers', whose pooling is followed. A
+    Of encoders the folder may be sentence-transformers', whose settings are followed. A
     pooler may be absent: the config's `head` says what was there. A classifier may not,
     and heads of pre-training are left out.
 
@@ -116,7 +118,7 @@ def read_config(path: str | os.PathLike) -> TransformerConfig | BertConfig:
         raise errors.UserError(f"{file} is not a JSON object; download it again")
     if not json_lib.is_named(raw):
         return config_lib.from_json(raw)
-    config = json_lib.with_pooling(json_lib.from_json(raw), file.parent)
+    config = sentence_files.with_settings(json_lib.from_json(raw), file.parent)
     names = (
         name
         for part in safetensors.files(path)
@@ -172,7 +174,7 @@ def save(
     with folders.new_folder(path, replaced=_OURS.fullmatch) as part:
         _write_json(part / "config.json", raw)
         if is_bert:
-            json_lib.write_pooling(config, part)
+            sentence_files.write_settings(config, part)
         else:
             ids = {key: raw[key] for key in _IDS}
             _write_json(part / "generation_config.json", ids)
