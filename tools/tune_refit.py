@@ -20,7 +20,7 @@ from jaxlab import load, retrieval
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import progress, runs
 from jaxlab.retrieval import rerank
-from jaxlab.systems.refit import comparison, corpus_index, mining
+from jaxlab.systems.refit import comparison, corpus_index, cross_encoder, mining
 
 
 def main() -> None:
@@ -71,7 +71,7 @@ def _held_out(args, watch):
         )
         args.out.mkdir(parents=True, exist_ok=True)
         scores = rerank.CachedReranker(
-            corpus_index.reranker(
+            cross_encoder.reranker(
                 args.run, texts, one.passages, length=config.data.length
             ),
             args.out / f"{one.name}.bin",

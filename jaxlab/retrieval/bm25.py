@@ -11,13 +11,14 @@ English stop words, unstemmed. Languages written without spaces, as Chinese and 
 are hardly cut into terms: use an encoder.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxlab.core import errors
-from jaxlab.retrieval import index_files
+from jaxlab.retrieval import feedback_loop, index_files
 
 
 def library() -> Any:
@@ -88,6 +89,23 @@ class Bm25:
                 rows[query] = np.argsort(-every, kind="stable")[:k]
                 scores[query] = every[rows[query]]
         return scores, self.ids[rows]
+
+    def candidates(
+        self, queries: Sequence[str], count: int
+    ) -> feedback_loop.Candidates:
+        """The first `count` documents of each query, for a loop of feedback.
+
+        The texts are those of the index, in the order of its rows and without ids.
+
+        Args:
+            queries: texts.
+            count: at most; those that share no term with a query come last, in row
+                order.
+        """
+        started = time.perf_counter()
+        scores, rows = self.search(queries, count)
+        seconds = time.perf_counter() - started
+        return feedback_loop.Candidates(rows.astype(np.int64), scores, seconds)
 
     def _terms(self, texts) -> list[list[str]]:
         if isinstance(texts, str):

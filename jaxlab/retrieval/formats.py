@@ -108,6 +108,7 @@ def read_corpus(path: str | pathlib.Path) -> Corpus:
         title = row.get("title") or ""
         if not isinstance(title, str):
             raise errors.UserError(f'{location}: "title" is not a string; make it one')
+        lines_lib.require_utf8(title, f'{location}: "title"')
         corpus.ids.append(_identity(row, location))
         corpus.titles.append(title)
         corpus.texts.append(_string(row, "text", location))
@@ -186,15 +187,20 @@ def write_run(
     """
     lines = []
     for query, scores in run.items():
-        for name in (query, tag, *scores):
-            if not name or name.split() != [name]:
-                raise errors.UserError(
-                    f"{name!r} cannot be a column of a run; use names without spaces"
-                )
+        check_columns([query, tag, *scores])
         for rank, document in enumerate(metrics.ranking(scores, query), start=1):
             score = str(np.float32(scores[document]))  # the fewest digits that do
             lines.append(f"{query} Q0 {document} {rank} {score} {tag}\n")
     folders.write_text(path, "".join(lines))
+
+
+def check_columns(names: Iterable[str]) -> None:
+    """Refuses ids that `write_run` cannot write."""
+    for name in names:
+        if not name or name.split() != [name]:
+            raise errors.UserError(
+                f"{name!r} cannot be a column of a run; use ids without spaces"
+            )
 
 
 def read_run(path: str | pathlib.Path) -> dict[str, dict[str, float]]:
@@ -269,13 +275,13 @@ def _identity(row, location) -> str:
         return str(value)
     if not (isinstance(value, str) and value):
         raise errors.UserError(f'{location} has no "_id"; give every line its own')
-    return value
+    return lines_lib.require_utf8(value, f'{location}: "_id"')
 
 
 def _string(row, field, location) -> str:
     if not isinstance(row.get(field), str):
         raise errors.UserError(f'{location} has no string "{field}"; add it, or ""')
-    return row[field]
+    return lines_lib.require_utf8(row[field], f'{location}: "{field}"')
 
 
 def _judgment(columns, header, location) -> dict[str, str]:

@@ -123,6 +123,12 @@ def test_mistakes_are_one_line(corpus, capsys):
         ),
         "positions": ("index", corpus / "x", *made, "--length", "9999"),
         "no queries": ("search", index),
+        "--query is empty": ("search", index, "--query", " "),
+        "half a surrogate pair": ("search", index, "--query", "caf\udce9"),
+        "--limit -1": (
+            "refit", corpus / "o", "--index", index, "--limit", "-1", "--queries",
+            corpus / "queries.jsonl", "--reranker", bert,
+        ),
         "name an INDEX": ("search", "--query", "a"),
         "use 1 or more": ("search", index, "--query", "a", "--k", "0"),
         "does not score pairs": (
@@ -147,6 +153,114 @@ def test_runs_of_one_file_name_get_a_file_of_values_each(tmp_path):
     out = ("--qrels", tmp_path / "qrels.tsv", "--out", tmp_path / "out")
     assert command("evaluate", *runs, *out) == 0
     assert len([*(tmp_path / "out").iterdir()]) == 2
+
+
+def test_prefixes_are_those_of_the_folder_or_of_the_flags(corpus, capsys):
+    rows = [{"_id": f"d{i}", "text": x} for i, x in enumerate(["stars", "law", "sea"])]
+    write_lines(corpus / "plain.jsonl", rows)
+    before = [row | {"text": f"ab {row['text']}"} for row in rows]
+    write_lines(corpus / "before.jsonl", before)
+    bert, told = corpus / "bert", corpus / "told"
+    shutil.copytree(bert, told)
+    prompts = {"prompts": {"query": "xy ", "passage": "ab "}}
+    (told / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    ours = ("--corpus", corpus / "plain.jsonl", "--encoder")
+    flags = ("--query-prefix", "xy ", "--document-prefix", "ab ")
+    made = {
+        "spelled": ("--corpus", corpus / "before.jsonl", "--encoder", bert),
+        "flags": (*ours, bert, *flags),
+        "folder": (*ours, told),
+    }
+    vectors, found = {}, {}
+    for name, options in made.items():
+        assert command("index", corpus / name, *options) == 0
+        said = capsys.readouterr().out
+        assert ("no prompts" in said) == (name == "spelled")
+        vectors[name] = (corpus / name / "vectors.bin").read_bytes()
+        query = "xy the sea" if name == "spelled" else "the sea"
+        assert command("search", corpus / name, "--query", query) == 0
+        lines = capsys.readouterr().out.splitlines()[1:]
+        found[name] = [line.split()[:2] for line in lines]
+    assert len({*vectors.values()}) == 1
+    assert found["spelled"] == found["flags"] == found["folder"]
+    assert (
+        command("search", corpus / "flags", "--query", "a", "--query-prefix", "") == 0
+    )
+    more = ("--corpus", corpus / "more.jsonl", "--encoder", bert, "--append")
+    write_lines(corpus / "more.jsonl", [{"_id": "new", "text": "a new one"}])
+    assert command("index", corpus / "flags", *more) == 0  # with its own prefixes
+    capsys.readouterr()
+    assert command("index", corpus / "spelled", *more, *flags) == 2
+    assert "document_prefix None, not 'ab '" in capsys.readouterr().err
+
+
+def test_an_index_of_before_prompts_were_followed_goes_on_as_it_was(corpus):
+    bert, index = corpus / "bert", corpus / "index"
+    prompts = {"prompts": {"query": "xy ", "passage": "ab "}}
+    (bert / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    plain = ("--query-prefix", "", "--document-prefix", "")
+    made = ("--corpus", corpus / "corpus.jsonl.gz", "--encoder", bert)
+    assert command("index", index, *made, *plain) == 0
+    assert "texts" not in json.loads((index / "index.json").read_text())["made_from"]
+    (index / "texts.bin").unlink()  # nor was there this one
+    opened = corpus_index.open_index(index)
+    assert opened.encoder.config.query("a") == "a"
+    write_lines(corpus / "more.jsonl", [{"_id": "new", "text": "a new one"}])
+    more = ("--corpus", corpus / "more.jsonl", "--encoder", bert, "--append")
+    assert command("index", index, *more) == 0
+    assert len(corpus_index.open_index(index).index) == 7
+
+
+def test_a_second_index_is_up_to_date_or_refused(corpus, capsys):
+    made = ("--corpus", corpus / "corpus.jsonl.gz", "--encoder", corpus / "bert")
+    for word in ("were cut at", "up to date"):
+        assert command("index", corpus / "index", *made) == 0
+        assert word in capsys.readouterr().out
+    write_lines(corpus / "other.jsonl", [{"_id": "new", "text": "a new one"}])
+    for changes in (("--corpus", corpus / "other.jsonl"), ("--dtype", "bfloat16")):
+        assert command("index", corpus / "index", *made, *changes) == 2
+        assert "--append" in capsys.readouterr().err
+
+
+def test_a_text_that_is_not_that_of_its_vector_is_told(corpus, capsys):
+    index, texts = corpus / "index", corpus / "texts.jsonl"
+    rows = [{"_id": "a", "text": "one"}, {"_id": "b", "text": "two"}]
+    write_lines(texts, rows)
+    made = ("--corpus", texts, "--encoder", corpus / "bert")
+    assert command("index", index, *made) == 0
+    assert command("search", index, "--query", "one") == 0
+    assert "another text" not in capsys.readouterr().err
+    write_lines(texts, [{"_id": "a", "text": "other"}, *rows[1:]])
+    assert command("search", index, "--query", "one") == 0
+    assert "1 documents have another text" in capsys.readouterr().err
+    write_lines(texts, [{"_id": "a", "text": "other"}, {"_id": "c", "text": "three"}])
+    assert command("index", index, *made, "--append") == 0
+    assert "e.g. 'a'" in capsys.readouterr().err
+
+
+def test_a_document_that_is_its_own_query_is_left_out_and_told(tmp_path, capsys):
+    judged, run = tmp_path / "qrels.tsv", tmp_path / "run.trec"
+    judged.write_text("query-id\tcorpus-id\tscore\nq\ta\t1\nz\tz\t1\n")
+    run.write_text("q Q0 q 1 9 t\nq Q0 a 2 5 t\nz Q0 z 1 9 t\n")
+    case = ("evaluate", run, "--qrels", judged, "--metrics", "mrr@10")
+    for flag, value in (((), "1.0000"), (("--keep-identical",), "0.7500")):
+        assert command(*case, *flag) == 0
+        said = capsys.readouterr()
+        assert value in said.out
+        assert ("run: 1 documents with the identical id" in said.err) == (not flag)
+
+
+def test_as_many_documents_are_printed_as_one_reads(corpus, capsys):
+    rows = [{"_id": f"d{i}", "text": "star " * i} for i in range(12)]
+    write_lines(corpus / "many.jsonl", rows)
+    index, run = corpus / "index", corpus / "run.trec"
+    made = ("--corpus", corpus / "many.jsonl", "--encoder", corpus / "bert")
+    assert command("index", index, *made) == 0
+    capsys.readouterr()
+    assert command("search", index, "--query", "a") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 11
+    assert command("search", index, "--query", "a", "--run", run) == 0
+    assert len(run.read_text().splitlines()) == 12
 
 
 # ------------------------------------------------------------------ BM25

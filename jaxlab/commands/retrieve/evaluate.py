@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+import sys
 
 from jaxlab.commands import arguments as arguments_lib
 from jaxlab.commands import output
@@ -21,6 +22,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="recall@k, ndcg@k, mrr@k, map@k",
     )  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="write values by query there")
+    parser.add_argument(
+        "--keep-identical",
+        action="store_true",
+        help="count a document that has its query's id; default: it is left out as "
+        "BEIR does, unless it is judged",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -31,13 +38,19 @@ def run(args: argparse.Namespace) -> None:
 
     process.start()
     qrels = formats.read_qrels(args.qrels, split=args.split)
-    names = [pathlib.Path(path).stem for path in args.runs]
-    if len({*names}) < len(names):
-        names = args.runs
-    evaluations = {
-        name: metrics.evaluate(qrels, formats.read_run(path), args.metrics)
-        for name, path in zip(names, args.runs, strict=True)
-    }
+    names = _names(args.runs)
+    evaluations = {}
+    for name, path in zip(names, args.runs, strict=True):
+        run = formats.read_run(path)
+        if not args.keep_identical:
+            run, count = metrics.leave_out_identical(qrels, run)
+            if count:
+                print(
+                    f"{name}: {count} documents with the identical id of their query "
+                    "are left out, as BEIR does; --keep-identical counts them",
+                    file=sys.stderr,
+                )
+        evaluations[name] = metrics.evaluate(qrels, run, args.metrics)
     output.table(*report.evaluation_cells(evaluations))
     for name, metric, interval in report.against_first(evaluations):
         print(f"{name} less {names[0]}, {metric}: {interval}")
@@ -45,7 +58,23 @@ def run(args: argparse.Namespace) -> None:
         folder = pathlib.Path(args.out)
         folder.mkdir(parents=True, exist_ok=True)
         for name, evaluation in evaluations.items():
-            file = name.strip("/").replace(
-                "/", "_"
-            )  # paths, where names are not unique
-            formats.write_results(folder / f"{file}.tsv", evaluation)
+            formats.write_results(folder / f"{name}.tsv", evaluation)
+
+
+def _names(paths: list[str]) -> list[str]:
+    """A name for each run, and for its file: of its path as much as tells them apart.
+
+    >>> _names(["a.trec"]), _names(["x/a.trec", "y/a.trec"]), _names(["a", "./a"])
+    (['a'], ['x_a', 'y_a'], ['a', 'a-2'])
+    """
+    parts = [pathlib.Path(path).absolute().with_suffix("").parts for path in paths]
+    longest = max(map(len, parts))
+    for count in range(1, longest + 1):
+        names = ["_".join(part[-count:]).replace("/", "") for part in parts]
+        if len({*names}) == len(names):
+            return names
+    names = [part[-1] for part in parts]  # one path comes twice
+    return [
+        name if name not in names[:i] else f"{name}-{names[:i].count(name) + 1}"
+        for i, name in enumerate(names)
+    ]

@@ -38,6 +38,14 @@ def add_qrels(parser: argparse.ArgumentParser, required: bool = False) -> None:
     )
 
 
+def add_prefix(parser: argparse.ArgumentParser, what: str, default: str) -> None:
+    """Adds --query-prefix or --document-prefix."""
+    parser.add_argument(
+        f"--{what}-prefix", metavar="TEXT",
+        help=f'put before each {what}, e.g. "{what}: "; default: {default}',
+    )  # fmt: skip
+
+
 def add_moved(parser: argparse.ArgumentParser) -> None:
     """Adds --corpus and --encoder, of an index whose files were moved, and --mesh."""
     parser.add_argument(
@@ -46,6 +54,7 @@ def add_moved(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--encoder", default="", metavar="MODEL", help="if it was moved"
     )
+    add_prefix(parser, "query", "the index's")
     arguments_lib.add_mesh(parser)
 
 
@@ -55,10 +64,14 @@ def read_queries(args: argparse.Namespace) -> dict[str, str]:
     Raises:
         UserError: there are none.
     """
+    from jaxlab.data import lines
     from jaxlab.retrieval import formats
 
     queries = formats.read_queries(args.queries) if args.queries else {}
-    queries |= {f"query-{i}": text for i, text in enumerate(getattr(args, "query", []))}
+    for number, text in enumerate(getattr(args, "query", [])):
+        if not lines.require_utf8(text, f"--query {number + 1}").strip():
+            raise errors.UserError("--query is empty; ask for something")
+        queries[f"query-{number}"] = text
     if not queries:
         raise errors.UserError("no queries; give --queries FILE or --query TEXT")
     return queries
@@ -69,5 +82,9 @@ def open_index(args: argparse.Namespace, mesh) -> "corpus_index.OpenIndex":
     from jaxlab.systems.refit import corpus_index
 
     return corpus_index.open_index(
-        args.index, encoder=args.encoder, corpora=args.corpus, mesh=mesh
+        args.index,
+        encoder=args.encoder,
+        corpora=args.corpus,
+        mesh=mesh,
+        query_prefix=args.query_prefix,
     )

@@ -81,9 +81,8 @@ def _compare(args: argparse.Namespace, mesh) -> None:
     reranker = _reranker(args, asked, vectors, opened, mesh, watch)
     candidates = None
     if args.first_stage == "bm25":
-        candidates = corpus_index.bm25_candidates(
-            bm25.Bm25(corpus.passages()), asked, settings.candidates
-        )
+        words = bm25.Bm25(corpus.passages())
+        candidates = words.candidates(asked, settings.candidates)
     queries = comparison.Queries([*texts], asked, vectors, qrels, candidates)
     outcomes = comparison.compare(
         index, queries, reranker, settings, workdir, done=watch.progress
@@ -113,7 +112,9 @@ def _read_asked(args) -> tuple[dict[str, str], dict | None]:
         texts = {query: text for query, text in texts.items() if query in qrels}
         if not texts:
             raise errors.UserError(f"{args.qrels} judges none of {args.queries}")
-    if args.limit and args.limit < len(texts):
+    if args.limit is not None and args.limit < 1:
+        raise errors.UserError(f"--limit {args.limit}; use 1 or more")
+    if args.limit is not None and args.limit < len(texts):
         drawn = np.random.default_rng(args.seed).permutation(len(texts))[: args.limit]
         names = [*texts]
         texts = {names[i]: texts[names[i]] for i in sorted(drawn)}
@@ -123,13 +124,13 @@ def _read_asked(args) -> tuple[dict[str, str], dict | None]:
 def _reranker(args, asked, vectors, opened, mesh, watch):
     """The cross-encoder; its scores are kept in WORKDIR/scores.bin."""
     from jaxlab.retrieval import rerank
-    from jaxlab.systems.refit import corpus_index
+    from jaxlab.systems.refit import corpus_index, cross_encoder
 
     prior = args.prior
     if prior is None:
-        prior = corpus_index.prior_of(args.reranker)
+        prior = cross_encoder.prior_of(args.reranker)
     passages = opened.corpus.passages()
-    score = corpus_index.reranker(
+    score = cross_encoder.reranker(
         args.reranker,
         asked,
         passages,
@@ -142,6 +143,8 @@ def _reranker(args, asked, vectors, opened, mesh, watch):
         corpus_index.model_sha256(args.reranker),
         opened.index.made_from["encoder"],
     ]
+    if prior and opened.encoder.config.of_texts:  # the vectors depend on these too
+        models.append(opened.encoder.config.of_texts)
     return rerank.CachedReranker(
         score,
         pathlib.Path(args.workdir) / "scores.bin",

@@ -17,7 +17,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     inputs.add_first_stage(parser)
     inputs.add_queries(parser)
     parser.add_argument("--query", action="append", default=[], metavar="TEXT")
-    parser.add_argument("--k", type=int, default=100, metavar="N")
+    parser.add_argument(
+        "--k", type=int, metavar="N",
+        help="documents per query; default: 10, and 100 with --run",
+    )  # fmt: skip
     parser.add_argument("--run", metavar="OUT", help="write a TREC run there")
     inputs.add_moved(parser)
 
@@ -29,6 +32,10 @@ def run(args: argparse.Namespace) -> None:
     from jaxlab.retrieval import formats
 
     watch, queries = progress.Clock(), inputs.read_queries(args)
+    if args.k is None:
+        args.k = 100 if args.run else 10
+    if args.run:
+        formats.check_columns(queries)  # before hours of search
     search = {"encoder": _search_vectors, "bm25": _search_words}[args.first_stage]
     with devices.using(args.mesh) as mesh:
         run, corpus = search(args, queries, mesh, watch)
@@ -46,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _search_vectors(args, queries, mesh, watch):
     """(run, corpus) by the encoder of the index."""
-    from jaxlab.retrieval import metrics
+    from jaxlab.retrieval import formats, metrics
     from jaxlab.systems.refit import corpus_index
 
     if args.index is None:
@@ -54,6 +61,8 @@ def _search_vectors(args, queries, mesh, watch):
             "name an INDEX, or search a --corpus by its words: --first-stage bm25"
         )
     opened = inputs.open_index(args, mesh)
+    if args.run:
+        formats.check_columns(map(str, opened.index.ids.tolist()))
     texts = list(queries.values())
     vectors = corpus_index.vectors(opened.encoder, texts, watch.meter("texts")).vectors
     scores, ids = opened.index.search(vectors, args.k)

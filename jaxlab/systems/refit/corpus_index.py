@@ -1,12 +1,13 @@
 """An index of a corpus, with the encoder and the texts that it was made from.
 
-    index FOLDER         vectors, ids, and source.json: which corpus and which encoder
+    index FOLDER         vectors, ids, texts.bin (digests), and source.json: which
+                         corpus and which encoder
     vectors(...)         queries by the same encoder
-    bm25_candidates(...) the first documents by words instead
-    reranker(...)        a cross-encoder as `retrieval.rerank` asks it
 
 The index itself holds checksums of corpus and encoder and no path, so that two of the
-same texts are the same bytes wherever they lie; source.json holds the paths.
+same texts are the same bytes wherever they lie; source.json holds the paths. What the
+encoder does to texts (prefixes, lower case) and how its vectors are compared belongs to
+the index: it is written down where it is made, and followed when it is searched.
 """
 
 import dataclasses
@@ -14,19 +15,18 @@ import functools
 import hashlib
 import json
 import pathlib
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxlab import load, retrieval
+from jaxlab import load, models, retrieval
 from jaxlab.core import errors, report, runs, types
 from jaxlab.core import progress as progress_lib
-from jaxlab.data.examples import text_rows
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
-from jaxlab.retrieval import bm25, encode, feedback_loop, formats, rerank
+from jaxlab.retrieval import encode, formats
+from jaxlab.systems.refit import text_digests
 
 _SOURCE = "source.json"
 _WINDOW = 4096  # texts that are sorted by length together; a build resumes at one
@@ -41,6 +41,7 @@ class Encoder:
         apply: texts' rows to vectors.
         params, tokenizer: its own.
         length: of the longest rows, in tokens; what is beyond is cut.
+        config: says what is done to texts.
         mesh: whose devices share the work; None is one device.
     """
 
@@ -49,7 +50,34 @@ class Encoder:
     params: types.Params
     tokenizer: tokenizer_lib.Tokenizer
     length: int
+    config: models.BertConfig
     mesh: jax.sharding.Mesh | None = None
+
+    @property
+    def of_documents(self) -> dict[str, Any]:
+        """What a document's vector depends on beside the weights, if not the default.
+
+        >>> config = models.BertConfig(8, 4, 1, 1, 4, query_prefix="q", lower_case=True)
+        >>> Encoder("", None, None, None, 8, config).of_documents
+        {'lower_case': True}
+        """
+        own = self.config.of_texts
+        return {name: value for name, value in own.items() if name != "query_prefix"}
+
+
+class Built(NamedTuple):
+    """An index that was made or grew.
+
+    Attributes:
+        index: all of it.
+        encoded: documents that were encoded for it now or before an interruption; 0
+            where the index was there.
+        truncated: how many of those encoded now were longer than the rows.
+    """
+
+    index: retrieval.Index
+    encoded: int
+    truncated: int
 
 
 class OpenIndex(NamedTuple):
@@ -65,6 +93,7 @@ def open_encoder(
     *,
     length: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    of_texts: Mapping[str, Any] | None = None,
 ) -> Encoder:
     """Loads a bi-encoder: a Hugging Face folder or a run of `configs/refit.py`.
 
@@ -73,11 +102,12 @@ def open_encoder(
         length: of the longest rows; None is the encoder's own (sentence-transformers'
             max_seq_length), at most what it has positions for.
         mesh: to share the work on.
+        of_texts: as for `load.encoder`.
 
     Raises:
         UserError: not such a folder, or longer rows than it has positions for.
     """
-    loaded = load.encoder(path, mesh=mesh)
+    loaded = load.encoder(path, mesh=mesh, of_texts=of_texts)
     most = loaded.config.length
     longest = length or loaded.config.row_length or most
     if longest > most:
@@ -85,7 +115,7 @@ def open_encoder(
             f"length {longest} is more than the {most} positions of {path}"
         )
     apply, params, tokenizer = loaded.model.apply, loaded.params, loaded.tokenizer
-    return Encoder(str(path), apply, params, tokenizer, longest, mesh)
+    return Encoder(str(path), apply, params, tokenizer, longest, loaded.config, mesh)
 
 
 def build(
@@ -96,8 +126,10 @@ def build(
     dtype: str = "float32",
     append: bool = False,
     progress: progress_lib.Progress = lambda done, count: None,
-) -> tuple[retrieval.Index, int]:
+) -> Built:
     """Encodes a corpus; where it was interrupted it goes on.
+
+    An index of the same texts by the same encoder is left as it is.
 
     Args:
         folder: of the index.
@@ -107,45 +139,75 @@ def build(
         append: add the documents of `corpus` that the index lacks.
         progress: called with (documents done, documents in all).
 
-    Returns:
-        The index, and how many documents were longer than the rows.
-
     Raises:
         UserError: a corpus that cannot be read, an index of something else.
     """
     folder, texts = pathlib.Path(folder), formats.read_corpus(corpus)
-    made_from = {"encoder": model_sha256(encoder.path), "length": encoder.length}
-    corpora = [str(pathlib.Path(corpus).resolve())]
-    if append:
-        index = retrieval.Index.open(folder)
-        _refuse_other(folder, index, made_from)
-        ids, passages = _missing_from(index, texts)
-        if not ids:
-            raise errors.UserError(f"{folder} has every document of {corpus} already")
-        batches = _Batches(encoder, passages, progress)
-        index = retrieval.Index.append(folder, batches(0), ids)
-        corpora = [*_sources(folder)["corpora"], *corpora]
-    else:
-        passages = texts.passages()
-        made_from["corpus"] = identity(passages)
-        batches = _Batches(encoder, passages, progress)
-        index = retrieval.Index.build(
-            folder, batches, texts.ids, dtype=dtype, made_from=made_from
-        )
+    made_from = _made_from(encoder)
     source = {
-        "corpora": corpora,
+        "corpora": [str(pathlib.Path(corpus).resolve())],
         "encoder": str(pathlib.Path(encoder.path).resolve()),
         "length": encoder.length,
     }
+    if encoder.config.query_prefix:
+        source["query_prefix"] = encoder.config.query_prefix
+    if append:
+        index, batches = _append(folder, texts, corpus, encoder, made_from, progress)
+        source["corpora"] = [*sources(folder)["corpora"], *source["corpora"]]
+    else:
+        made_from["corpus"] = identity(texts.passages())
+        batches = _Batches(encoder, texts.passages(), progress)
+        index = _finished(folder, texts.ids, made_from, dtype)
+        if index is None:
+            index = retrieval.Index.build(
+                folder, batches, texts.ids, dtype=dtype, made_from=made_from
+            )
+        else:
+            batches.count = 0
+        text_digests.write(folder, texts.passages())
     report.write_json(folder / _SOURCE, source)
-    return index, batches.truncated
+    return Built(index, batches.count, batches.truncated)
+
+
+def _append(folder, texts, corpus, encoder, made_from, progress):
+    """The index with the documents that it lacked, and those as batches."""
+    index = retrieval.Index.open(folder)
+    _refuse_other(folder, index, made_from)
+    digests = text_digests.read(folder, len(index))
+    text_digests.warn_of_changed(folder, index.ids.tolist(), digests, texts)
+    ids, passages = _missing_from(index, texts)
+    if not ids:
+        raise errors.UserError(f"{folder} has every document of {corpus} already")
+    batches = _Batches(encoder, passages, progress)
+    index = retrieval.Index.append(folder, batches(0), ids)
+    text_digests.write(folder, passages, behind=digests)
+    return index, batches
+
+
+def _finished(folder, ids, made_from, dtype) -> retrieval.Index | None:
+    """The index if it is what would be built; None where there is none.
+
+    Raises:
+        UserError: one of something else.
+    """
+    try:
+        index = retrieval.Index.open(folder)
+    except errors.UserError:  # not there, unfinished or damaged: it is built
+        return None
+    same = index.made_from == made_from and index.ids.tolist() == ids
+    if not (same and index.dtype == dtype):
+        raise errors.UserError(
+            f"{folder} holds an index of other texts or another encoder; remove it, "
+            "name another folder, or add documents to it with --append"
+        )
+    return index
 
 
 class _Batches:
     """Vectors of passages window by window, and how many of those were cut."""
 
     def __init__(self, encoder: Encoder, passages: Sequence[str], progress):
-        self.truncated = 0
+        self.count, self.truncated = len(passages), 0
         self._encoder, self._passages, self._progress = encoder, passages, progress
 
     def __call__(self, done: int) -> Iterator[np.ndarray]:
@@ -153,7 +215,7 @@ class _Batches:
             self._encoder.apply,
             self._encoder.params,
             self._encoder.tokenizer,
-            self._passages[done:],
+            map(self._encoder.config.document, self._passages[done:]),
             length=self._encoder.length,
             window=_WINDOW,
             mesh=self._encoder.mesh,
@@ -170,6 +232,7 @@ def open_index(
     encoder: str = "",
     corpora: Sequence[str] = (),
     mesh: jax.sharding.Mesh | None = None,
+    query_prefix: str | None = None,
 ) -> OpenIndex:
     """Opens what `build` made, with its encoder and its texts.
 
@@ -178,19 +241,42 @@ def open_index(
         encoder: where the encoder lies now, if it was moved.
         corpora: where the texts lie now, if they were.
         mesh: to share searches and encoding on.
+        query_prefix: before each query; None for what the index was made with.
 
     Raises:
         UserError: not an index, another encoder, a document without text.
     """
     folder = pathlib.Path(folder)
-    index, source = retrieval.Index.open(folder, mesh=mesh), _sources(folder)
+    index, source = retrieval.Index.open(folder, mesh=mesh), sources(folder)
     opened = open_encoder(
-        encoder or source["encoder"], length=source["length"], mesh=mesh
+        encoder or source["encoder"],
+        length=source["length"],
+        mesh=mesh,
+        of_texts=of_texts(folder, query_prefix=query_prefix),
     )
-    made_from = {"encoder": model_sha256(opened.path), "length": opened.length}
-    _refuse_other(folder, index, made_from)
+    _refuse_other(folder, index, _made_from(opened))
     texts = read_texts(folder, index.ids.tolist(), corpora or source["corpora"])
     return OpenIndex(index, opened, texts)
+
+
+def of_texts(
+    folder: str | pathlib.Path,
+    *,
+    query_prefix: str | None = None,
+    document_prefix: str | None = None,
+) -> dict[str, Any]:
+    """What an index was made with, of all `BertConfig.OF_TEXTS`; for `open_encoder`.
+
+    Args:
+        folder: of the index.
+        query_prefix, document_prefix: instead of its own, where they are given.
+    """
+    fields = dataclasses.fields(models.BertConfig)
+    values = {x.name: x.default for x in fields if x.name in models.BertConfig.OF_TEXTS}
+    values |= retrieval.Index.open(folder).made_from.get("texts", {})
+    values["query_prefix"] = sources(folder).get("query_prefix", "")
+    given = {"query_prefix": query_prefix, "document_prefix": document_prefix}
+    return values | {name: x for name, x in given.items() if x is not None}
 
 
 def read_texts(
@@ -211,7 +297,7 @@ def read_texts(
     folder = pathlib.Path(folder)
     if ids is None:
         ids = retrieval.Index.open(folder).ids.tolist()
-    corpora = corpora or _sources(folder)["corpora"]
+    corpora = corpora or sources(folder)["corpora"]
     corpus = formats.read_corpora(corpora)  # of one id, what was encoded comes first
     rows = {each: row for row, each in enumerate(corpus.ids)}
     if missing := [each for each in ids if each not in rows]:
@@ -219,24 +305,10 @@ def read_texts(
             f"{len(missing)} documents of {folder} have no text in "
             f"{', '.join(corpora)}, e.g. {missing[0]!r}; name the files with --corpus"
         )
+    digests = text_digests.read(folder, len(ids))
+    text_digests.warn_of_changed(folder, ids, digests, corpus)
     order = [rows[each] for each in ids]
     return formats.Corpus(*([column[row] for row in order] for column in corpus))
-
-
-def bm25_candidates(
-    model: bm25.Bm25, queries: Sequence[str], count: int
-) -> feedback_loop.Candidates:
-    """The first `count` documents of each query by BM25, for a loop of feedback.
-
-    Args:
-        model: of the index's texts, in the order of its rows and without ids.
-        queries: texts.
-        count: at most; those that share no term with a query come last, in row order.
-    """
-    started = time.perf_counter()
-    scores, rows = model.search(queries, count)
-    seconds = time.perf_counter() - started
-    return feedback_loop.Candidates(rows.astype(np.int64), scores, seconds)
 
 
 def vectors(
@@ -249,79 +321,11 @@ def vectors(
         encoder.apply,
         encoder.params,
         encoder.tokenizer,
-        texts,
+        map(encoder.config.query, texts),
         length=encoder.length,
         mesh=encoder.mesh,
         progress=lambda done: progress(done, len(texts)),
     )
-
-
-def reranker(
-    path: str | pathlib.Path,
-    queries: Sequence[str],
-    passages: Sequence[str],
-    *,
-    length: int = 128,
-    prior: float = 0.0,
-    retriever: tuple[retrieval.Index, np.ndarray] | None = None,
-    batch_tokens: int = 8192,
-    mesh: jax.sharding.Mesh | None = None,
-) -> rerank.Reranker:
-    """A cross-encoder: (numbers of queries, rows of passages) -> its logits.
-
-    With a prior, plus that times the inner product of the retriever's vectors: a
-    reranker that was trained with one knows only what the retriever gets wrong.
-
-    Args:
-        path: a Hugging Face folder or a run of `configs/refit.py:cross_encoder`.
-        queries, passages: all texts.
-        length: of the rows; of longer pairs the longer text is cut.
-        prior: weight of the retriever; see `prior_of`.
-        retriever: index and vectors of the queries, for the prior.
-        batch_tokens: of a batch.
-        mesh: whose devices share a batch.
-
-    Raises:
-        UserError: not a cross-encoder, or a prior without a retriever.
-    """
-    if prior and retriever is None:
-        raise errors.UserError("a prior needs the retriever; give index and vectors")
-    scorer = load.scorer(path, mesh=mesh)
-    length = min(length, scorer.config.length)
-
-    def score(numbers: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        encoded = text_rows.encode_pairs(
-            scorer.tokenizer,
-            [queries[i] for i in numbers],
-            [passages[i] for i in rows],
-            length,
-            cut="longest",
-        )
-        logits = encode.apply_rows(
-            scorer.model.apply,
-            scorer.params,
-            encoded,
-            batch_tokens=batch_tokens,
-            mesh=mesh,
-        )
-        if not prior:
-            return logits
-        index, vectors = retriever
-        return logits + prior * np.sum(vectors[numbers] * index.take(rows), axis=1)
-
-    return score
-
-
-def prior_of(path: str | pathlib.Path) -> float:
-    """The weight of the bi-encoder's score beside a cross-encoder's; 0 of a folder.
-
-    A run's config has it as `eval.prior`; older ones have `prior` alone.
-    """
-    run = runs.find(path)
-    if run is None:
-        return 0.0
-    own = run.config.get("prior", 0.0)
-    return float(run.config.get("eval", {}).get("prior", own))
 
 
 def identity(*parts: Any) -> str:
@@ -346,13 +350,25 @@ def model_sha256(path: str) -> str:
     return digest.hexdigest()
 
 
+def _made_from(encoder: Encoder) -> dict[str, Any]:
+    """What an index remembers of the encoder."""
+    made_from = {"encoder": model_sha256(encoder.path), "length": encoder.length}
+    return made_from | ({"texts": x} if (x := encoder.of_documents) else {})
+
+
 def _refuse_other(folder, index, made_from) -> None:
-    for name, value in made_from.items():
-        if index.made_from.get(name) != value:
+    for name in ("encoder", "length"):
+        if index.made_from.get(name) != made_from[name]:
             raise errors.UserError(
                 f"{folder} was made with another {name}; use that one, or build the "
                 "index again"
             )
+    old, new = (x.get("texts", {}) for x in (index.made_from, made_from))
+    if other := sorted(x for x in old.keys() | new.keys() if old.get(x) != new.get(x)):
+        shown = "; ".join(f"{x} {old.get(x)!r}, not {new.get(x)!r}" for x in other)
+        raise errors.UserError(
+            f"{folder} was made with {shown}; use the same, or build the index again"
+        )
 
 
 def _missing_from(index, corpus: formats.Corpus) -> tuple[list[str], list[str]]:
@@ -363,8 +379,9 @@ def _missing_from(index, corpus: formats.Corpus) -> tuple[list[str], list[str]]:
     return [each for each, _ in missing], [passage for _, passage in missing]
 
 
-def _sources(folder: pathlib.Path) -> dict[str, Any]:
-    path = folder / _SOURCE
+def sources(folder: str | pathlib.Path) -> dict[str, Any]:
+    """Where the texts and the encoder of an index lay when it was made."""
+    path = pathlib.Path(folder) / _SOURCE
     if not path.is_file():
         raise errors.UserError(
             f"{folder} has no {_SOURCE}; build it with jaxlab retrieve index"

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxlab import load, retrieval
 from jaxlab.core import errors
+from jaxlab.core import progress as progress_lib
 from jaxlab.data.examples import ranked_lists
 from jaxlab.retrieval import encode, formats
 from jaxlab.systems.refit import corpus_index
@@ -68,6 +69,7 @@ def mine(
     depth: int,
     held_out: float,
     seed: int,
+    progress: progress_lib.Progress = lambda done, count: None,
 ) -> MinedSet:
     """Searches one set for all its queries.
 
@@ -81,6 +83,7 @@ def mine(
         depth: how many documents are found.
         held_out: share of the queries.
         seed: of who is held out.
+        progress: called with (documents encoded, documents in all).
 
     Raises:
         UserError: an unknown field, or a set that cannot be read.
@@ -88,12 +91,12 @@ def mine(
     beir, name = _read_set(entry)
     corpus, queries = beir.corpus, beir.queries
     passages = corpus.passages()
-    index = _index(folder / name, corpus.ids, passages, path, encoder, length)
+    index = _index(folder / name, corpus.ids, passages, path, encoder, length, progress)
     vectors = encode.embed_texts(
         encoder.model.apply,
         encoder.params,
         encoder.tokenizer,
-        list(queries.values()),
+        map(encoder.config.query, queries.values()),
         length=length,
     ).vectors
     rows = index.search_rows(vectors, depth)[1].astype(np.int64)
@@ -161,13 +164,16 @@ def training_lists(
     return data if prior else data._replace(prior=())
 
 
-def _index(folder, ids, passages, path, encoder, length) -> retrieval.Index:
+def _index(folder, ids, passages, path, encoder, length, progress) -> retrieval.Index:
     """The finished index of just these texts, or one that is made now."""
     made_from = {
         "encoder": corpus_index.model_sha256(str(path)),
         "length": length,
         "corpus": corpus_index.identity(passages),
     }
+    of_texts = {x: y for x, y in encoder.config.of_texts.items() if x != "query_prefix"}
+    if of_texts:
+        made_from["texts"] = of_texts
     try:
         index = retrieval.Index.open(folder)
     except errors.UserError:
@@ -180,8 +186,9 @@ def _index(folder, ids, passages, path, encoder, length) -> retrieval.Index:
             encoder.model.apply,
             encoder.params,
             encoder.tokenizer,
-            passages[done:],
+            map(encoder.config.document, passages[done:]),
             length=length,
+            progress=lambda count: progress(done + count, len(passages)),
         )
         return (window.vectors for window in windows)
 

@@ -13,7 +13,6 @@ Deviations: there is no dropout (`models/bert/encoder.py`).
 
 import dataclasses
 import functools
-import logging
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,7 +22,7 @@ import ml_collections
 import numpy as np
 
 from jaxlab import load, models, objectives, optim, retrieval
-from jaxlab.core import errors, paths, runs, types
+from jaxlab.core import errors, paths, progress, runs, types
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data.examples import ranked_lists, text_rows
 from jaxlab.models import sections
@@ -33,8 +32,6 @@ from jaxlab.systems.refit import mining
 
 OBJECTIVES = {"listwise": objectives.listwise, "pointwise": objectives.pointwise}
 _METRICS = ("ndcg@10", "mrr@10")
-
-_log = logging.getLogger(__name__)
 
 
 def rerank(
@@ -88,9 +85,18 @@ def embed(
     if start.config.head == "score":
         raise errors.UserError(f"init_from {config.init_from} is a cross-encoder")
     _check_length(max(config.data.length, config.data.query_length), start.config)
+    try:
+        encoder = start.config.compared
+    except errors.ArgumentError as error:
+        raise errors.UserError(f"init_from {config.init_from}: {error}") from error
+    start = start._replace(config=encoder)
     sets = _mine(config, workdir, mesh)
+    lists = mining.training_lists(sets, config.mine.depth)
     batches = ranked_lists.Contrasts(
-        mining.training_lists(sets, config.mine.depth),
+        lists._replace(
+            queries=[*map(encoder.query, lists.queries)],
+            documents=[*map(encoder.document, lists.documents)],
+        ),
         start.tokenizer,
         batch_size=config.data.batch_size,
         negatives=config.data.negatives,
@@ -162,8 +168,10 @@ def embed_evals(
         vectors = functools.partial(
             encode.embed_texts, _on_every_host(apply), params, start.tokenizer
         )
-        asked = vectors([one.queries[x] for x in queries], length=config.data.length)
-        documents = vectors([one.passages[x] for x in pool], length=config.data.length)
+        texts = [start.config.query(one.queries[x]) for x in queries]
+        asked = vectors(texts, length=config.data.length)
+        texts = [start.config.document(one.passages[x]) for x in pool]
+        documents = vectors(texts, length=config.data.length)
         index = retrieval.Index(documents.vectors, pool.tolist())
         scores, rows = index.search(asked.vectors, config.eval.depth)
         return rows, scores
@@ -247,24 +255,23 @@ def _mine(config, workdir, mesh) -> list[mining.MinedSet]:
         "held_out": config.data.held_out,
         "seed": config.data.split_seed,
     }
-    sets = []
+    sets, watch = [], progress.Clock()
+    say = watch.say if jax.process_index() == 0 else lambda text: None
+    say(f"mining negatives with {path}: the documents of {len(config.data.sets)} sets")
     for entry in config.data.sets:
         if entry in config.data.sets[: len(sets)]:  # up-weighted by being repeated
             sets.append(sets[config.data.sets.index(entry)])
             continue
-        one = mining.mine(entry, path, encoder, folder, **options)
+        meter = progress.Meter("documents encoded", say)
+        one = mining.mine(entry, path, encoder, folder, progress=meter, **options)
         if one.name in [other.name for other in sets]:
             raise errors.UserError(
                 f"data.sets: two different sets are called {one.name}; rename a folder"
             )
         sets.append(one)
-    for one in sets:
-        _log.info(
-            "%s: %d queries to train on, %d held out, %d documents",
-            one.name,
-            len(one.trained_on),
-            len(one.held_out),
-            len(one.ids),
+        say(
+            f"{one.name}: {len(one.trained_on)} queries to train on, "
+            f"{len(one.held_out)} held out, {len(one.ids)} documents"
         )
     return sets
 

@@ -12,7 +12,7 @@ from jaxlab.core import config as config_lib
 from jaxlab.core import errors
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.models import BertScorer
-from jaxlab.systems.refit import corpus_index, training
+from jaxlab.systems.refit import cross_encoder, training
 from tests.support import toy_retrieval
 
 CONFIGS = pathlib.Path(__file__).parents[3] / "configs"
@@ -58,8 +58,8 @@ def test_a_reranker_learns_to_put_the_relevant_document_first(toy, encoder, tmp_
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     found = rows[-1]
     assert found["eval/set/queries"] > 0
-    assert corpus_index.prior_of(tmp_path) == config.eval.prior == 80
-    assert corpus_index.prior_of(encoder) == 0
+    assert cross_encoder.prior_of(tmp_path) == config.eval.prior == 80
+    assert cross_encoder.prior_of(encoder) == 0
     assert 0 <= found["eval/set/first_ndcg@10"] <= 1
 
 

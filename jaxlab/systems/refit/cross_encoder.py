@@ -1,0 +1,80 @@
+"""A cross-encoder as `retrieval.rerank` asks it: pairs of texts to scores."""
+
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from jaxlab import load, retrieval
+from jaxlab.core import errors, runs
+from jaxlab.data.examples import text_rows
+from jaxlab.retrieval import encode, rerank
+
+
+def reranker(
+    path: str | pathlib.Path,
+    queries: Sequence[str],
+    passages: Sequence[str],
+    *,
+    length: int = 128,
+    prior: float = 0.0,
+    retriever: tuple[retrieval.Index, np.ndarray] | None = None,
+    batch_tokens: int = 8192,
+    mesh: jax.sharding.Mesh | None = None,
+) -> rerank.Reranker:
+    """A cross-encoder: (numbers of queries, rows of passages) -> its logits.
+
+    With a prior, plus that times the inner product of the retriever's vectors: a
+    reranker that was trained with one knows only what the retriever gets wrong.
+
+    Args:
+        path: a Hugging Face folder or a run of `configs/refit.py:cross_encoder`.
+        queries, passages: all texts.
+        length: of the rows; of longer pairs the longer text is cut.
+        prior: weight of the retriever; see `prior_of`.
+        retriever: index and vectors of the queries, for the prior.
+        batch_tokens: of a batch.
+        mesh: whose devices share a batch.
+
+    Raises:
+        UserError: not a cross-encoder, or a prior without a retriever.
+    """
+    if prior and retriever is None:
+        raise errors.UserError("a prior needs the retriever; give index and vectors")
+    scorer = load.scorer(path, mesh=mesh)
+    length = min(length, scorer.config.length)
+
+    def score(numbers: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        encoded = text_rows.encode_pairs(
+            scorer.tokenizer,
+            [queries[i] for i in numbers],
+            [passages[i] for i in rows],
+            length,
+            cut="longest",
+        )
+        logits = encode.apply_rows(
+            scorer.model.apply,
+            scorer.params,
+            encoded,
+            batch_tokens=batch_tokens,
+            mesh=mesh,
+        )
+        if not prior:
+            return logits
+        index, vectors = retriever
+        return logits + prior * np.sum(vectors[numbers] * index.take(rows), axis=1)
+
+    return score
+
+
+def prior_of(path: str | pathlib.Path) -> float:
+    """The weight of the bi-encoder's score beside a cross-encoder's; 0 of a folder.
+
+    A run's config has it as `eval.prior`; older ones have `prior` alone.
+    """
+    run = runs.find(path)
+    if run is None:
+        return 0.0
+    own = run.config.get("prior", 0.0)
+    return float(run.config.get("eval", {}).get("prior", own))
