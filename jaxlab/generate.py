@@ -236,7 +236,7 @@ def _decode(
     token = draw(logits, 0)
     new = jnp.zeros((B, max_new_tokens), jnp.int32).at[:, 0].set(token)
 
-    def unfinished(carry):
+    def goes_on(carry):
         step, done, *_ = carry
         return (step < max_new_tokens) & ~jnp.all(done)
 
@@ -249,7 +249,7 @@ def _decode(
         return step + 1, done | (token == eos_id), counts, token, new, cache
 
     first = (1, token == eos_id, jnp.ones(B, jnp.int32), token, new, cache)
-    _, _, counts, _, new, _ = jax.lax.while_loop(unfinished, one, first)
+    _, _, counts, _, new, _ = jax.lax.while_loop(goes_on, one, first)
     return new, counts
 
 

@@ -55,16 +55,7 @@ PARTICIPLE = r"_?[a-z]+(?:ed|en|ept|ound|own)"
 # Verbs and nouns that look like participles; names that flax or a user calls by.
 NO_PARTICIPLES = {
     "_feed", "_open", "_widen", "embed", "flatten", "open",
-    "accumulated", "elapsed", "factored", "hidden",
-}  # fmt: skip
-# To be renamed to verbs when their files are touched; none may be added.
-TO_RENAME = {
-    "_aligned", "_ascended", "_between", "_blocked", "_cached", "_checked", "_chosen",
-    "_compiled", "_described", "_divided", "_dropped", "_floored", "_joined", "_placed",
-    "_pooled", "_selected", "_shared", "_spanned", "_summed", "_taken", "_trimmed",
-    "_truncated", "checked", "interpolated", "merged", "nested", "normed", "pinned",
-    "required", "resolved", "scaled", "stored", "unfinished", "unfused", "unknown",
-    "untrained", "widened",
+    "accumulated", "elapsed", "factored", "hidden", "untrained",
 }  # fmt: skip
 
 
@@ -199,7 +190,7 @@ def test_functions_are_verbs_and_not_participles():
         if isinstance(node, ast.FunctionDef) and re.fullmatch(PARTICIPLE, node.name)
         if not any("property" in ast.unparse(d) for d in node.decorator_list)
     }
-    assert names <= NO_PARTICIPLES | TO_RENAME
+    assert names <= NO_PARTICIPLES
 
 
 def test_each_is_written_with_per():

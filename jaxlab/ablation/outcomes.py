@@ -110,7 +110,7 @@ def agreement(
     rows = []
     for domain, inside in domains.items():
         for size in (None, *map(int, np.unique(sizes)), "within"):
-            where = _chosen(inside, sizes, size)
+            where = _usable_mixtures(inside, sizes, size)
             if not where.any() or (size == "within" and len(np.unique(sizes)) < 2):
                 continue
             groups = sizes if size == "within" else np.zeros_like(sizes)
@@ -206,7 +206,7 @@ def _document_draws(predicted, trained, targets, key, resamples):
     return [np.stack(side, axis=2) for side in zip(*columns, strict=True)]
 
 
-def _chosen(inside, sizes, size) -> np.ndarray:
+def _usable_mixtures(inside, sizes, size) -> np.ndarray:
     """bool[K, E]: the mixtures of a row of the table, in targets that have enough."""
     where = inside.copy()
     if size == "within":  # alone in its size, a mixture is at its mean by definition

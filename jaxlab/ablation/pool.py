@@ -95,7 +95,7 @@ class ModelPool:
 
         >>> math, code = {"w": np.zeros(2)}, {"w": np.ones(2)}
         >>> pool = ModelPool.create({"math": math, "code": code})
-        >>> pool.merged({"math": 1, "code": 3})["w"].tolist()
+        >>> pool.average({"math": 1, "code": 3})["w"].tolist()
         [0.75, 0.75]
         """
         if not experts:
@@ -220,7 +220,7 @@ class ModelPool:
                 )
         return (rows / rows.sum(axis=1, keepdims=True)).astype(np.float32)
 
-    def merged(self, mixture: Mixture) -> types.Params:
+    def average(self, mixture: Mixture) -> types.Params:
         """The average of the mixture's experts.
 
         Raises:

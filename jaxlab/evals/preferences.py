@@ -26,7 +26,7 @@ def evaluate(
     """
     sums: dict[str, float] = {}
     for batch in batches:
-        for name, value in _summed(objective)(params, batch, frozen).items():
+        for name, value in _sum_outcomes(objective)(params, batch, frozen).items():
             sums[name] = sums.get(name, 0.0) + float(value)
     pairs = sums.pop("pairs", 0.0)
     if not pairs:
@@ -35,7 +35,7 @@ def evaluate(
 
 
 @functools.cache
-def _summed(objective: types.Objective) -> Callable:
+def _sum_outcomes(objective: types.Objective) -> Callable:
     @jax.jit
     def score(params, batch, frozen):
         loss = objective(params, batch, key=jax.random.key(0), frozen=frozen)

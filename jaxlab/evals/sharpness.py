@@ -87,7 +87,7 @@ def top_eigenvalue(
     >>> round(found.value, 4), found.iterations
     (4.0, 3)
     """
-    params, batches = _checked(params, batches)
+    params, batches = _check(params, batches)
     if iterations < 1:
         raise errors.UserError(f"iterations {iterations}; at least 1 is needed")
     vector = _random_unit(params, key)
@@ -96,10 +96,10 @@ def top_eigenvalue(
     value = math.nan
     for _ in range(min(iterations, tree.count(params))):
         basis.append(vector)
-        product, weight = _summed(
+        product, weight = _sum_over_batches(
             functools.partial(_hessian_product, loss_fn, params, vector), batches
         )
-        product = _divided(product, _positive(weight))
+        product = _divide(product, _positive(weight))
         diagonal.append(float(_dot(vector, product)))
         for earlier in 2 * basis:
             product = _without(product, earlier)
@@ -118,7 +118,7 @@ def top_eigenvalue(
         if settled or residual <= rounding * np.abs(values).max():
             break
         off_diagonal.append(norm)
-        vector = _divided(product, norm)
+        vector = _divide(product, norm)
     return TopEigenvalue(value, residual, len(basis))
 
 
@@ -163,7 +163,7 @@ def epsilon_sharpness(
     >>> epsilon_sharpness(loss_fn, x, batches, radius=1.0)  # 4^2 - 3^2
     7.0
     """
-    params, batches = _checked(params, batches)
+    params, batches = _check(params, batches)
     if not (0 <= radius < math.inf and 0 <= eta < math.inf):
         raise errors.UserError(
             f"radius {radius}, eta {eta}; both must be finite and not negative"
@@ -176,17 +176,21 @@ def epsilon_sharpness(
     inside = jax.tree.map(jnp.zeros_like, params)
     losses, moved = [], params
     for step in range(1, steps + 1):
-        gradient, loss = _summed(functools.partial(_gradient, loss_fn, moved), batches)
+        gradient, loss = _sum_over_batches(
+            functools.partial(_gradient, loss_fn, moved), batches
+        )
         losses.append(_mean(loss))
-        inside, moved = _ascended(
+        inside, moved = _ascend(
             params, scale, inside, gradient, radius, radius / math.sqrt(step)
         )
-    losses.append(_mean(_summed(functools.partial(_sums, loss_fn, moved), batches)))
+    losses.append(
+        _mean(_sum_over_batches(functools.partial(_sums, loss_fn, moved), batches))
+    )
     rise = float(np.max(losses[1:])) - losses[0]
     return rise if math.isfinite(rise) else math.nan
 
 
-def _checked(params, batches):
+def _check(params, batches):
     params, batches = jax.tree.map(jnp.asarray, params), list(batches)
     narrow = [
         f"{name} is {tree.describe(leaf)}"
@@ -203,7 +207,7 @@ def _checked(params, batches):
     return params, batches
 
 
-def _summed(function, batches):
+def _sum_over_batches(function, batches):
     """The sum over batches of a function's tree of arrays."""
     total = function(batches[0])
     for batch in batches[1:]:
@@ -254,14 +258,14 @@ def _hessian_product(loss_fn, params, vector, batch):
 
 
 @jax.jit
-def _ascended(params, scale, inside, gradient, radius, length):
+def _ascend(params, scale, inside, gradient, radius, length):
     """One step in eps / T, and the parameters there."""
     slopes = jax.tree.map(jnp.multiply, scale, gradient)
     norm = _norm(slopes)
-    slopes = _divided(slopes, jnp.where(norm == 0, 1, norm) / length)
+    slopes = _divide(slopes, jnp.where(norm == 0, 1, norm) / length)
     inside = jax.tree.map(jnp.add, inside, slopes)
     norm = _norm(inside)
-    inside = _divided(inside, jnp.where(norm > radius, norm / radius, 1))
+    inside = _divide(inside, jnp.where(norm > radius, norm / radius, 1))
     moved = jax.tree.map(lambda x, t, u: x + t * u, params, scale, inside)
     return inside, moved
 
@@ -275,7 +279,7 @@ def _random_unit(params, key):
         for k, x in zip(keys, leaves, strict=True)
     ]
     vector = jax.tree.unflatten(structure, drawn)
-    return _divided(vector, _norm(vector))
+    return _divide(vector, _norm(vector))
 
 
 @jax.jit
@@ -296,7 +300,7 @@ def _norm(vector):
 
 
 @jax.jit
-def _divided(vector, number):
+def _divide(vector, number):
     return jax.tree.map(lambda x: (x / number).astype(x.dtype), vector)
 
 

@@ -97,7 +97,7 @@ def interpolate(
     """
     t, wrong = checks.scalar(t, name="t", like=a)
     checks.refuse(checks.problems([a, b]) + wrong, "these trees cannot be interpolated")
-    return leafwise.apply(_between, [a, b], t, donate=donate)
+    return leafwise.apply(_interpolate, [a, b], t, donate=donate)
 
 
 def task_vector(
@@ -178,7 +178,7 @@ def weighted_sum(leaves: list[jax.Array], weights: jax.Array) -> jax.Array:
     )
 
 
-def _between(leaves, t):
+def _interpolate(leaves, t):
     a, b = leaves
     point = (1 - t) * a + t * b
     exact = jnp.where(t == 1, b, jnp.where(a == b, a, point))

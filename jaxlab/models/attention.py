@@ -70,13 +70,13 @@ def attend(
             f"attention {implementation!r}; use one of {IMPLEMENTATIONS}"
         )
     mesh, contexts = jax.sharding.get_abstract_mesh(), _contexts(q)
-    if implementation == "cudnn" and _taken("cudnn", _cudnn_refusal(q, contexts)):
+    if implementation == "cudnn" and _can_run("cudnn", _cudnn_refusal(q, contexts)):
         return _cudnn(q, k, v, is_causal, window, segment_ids)
-    if implementation == "splash" and _taken("splash", _splash_refusal(q, contexts)):
+    if implementation == "splash" and _can_run("splash", _splash_refusal(q, contexts)):
         part = functools.partial(_splash, is_causal=is_causal, windows=windows)
         is_whole = mesh.empty
     else:
-        part = functools.partial(_blocked, is_causal=is_causal)
+        part = functools.partial(_attend_in_blocks, is_causal=is_causal)
         is_whole = contexts == 1  # rows and heads are the partitioner's
     if is_whole:
         return part(q, k, v, window, segment_ids)
@@ -93,7 +93,7 @@ def attend_cache(
     return _softmax_attention(q, k, v, visible)
 
 
-def _taken(name, refusal):
+def _can_run(name, refusal):
     """True when the kernel takes the shapes; says so when that costs speed."""
     if refusal is not None and refusal[1] >= _BLOCK:
         _log.warning("%s attention runs as xla: %s", name, refusal[0])
@@ -170,7 +170,7 @@ def _on_shards(part, contexts, q, k, v, window, segment_ids):
     )(q, k, v, window, segment_ids)
 
 
-def _blocked(q, k, v, window, segment_ids, is_causal, first=0):
+def _attend_in_blocks(q, k, v, window, segment_ids, is_causal, first=0):
     """Of queries that stand `first` positions after the first key."""
     length, end = k.shape[1], first + q.shape[1]
     block = max(_BLOCK, -(-length // _MAX_BLOCKS))

@@ -25,7 +25,7 @@ class Embed(nn.Module):
 
     def setup(self):
         shape = (self.config.vocab, self.config.embed)
-        init = mesh.logical(_truncated(base_std(self.config)), "vocab", "embed")
+        init = mesh.logical(_truncated_normal(base_std(self.config)), "vocab", "embed")
         self.embedding = self.param("embedding", init, shape)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -44,7 +44,7 @@ class Kernel(nn.Module):
 
     @nn.compact
     def __call__(self) -> jax.Array:
-        init = mesh.logical(_truncated(self.std), *self.axes)
+        init = mesh.logical(_truncated_normal(self.std), *self.axes)
         return self.param("kernel", init, (self.inputs, self.outputs))
 
 
@@ -99,20 +99,20 @@ class Attention(nn.Module):
                 q,
                 k,
                 v,
-                implementation=c.resolved().attention,
+                implementation=c.resolve().attention,
                 is_causal=c.is_causal,
                 window=layer["window"],
                 windows=_windows(c, L),
                 segment_ids=shared["segment_ids"],
             )
         else:
-            y, cache = self._cached(q, k, v, layer, shared)
+            y, cache = self._with_cache(q, k, v, layer, shared)
         out = Kernel(H * C, D, ("heads", "embed"), self._out_std(layer), name="o")()
         y = mesh.constrain(y.reshape(-1, H * C), "tokens", "heads")
         y = jnp.dot(y, mesh.gather_fsdp(out.astype(x.dtype), "heads", "embed"))
         return checkpoint_name(mesh.shard_tokens(y), "qkvo"), cache
 
-    def _cached(self, q, k, v, layer, shared):
+    def _with_cache(self, q, k, v, layer, shared):
         start, L = shared["start"], q.shape[1]
         k, v = (
             jax.lax.dynamic_update_slice(cached, new, (0, start, 0, 0))
@@ -258,7 +258,7 @@ def base_std(config: TransformerConfig) -> float:
     return config.initializer_std
 
 
-def _truncated(std):
+def _truncated_normal(std):
     """Normal cut at 3 std; std is that of the uncut normal, as OLMo defines it."""
 
     def init(key, shape, dtype=jnp.float32):
@@ -273,7 +273,7 @@ def _project(config, x, *named):
     The axis is pinned: the partitioner would rather compute it whole on every shard.
     """
     axes, kernels = zip(*named, strict=True)
-    if config.resolved().fuse_projections:
+    if config.resolve().fuse_projections:
         sizes = [kernel.shape[1] for kernel in kernels]
         fused = jnp.dot(x, jnp.concatenate(kernels, axis=1).astype(x.dtype))
         cuts = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]

@@ -121,7 +121,7 @@ class TransformerConfig:
                     f"{name} {getattr(self, name)!r}; use one of {choices}"
                 )
 
-    def resolved(self, platform: str | None = None) -> "TransformerConfig":
+    def resolve(self, platform: str | None = None) -> "TransformerConfig":
         """The config with every "auto" settled for a platform (default: this one)."""
         platform = platform or jax.default_backend()
         attend, fuse = self.attention, self.fuse_projections
@@ -133,7 +133,7 @@ class TransformerConfig:
 
     def describe(self) -> str:
         """How this process will compute it; what "auto" came to is never silent."""
-        chosen = self.resolved()
+        chosen = self.resolve()
         fused = "fused" if chosen.fuse_projections else "separate"
         return (
             f"attention {chosen.attention} ({self.attention}), {fused} projections, "

@@ -185,7 +185,7 @@ class Encoder(nn.Module):
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """tokens: i32[B, L], mask: bool[B, L] of real tokens -> f32[B, D]."""
         hidden, _ = blocks.trunk(self, tokens, mask.astype(jnp.int32), None)
-        return _pooled(hidden, mask)
+        return _pool(hidden, mask)
 
 
 class Classifier(nn.Module):
@@ -220,7 +220,7 @@ class Classifier(nn.Module):
         hidden, _ = blocks.trunk(
             self, tokens, mask.astype(jnp.int32), None, noise=noise
         )
-        return factored.Factored(_pooled(hidden, mask), self.head())
+        return factored.Factored(_pool(hidden, mask), self.head())
 
     def head(self) -> jax.Array:
         """f32[D, classes]."""
@@ -238,7 +238,7 @@ def empty_cache(config: TransformerConfig, batch: int, slots: int) -> dict[str, 
     }
 
 
-def _pooled(hidden, mask):
+def _pool(hidden, mask):
     weight = mask.astype(jnp.float32)[..., None]
     total = jnp.maximum(weight.sum(axis=1), 1.0)
     return (hidden.astype(jnp.float32) * weight).sum(axis=1) / total

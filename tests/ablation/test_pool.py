@@ -90,7 +90,7 @@ def test_the_cost_of_all_subsets_is_n_times_two_to_the_n_minus_one():
 
 
 def test_merged_is_the_average_of_the_members():
-    merged = pool().merged({"web": 1, "code": 3})
+    merged = pool().average({"web": 1, "code": 3})
     chex.assert_trees_all_close(merged["w"], jnp.array([-0.25, 0.5]))
     assert merged["steps"] == 7
     chex.assert_trees_all_equal(pool().expert("web"), params(POINTS["web"]))

@@ -77,7 +77,7 @@ def test_the_slope_of_a_weight_is_the_gradient_times_the_expert():
         nats, count = losses(params, batch)
         return nats.sum() / count.sum()
 
-    merged = pool.merged(dict(zip("abc", weights, strict=True)))
+    merged = pool.average(dict(zip("abc", weights, strict=True)))
     assert loss == pytest.approx(float(mean(merged)), rel=1e-5)
     gradient = jax.jit(jax.grad(mean))(merged)
     inner = [

@@ -214,7 +214,7 @@ def test_merging_and_ensembling_predict_what_training_on_a_mixture_gives():
 @pytest.mark.slow
 def test_a_gradient_search_of_ten_experts_needs_fewer_passes_than_enumeration():
     pool, _, domains, _ = world()
-    more = {f"{a}{b}": pool.merged({a: 1, b: 1}) for a, b in ("cd", "ce", "de", "ef")}
+    more = {f"{a}{b}": pool.average({a: 1, b: 1}) for a, b in ("cd", "ce", "de", "ef")}
     experts = {name: pool.expert(name) for name in DOMAINS} | more
     ten, target = ablation.ModelPool.create(experts), half_and_half(domains)
     score = ablation.merged_score(ten, target, row_losses)

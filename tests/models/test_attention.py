@@ -185,10 +185,10 @@ def test_rows_that_a_kernel_does_not_take_run_as_xla(caplog):
 def test_every_platform_has_a_default_and_auto_is_settled_by_it():
     assert attention.default_implementation("cpu") == "xla"
     config = FAMILIES["olmo1"]
-    assert config.resolved("tpu").attention == "splash"
-    assert config.resolved("gpu").attention == "cudnn"
-    assert config.resolved("cpu").fuse_projections
-    assert not config.resolved("tpu").fuse_projections
+    assert config.resolve("tpu").attention == "splash"
+    assert config.resolve("gpu").attention == "cudnn"
+    assert config.resolve("cpu").fuse_projections
+    assert not config.resolve("tpu").fuse_projections
 
 
 def test_an_unknown_attention_is_refused_where_it_would_run():

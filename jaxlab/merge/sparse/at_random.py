@@ -179,7 +179,7 @@ def chances(ranks: jax.Array, density: jax.Array, epsilon: jax.Array) -> jax.Arr
 
 def _drop(base, finetuned, weights, lam, shares, key, masks, rescale, donate, options):
     """What `dare` and `della` share: checks, masks or streams, the run."""
-    wrong = by_size.unknown("rescale", rescale, RESCALE)
+    wrong = by_size.one_of("rescale", rescale, RESCALE)
     if (key is None) == (masks is None):
         wrong.append(
             "random masks need a key: key=jax.random.key(seed), or masks=[...]"

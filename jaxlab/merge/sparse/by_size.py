@@ -81,7 +81,7 @@ def ties(
     >>> ties(base, [math], density=0.5)
     {'w': Array([ 4.,  0., -3.,  0.], dtype=float32)}
     """
-    wrong = unknown("scope", scope, thresholds.SCOPES) + unknown("ties", ties, TIES)
+    wrong = one_of("scope", scope, thresholds.SCOPES) + one_of("ties", ties, TIES)
     trees, weights, lam, (density,) = check(
         base, finetuned, weights, lam, {"density": (density, 0.0, 1.0)},
         wrong + _choices(select, rescale), varies=scope == "leaf",
@@ -181,7 +181,7 @@ def sce(
     """
     trees, _, _, (share,) = check(
         base, finetuned, None, 1.0, {"select_topk": (select_topk, 0.0, 1.0)},
-        unknown("select", select, thresholds.SELECT), varies=False,
+        one_of("select", select, thresholds.SELECT), varies=False,
     )  # fmt: skip
     share = share[0]
     is_known = not checks.is_traced(share)
@@ -245,8 +245,8 @@ def of_leaf(value: Any, leaf: int) -> Any:
     return value.values[leaf] if isinstance(value, by_path.ByLeaf) else value
 
 
-def unknown(name: str, value: Any, known: Sequence[Any]) -> list[str]:
-    """A line on an option that is none of those known."""
+def one_of(name: str, value: Any, known: Sequence[Any]) -> list[str]:
+    """A line on an option that is not one of those known; none where it is."""
     return [] if value in known else [f"{name} {value!r} is not one of {known}"]
 
 
@@ -277,7 +277,7 @@ def _outside(value, name, least, most, varies):
 
 
 def _choices(select, rescale):
-    return unknown("select", select, thresholds.SELECT) + unknown(
+    return one_of("select", select, thresholds.SELECT) + one_of(
         "rescale", rescale, (None, "l1")
     )
 

@@ -75,7 +75,7 @@ class BertEncoder(nn.Module):
         hidden = self.hidden(tokens, mask, token_types, noise).astype(jnp.float32)
         if self.is_initializing() and self.config.head == "pooler":
             self.pooler(hidden[:, 0])  # makes its parameters, which travel along
-        return _pooled(self.config, hidden, mask)
+        return _pool(self.config, hidden, mask)
 
     def hidden(
         self,
@@ -191,7 +191,7 @@ def _score(config):
     )
 
 
-def _pooled(config, hidden, mask):
+def _pool(config, hidden, mask):
     if config.pooling == "mean":
         weight = mask.astype(jnp.float32)[..., None]
         count = jnp.maximum(weight.sum(axis=1), 1.0)

@@ -85,7 +85,7 @@ def quick_study(workdir: pathlib.Path, data: str | None = None) -> study_lib.Stu
 
 def _samples(study, pool, corpus) -> list[tuple[str, str]]:
     """(prompt, continuation) of the average of all experts."""
-    params = pool.merged(dict.fromkeys(pool.names, 1.0))
+    params = pool.average(dict.fromkeys(pool.names, 1.0))
     model, tokenizer = branches.decoder(study.recipe.base, corpus), corpus.tokenizer
     texts = generate.generate(
         model,
@@ -108,7 +108,7 @@ def _export(study, workdir, pool, corpus, outcome) -> list[pathlib.Path]:
     for rows in outcome.ranking.values():
         best = next((row.mixture for row in rows if len(row.mixture) > 1), None)
         if best is not None:
-            folders[experts.name_of(best)] = pool.merged(best)
+            folders[experts.name_of(best)] = pool.average(best)
     for name, params in folders.items():
         models.hf.save(
             workdir / "export" / name,

@@ -81,14 +81,14 @@ def _introduction(outcome) -> str:
         f"One seed model ({recipe.base.steps * tokens:,} tokens), one expert for "
         f"each of {len(outcome.units)} partitions ({recipe.unit_tokens:,} tokens "
         f"each), {len(outcome.mixtures):,} averages of experts scored on the held-out "
-        f"text of {len(outcome.actual)} domains. {len(outcome.checked) or 'No'} "
+        f"text of {len(outcome.actual)} domains. {len(outcome.comparisons) or 'No'} "
         f"mixtures were then trained for real, {budget}, to see whether merging "
         "predicted them (Na et al. 2024, arXiv:2410.15661)."
     )
 
 
 def _add_correlations(page, outcome) -> None:
-    if not outcome.checked:
+    if not outcome.comparisons:
         return
     kinds = ("spearman", "pearson")
     rows = [

@@ -58,7 +58,7 @@ class Way(NamedTuple):
 def losses(outcome: Outcome, proxy: str) -> dict[str, ablation.DocumentLosses]:
     """Target -> a proxy's losses of the mixtures that were trained to check it."""
     names = [experts.name_of(mixture) for mixture in outcome.mixtures]
-    rows = [names.index(_name(outcome, i)) for i in outcome.checked]
+    rows = [names.index(_name(outcome, i)) for i in outcome.comparisons]
     return {
         target: by_proxy[proxy]._replace(nats=by_proxy[proxy].nats[rows])
         for target, by_proxy in outcome.predicted.items()
@@ -68,7 +68,7 @@ def losses(outcome: Outcome, proxy: str) -> dict[str, ablation.DocumentLosses]:
 def trained_losses(outcome: Outcome) -> dict[str, ablation.DocumentLosses]:
     """Target -> losses of those mixtures, trained for real."""
     return {
-        target: every._replace(nats=every.nats[outcome.checked])
+        target: every._replace(nats=every.nats[outcome.comparisons])
         for target, every in outcome.actual.items()
     }
 
@@ -130,7 +130,7 @@ def agreement(outcome: Outcome, proxy: str) -> dict[str, list[ablation.Agreement
         [] where there is no such target or are too few mixtures.
     """
     predicted, actual = losses(outcome, proxy), trained_losses(outcome)
-    mixtures = [outcome.models[i].mixture for i in outcome.checked]
+    mixtures = [outcome.models[i].mixture for i in outcome.comparisons]
     sizes = [len(mixture) for mixture in mixtures]
     domains = [{outcome.units[name] for name in mixture} for mixture in mixtures]
     own = [t for t in actual if t in {*outcome.units.values()}]
@@ -221,7 +221,7 @@ def misses(outcome: Outcome, proxy: str, count: int = 5) -> list[tuple]:
     Ranks are among the mixtures of the same size, from 1.
     """
     predicted, actual = losses(outcome, proxy), trained_losses(outcome)
-    mixtures = [outcome.models[i].mixture for i in outcome.checked]
+    mixtures = [outcome.models[i].mixture for i in outcome.comparisons]
     sizes = np.array([len(mixture) for mixture in mixtures])
     rows = []
     for target in actual:

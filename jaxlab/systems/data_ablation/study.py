@@ -124,7 +124,7 @@ class Outcome:
         }
 
     @property
-    def checked(self) -> list[int]:
+    def comparisons(self) -> list[int]:
         """Places in `models` of the mixtures that the predictions are held against."""
         return [i for i, model in enumerate(self.models) if model.why == "checked"]
 

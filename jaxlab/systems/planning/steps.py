@@ -81,7 +81,7 @@ def untrained(
         model.attention = "xla"
     build = systems.resolve(systems.entry(config.system).step)
     try:
-        sizes = sections_lib.transformer_config(model, None, mesh).resolved(platform)
+        sizes = sections_lib.transformer_config(model, None, mesh).resolve(platform)
         return build(config, models.Decoder(sizes))
     except errors.ArgumentError as error:
         raise errors.UserError(f"this config does not work: {error}") from error

@@ -15,7 +15,7 @@ def instruction() -> ml_collections.ConfigDict:
     """The config of instruction tuning, `tulu.sft`; set the rate."""
     return ml_collections.ConfigDict(
         {
-            **_shared("tulu.sft", epochs=2.0, warmup=0.03),
+            **_sft_and_dpo("tulu.sft", epochs=2.0, warmup=0.03),
             "z_loss": 0.0,
             "data": {
                 **sections.conversations(),
@@ -30,7 +30,7 @@ def preferences() -> ml_collections.ConfigDict:
     """The config of preference tuning, `tulu.dpo`; set the rate. Batches are pairs."""
     return ml_collections.ConfigDict(
         {
-            **_shared("tulu.dpo", epochs=3.0, warmup=0.1),
+            **_sft_and_dpo("tulu.dpo", epochs=3.0, warmup=0.1),
             "data": {
                 **sections.conversations(batch_size=32),
                 "last_only": True,  # EasyLM's; False: all answers of a pair count
@@ -48,7 +48,7 @@ def preferences() -> ml_collections.ConfigDict:
     )
 
 
-def _shared(system: str, *, epochs: float, warmup: float) -> dict[str, Any]:
+def _sft_and_dpo(system: str, *, epochs: float, warmup: float) -> dict[str, Any]:
     return {
         "system": system,
         "seed": 0,
