@@ -379,7 +379,7 @@ def test_the_command_prints_and_writes_a_plan_that_fits(tmp_path, capsys):
 def test_the_exit_code_is_1_where_the_step_does_not_fit(capsys):
     assert cli.run([*OLMO_7B, V5E, "--mesh=data=32,fsdp=8"]) == 1
     shown = capsys.readouterr().out
-    assert "GiB a chip too many; one of these fits: --mesh data=16,fsdp=16" in shown
+    assert "GiB per chip too many; one of these fits: --mesh data=16,fsdp=16" in shown
     hopeless = [f"--config={ROOT}/configs/scale.py:llama_405b", "--topology=v5e:4x4"]
     assert cli.run(["plan", *hopeless, "--mesh=fsdp=16"]) == 1
     assert "use more chips" in capsys.readouterr().out

@@ -34,7 +34,7 @@ def show(
     where = f"{topology.name}{slices}: {topology.chips} chips, {mesh_name(plan)}"
     print(f"{name} on {where}")
     print(
-        f"{shape.params:,} parameters; {shape.rows} x {shape.length} tokens a step"
+        f"{shape.params:,} parameters; {shape.rows} x {shape.length} tokens per step"
         f"{parts}; remat {shape.remat}\n"
     )
     _show_memory(plan)
@@ -87,7 +87,7 @@ def show_search(plans: list[planning.Plan]) -> None:
         ]
         for plan in plans
     ]
-    output.table(["mesh", "remat", "parts", "GiB", "s a step", "MFU"], rows)
+    output.table(["mesh", "remat", "parts", "GiB", "s per step", "MFU"], rows)
     print()
 
 
@@ -186,7 +186,7 @@ def _show_times(plan: planning.Plan) -> None:
         for name, seconds in _seconds(plan)
     ]
     rows.append(["at least", f"{plan.times.bound:.3f}", ""])
-    output.table(["a step takes", "s", "GB a chip"], rows)
+    output.table(["a step takes", "s", "GB per chip"], rows)
     print()
     rows = []
     for convention in ("dense", "causal"):
@@ -195,11 +195,11 @@ def _show_times(plan: planning.Plan) -> None:
         rows.append([f"of peak, {convention} attention", *cells])
     times, tokens = plan.times, plan.shape.step_tokens
     seconds = (times.bound, times.high, times.likely, times.low)
-    rows.append(["seconds a step", *(f"{each:.2f}" for each in seconds)])
+    rows.append(["seconds per step", *(f"{each:.2f}" for each in seconds)])
     rates = [tokens / each for each in seconds]
     rows.append(["tokens/s", *(f"{each:,.0f}" for each in rates)])
     each = [rate / plan.topology.chips for rate in rates]
-    rows.append(["tokens/s a chip", *(f"{rate:,.0f}" for rate in each)])
+    rows.append(["tokens/s per chip", *(f"{rate:,.0f}" for rate in each)])
     output.table(["predicted", "bound", "low", "likely", "high"], rows)
     print()
 
@@ -214,12 +214,12 @@ def _show_run(plan: planning.Plan, tokens: float, price: float | None) -> None:
     if price is not None:
         cost = [day * 24 * plan.topology.chips * price for day in (likely, low, high)]
         line += f", {cost[0]:,.0f} ({cost[1]:,.0f} to {cost[2]:,.0f}) at {price:g}"
-        line += " a chip-hour"
+        line += " per chip-hour"
     print(line)
 
 
 def _why_not(plan: planning.Plan) -> str:
-    line = f"does not fit: {-plan.spare / GIB:.2f} GiB a chip too many"
+    line = f"does not fit: {-plan.spare / GIB:.2f} GiB per chip too many"
     changes = planning.remedies(plan)
     if changes:
         return f"{line}; one of these fits: {'; '.join(changes)}"
