@@ -102,7 +102,8 @@ def run(args: argparse.Namespace) -> None:
         args.out,
         chunk_bytes=args.memory // 16,
         progress=meter,
-        free_keys=_run_keys if any(are_runs) else _folder_keys,
+        free_keys=_free_keys if any(are_runs) else (),
+        spell_out=_spell_out,
         **options,
     )
     for note in report["notes"]:
@@ -131,18 +132,18 @@ def _plan(args):
     return recipe.read(first, dtype=args.dtype)
 
 
-# Asked only where two configs differ: the models import jax.
-def _run_keys():
+# Both are asked only where two configs differ: the models import jax.
+def _free_keys():
     from jaxlab import models
 
     # Of these two the shapes of the tensors tell.
     return (*models.TransformerConfig.UNTIED, "vocab", "kv_heads")
 
 
-def _folder_keys():
-    from jaxlab.models.hf import config
+def _spell_out(config):
+    from jaxlab.models.hf import defaults
 
-    return config.UNTIED
+    return defaults.spell_out(config)
 
 
 def _is_folder_to_run(plan, written) -> bool:

@@ -136,6 +136,7 @@ def merge_recipe(
     progress: progress_lib.Progress | None = None,
     writer: Writer | None = None,
     free_keys: compatible.FreeKeys = (),
+    spell_out: compatible.SpellOut | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Makes the merge of a recipe.
@@ -144,6 +145,7 @@ def merge_recipe(
         recipe, out, chunk_bytes, progress, free_keys: as in `merge_files`.
         writer: fills the folder from the merged tensors, mapped from a temporary file;
             None writes what `format` says.
+        spell_out: of config.json, as `compatible.compare` takes it.
         **options: format, shard_bytes, digest and layer_axis of `merge_files`; those
             not given are those of the recipe, if it is an earlier merge's.
     """
@@ -152,7 +154,9 @@ def merge_recipe(
     folders.refuse_existing(out)
     inputs = opener.open_all(recipe.models)
     first, is_cast = inputs[0], recipe.dtype is not None
-    tokenizer_notes = compatible.compare(inputs, is_cast=is_cast, free_keys=free_keys)
+    tokenizer_notes = compatible.compare(
+        inputs, is_cast=is_cast, free_keys=free_keys, spell_out=spell_out
+    )
     options["format"] = options["format"] or _FORMAT_OF[first.kind]
     if writer is None and options["format"] == "orbax":
         empty = [name for name, tensor in first.tensors.items() if not tensor.size]

@@ -27,16 +27,6 @@ from jaxlab.models.hf import rope as rope_lib
 
 _log = logging.getLogger(__name__)
 
-# Keys of config.json that trained parameters do not depend on: models that differ in
-# them can be merged.
-UNTIED = (
-    "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version",
-    "use_cache", "max_position_embeddings", "initializer_range", "bos_token_id",
-    "eos_token_id", "pad_token_id", "unk_token_id", "attention_dropout",
-    "hidden_dropout", "embedding_dropout", "residual_dropout", "pretraining_tp",
-    "auto_map", "_attn_implementation_autoset", "use_bfloat16", "id2label", "label2id",
-)  # fmt: skip
-
 
 class Family(NamedTuple):
     """One of Hugging Face's model classes.

@@ -16,10 +16,16 @@ _SHOWN = 40
 # Keys of config.json in which models that are merged may differ; or what names them,
 # asked only where there is a difference.
 FreeKeys = Sequence[str] | Callable[[], Sequence[str]]
+# A config.json -> what it says, in one form for all that say the same.
+SpellOut = Callable[[Mapping], Mapping]
 
 
 def compare(
-    inputs: Sequence[source_lib.Source], *, is_cast: bool, free_keys: FreeKeys = ()
+    inputs: Sequence[source_lib.Source],
+    *,
+    is_cast: bool,
+    free_keys: FreeKeys = (),
+    spell_out: SpellOut | None = None,
 ) -> list[str]:
     """Refuses inputs that differ in tensors, shapes, dtypes, kind or config.json.
 
@@ -28,6 +34,7 @@ def compare(
         is_cast: the dtype of the result is given, so those of the inputs may differ.
         free_keys: of config.json, or of a run's `model` section: differences in these
             change nothing that a merge needs.
+        spell_out: of a Hugging Face config.json; None compares key by key.
 
     Returns:
         What the user should know: which inputs have other tokenizer files.
@@ -55,7 +62,7 @@ def compare(
             ):
                 hint = "" if is_cast else "; give the dtype of the result"
                 lines.append(f"{name} in {where}, is {b.dtype} and not {a.dtype}{hint}")
-        lines += _config_differences(first, other, free_keys)
+        lines += _config_differences(first, other, free_keys, spell_out)
     refuse(sorted(lines))
     return _tokenizer_notes(inputs)
 
@@ -79,9 +86,11 @@ def _tokenizer_notes(inputs) -> list[str]:
     return notes
 
 
-def _config_differences(first, other, free_keys) -> list[str]:
+def _config_differences(first, other, free_keys, spell_out) -> list[str]:
     """Differences between what two models compute, by their config.json."""
     mine, theirs = (_describe(source) for source in (first, other))
+    if mine != theirs and mine and theirs and spell_out and not first.is_run:
+        mine, theirs = spell_out(first.config), spell_out(other.config)
     keys, differ = mine.keys() | theirs.keys(), lambda a, b: a != b
     if first.is_run:
         keys, differ = mine.keys() & theirs.keys(), _say_otherwise
@@ -90,7 +99,8 @@ def _config_differences(first, other, free_keys) -> list[str]:
         free = {*(free_keys() if callable(free_keys) else free_keys)}
         keys = [key for key in keys if key not in free]
     # Commands hand in what names the keys; a Python caller can add one.
-    fix = "" if callable(free_keys) else "; if that changes nothing, free_keys=[{!r}]"
+    is_named = callable(free_keys) or spell_out
+    fix = "" if is_named else "; if that changes nothing, free_keys=[{!r}]"
     return [
         f"{first.path} and {other.path} cannot be merged, they differ: {key} "
         f"{mine.get(key)} and {theirs.get(key)}{fix.format(key)}"
