@@ -24,6 +24,7 @@ from jaxlab.core import errors
 from jaxlab.models.bert import config as config_lib
 from jaxlab.models.config import TransformerConfig
 from jaxlab.models.hf import rope as rope_lib
+from jaxlab.models.hf import value_types
 
 _log = logging.getLogger(__name__)
 
@@ -92,19 +93,38 @@ _SIZES = {
     "num_attention_heads": "heads",
 }
 
+_KINDS = {
+    "architectures": value_types.TEXTS.or_null(),
+    "model_type": value_types.TEXT.or_null(),
+    **dict.fromkeys(_SIZES, value_types.SIZE),
+    "num_key_value_heads": value_types.SIZE.or_null(),
+    "head_dim": value_types.SIZE.or_null(),
+    "max_position_embeddings": value_types.SIZE,
+    "rms_norm_eps": value_types.POSITIVE,
+    "initializer_range": value_types.NUMBER,
+    "clip_qkv": value_types.POSITIVE.or_null(),
+    "tie_word_embeddings": value_types.SWITCH,
+    "sliding_window": value_types.SIZE.or_null(),
+    "layer_types": value_types.TEXTS.or_null(),
+    **dict.fromkeys(
+        ("eos_token_id", "pad_token_id", "bos_token_id"), value_types.TOKEN_IDS
+    ),
+}
+
 
 def from_json(raw: Mapping[str, Any]) -> TransformerConfig:
     """The config that a parsed `config.json` describes.
 
     Raises:
-        UserError: an unknown architecture, a missing size, or an option that the
-            decoder does not compute.
+        UserError: an unknown architecture, a missing size, a value of another type, or
+            an option that the decoder does not compute.
 
     >>> sizes = dict(vocab_size=96, hidden_size=32, intermediate_size=64)
     >>> sizes.update(num_hidden_layers=2, num_attention_heads=4)
     >>> from_json({"model_type": "olmo2", **sizes}).norm_position
     'post'
     """
+    value_types.check(raw, _KINDS)
     name = _family_of_json(raw)
     family = FAMILIES[name]
     for key, values in _SUPPORTED.items():

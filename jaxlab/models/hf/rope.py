@@ -5,7 +5,8 @@
 
 (versions of transformers). Old files say `type` for `rope_type`. In olmo3 the first
 layout speaks of the full layers, the sliding ones being unscaled; `rope_parameters` has
-one dict for each layer type.
+one dict for each layer type. Where `original_max_position_embeddings` stands at the top
+of the file, it comes before what stands inside.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 from jaxlab.core import errors
 from jaxlab.models import rope as rope_lib
+from jaxlab.models.hf import value_types
 
 # Kind of rotary scaling -> its keys and the fields of `rope_lib.Rope` they set.
 _FACTOR = {"factor": "factor"}
@@ -36,6 +38,26 @@ _ROPE_KEYS = {
     },
 }
 _REQUIRED = ("factor", "low_freq_factor", "high_freq_factor")
+_OUTER = {
+    "rope_theta": value_types.POSITIVE.or_null(),
+    "rope_parameters": value_types.OBJECT.or_null(),
+    "rope_scaling": value_types.OBJECT.or_null(),
+    "original_max_position_embeddings": value_types.SIZE.or_null(),
+}
+_INNER = {
+    "rope_theta": value_types.POSITIVE.or_null(),
+    "rope_type": value_types.TEXT.or_null(),
+    "type": value_types.TEXT.or_null(),
+    "truncate": value_types.SWITCH.or_null(),
+    "original_max_position_embeddings": value_types.SIZE.or_null(),
+    **dict.fromkeys(
+        (
+            "factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow",
+            "attention_factor",
+        ),
+        value_types.POSITIVE.or_null(),
+    ),
+}  # fmt: skip
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
@@ -52,15 +74,24 @@ def from_json(
     Raises:
         UserError: an unknown kind of scaling, or a key that it lacks or does not know.
     """
+    value_types.check(raw, _OUTER)
+    for name in ("rope_parameters", "rope_scaling"):
+        inner = raw.get(name) or {}
+        value_types.check(inner, _INNER, f"{name}.")
+        kinds = {kind: value_types.OBJECT.or_null() for kind in _LAYER_TYPES}
+        value_types.check(inner, kinds, f"{name}.")
+        for kind in _LAYER_TYPES:
+            value_types.check(inner.get(kind) or {}, _INNER, f"{name}.{kind}.")
     theta = raw.get("rope_theta") or theta
     length = raw.get("max_position_embeddings", 2048)
+    original = raw.get("original_max_position_embeddings")
     full = dict(raw.get("rope_parameters") or {})
     near = {"rope_theta": full.get("rope_theta")}
     if by_layer_type and full.keys() & set(_LAYER_TYPES):
         full, near = (dict(full.get(kind) or {}) for kind in _LAYER_TYPES)
     if scaling := raw.get("rope_scaling"):
         full = {"rope_theta": full.get("rope_theta"), **scaling}
-    return _rope(full, theta, length), _rope(near, theta, length)
+    return tuple(_rope(each, theta, original, length) for each in (full, near))
 
 
 def to_json(
@@ -80,7 +111,7 @@ def to_json(
     }
 
 
-def _rope(raw, theta, length):
+def _rope(raw, theta, original, length):
     kind = raw.get("rope_type") or raw.get("type") or "default"
     if kind not in _ROPE_KEYS:
         raise errors.UserError(
@@ -106,6 +137,7 @@ def _rope(raw, theta, length):
     values = {keys[key]: value for key, value in rest.items()}
     if "original_max_position_embeddings" in keys:
         values.setdefault("original_length", length)
+        values["original_length"] = original or values["original_length"]
     return rope_lib.Rope(theta=theta, scaling=kind, **values)
 
 

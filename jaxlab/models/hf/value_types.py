@@ -1,0 +1,77 @@
+"""Types of the values of a `config.json`: another one is a line that names the key.
+
+A file that was edited by hand, or written by YAML, has texts for numbers, nulls for
+sizes, a name where a list belongs.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jaxlab.core import errors
+
+
+class Kind(NamedTuple):
+    """What values a key may have: in words, and as a question."""
+
+    words: str
+    accepts: Callable[[Any], bool]
+
+    def or_null(self) -> "Kind":
+        """The same, or null."""
+        accepts = self.accepts
+        return Kind(f"{self.words} or null", lambda x: x is None or accepts(x))
+
+
+def _is_whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value) -> bool:
+    is_real = _is_whole(value) or isinstance(value, float)
+    return is_real and abs(value) < 2**63 and math.isfinite(value)
+
+
+def _is_text(value) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list(accepts) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(accepts, value))
+
+
+SIZE = Kind("a whole number above 0", lambda x: _is_whole(x) and 0 < x < 2**31)
+NUMBER = Kind("a number", _is_number)
+POSITIVE = Kind("a number above 0", lambda x: _is_number(x) and x > 0)
+SWITCH = Kind("true or false", lambda x: isinstance(x, bool))
+TEXT = Kind("a text", _is_text)
+TEXTS = Kind("a list of texts", _is_list(_is_text))
+OBJECT = Kind("an object", lambda x: isinstance(x, Mapping))
+TOKEN_IDS = Kind(
+    "a token id or a list of them", lambda x: _is_whole(x) or _is_list(_is_whole)(x)
+).or_null()
+
+
+def check(raw: Mapping[str, Any], kinds: Mapping[str, Kind], where: str = "") -> None:
+    """Refuses values of other types; keys that are absent have their defaults.
+
+    Args:
+        raw: an object of a `config.json`.
+        kinds: by key.
+        where: what the object is called in the file, before a key: "rope_scaling.".
+
+    Raises:
+        UserError: with every such key, its value, and what it must be.
+    """
+    wrong = [
+        f"{where}{key} is {_short(raw[key])}, it must be {kind.words}"
+        for key, kind in kinds.items()
+        if key in raw and not kind.accepts(raw[key])
+    ]
+    if wrong:
+        raise errors.UserError(f"config.json: {'; '.join(wrong)}")
+
+
+def _short(value) -> str:
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
