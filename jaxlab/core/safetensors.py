@@ -15,6 +15,7 @@ import json
 import math
 import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ _ALIGNMENT = 8  # where the tensors begin; readers in other languages count on i
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"-\d+-of-0*(\d+)")
 
 
 class TensorOffset(NamedTuple):
@@ -59,12 +61,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
         UserError: the file is cut short, is not safetensors, or holds a dtype that
             numpy and ml_dtypes do not have.
     """
-    offsets = tensor_offsets(path)
-    data = np.memmap(path, np.uint8, "r")
-    return {
-        name: data[at.start : at.start + at.size].view(at.dtype).reshape(at.shape)
-        for name, at in offsets.items()
-    }
+    return _views(path, tensor_offsets(path))
 
 
 def tensor_offsets(path: str | os.PathLike) -> dict[str, TensorOffset]:
@@ -87,12 +84,48 @@ def read_folder(folder: str | os.PathLike) -> dict[str, np.ndarray]:
     """All tensors of a folder: of `model.safetensors`, or of the index's shards.
 
     Raises:
-        UserError: neither is there, a shard is missing, or a file is damaged.
+        UserError: neither is there, a shard or a tensor is missing, or a file is
+            damaged.
     """
     tensors = {}
-    for file in files(folder):
-        tensors |= read(file)
+    for file, offsets in folder_offsets(folder).items():
+        tensors |= _views(file, offsets)
     return tensors
+
+
+def folder_offsets(
+    folder: str | os.PathLike,
+) -> dict[pathlib.Path, dict[str, TensorOffset]]:
+    """The tensors of a folder by the file that they are read from.
+
+    Where a file holds a tensor that the index gives to another one, an old copy, it is
+    not read from there. Raises as `read_folder`.
+    """
+    folder = pathlib.Path(folder)
+    if (folder / WEIGHTS).is_file():
+        return {folder / WEIGHTS: tensor_offsets(folder / WEIGHTS)}
+    owners, found, seen = _weight_map(folder), {}, {}
+    for file in files(folder):
+        held = tensor_offsets(file)
+        for name, owner in owners.items():
+            if owner == file.name and name not in held:
+                raise errors.UserError(
+                    f"{file} lacks {name}, which {INDEX} says is there; download both "
+                    "again"
+                )
+        found[file] = {
+            name: at
+            for name, at in held.items()
+            if owners.get(name, file.name) == file.name
+        }
+        for name in found[file].keys() - owners.keys():
+            if name in seen:
+                raise errors.UserError(
+                    f"{file} and {seen[name]} both hold {name}, and {INDEX} does not "
+                    "say which counts; download it again"
+                )
+            seen[name] = file
+    return found
 
 
 def files(folder: str | os.PathLike) -> list[pathlib.Path]:
@@ -100,19 +133,7 @@ def files(folder: str | os.PathLike) -> list[pathlib.Path]:
     folder = pathlib.Path(folder)
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
-    if not (folder / INDEX).is_file():
-        raise errors.UserError(
-            f"{folder} has neither {WEIGHTS} nor {INDEX}; only safetensors are read, "
-            "not pytorch_model.bin"
-        )
-    try:
-        names = sorted(
-            set(json.loads((folder / INDEX).read_text())["weight_map"].values())
-        )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise errors.UserError(
-            f"{folder / INDEX} has no weight_map; download it again"
-        ) from error
+    names = sorted(set(_weight_map(folder).values()))
     if lost := [name for name in names if not (folder / name).is_file()]:
         more = ", ..." if len(lost) > 3 else ""
         raise errors.UserError(
@@ -120,6 +141,48 @@ def files(folder: str | os.PathLike) -> list[pathlib.Path]:
             f"{', '.join(lost[:3])}{more}; download them"
         )
     return [folder / name for name in names]
+
+
+def shard_of(name: str) -> int:
+    """Of how many files one is a part, by its name; 1 of a file that is whole.
+
+    >>> shard_of("model-00001-of-00003.safetensors"), shard_of("model.safetensors")
+    (3, 1)
+    """
+    number = _SHARD.search(name)
+    return int(number[1]) if number else 1
+
+
+def _weight_map(folder: pathlib.Path) -> dict[str, str]:
+    """Tensor -> file, as the index of a folder says."""
+    if not (folder / INDEX).is_file():
+        shards = [file.name for file in folder.glob("*.safetensors")]
+        if any(shard_of(name) > 1 for name in shards):
+            raise errors.UserError(
+                f"{folder} has {len(shards)} of the {shard_of(min(shards))} files of a "
+                f"model and no {INDEX}; download the rest"
+            )
+        raise errors.UserError(
+            f"{folder} has neither {WEIGHTS} nor {INDEX}; only safetensors are read, "
+            "not pytorch_model.bin"
+        )
+    try:
+        found = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
+        if not all(isinstance(file, str) for file in found.values()) or not found:
+            raise ValueError(found)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise errors.UserError(
+            f"{folder / INDEX} has no weight_map; download it again"
+        ) from error
+    return found
+
+
+def _views(path, offsets) -> dict[str, np.ndarray]:
+    data = np.memmap(path, np.uint8, "r")
+    return {
+        name: data[at.start : at.start + at.size].view(at.dtype).reshape(at.shape)
+        for name, at in offsets.items()
+    }
 
 
 def write_folder(
@@ -250,9 +313,14 @@ def _header(path: pathlib.Path) -> tuple[dict, int]:
         header.pop("__metadata__", None)
         for entry in header.values():
             start, stop = entry["data_offsets"]
-            if not 0 <= start <= stop or "dtype" not in entry or "shape" not in entry:
+            sizes = [start, stop, *entry["shape"]]
+            if not 0 <= start <= stop or not isinstance(entry["dtype"], str):
                 raise ValueError(entry)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if not all(type(size) is int and size >= 0 for size in sizes):
+                raise ValueError(entry)
+    except (
+        ValueError, TypeError, KeyError, AttributeError, RecursionError,
+    ) as error:  # fmt: skip
         raise errors.UserError(
             f"{path}: its safetensors header cannot be read; download it again"
         ) from error

@@ -97,6 +97,30 @@ def test_wrong_arguments_are_named(folders, tmp_path, arguments, message):
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "names", "message"),
+    [
+        ("model-00002-of-00003.safetensors", ("w",), "is one of 3 files of a model"),
+        ("model.safetensors", ("x.layers.0.w", "x.layers.2.w"), "lacks layer 1 of the"),
+        ("adapter_model.safetensors", ("x.lora_A.weight",), "is an adapter"),
+        ("model.safetensors", ("x.q_proj.lora_magnitude_vector",), "is an adapter"),
+        ("model.safetensors", ("lora_te_x.lora_down.weight",), "is an adapter"),
+        ("model.safetensors", ("x.hada_w1_a",), "is an adapter"),
+    ],
+)
+def test_what_is_not_a_whole_model_is_refused(tmp_path, file, names, message):
+    tensors = {name: np.ones(3, np.float32) for name in names}
+    config = CONFIG | {"num_hidden_layers": 3}
+    paths = [save(tmp_path / n, tensors, config=config) for n in "ab"]
+    for path in paths:
+        pathlib.Path(path, "model.safetensors").rename(pathlib.Path(path, file))
+    with pytest.raises(errors.UserError, match=message):
+        merge.merge_files(paths, tmp_path / "m")
+    if "lacks" not in message:  # given as files alike
+        with pytest.raises(errors.UserError, match=message):
+            merge.merge_files([f"{p}/{file}" for p in paths], tmp_path / "m")
+
+
 def test_a_row_larger_than_a_chunk_is_refused(tmp_path):
     paths = [save(tmp_path / n, {"w": np.ones((2, 700), np.float32)}) for n in "ab"]
     with pytest.raises(ValueError, match=r"rows of w, .* must have 22400 bytes"):

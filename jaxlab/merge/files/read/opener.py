@@ -3,6 +3,7 @@
 Each path is looked at once, here: what the merge asks later is in the `Source`.
 """
 
+import itertools
 import json
 import pathlib
 import re
@@ -13,6 +14,11 @@ from jaxlab.merge.files.read import compatible
 from jaxlab.merge.files.read import source as source_lib
 
 _CHECKPOINT = "_CHECKPOINT_METADATA"
+# Names of low-rank adapters: peft's LoRA, DoRA, VeRA, LoHa, LoKr, IA3, OFT; kohya's.
+_ADAPTERS = re.compile(
+    r"(^|[._])(lora|vera|hada|lokr|ia3|oft|boft)_(\w|$)|\.prompt_embeddings"
+)
+_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h)\.(\d+)\.")
 _BUFFERS = re.compile(r"rotary_emb\.inv_freq$")  # follow from the config; not merged
 
 
@@ -61,21 +67,46 @@ def _open(path: pathlib.Path) -> source_lib.Source:
 def _open_files(path) -> source_lib.Source:
     """A folder of safetensors, or one such file."""
     config, tensors = _config(path), {}
-    files = [str(path)] if path.is_file() else _weight_files(path)
-    for file in files:
-        for name, at in safetensors.tensor_offsets(file).items():
-            if name in tensors:
-                raise errors.UserError(f"{file}: {name} is in another shard as well")
+    files = _offsets(path)
+    for file, offsets in files.items():
+        for name, at in offsets.items():
             if not _BUFFERS.search(name):
-                extent = source_lib.Extent(file, at.start, at.size)
+                extent = source_lib.Extent(str(file), at.start, at.size)
                 tensors[name] = source_lib.Stored(at.dtype, at.shape, (extent,))
-    return source_lib.Source(str(path), "folder", tensors, files, config, path)
+    _refuse_parts(path, tensors, config)
+    names = [str(file) for file in files]
+    return source_lib.Source(str(path), "folder", tensors, names, config, path)
 
 
-def _weight_files(folder) -> list[str]:
-    alone = list(folder.glob("*.safetensors"))
-    is_whole = len(alone) == 1 and not (folder / safetensors.INDEX).exists()
-    return [str(file) for file in (alone if is_whole else safetensors.files(folder))]
+def _offsets(path) -> dict[pathlib.Path, dict[str, safetensors.TensorOffset]]:
+    """The tensors by file, of a folder or of the one file in it, or of that file."""
+    alone = [path] if path.is_file() else list(path.glob("*.safetensors"))
+    if len(alone) != 1 or (path / safetensors.INDEX).exists():
+        return safetensors.folder_offsets(path)
+    if (count := safetensors.shard_of(alone[0].name)) > 1:
+        raise errors.UserError(
+            f"{alone[0]} is one of {count} files of a model, and they are merged "
+            f"together; give a folder with all of them and their {safetensors.INDEX}"
+        )
+    return {alone[0]: safetensors.tensor_offsets(alone[0])}
+
+
+def _refuse_parts(path, tensors, config) -> None:
+    """Refuses what is no model: an adapter, and a model that lacks layers."""
+    if any(map(_ADAPTERS.search, tensors)) or (path / "adapter_config.json").is_file():
+        raise errors.UserError(
+            f"{path} is an adapter: the average of factors is not that of what they "
+            "add to a model. Merge it into its base model first (peft's "
+            "merge_and_unload), then merge the models"
+        )
+    layers, numbers = config.get("num_hidden_layers"), map(_LAYER.search, tensors)
+    have = {int(number[1]) for number in numbers if number}
+    first = next(number for number in itertools.count() if number not in have)
+    if have and type(layers) is int and first < layers:
+        raise errors.UserError(
+            f"{path} lacks layer {first} of the {layers} that its config.json calls "
+            "for; download the rest"
+        )
 
 
 def _config(folder) -> dict:
