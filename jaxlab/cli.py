@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import difflib
 import importlib
+import io
 import logging
 import os
 import sys
@@ -19,7 +20,7 @@ from types import ModuleType
 
 import jaxlab
 from jaxlab.commands import arguments
-from jaxlab.core import accelerators, host_memory
+from jaxlab.core import accelerators, host_memory, interrupts
 
 # Verb -> its line in `jaxlab --help` (SUMMARY in its file) and its module.
 VERBS = {
@@ -81,9 +82,34 @@ def run(argv: Sequence[str] | None = None) -> int:
         argv: without the program's name; None takes it from `sys.argv`.
 
     Returns:
-        The exit code: 0, 2 for a user's mistake, 130 when interrupted.
+        The exit code: 0, 2 for a user's mistake; 130 after Ctrl-C and 143 after
+        SIGTERM, whether the command had begun its work or saved it.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    name = " ".join(["jaxlab", *argv[:1]])
+    _write_any_character()
+    try:
+        with interrupts.raise_signals():
+            code = _run(argv)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where a reader that is gone is expected
+            interrupts.check()  # a library may have swallowed it
+            return code
+    except arguments.UsageError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt as error:
+        return _fail(f"{name}: interrupted", code=interrupts.exit_code(error))
+    except BrokenPipeError:  # the reader of our stdout has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        message = _user_message(error)
+        if message is None:
+            raise
+        return _fail(f"{name}: {message}")
+
+
+def _run(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(overview())
         return 0 if argv else 2
@@ -93,25 +119,12 @@ def run(argv: Sequence[str] | None = None) -> int:
     verb, *rest = argv
     try:
         args = parse(verb, rest)
-    except arguments.UsageError as error:
-        return _fail(str(error))
     except SystemExit as stop:  # --help was printed
         return int(stop.code or 0)
-    try:
-        with _quiet(args.verbose):
-            host_memory.keep_freed_memory()  # before jax has threads
-            accelerators.skip_absent_tpu()  # before jax looks for one
-            return _command(verb).run(args) or 0
-    except KeyboardInterrupt:
-        return _fail(f"jaxlab {verb}: interrupted", code=130)
-    except BrokenPipeError:  # the reader of our stdout has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        message = _user_message(error)
-        if message is None:
-            raise
-        return _fail(f"jaxlab {verb}: {message}")
+    with _quiet(args.verbose):
+        host_memory.keep_freed_memory()  # before jax has threads
+        accelerators.skip_absent_tpu()  # before jax looks for one
+        return _command(verb).run(args) or 0
 
 
 def overview() -> str:
@@ -154,9 +167,11 @@ def _quiet(verbose: bool):
 
     # XLA's C++ log, read when jax is imported: 2 leaves errors only.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    for name in ("jax", "orbax", "flax"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    # Orbax logs a failed save from every one of its threads, with a thousand lines of
+    # traceback; what it raises in the end is told in one line of ours.
+    absl_logging.set_verbosity(absl_logging.ERROR if verbose else absl_logging.FATAL)
+    for name in ("jax", "orbax", "flax", "asyncio"):
+        logging.getLogger(name).setLevel(logging.ERROR if verbose else logging.CRITICAL)
     ours, handler = logging.getLogger("jaxlab"), logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     level, propagate = ours.level, ours.propagate
@@ -169,6 +184,13 @@ def _quiet(verbose: bool):
         ours.removeHandler(handler)
         ours.setLevel(level)
         ours.propagate = propagate
+
+
+def _write_any_character() -> None:
+    """A character that stdout or stderr does not have is written as its number."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _user_message(error: Exception) -> str | None:

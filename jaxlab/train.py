@@ -24,6 +24,7 @@ import jax
 from jaxlab.core import (
     checkpoint,
     errors,
+    interrupts,
     paths,
     process,
     profiling,
@@ -43,7 +44,8 @@ class Result(NamedTuple):
     """What `fit` returns."""
 
     state: types.TrainState
-    finished: bool  # False when SIGTERM or SIGINT ended the run early
+    finished: bool  # False when a signal ended the run early
+    signal: int | None = None  # that did
 
 
 def fit(
@@ -141,9 +143,10 @@ def fit(
         meter.flush()
         saver.wait()
         done = int(state.step)
-        if done < steps:
-            rows.say(f"stopped at step {done}, saved; the same command continues")
-        return Result(state, done >= steps)
+        if done >= steps:
+            return Result(state, finished=True)
+        rows.say(f"stopped at step {done}, saved; the same command continues")
+        return Result(state, finished=False, signal=stop.signal)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -152,6 +155,10 @@ def main(argv: Sequence[str]) -> int:
     The config names its system, e.g. "olmo.pretrain" is
     `jaxlab.systems.olmo.pretraining.pretrain(config, workdir, mesh)`; one that keeps
     files of its own refuses a bucket itself.
+
+    Raises:
+        Interrupt: a signal ended the run early, what was trained is saved; so that
+            nobody takes it for a run that is finished.
     """
     config, workdir = config_lib.parse(argv)
     process.start()
@@ -166,7 +173,9 @@ def main(argv: Sequence[str]) -> int:
             experiment = system(config, workdir, mesh)
     except errors.ArgumentError as error:  # how models and objectives refuse a setting
         raise errors.UserError(f"this config does not work: {error}") from error
-    fit(experiment, workdir, mesh=mesh, **config.run.to_dict())
+    result = fit(experiment, workdir, mesh=mesh, **config.run.to_dict())
+    if not result.finished:
+        raise interrupts.Interrupt(result.signal)
     return 0
 
 

@@ -5,8 +5,11 @@ import importlib.util
 import os
 import sys
 
+from jaxlab.core import errors
+
 # How a TPU, an NVIDIA and an AMD GPU appear to a process.
 _DEVICES = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
+_INSTALL = "pip install -e '.[cuda]' or '.[tpu]'"
 
 
 def skip_absent_tpu() -> None:
@@ -26,3 +29,24 @@ def skip_absent_tpu() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     if "jax" in sys.modules:  # it has read the variable already
         sys.modules["jax"].config.update("jax_platforms", "cpu")
+
+
+def check() -> None:
+    """Asks jax for its devices, before any file is opened or any work is begun.
+
+    Raises:
+        UserError: there are none of the kind that JAX_PLATFORMS names.
+    """
+    import jax
+
+    try:
+        jax.devices()
+    except Exception as error:  # RuntimeError; an AssertionError where CUDA is absent
+        asked = jax.config.jax_platforms or os.environ.get("JAX_PLATFORMS") or "auto"
+        reason = " ".join(str(error).partition(" (set JAX_PLATFORMS")[0].split())
+        raise errors.UserError(
+            f"no device to compute on: JAX_PLATFORMS is {asked}, and jax finds none of "
+            f"that kind ({reason[:200] or type(error).__name__}); unset JAX_PLATFORMS "
+            "or set it to cpu, see that no other process holds the device, or install "
+            f"jax for it: {_INSTALL}"
+        ) from None

@@ -123,7 +123,7 @@ class Checkpointer:
             last_good = f"step {self._last} is the last good checkpoint"
         return _one_line(
             f"saving step {step} to {self.directory} failed; {last_good}; free some "
-            "disk space and start the same command again"
+            "disk space, or mend what is said here, and start the same command again"
         )
 
 
@@ -145,8 +145,8 @@ def entries(directory: str | pathlib.Path) -> list[Entry]:
     with paths.explain_errors(folder):
         for path in folder.iterdir():
             step = path.name.partition(".orbax-checkpoint-tmp")[0]
-            if step.isdigit():
-                is_finished = path.name == step and (path / last).exists()
+            if step.isdecimal():
+                is_finished = path.name == step and paths.exists(path / last)
                 step_folders.append(Entry(int(step), path, is_finished))
     return sorted(step_folders, key=lambda entry: entry.step, reverse=True)
 
@@ -169,7 +169,7 @@ def folder_of(run: str | pathlib.Path) -> pathlib.Path:
 def _unfinished_steps(directory: pathlib.Path) -> list[int]:
     """Steps of folders without a whole checkpoint; orbax would refuse to save them."""
     unfinished = [entry for entry in entries(directory) if not entry.is_finished]
-    return sorted(entry.step for entry in unfinished if entry.path.name.isdigit())
+    return sorted(entry.step for entry in unfinished if entry.path.name.isdecimal())
 
 
 def restore(directory: pathlib.Path, abstract: Any) -> tuple[int, Any] | None:

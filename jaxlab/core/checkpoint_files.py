@@ -6,7 +6,9 @@ the devices (`tree.fingerprint`), so that a truncated, flipped or half-written
 checkpoint is found when it is read.
 """
 
+import contextlib
 import math
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,8 +16,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlab.core import errors, paths, tree
+from jaxlab.core import errors, interrupts, paths, tree
 
+# In errors of jax, TensorStore and gcsfs that say nothing about the files.
+_ELSEWHERE = (
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "UNAVAILABLE",
+    "UNAUTHENTICATED",
+    "DEADLINE_EXCEEDED",
+    "Unable to initialize backend",
+    "Too many open files",
+    "Cannot allocate memory",
+)
 _PART_BYTES = 2**30  # read at a time to verify
 
 
@@ -51,13 +64,8 @@ def load(path: pathlib.Path, abstract: Any) -> Any:
     )
     settings = context()
     settings.pytree.loading.partial_load = len(wanted) < len(saved)
-    try:
-        with settings:
-            state = ocp.load(path, as_saved)
-    except Exception as error:
-        raise CorruptError(
-            f"checkpoint {path} cannot be read: {first_line(error)}"
-        ) from None
+    with _tell_corrupt(path), settings:
+        state = ocp.load(path, as_saved)
     if lines := tree.differences([as_saved, state]):
         raise CorruptError(f"checkpoint {path} is corrupt: {lines[0]}")
     _check_fingerprints(path, state, metadata["fingerprint"])
@@ -89,13 +97,8 @@ def load_leaves(
 
     abstract = ocp.metadata(path).metadata
     abstract = jax.tree_util.tree_map_with_path(leaf_to_load, abstract)
-    try:
-        with context():
-            leaves = tree.flatten(ocp.load(path, abstract))
-    except Exception as error:
-        raise CorruptError(
-            f"checkpoint {path} cannot be read: {first_line(error)}"
-        ) from None
+    with _tell_corrupt(path), context():
+        leaves = tree.flatten(ocp.load(path, abstract))
     leaves = {name: leaves[name] for name in wanted}
     _check_fingerprints(path, leaves, metadata["fingerprint"])
     return {name: leaf.astype(wanted[name].dtype) for name, leaf in leaves.items()}
@@ -139,6 +142,7 @@ def verify(path: pathlib.Path) -> dict[str, str]:
                 arrays = tree.flatten(ocp.load(path, abstract))
             actual = tree.fingerprint({name: arrays[name] for name in names})
         except Exception as error:
+            refuse_unreadable(path, error)
             if len(names) == 1:
                 return dict.fromkeys(names, f"cannot be read: {first_line(error)}")
             return {
@@ -182,7 +186,8 @@ def read_description(path) -> tuple[dict[str, Any], dict[str, Any]]:
     """(what `save` wrote beside the arrays, saved leaves by path)."""
     from orbax.checkpoint import v1 as ocp
 
-    try:
+    is_whole = False
+    with _tell_corrupt(path):
         # Of a relative path it reads only half.
         description = ocp.metadata(paths.absolute(path))
         leaves = {
@@ -194,13 +199,75 @@ def read_description(path) -> tuple[dict[str, Any], dict[str, Any]]:
         shapes = {name: list(leaf.shape) for name, leaf in leaves.items()}
         # Orbax logs an unreadable description and goes on without it.
         is_whole = shapes == custom["shapes"] and {*shapes} == {*custom["fingerprint"]}
-    except Exception as error:
-        raise CorruptError(
-            f"checkpoint {path} cannot be read: {first_line(error)}"
-        ) from None
+        if not is_whole:
+            refuse_unreadable(path)
     if not is_whole:
         raise CorruptError(f"checkpoint {path} is corrupt: its files disagree")
     return custom, leaves
+
+
+@contextlib.contextmanager
+def _tell_corrupt(path) -> Iterator[None]:
+    """Says of what Orbax raises while it reads whether the checkpoint is corrupt.
+
+    Raises:
+        CorruptError: its files are not what was written.
+        UserError, Interrupt: it could not be read now; see `refuse_unreadable`.
+    """
+    try:
+        yield
+    except errors.UserError:
+        raise
+    except Exception as error:
+        refuse_unreadable(path, error)
+        raise CorruptError(
+            f"checkpoint {path} cannot be read: {first_line(error)}"
+        ) from None
+
+
+def refuse_unreadable(path, error: Exception | None = None) -> None:
+    """Raises where a checkpoint may be whole and only could not be read.
+
+    Then no file is moved and no older checkpoint is used in its place.
+
+    Args:
+        path: of the checkpoint.
+        error: that the reading raised; None where Orbax went on without a file.
+
+    Raises:
+        UserError: a file that may not be read, a device or a bucket that is not
+            there, no memory.
+        Interrupt: a signal came while it was read.
+    """
+    interrupts.check()
+    if not paths.is_remote(path):
+        _open_files(path)
+    reason = "" if error is None else f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError) or any(words in reason for words in _ELSEWHERE):
+        raise errors.UserError(
+            f"checkpoint {path} could not be read just now: {first_line(error)}; it is "
+            "left as it is"
+        ) from None
+
+
+def _open_files(path) -> None:
+    """Opens every file of a checkpoint, as a user who may not will be told by name."""
+
+    def refuse(error: OSError) -> None:
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return
+        raise errors.UserError(
+            f"checkpoint {path} cannot be read: {error.filename}: {error.strerror}; it "
+            "is left as it is; make its files readable for this user, e.g. chmod -R "
+            f"u+rX {path}"
+        ) from None
+
+    for folder, _, files in os.walk(path, onerror=refuse):
+        for file in files:
+            try:
+                os.close(os.open(os.path.join(folder, file), os.O_RDONLY))
+            except OSError as error:
+                refuse(error)
 
 
 def _shapes(state) -> dict[str, list[int]]:

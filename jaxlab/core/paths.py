@@ -103,6 +103,22 @@ def is_folder(location: str | os.PathLike) -> bool:
             return False
 
 
+def exists(location: pathlib.Path) -> bool:
+    """Whether a file or folder is there.
+
+    Raises:
+        OSError: that cannot be seen from here, e.g. for lack of permission. (From
+            Python 3.14 on, pathlib says no then.)
+    """
+    if is_remote(location):
+        return location.exists()
+    try:
+        location.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def read_text(file: str | os.PathLike) -> str | None:
     """A file's text; None where there is no file."""
     with explain_errors(file):

@@ -10,7 +10,13 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from jaxlab.core import errors, host_memory, last_words, paths
+from jaxlab.core import (
+    accelerators,
+    errors,
+    host_memory,
+    last_words,
+    paths,
+)
 
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -30,7 +36,8 @@ def start() -> None:
     JAXLAB_HEARTBEAT_SECONDS (100), each with a line on stderr (`core/last_words.py`).
 
     Raises:
-        UserError: the other hosts could not be joined.
+        UserError: the other hosts could not be joined, or there is no device of the
+            kind that JAX_PLATFORMS names.
     """
     host_memory.keep_freed_memory()
     if os.environ.get("JAXLAB_COMPILATION_CACHE") == "0":
@@ -43,6 +50,7 @@ def start() -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if os.environ.get("JAXLAB_MULTIHOST") == "1":
         _join_hosts()
+    accelerators.check()
 
 
 def _join_hosts() -> None:
@@ -122,28 +130,50 @@ def leader_first(what: str) -> Iterator[None]:
         multihost_utils.sync_global_devices(what)
 
 
+class Stop:
+    """Whether to save and stop, asked after each step with the number of steps done.
+
+    Attributes:
+        signal: that came; None while none has.
+    """
+
+    def __init__(self, reached: Callable[[int], bool] | None = None):
+        self.signal: int | None = None
+        self._reached = reached
+
+    def __call__(self, step: int) -> bool:
+        """Whether a signal came; of several hosts, whether this is the step to stop."""
+        if self._reached is not None and self._reached(step):
+            self.signal = signal.SIGTERM
+        return self.signal is not None
+
+    def receive(self, number: int, frame: object = None) -> None:
+        """The handler of a signal."""
+        self.signal = number
+
+
 @contextlib.contextmanager
-def stop_on_signal() -> Iterator[Callable[[int], bool]]:
-    """A function of the step: whether to save and stop, since SIGTERM or SIGINT came.
+def stop_on_signal() -> Iterator[Stop]:
+    """A `Stop` that SIGTERM and SIGINT are told to.
 
     Of several hosts one is told; all stop at the same step, on SIGTERM only.
     """
-    received: list[int] = []
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         # jax.distributed listens to the signal, and agrees on a step with the others.
-        yield multihost_utils.reached_preemption_sync_point
+        yield Stop(multihost_utils.reached_preemption_sync_point)
         return
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False
+        yield stop
         return
     handlers = {
-        number: signal.signal(number, lambda n, _: received.append(n))
+        number: signal.signal(number, stop.receive)
         for number in (signal.SIGTERM, signal.SIGINT)
     }
     try:
-        yield lambda step: bool(received)
+        yield stop
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -5,6 +5,7 @@
 front of its lines. `Stages` counts work that is known beforehand, in training steps.
 """
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -16,8 +17,9 @@ _EVERY_SECONDS = 5.0  # between two lines of a meter
 
 
 def line(text: str, out: TextIO | None = None) -> None:
-    """One line to stdout, at once."""
-    print(text, file=sys.stdout if out is None else out, flush=True)
+    """One line to stdout, at once; where nobody can read it, the work goes on."""
+    with contextlib.suppress(OSError):  # a reader that left, or a disk that is full
+        print(text, file=sys.stdout if out is None else out, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -188,7 +188,7 @@ def fit(
     """Trains a run by its config, or finishes it.
 
     Raises:
-        KeyboardInterrupt: a signal stopped it; the same call goes on.
+        Interrupt: a signal stopped it; the same call goes on.
     """
     if _is_finished(config, workdir):
         return

@@ -1,7 +1,7 @@
 """Experiments from configs: the parts that systems share, whatever they train.
 
 of_decoder   sizes, optimizer and steps of a config, around any objective
-finish       an experiment to its last step, or KeyboardInterrupt
+finish       an experiment to its last step, or Interrupt
 """
 
 import pathlib
@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from jaxlab import models, optim, train
-from jaxlab.core import types
+from jaxlab.core import interrupts, types
 
 
 def of_decoder(
@@ -60,9 +60,9 @@ def finish(
         run: the `run` section of its config.
 
     Raises:
-        KeyboardInterrupt: a signal stopped it; the same call goes on.
+        Interrupt: a signal stopped it; the same call goes on.
     """
     result = train.fit(experiment, workdir, mesh=mesh, name=name, **run.to_dict())
     if not result.finished:
-        raise KeyboardInterrupt
+        raise interrupts.Interrupt(result.signal)
     return result.state

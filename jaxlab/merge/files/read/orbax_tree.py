@@ -42,6 +42,7 @@ def open_checkpoint(path: pathlib.Path) -> source.Source:
     except errors.UserError:
         raise
     except Exception as error:
+        checkpoint_files.refuse_unreadable(path, error)
         raise errors.UserError(
             f"checkpoint {path} cannot be read: {checkpoint_files.first_line(error)}"
         ) from None
