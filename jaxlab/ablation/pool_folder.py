@@ -18,7 +18,6 @@ config.
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any, Literal
@@ -27,7 +26,7 @@ import jax
 
 from jaxlab.ablation import cache
 from jaxlab.ablation import pool as pools
-from jaxlab.core import checkpoint, errors, report, tree, types
+from jaxlab.core import checkpoint, errors, json_text, report, tree, types
 
 _FILE = "pool.json"
 _VERSION = 1
@@ -182,7 +181,9 @@ def read(folder: pathlib.Path) -> Contents:
     """
     path = pathlib.Path(folder) / _FILE
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json_text.parse_object(
+            path.read_bytes(), path, "restore it from a copy"
+        )
         if content["version"] != _VERSION:
             raise ValueError(f"version {content['version']}")
         for unit in content["units"]:

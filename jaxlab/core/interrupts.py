@@ -6,8 +6,8 @@ So a signal is remembered too, and whoever is about to say that a file is corrup
 that the work is done, asks `check` first.
 """
 
-import _thread
 import contextlib
+import functools
 import signal
 import sys
 import threading
@@ -61,6 +61,9 @@ def raise_signals() -> Iterator[None]:
     hook, sys.unraisablehook = sys.unraisablehook, _send_again(sys.unraisablehook)
     try:
         yield
+    except Exception:
+        check()  # an import that is interrupted raises ImportError
+        raise
     finally:
         sys.unraisablehook = hook
         for number, handler in handlers.items():
@@ -81,8 +84,10 @@ def _send_again(hook):
         if not isinstance(dropped.exc_value, Interrupt):
             hook(dropped)
             return
-        number = dropped.exc_value.number
-        timer = threading.Timer(_AGAIN_SECONDS, _thread.interrupt_main, [number])
+        signal_main = functools.partial(
+            signal.pthread_kill, threading.main_thread().ident, dropped.exc_value.number
+        )
+        timer = threading.Timer(_AGAIN_SECONDS, signal_main)
         timer.daemon = True
         timer.start()
 

@@ -1,10 +1,18 @@
-"""JSON text of reports and records: NaN as null, arrays as lists; no jax, no numpy."""
+"""JSON of reports, records and configs, written and read; no jax, no numpy.
+
+`dumps` writes NaN as null and arrays as lists. `read_object` and `parse` say in one
+line which file is damaged, how, and what to do about it, whatever is wrong with it: cut
+short, no UTF-8, nested too deep, a number of thousands of digits, a list, a lost key.
+"""
 
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from jaxlab.core import errors, paths
 
 
 def dumps(value: Any) -> str:
@@ -42,3 +50,60 @@ def json_value(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, int | str) else str(value)
+
+
+def read_object(
+    file: str | os.PathLike, fix: str, keys: Iterable[str] = ()
+) -> dict[str, Any] | None:
+    """The JSON object in a file, in a bucket too; None where there is no file.
+
+    Args:
+        file: of UTF-8, with or without a byte order mark.
+        fix: what the user can do about a damaged one.
+        keys: it must have.
+
+    Raises:
+        UserError: it is no JSON object, or lacks one of the keys.
+    """
+    data = paths.read_bytes(file)
+    return None if data is None else parse_object(data, file, fix, keys)
+
+
+def parse_object(
+    data: bytes | str, file: str | os.PathLike, fix: str, keys: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The same of what was read from the file already."""
+    value = parse(data, file, fix)
+    if not isinstance(value, dict):
+        raise errors.UserError(f"{file} is damaged: it is not a JSON object; {fix}")
+    if lost := [key for key in keys if key not in value]:
+        raise errors.UserError(
+            f"{file} is damaged: it has no {', '.join(map(repr, lost))}; {fix}"
+        )
+    return value
+
+
+def parse(data: bytes | str, file: str | os.PathLike, fix: str) -> Any:
+    """The JSON value of a file's text.
+
+    Args:
+        data: the text, or its bytes.
+        file: to be named where it is damaged.
+        fix: what the user can do about that.
+
+    Raises:
+        UserError: it is not UTF-8, or not JSON that can be read.
+    """
+    try:
+        return json.loads(data.decode("utf-8-sig") if isinstance(data, bytes) else data)
+    except UnicodeDecodeError as error:
+        reason = f"it is not UTF-8 (at byte {error.start})"
+    except json.JSONDecodeError as error:
+        reason = (
+            f"it is not JSON ({error.msg} at line {error.lineno} column {error.colno})"
+        )
+    except RecursionError:
+        reason = "it is nested too deep"
+    except ValueError:  # Python reads no number of more than 4,300 digits
+        reason = "it has a number of thousands of digits"
+    raise errors.UserError(f"{file} is damaged: {reason}; {fix}")

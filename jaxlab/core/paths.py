@@ -120,13 +120,28 @@ def exists(location: pathlib.Path) -> bool:
 
 
 def read_text(file: str | os.PathLike) -> str | None:
-    """A file's text; None where there is no file."""
+    """A file's text; None where there is no file.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    data = read_bytes(file)
+    try:
+        return None if data is None else data.decode()
+    except UnicodeDecodeError as error:
+        raise errors.UserError(
+            f"{file} is damaged (not UTF-8 at byte {error.start}); restore it from a "
+            "copy"
+        ) from None
+
+
+def read_bytes(file: str | os.PathLike) -> bytes | None:
+    """A file's bytes; None where there is no file."""
     with explain_errors(file):
         try:
-            data = path(file).read_bytes()
+            return path(file).read_bytes()
         except FileNotFoundError:
             return None
-    return data.decode()
 
 
 def move(folder: pathlib.Path, target: pathlib.Path) -> None:

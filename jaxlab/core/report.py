@@ -58,7 +58,7 @@ class Reporter:
         self._is_writer = jax.process_index() == 0
         if workdir is not None and self._is_writer:
             path = paths.path(workdir) / runs.METRICS
-            old = [line for line, row in runs.lines(workdir) if row["step"] <= first]
+            old = runs.lines_until(workdir, first)
             self._file = folders.Growing(path, "".join(line + "\n" for line in old))
             self._board = _tensorboard(workdir)
 

@@ -27,6 +27,7 @@ from typing import Any
 from jaxlab.core import errors, folders, json_text, paths
 
 CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
+_RESTORE = "restore it from a copy"
 # `system` of what no config of ours trained: a merge of Hugging Face folders, and an
 # Experiment that somebody gave to `train.fit`.
 MERGE, FIT = "merge", "fit"
@@ -73,14 +74,23 @@ class Run:
 
         Only `olmo.pretrain` prepares text; from token files it prepares nothing.
         """
-        data = self.config.get("data", {})
+        data = self._section("data")
         if self.system != "olmo.pretrain" or data.get("files"):
             return None
         return data_folder(data, self.folder)
 
+    def _section(self, name: str) -> Mapping[str, Any]:
+        section = self.config.get(name, {})
+        if not isinstance(section, Mapping):
+            raise errors.UserError(
+                f"{self.folder / CONFIG} is damaged ({name!r} is not a section); "
+                f"{_RESTORE}"
+            )
+        return section
+
     def tokenizer(self) -> pathlib.Path:
         """Where its tokenizer is: a folder or a file; of a run in a bucket, there."""
-        data = self.config.get("data", {})
+        data = self._section("data")
         if paths.is_remote(self.folder):
             return tokenizer_folder(self.folder)
         if "tokenizer" in self.config:  # merged: beside it, or where its inputs have it
@@ -106,17 +116,11 @@ def find(path: str | os.PathLike) -> Run | None:
             f"model {path} does not exist; give a run directory or a Hugging Face "
             "folder"
         )
-    try:
-        text = paths.read_text(folder / CONFIG)
-        raw = None if text is None else json.loads(text)
-    except ValueError:
-        raw = []
+    raw = json_text.read_object(folder / CONFIG, _RESTORE)
     if raw is None:
         raise errors.UserError(
             f"{path} has no {CONFIG}; give a run directory or a Hugging Face folder"
         )
-    if not isinstance(raw, dict):
-        raise errors.UserError(f"{folder / CONFIG} is damaged; restore it from a copy")
     if "model_type" in raw:
         if paths.is_remote(folder):
             raise errors.UserError(
@@ -248,10 +252,10 @@ def check_config(
     Raises:
         UserError: with every differing key, its old and its new value.
     """
-    text = paths.read_text(paths.path(folder) / CONFIG)
-    if text is None:
+    raw = json_text.read_object(paths.path(folder) / CONFIG, _RESTORE)
+    if raw is None:
         return
-    saved = json_text.json_value(json.loads(text))  # once, an infinity was written
+    saved = json_text.json_value(raw)  # once, an infinity was written
     old = _flat(_with_system(_recognise(saved) or saved))
     new = _flat(json.loads(json_text.dumps(_with_system(config))))
     keys = sorted(
@@ -270,8 +274,9 @@ def check_config(
 
 def keep_every(folder: str | os.PathLike) -> int:
     """Steps between the checkpoints that a run keeps for good; 0 if there are none."""
-    config = json.loads(paths.read_text(paths.path(folder) / CONFIG) or "{}")
-    return config.get("run", {}).get("keep_every") or 0
+    config = json_text.read_object(paths.path(folder) / CONFIG, _RESTORE) or {}
+    section = config.get("run")
+    return (section.get("keep_every") or 0) if isinstance(section, Mapping) else 0
 
 
 def _with_system(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -316,16 +321,31 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
 def rows(folder: str | os.PathLike) -> list[dict[str, Any]]:
     """The rows of a run, the first step's first; [] where it has none.
 
-    A last line that was cut by a kill is left out.
+    A last line that was cut by a kill is left out, and a line of somebody's own that
+    has no step.
     """
-    return [row for _, row in lines(folder)]
+    return [row for _, row in _lines(folder) if _has_step(row)]
 
 
-def lines(folder: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines of metrics.jsonl and the row that each holds."""
-    for line in (paths.read_text(paths.path(folder) / METRICS) or "").splitlines():
+def lines_until(folder: str | os.PathLike, step: int) -> list[str]:
+    """The lines of metrics.jsonl that a run resumed at a step keeps.
+
+    Those of later steps come again. A line of somebody's own without a step stays.
+    """
+    return [
+        line
+        for line, row in _lines(folder)
+        if not _has_step(row) or row["step"] <= step
+    ]
+
+
+def _lines(folder: str | os.PathLike) -> Iterator[tuple[str, Any]]:
+    for line in (paths.read_text(paths.path(folder) / METRICS) or "").split("\n"):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            yield line, json.loads(line)
+        except (ValueError, RecursionError):
             continue
-        yield line, row
+
+
+def _has_step(row: Any) -> bool:
+    return isinstance(row, dict) and type(row.get("step")) is int

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from jaxlab.core import errors, report
+from jaxlab.core import errors, json_text, report
 from jaxlab.data.corpus import (
     documents,
     domains,
@@ -93,10 +93,12 @@ def prepare(
             f"{folder} is of `jaxlab data tokenize`; name no source beside it "
             "(--config.data.source=)"
         )
-    if not record.exists():
+    fix = f"remove {folder} to prepare the text again"
+    saved = json_text.read_object(record, fix)
+    if saved is None:
         _prepare(folder, made_from)
         report.write_json(record, made_from)
-    elif json.loads(record.read_text("utf-8")) != made_from:
+    elif saved != made_from:
         raise errors.UserError(
             f"{folder} was prepared with other settings ({record}); remove the folder "
             "to prepare it again, or use another one"

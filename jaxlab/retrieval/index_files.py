@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.core import errors, folders, report
+from jaxlab.core import errors, folders, json_text, report
 
 DTYPES = ("float32", "bfloat16")
 Batches = Iterable[np.ndarray] | Callable[[int], Iterable[np.ndarray]]
@@ -214,7 +214,8 @@ def _resume(folder, header) -> dict[str, Any]:
     if not (path.exists() and part.exists()):
         part.unlink(missing_ok=True)
         return {**header, "rows": 0, "dim": 0, "crc32": 0, "largest": 0.0}
-    state = json.loads(path.read_text("utf-8"))
+    needs = (*header, "rows", "dim", "crc32", "largest")
+    state = json_text.read_object(path, "remove it to start anew", needs)
     if other := [name for name in header if state[name] != header[name]]:
         raise errors.UserError(
             f"{folder} holds an unfinished index with other {', '.join(other)}; "
@@ -246,13 +247,10 @@ def _read_description(folder) -> dict[str, Any]:
         if not (folder / _BUILDING).exists():
             fix = "is not an index; build one with Index.build"
         raise errors.UserError(f"{folder} {fix}")
-    try:
-        state = json.loads(path.read_text("utf-8"))
-        if state["format"] == _FORMAT:
-            return state
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        pass
-    raise errors.UserError(f"{path} is damaged or newer than this; build it again")
+    state = json_text.read_object(path, "build it again", ("format",))
+    if state["format"] != _FORMAT:
+        raise errors.UserError(f"{path} is damaged or newer than this; build it again")
+    return state
 
 
 def _crc32(path, size) -> int | None:

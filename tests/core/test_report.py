@@ -46,6 +46,17 @@ def test_rows_after_the_resumed_step_and_a_torn_line_are_dropped(tmp_path):
     assert _rows(tmp_path)[-1]["skipped"] == 0
 
 
+def test_a_line_of_somebodys_own_is_kept_by_a_run_that_resumes(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    own = ['{"note": "by hand\u2028"}', "[1, 2]", "7", '{"step": "2"}']
+    lines = ['{"step": 1, "loss": 2.0}', *own, '{"step": 3, "loss": 1.0}', '{"st']
+    file.write_text("\n".join(lines), "utf-8")
+    assert [row["step"] for row in runs.rows(tmp_path)] == [1, 3]
+    with report.Reporter(tmp_path, 4, first=2):
+        pass
+    assert file.read_text("utf-8") == "\n".join(lines[:5]) + "\n"
+
+
 def test_values_that_json_does_not_have_are_null(tmp_path):
     with report.Reporter(tmp_path, 1, out=io.StringIO()) as rows:
         rows.train(1, {"loss": jnp.nan, "norm": jnp.inf}, tokens=8)

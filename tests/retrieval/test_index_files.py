@@ -155,7 +155,7 @@ def test_damage_is_found_when_an_index_is_opened(tmp_path):
     with pytest.raises(errors.UserError, match=r"ids.jsonl does not match"):
         open_(tmp_path)
     (tmp_path / "index.json").write_text("{")
-    with pytest.raises(errors.UserError, match="damaged or newer"):
+    with pytest.raises(errors.UserError, match="is damaged"):
         open_(tmp_path)
 
 

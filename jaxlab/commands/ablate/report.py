@@ -1,11 +1,10 @@
 """`jaxlab ablate report`: a pool's ranking, and its check, as a page and as JSON."""
 
 import argparse
-import json
 import pathlib
 
 from jaxlab.commands import arguments as arguments_lib
-from jaxlab.core import errors
+from jaxlab.core import errors, json_text
 
 SUMMARY = "Write POOL/report.html and POOL/report.json"
 DETAILS = """\
@@ -102,8 +101,9 @@ def _options(args: argparse.Namespace, pool: pathlib.Path) -> tuple[dict, list |
         raise errors.UserError(
             "--searched and --repeated train models; give --trained N"
         )
-    if not (pool / _CHECKED).exists():
+    fix = "remove it, and train the mixtures again with --trained N"
+    before = json_text.read_object(pool / _CHECKED, fix, ("options", "mixtures"))
+    if before is None:
         return {"trained": 0}, []
-    before = json.loads((pool / _CHECKED).read_text("utf-8"))
     # The choices of the searches are left out: in a larger pool they are others.
     return before["options"] | {"searched": ()}, before["mixtures"]

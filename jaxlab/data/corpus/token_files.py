@@ -19,14 +19,13 @@ import csv
 import dataclasses
 import functools
 import gzip
-import json
 import os
 import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlab.core import errors
+from jaxlab.core import errors, json_text
 
 SUFFIXES = (".csv.gz", ".bytes", ".npy", ".json")  # in the order they are renamed in
 _SCAN_TOKENS = 1 << 24  # a foreign file is searched for end-of-text tokens in pieces
@@ -222,11 +221,5 @@ def _size_bytes(path: pathlib.Path) -> int:
 
 
 def _read_info(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(beside(path, ".json").read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise errors.UserError(
-            f"{beside(path, '.json')} is damaged; prepare {path.name} again"
-        ) from None
+    fix = f"prepare {path.name} again"
+    return json_text.read_object(beside(path, ".json"), fix) or {}

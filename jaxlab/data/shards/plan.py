@@ -21,13 +21,15 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxlab.core import errors, folders, paths
+from jaxlab.core import errors, folders, json_text, paths
 from jaxlab.data.corpus import documents as documents_lib
 from jaxlab.data.corpus import domains as domains_lib
 from jaxlab.data.corpus import split
 
 PLAN, MANIFEST, STAGING = "plan.json", "manifest.json", ".staging"
 RECORD, MISTAKE = ".record.json", ".mistake.txt"
+FIX = "remove it and start `jaxlab data tokenize` again"  # of a damaged file of these
+KEYS = ("domains", "shards")  # of a manifest
 HELD_OUT = ".held_out"
 SHARD_BYTES = 256_000_000  # of files as they are on disk
 
@@ -107,8 +109,9 @@ def make_plan(
         "shard_bytes": shard_bytes,
     }
     path = paths.path(job.out) / PLAN
-    text = paths.read_text(path)
-    if text is None:
+    fix = f"remove {job.out} and start `jaxlab data tokenize` again"
+    plan = json_text.read_object(path, fix, ("settings", "shards"))
+    if plan is None:
         _refuse_others(job.out)
         shards = _group_files(files_of, shard_bytes)
         plan = {
@@ -118,7 +121,6 @@ def make_plan(
         }
         folders.write_text(path, json.dumps(plan, indent=1) + "\n")
         return job, shards
-    plan = json.loads(text)
     if plan["settings"] != settings:
         changes = _describe_changes(plan["settings"], settings)
         raise errors.UserError(
@@ -147,8 +149,13 @@ def read_records(
     shards = [shard for shard in shards if shard.prefix + RECORD in names]
     out = paths.path(job.out)
     with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a bucket is far away
-        texts = pool.map(lambda s: paths.read_text(out / (s.prefix + RECORD)), shards)
-        records = {s.prefix: json.loads(t) for s, t in zip(shards, texts, strict=True)}
+        values = pool.map(
+            lambda s: json_text.read_object(
+                out / (s.prefix + RECORD), FIX, ("files", "shard", "domain")
+            ),
+            shards,
+        )
+        records = {s.prefix: value for s, value in zip(shards, values, strict=True)}
     for shard in shards:
         record = records[shard.prefix]
         files = record["files"].items()

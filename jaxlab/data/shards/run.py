@@ -19,7 +19,6 @@ import fcntl
 import functools
 import hashlib
 import itertools
-import json
 import multiprocessing
 import os
 import pathlib
@@ -31,7 +30,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxlab.core import errors, folders, paths, progress, report
+from jaxlab.core import errors, folders, json_text, paths, progress, report
 from jaxlab.data.corpus import documents as documents_lib
 from jaxlab.data.corpus import split
 from jaxlab.data.shards import plan, worker
@@ -163,14 +162,14 @@ def verify(folder: str) -> int:
         UserError: not finished; a file is missing or another one.
     """
     root = paths.path(folder)
-    text = paths.read_text(root / plan.MANIFEST)
-    if text is None:
+    manifest = json_text.read_object(root / plan.MANIFEST, plan.FIX, plan.KEYS)
+    if manifest is None:
         raise errors.UserError(
             f"{folder} has no {plan.MANIFEST}; finish it with `jaxlab data tokenize`"
         )
     files = {
         name: entry
-        for record in json.loads(text)["shards"]
+        for record in manifest["shards"]
         for name, entry in record["files"].items()
     }
     for name, entry in files.items():

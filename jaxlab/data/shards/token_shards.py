@@ -8,14 +8,13 @@ few stay open; before that only their sizes are looked at.
 import dataclasses
 import functools
 import hashlib
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxlab.core import errors
+from jaxlab.core import errors, json_text
 from jaxlab.data.corpus import token_files
 from jaxlab.data.shards import plan
 
@@ -167,12 +166,7 @@ def open_folder(
         UserError: a shard is missing or truncated.
     """
     path = folder / plan.MANIFEST
-    try:
-        manifest = json.loads(path.read_text("utf-8"))
-    except json.JSONDecodeError:
-        raise errors.UserError(
-            f"{path} is damaged; remove it and start `jaxlab data tokenize` again"
-        ) from None
+    manifest = json_text.read_object(path, plan.FIX, plan.KEYS)
     sides: tuple[dict, dict] = {}, {}
     for side, key, suffix in zip(
         sides, ("train", "held_out"), ("", plan.HELD_OUT), strict=True

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from jaxlab.core import errors, folders, safetensors, tree, types
+from jaxlab.core import errors, folders, json_text, safetensors, tree, types
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.models.bert import json as json_lib
 from jaxlab.models.bert import names as names_lib
@@ -106,16 +106,11 @@ def read_config(path: str | os.PathLike) -> TransformerConfig | BertConfig:
         UserError: no config.json, or one that no model here can follow.
     """
     file = pathlib.Path(path) / "config.json"
-    if not file.is_file():
+    raw = json_text.read_object(file, "download it again")
+    if raw is None:
         raise errors.UserError(
             f"{path} has no config.json; give the folder of a Hugging Face checkpoint"
         )
-    try:
-        raw = json.loads(file.read_text())
-    except ValueError as error:
-        raise errors.UserError(f"{file} is not JSON; download it again") from error
-    if not isinstance(raw, dict):
-        raise errors.UserError(f"{file} is not a JSON object; download it again")
     if not json_lib.is_named(raw):
         return config_lib.from_json(raw)
     config = sentence_files.with_settings(json_lib.from_json(raw), file.parent)

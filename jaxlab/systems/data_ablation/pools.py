@@ -13,7 +13,6 @@ run and nothing else.
 """
 
 import functools
-import json
 import os
 import pathlib
 import re
@@ -24,7 +23,7 @@ from typing import NamedTuple
 import jax
 
 from jaxlab import ablation
-from jaxlab.core import checkpoint, errors, folders, report
+from jaxlab.core import checkpoint, errors, folders, json_text, report
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data import prepared
 from jaxlab.data.corpus import token_files
@@ -196,8 +195,11 @@ def _take_corpus(recipe: branches.Recipe, pool: pathlib.Path) -> prepared.Prepar
     """A folder of `jaxlab data prepare`, its files linked or copied into the pool."""
     source, folder = recipe.base.data.source, pool / "data"
     record = {"taken_from": source}
-    if (folder / "corpus.json").exists():
-        if json.loads((folder / "corpus.json").read_text("utf-8")) != record:
+    saved = json_text.read_object(
+        folder / "corpus.json", f"remove {folder} to take the text again"
+    )
+    if saved is not None:
+        if saved != record:
             raise errors.UserError(
                 f"{folder} was prepared from another source; use another pool folder"
             )

@@ -13,7 +13,7 @@ from typing import Any
 
 import ml_collections
 
-from jaxlab.core import errors, report
+from jaxlab.core import errors, json_text, report
 from jaxlab.systems import branches
 
 _FILE = "recipe.json"
@@ -80,7 +80,9 @@ def _content(recipe: branches.Recipe, units: Sequence[str]) -> dict[str, Any]:
 def _read(pool: pathlib.Path) -> dict[str, Any]:
     path = pathlib.Path(pool) / _FILE
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json_text.parse_object(
+            path.read_bytes(), path, "restore it from a copy"
+        )
         if content["version"] != _VERSION:
             raise ValueError(f"version {content['version']}")
     except (FileNotFoundError, NotADirectoryError):

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from jaxlab import load, models, retrieval
-from jaxlab.core import errors, report, runs, types
+from jaxlab.core import errors, json_text, report, runs, types
 from jaxlab.core import progress as progress_lib
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.retrieval import encode, formats
@@ -381,9 +381,10 @@ def _missing_from(index, corpus: formats.Corpus) -> tuple[list[str], list[str]]:
 
 def sources(folder: str | pathlib.Path) -> dict[str, Any]:
     """Where the texts and the encoder of an index lay when it was made."""
-    path = pathlib.Path(folder) / _SOURCE
-    if not path.is_file():
+    fix = "restore it from a copy, or build the index again"
+    content = json_text.read_object(pathlib.Path(folder) / _SOURCE, fix)
+    if content is None:
         raise errors.UserError(
             f"{folder} has no {_SOURCE}; build it with jaxlab retrieve index"
         )
-    return json.loads(path.read_text("utf-8"))
+    return content

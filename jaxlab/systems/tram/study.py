@@ -22,7 +22,6 @@ the penalties are tuned as widely.
 
 import dataclasses
 import functools
-import json
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +32,7 @@ import ml_collections
 import numpy as np
 
 from jaxlab import objectives
-from jaxlab.core import errors, report, runs, types
+from jaxlab.core import errors, json_text, report, runs, types
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.evals import sharpness as sharpness_lib
 from jaxlab.stats import cka
@@ -318,8 +317,9 @@ def _read(folder, setting, seed) -> Run:
 
 def _load_result(folder, setting, seed) -> Run | None:
     file = folder / _RESULT
-    if not file.exists():
+    fields = [field for field in Run._fields if field not in ("setting", "seed")]
+    content = json_text.read_object(file, "remove it: the run is made again", fields)
+    if content is None:
         return None
-    content = json.loads(file.read_text("utf-8"))
     values = {k: float("nan") if v is None else v for k, v in content.items()}
     return Run(**{**values, "setting": setting, "seed": seed})

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from jaxlab import load, objectives
-from jaxlab.core import errors, folders, paths, progress
+from jaxlab.core import errors, folders, json_text, paths, progress
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data.examples import conversation_rows
 
@@ -41,8 +41,8 @@ def attach_reference_logps(
     """
     file = paths.path(workdir) / "reference.json"
     made_of = {"init_from": start, "pairs": [part.fingerprint for part in parts]}
-    text = paths.read_text(file)
-    saved = {} if text is None else json.loads(text)
+    fix = "restore it from a copy, or start again with another --workdir"
+    saved = json_text.read_object(file, fix) or {}
     if loaded.params is not None:
         logps = [_reference_logps(part, loaded) for part in parts]
         saved = {**made_of, "logps": [x.tolist() for x in logps]}

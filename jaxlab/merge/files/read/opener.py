@@ -4,12 +4,11 @@ Each path is looked at once, here: what the merge asks later is in the `Source`.
 """
 
 import itertools
-import json
 import pathlib
 import re
 from collections.abc import Sequence
 
-from jaxlab.core import errors, runs, safetensors
+from jaxlab.core import errors, json_text, runs, safetensors
 from jaxlab.merge.files.read import compatible
 from jaxlab.merge.files.read import source as source_lib
 
@@ -111,10 +110,4 @@ def _refuse_parts(path, tensors, config) -> None:
 
 def _config(folder) -> dict:
     file = folder / runs.CONFIG
-    try:
-        config = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    except ValueError:
-        config = None
-    if not isinstance(config, dict):
-        raise errors.UserError(f"{file} is not a JSON object; restore it from a copy")
-    return config
+    return json_text.read_object(file, "restore it from a copy") or {}
