@@ -109,5 +109,7 @@ def _refuse_parts(path, tensors, config) -> None:
 
 
 def _config(folder) -> dict:
+    if folder.is_file():  # which came alone
+        return {}
     file = folder / runs.CONFIG
     return json_text.read_object(file, "restore it from a copy") or {}

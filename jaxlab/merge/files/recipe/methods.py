@@ -89,7 +89,7 @@ def find(name: str) -> Method:
     Raises:
         ArgumentError: unknown, with the nearest name or all of them.
     """
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise errors.ArgumentError(
             f"method {name!r} is not supported; {nearest(name, METHODS)}"
         )

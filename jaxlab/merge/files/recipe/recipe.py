@@ -22,18 +22,22 @@ dare, `rescale` may also be `expectation`, the paper's 1 / density.
 """
 
 import dataclasses
-import json
 import os
+import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlab.core import errors
+from jaxlab.core import errors, json_text
 from jaxlab.merge.files.recipe import methods, rules
 
 FORMAT = "jaxlab merge 1"  # of merge.json
+_OPTIONS = {  # and the types of its options
+    "digest": (str, type(None)), "format": (str, type(None)), "shard_bytes": (int,),
+    "layer_axis": (str, type(None)),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +122,7 @@ def from_arguments(
     own = [
         entry["parameters"]
         for entry in entries
-        if spec.base == "none" or entry["model"] != base
+        if spec.base == "none" or not rules.is_same(entry["model"], base)
     ]
     shared, lines = {}, []
     for given, value in parameters.items():
@@ -164,17 +168,20 @@ def read(path: str | os.PathLike, *, dtype: str | None = None) -> Recipe:
     """
     from jaxlab.merge.files.recipe import yaml_lines
 
-    with open(path, encoding="utf-8") as file:
-        text = file.read()
+    data = pathlib.Path(path).read_bytes()
     if os.fspath(path).endswith(".json"):
-        try:
-            raw = json.loads(text)
-        except ValueError as error:
-            raise errors.UserError(f"{path} is not JSON: {error}") from None
+        raw = json_text.parse(data, path, "restore it from a copy")
         if not isinstance(raw, Mapping) or raw.get("format") != FORMAT:
             raise errors.UserError(f"{path} is not the merge.json of a merge")
         recipe = _repeat(raw, str(path))
     else:
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise errors.UserError(
+                f"{path} is not UTF-8 (byte {error.start} is {data[error.start]:#x}); "
+                "save it as UTF-8"
+            ) from None
         raw, lines = yaml_lines.load(text, str(path))
         recipe = parse(raw, str(path), lines)
     return dataclasses.replace(recipe, dtype=dtype) if dtype else recipe
@@ -183,6 +190,10 @@ def read(path: str | os.PathLike, *, dtype: str | None = None) -> Recipe:
 def _repeat(raw, file) -> Recipe:
     """The recipe of an earlier merge, with what its inputs must be."""
     try:
+        for name, kinds in _OPTIONS.items():
+            value = raw["options"].get(name)
+            if name in raw["options"] and type(value) not in kinds:
+                raise TypeError(f"its option {name} is {value!r}")
         kind, sizes, digests = raw["options"]["digest"], {}, {}
         for entry in raw["inputs"]:
             if kind in entry:
@@ -190,7 +201,7 @@ def _repeat(raw, file) -> Recipe:
             for item in entry["files"]:
                 # Of an input that is one file the name is ".".
                 path = os.path.normpath(os.path.join(entry["path"], item["name"]))
-                sizes[path] = item["size"]
+                sizes[path] = int(item["size"])
                 if kind in item:
                     digests[path] = item[kind]
         if kind and not digests:
@@ -201,7 +212,9 @@ def _repeat(raw, file) -> Recipe:
             digests=digests,
             options=raw["options"],
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, errors.UserError):
+            raise
         raise errors.UserError(f"{file} is damaged: {error}; restore it") from None
 
 

@@ -3,6 +3,7 @@
 `merge.files.recipe.recipe` says what a recipe is.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -71,8 +72,11 @@ class Parser:
         dtype = self.dtype(raw)
         tokenizer = self.tokenizer(raw, models, base)
         seed = raw.get("seed", 0)
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            self.wrong.append(f"{self.at(('seed',))}seed {seed!r} is no whole number")
+        if type(seed) is not int or not 0 <= seed < 2**64:
+            self.wrong.append(
+                f"{self.at(('seed',))}seed {seed!r} is not a whole number from 0 to "
+                "2**64 - 1"
+            )
         if self.wrong:
             raise self.error()
         return {
@@ -94,9 +98,9 @@ class Parser:
         models, each = [], []
         for i, entry in enumerate(raw):
             entry = {"model": entry} if isinstance(entry, str) else entry
-            if not isinstance(entry, Mapping) or not isinstance(
-                entry.get("model"), str
-            ):
+            model = entry.get("model") if isinstance(entry, Mapping) else None
+            model = self.reference(model, ("models", i))
+            if model is None:
                 self.wrong.append(f"{self.at(('models', i))}a model needs model: PATH")
                 continue
             for key in entry:
@@ -105,34 +109,46 @@ class Parser:
                         ("models", i, key), f"key {key!r} of a model",
                         "use model, parameters",
                     )  # fmt: skip
-            models.append(entry["model"])
+            models.append(model)
             place = ("models", i, "parameters")
             own = entry.get("parameters")
             each.append(self.settings(own, place, name, spec, {*spec.each}))
         return models, each
 
     def base(self, raw, spec, name, models, each):
-        base = raw.get("base_model")
+        base = self.reference(raw.get("base_model"), ("base_model",))
         if base is None:
-            if spec.base == "required":
+            if raw.get("base_model") is not None:
+                self.wrong.append(f"{self.at(('base_model',))}base_model is no PATH")
+            elif spec.base == "required":
                 self.wrong.append(f"{name} needs base_model")
             return None
+        index = _place(base, models)
         if spec.base == "none":
-            if base not in models:
+            if index is None:
                 self.wrong.append(
                     f"{self.at(('base_model',))}{name} has no base: {base} must be one "
                     "of models, or left out"
                 )
             return None
-        if base not in models:
+        if index is None:
+            index = len(models)
             models.append(base)
             each.append({})
-        index = models.index(base)
         if each[index]:
             names = ", ".join(each[index])
             self.notes.append(f"{names} of {base} has no effect, it is the base")
             each[index] = {}
         return index
+
+    def reference(self, raw, place) -> str | None:
+        """The path of a model: a text, or {model: {path: ...}} as mergekit has it."""
+        while isinstance(raw, Mapping):
+            for key, value in raw.items():
+                if key not in ("model", "path") and value is not None:
+                    self.say((*place, key), f"{key} of a model", "give a merged one")
+            raw = raw.get("path", raw.get("model"))
+        return raw if isinstance(raw, str) and raw else None
 
     def settings(self, raw, place, name, spec, names) -> dict[str, Any]:
         if raw is None:
@@ -176,6 +192,13 @@ class Parser:
                     "with regex, or alone"
                 )
                 continue
+            for kind in ("filter", "regex"):
+                if not isinstance(one.get(kind, ""), str):
+                    self.wrong.append(
+                        f"{self.at((*place, i, kind))}{kind} {one[kind]!r} of {key} is "
+                        "not a text"
+                    )
+                    one = {**one, kind: ""}
             condition = dict(one)
             condition["value"] = self.setting(
                 one["value"], (*place, i, "value"), key, default
@@ -198,7 +221,7 @@ class Parser:
             return default
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = float("nan")
         if isinstance(value, bool) or not abs(number) < float("inf"):
             self.wrong.append(f"{self.at(place)}{key} {value!r} is no finite number")
@@ -231,12 +254,15 @@ class Parser:
         chosen = raw.get("tokenizer_source")
         if chosen in (None, "base"):
             return None if base is None else models[base]
-        if chosen not in models:
+        path = self.reference(chosen, ("tokenizer_source",))
+        index = None if path is None else _place(path, models)
+        if index is None:
             self.say(
                 ("tokenizer_source",), f"tokenizer_source {chosen!r}",
                 "use base or one of the models",
             )  # fmt: skip
-        return chosen
+            return None
+        return models[index]
 
     def say(self, place, what, hint):
         self.wrong.append(f"{self.at(place)}{what} is not supported; {hint}")
@@ -250,3 +276,19 @@ class Parser:
     def error(self):
         count = f"{len(self.wrong)} problems: " if len(self.wrong) > 1 else ""
         return errors.UserError(f"{self.file}: {count}{'; '.join(self.wrong)}")
+
+
+def is_same(path: str, other: str | None) -> bool:
+    """Whether two paths are one model, however they are spelled.
+
+    >>> is_same("runs/./base/", "runs/base"), is_same("a", None)
+    (True, False)
+    """
+    return other is not None and os.path.realpath(path) == os.path.realpath(other)
+
+
+def _place(path: str, models: Sequence[str]) -> int | None:
+    """Which of the models a path is; None for no one of them."""
+    if path in models:
+        return models.index(path)
+    return next((i for i, model in enumerate(models) if is_same(model, path)), None)

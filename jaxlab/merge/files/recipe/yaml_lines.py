@@ -6,45 +6,99 @@ import yaml
 
 from jaxlab.core import errors
 
+_MERGE = "tag:yaml.org,2002:merge"
+
+_MOST = 100_000  # values of a recipe; aliases of aliases would be more than memory
+
 
 def load(text: str, file: str) -> tuple[Any, dict[tuple, int]]:
     """The value of a document, and the line (from 1) of each key and item by its path.
 
     Raises:
-        UserError: not YAML, or a key that is given twice.
+        UserError: not YAML, a key that is given twice or is no text or number, or a
+            value that holds itself.
 
     >>> load("a:\\n  - b: 1", "x.yaml")
     ({'a': [{'b': 1}]}, {('a',): 1, ('a', 0): 2, ('a', 0, 'b'): 2})
     """
-    loader = yaml.SafeLoader(text)
-    lines: dict[tuple, int] = {}
+    reader = None
     try:
-        node = loader.get_single_node()
-        return (None if node is None else _value(loader, node, (), lines, file)), lines
+        reader = _Reader(yaml.SafeLoader(text), file)
+        node = reader.loader.get_single_node()
+        return (None if node is None else reader.value(node, ())), reader.lines
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or "not YAML"
         raise errors.UserError(f"{file}: {line}{problem}") from None
+    except RecursionError:
+        raise errors.UserError(f"{file}: it is nested too deep") from None
     finally:
-        loader.dispose()
+        if reader:
+            reader.loader.dispose()
 
 
-def _value(loader, node, path, lines, file):
-    if isinstance(node, yaml.MappingNode):
-        loader.flatten_mapping(node)  # `<<`, the merge key
+class _Reader:
+    """Values of nodes; `lines` and `within`, the nodes around one, as it goes."""
+
+    def __init__(self, loader: yaml.SafeLoader, file: str):
+        self.loader, self.file = loader, file
+        self.lines: dict[tuple, int] = {}
+        self.within: set[int] = set()
+        self.count = 0
+
+    def value(self, node, path):
+        self.count += 1
+        if id(node) in self.within:
+            raise self.error(node, "a value holds itself")
+        if self.count > _MOST:
+            raise self.error(node, f"a recipe has at most {_MOST:,} values")
+        if not isinstance(node, yaml.CollectionNode):
+            return self.scalar(node)
+        self.within.add(id(node))
+        is_mapping = isinstance(node, yaml.MappingNode)
+        value = self.mapping(node, path) if is_mapping else self.items(node, path)
+        self.within.discard(id(node))
+        return value
+
+    def mapping(self, node, path):
+        """`<<`, the merge key, adds what the mapping does not say itself."""
+        own = [pair for pair in node.value if pair[0].tag != _MERGE]
+        said = {self.key(key_node) for key_node, _ in own}
+        if len(said) < len(own):
+            seen = set()
+            for key_node, _ in own:
+                if (key := self.key(key_node)) in seen:
+                    raise self.error(key_node, f"{key} is given twice")
+                seen.add(key)
+        node.value = [pair for pair in node.value if pair[0].tag == _MERGE]
+        self.loader.flatten_mapping(node)
+        added = [pair for pair in node.value if self.key(pair[0]) not in said]
+        node.value = [*reversed(added), *own]  # of added ones the first counts
         mapping = {}
         for key_node, value_node in node.value:
-            key, line = loader.construct_object(key_node), key_node.start_mark.line + 1
-            if key in mapping:
-                raise errors.UserError(f"{file}: line {line}: {key} is given twice")
-            lines[*path, key] = line
-            mapping[key] = _value(loader, value_node, (*path, key), lines, file)
+            key = self.key(key_node)
+            self.lines[*path, key] = key_node.start_mark.line + 1
+            mapping[key] = self.value(value_node, (*path, key))
         return mapping
-    if isinstance(node, yaml.SequenceNode):
-        items = []
+
+    def items(self, node, path):
         for i, item in enumerate(node.value):
-            lines[*path, i] = item.start_mark.line + 1
-            items.append(_value(loader, item, (*path, i), lines, file))
-        return items
-    return loader.construct_object(node)
+            self.lines[*path, i] = item.start_mark.line + 1
+        return [self.value(item, (*path, i)) for i, item in enumerate(node.value)]
+
+    def key(self, node):
+        if not isinstance(node, yaml.ScalarNode):
+            raise self.error(node, "a key is a list or a mapping; use a text")
+        return self.scalar(node)
+
+    def scalar(self, node):
+        try:
+            return self.loader.construct_object(node)
+        except ValueError as error:  # a date that is none, thousands of digits
+            raise self.error(node, str(error).split(";")[0]) from None
+
+    def error(self, node, problem):
+        return errors.UserError(
+            f"{self.file}: line {node.start_mark.line + 1}: {problem}"
+        )
