@@ -4,7 +4,8 @@
         batch = batches(step)                     a pure function of (seed, step)
         grads = d/dparams sum(total) / sum(weight)      over all microbatches
         updates = tx.update(grads, ..., grad_fn=...)    any optax transform
-        a step whose loss or gradient is not finite changes nothing and is counted
+        a step whose loss, gradient or new parameters are not finite changes nothing
+        and is counted
 
 A run that is killed and started again continues bit for bit: the state is in the
 checkpoint, the data order is a function of the step, the keys are fold_in(key, step).
@@ -98,7 +99,7 @@ def fit(
         target, axes = state_lib.abstract(experiment, mesh)
         restored = checkpoint.restore(folder, target)
         first, state = restored or (0, state_lib.initial(experiment, target))
-        _check_finite(state.params)
+        _check_finite(state.params, folder / str(first) if restored else None)
         if jax.process_index() == 0:
             runs.write_config(workdir, experiment.config)
         saver = stack.enter_context(
@@ -129,6 +130,7 @@ def fit(
                 if _due(done, save_every) or last:
                     meter.flush()  # rows first: a resumed run writes only those after
                     rows.publish()
+                    _check_finite(state.params, folder / str(done))
                     saver.save(done, state)
                 if last:
                     break
@@ -138,6 +140,7 @@ def fit(
                 meter.flush()
                 rows.publish()
             with contextlib.suppress(errors.UserError):
+                _check_finite(state.params, None)
                 saver.save(int(state.step), state)
             raise
         meter.flush()
@@ -190,12 +193,19 @@ def _free_keys(experiment: types.Experiment) -> tuple[str, ...]:
     return ("mesh", "run", *(f"model.{name}" for name in names))
 
 
-def _check_finite(params: types.Params) -> None:
-    if bad := tree.non_finite(params):
+def _check_finite(params: types.Params, step_folder: pathlib.Path | None) -> None:
+    """Refuses to train on, or to save as `step_folder`, what is not finite."""
+    if not (bad := tree.non_finite(params)):
+        return
+    what = f"NaN or infinity in {len(bad)} "
+    if step_folder is None:
         raise errors.UserError(
-            f"NaN or infinity in {len(bad)} starting weights, first {bad[0]}; start "
-            "from another checkpoint"
+            f"{what}starting weights, first {bad[0]}; start from another checkpoint"
         )
+    raise errors.UserError(
+        f"{what}weights of {step_folder}, first {bad[0]}; remove that folder, if it is "
+        "there, and start the same command to go on from the checkpoint before it"
+    )
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         actions,
         "verify",
         "Read checkpoints back and compare every leaf with its checksum",
-        "The exit code is 1 where one is corrupt.",
+        "The exit code is 1 where one is corrupt, or holds NaN or infinity.",
     )
     export = arguments_lib.add_action(
         actions, "export", "Write the parameters as a Hugging Face folder"
@@ -40,7 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the action; 1 where a checkpoint is corrupt."""
+    """Runs the action; 1 where a checkpoint is corrupt or not finite."""
     return {"ls": _list, "verify": _verify, "export": _export}[args.action](args)
 
 
@@ -91,7 +91,9 @@ def _verify_one(step: int, path) -> int:
         return 0
     shown = "; ".join(wrong[:8]) + ("; ..." if len(wrong) > 8 else "")
     count = f"{len(wrong)} of {len(faults)} leaves"
-    print(f"step {step}: corrupt, {count}: {shown}", flush=True)
+    is_whole = {*faults.values()} <= {"", checkpoint_files.NOT_FINITE}
+    kind = "not finite" if is_whole else "corrupt"
+    print(f"step {step}: {kind}, {count}: {shown}", flush=True)
     return 1
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxlab.core import checkpoint_files, errors, paths, runs, types
+from jaxlab.core import checkpoint_files, errors, paths, runs, tree, types
 from jaxlab.core import mesh as mesh_lib
 
 METADATA = "_CHECKPOINT_METADATA"
@@ -227,8 +227,8 @@ def load_params(
         average: their moving average instead, which a run with `optim.ema` keeps.
 
     Raises:
-        UserError: no such checkpoint, a corrupt one was asked for by step, or a run
-            without the average.
+        UserError: no such checkpoint, a corrupt one was asked for by step, weights
+            that are not finite, or a run without the average.
     """
     folder = folder_of(directory)
     saved_steps = steps(folder)
@@ -241,11 +241,19 @@ def load_params(
         raise errors.UserError(f"{folder}: no checkpoint to load; {have}")
     for candidate in saved_steps if step is None else [step]:
         try:
-            return _load_params(folder / str(candidate), mesh, dtype, average)
+            params = _load_params(folder / str(candidate), mesh, dtype, average)
         except checkpoint_files.CorruptError as error:
             if step is not None:
                 raise
             _log.warning("%s; trying the one before", error)
+            continue
+        if bad := tree.non_finite(params):
+            raise errors.UserError(
+                f"{folder / str(candidate)} holds NaN or infinity in {len(bad)} of "
+                f"{len(tree.flatten(params))} weights, first {bad[0]}; take another "
+                f"step of {_words(saved_steps)}, or train again"
+            )
+        return params
     raise errors.UserError(
         f"every checkpoint in {folder} is corrupt ({_words(saved_steps)})"
     )

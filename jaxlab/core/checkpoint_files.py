@@ -30,6 +30,7 @@ _ELSEWHERE = (
     "Cannot allocate memory",
 )
 _PART_BYTES = 2**30  # read at a time to verify
+NOT_FINITE = "NaN or infinity"  # what `verify` says of a leaf with its checksum
 
 
 class CorruptError(errors.UserError):
@@ -117,7 +118,8 @@ def verify(path: pathlib.Path) -> dict[str, str]:
     """Reads every leaf back: path -> what is wrong with it, "" where nothing is.
 
     Needs no model: the checkpoint describes itself. Leaves are read in parts of a
-    gigabyte, into the memory of one device.
+    gigabyte, into the memory of one device. What repeats the parameters, as moments
+    and averages do, has to be finite as they have.
 
     Raises:
         CorruptError: its description cannot be read.
@@ -128,6 +130,10 @@ def verify(path: pathlib.Path) -> dict[str, str]:
     metadata, leaves = read_description(path)
     expected = metadata["fingerprint"]
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    params = [x.removeprefix("params") for x in leaves if x.startswith("params/")]
+
+    def is_weight(name: str) -> bool:
+        return any(name.endswith(param) for param in params)
 
     def faults(names: set[str]) -> dict[str, str]:
         def leaf_to_load(key_path, leaf):
@@ -140,7 +146,8 @@ def verify(path: pathlib.Path) -> dict[str, str]:
         try:
             with context():
                 arrays = tree.flatten(ocp.load(path, abstract))
-            actual = tree.fingerprint({name: arrays[name] for name in names})
+            arrays = {name: arrays[name] for name in names}
+            actual, broken = tree.fingerprint(arrays), {*tree.non_finite(arrays)}
         except Exception as error:
             refuse_unreadable(path, error)
             if len(names) == 1:
@@ -149,7 +156,9 @@ def verify(path: pathlib.Path) -> dict[str, str]:
                 name: fault for one in names for name, fault in faults({one}).items()
             }
         return {
-            name: "" if actual[name] == expected[name] else "another checksum"
+            name: "another checksum"
+            if actual[name] != expected[name]
+            else NOT_FINITE * (name in broken and is_weight(name))
             for name in names
         }
 

@@ -3,7 +3,8 @@
     grads = d/dparams sum(total) / sum(weight)      over all microbatches
     updates = tx.update(grads, ..., value=loss, grad_fn=..., **update_args)
 
-A step whose loss or gradient is not finite changes nothing but the counter.
+A step whose loss, gradient or updated parameters are not finite changes nothing but the
+counter.
 """
 
 import functools
@@ -44,10 +45,7 @@ def make_step(experiment: types.Experiment, target: types.TrainState | None = No
         loss, grads = value_and_grad(state.params, batch, key, frozen)
 
         # ---- update
-        elsewhere = []  # whether the optimizer looked at other parameters
-
         def grad_fn(params, _=None):
-            elsewhere.append(True)
             return value_and_grad(params, batch, key, frozen)[1]
 
         outputs = {} if loss.outputs is None else {"outputs": loss.outputs}
@@ -64,11 +62,10 @@ def make_step(experiment: types.Experiment, target: types.TrainState | None = No
 
         # ---- nothing changes where a number is not finite
         norm = optax.tree.norm(grads)
-        is_good = jnp.isfinite(loss.total) & jnp.isfinite(norm)
-        if elsewhere:  # a loss that is finite here may not be there
-            is_good &= jnp.isfinite(optax.tree.norm(updates))
-        keep = functools.partial(jnp.where, is_good)
         params = optax.apply_updates(state.params, updates)
+        # A finite gradient is not enough: 0/0 in the optimizer, another point it saw.
+        is_good = jnp.isfinite(loss.total) & jnp.isfinite(norm) & _all_finite(params)
+        keep = functools.partial(jnp.where, is_good)
         new = state.replace(
             step=state.step + 1,
             params=jax.tree.map(keep, params, state.params),
@@ -88,6 +85,12 @@ def make_step(experiment: types.Experiment, target: types.TrainState | None = No
         return new, metrics
 
     return step
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    """bool[]: whether no floating leaf holds a NaN or an infinity."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return functools.reduce(jnp.logical_and, (jnp.isfinite(x).all() for x in floats))
 
 
 def mean_and_grad(

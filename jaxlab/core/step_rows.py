@@ -54,13 +54,16 @@ class StepRows:
         flops = self.experiment.flops_per_token
         self.rows.train(step, row, tokens, flops)
         self._in_a_row = self._in_a_row + 1 if row["skipped"] else 0
-        if self._in_a_row >= max(self.max_skipped, 1):
+        # A run that is shorter must not end well where it has learnt nothing.
+        most = min(self.max_skipped, self.experiment.steps)
+        if self._in_a_row >= max(most, 1):
             raise errors.UserError(
-                f"the loss or gradient was not finite in {self._in_a_row} steps in a "
-                f"row, up to step {step}; the weights are those of step "
+                f"the loss, gradient or update was not finite in {self._in_a_row} "
+                f"steps in a row, up to step {step}; the weights are those of step "
                 f"{step - self._in_a_row}. Look at the data with `jaxlab data inspect "
                 f"--step {step - 1}` and start the same command to go on, or lower "
-                "the learning rate in another --workdir with this one as init_from"
+                "the learning rate (or raise optim.epsilon) in another --workdir with "
+                "this one as init_from"
             )
 
 

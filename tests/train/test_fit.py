@@ -12,7 +12,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from jaxlab import optim, train
+from jaxlab import cli, optim, train
 from jaxlab.core import checkpoint, errors, mesh, step, tree, types
 from tests.support import devices, runs
 from tests.support.runs import launch, losses, wait_for_rows
@@ -132,6 +132,65 @@ def test_too_many_bad_steps_stop_the_run_with_the_good_weights_on_disk(tmp_path)
         train.fit(bad, tmp_path, mesh=devices.one(), max_skipped=3)
     params = checkpoint.load_params(tmp_path)
     assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(params))
+
+
+def divide_by_the_gradient():
+    """A transform whose update is 0/0 wherever the gradient is 0."""
+
+    def update(updates, state, params=None):
+        return jax.tree.map(lambda g: -1e-3 * g / g, updates), state
+
+    return optax.GradientTransformation(lambda params: (), update)
+
+
+def overflow():
+    """A finite update that the parameters cannot hold."""
+
+    def update(updates, state, params=None):
+        return jax.tree.map(lambda g: jnp.full_like(g, 3.4e38), updates), state
+
+    return optax.chain(
+        optax.GradientTransformation(lambda params: (), update), optax.trace(0.9)
+    )
+
+
+@pytest.mark.parametrize("transform", [divide_by_the_gradient, overflow])
+def test_parameters_that_would_not_be_finite_are_never_written(tmp_path, transform):
+    experiment = runs.experiment(4, tx=transform())
+    with pytest.raises(errors.UserError, match=r"update was not finite in .* steps"):
+        train.fit(experiment, tmp_path, mesh=devices.one(), save_every=1, max_skipped=3)
+    assert checkpoint.steps(tmp_path / "checkpoints")
+    params = checkpoint.load_params(tmp_path)
+    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(params))
+
+
+def test_a_run_in_which_every_step_was_skipped_does_not_end_well(tmp_path):
+    experiment = runs.experiment(2, tx=divide_by_the_gradient())
+    with pytest.raises(errors.UserError, match="2 steps in a row"):
+        train.fit(experiment, tmp_path, mesh=devices.one())
+
+
+def test_a_checkpoint_that_is_not_finite_is_not_called_good(tmp_path, whole, capsys):
+    run = copy_upto(whole, tmp_path / "run", 4)
+    state = train.fit(runs.experiment(4), run, mesh=devices.one()).state
+    kernel = state.params["lm_head"]["kernel"].at[1, 2].set(jnp.nan)
+    state.params["lm_head"]["kernel"] = kernel
+    with checkpoint.Checkpointer(run / "checkpoints") as saver:
+        saver.save(5, state)
+    capsys.readouterr()
+    assert cli.run(["checkpoint", "verify", str(run)]) == 1
+    said = capsys.readouterr().out
+    assert "step 5: not finite, 1 of" in said
+    assert "params/lm_head/kernel (NaN or infinity)" in said
+    assert cli.run(["checkpoint", "verify", str(run), "--step=4"]) == 0
+    with pytest.raises(errors.UserError, match=r"5 holds NaN .* 1 of .*lm_head/kernel"):
+        checkpoint.load_params(run)
+    checkpoint.load_params(run, 4)
+    with pytest.raises(errors.UserError, match=r"checkpoints/5, first lm_head/kernel"):
+        train.fit(runs.experiment(), run, mesh=devices.one())
+    shutil.rmtree(run / "checkpoints" / "5")  # as it says
+    train.fit(runs.experiment(), run, mesh=devices.one())
+    assert losses(run) == losses(whole)
 
 
 def test_init_from_is_copied_and_must_fit(tmp_path, whole):
