@@ -29,6 +29,7 @@ from jaxlab.core import (
     paths,
     process,
     profiling,
+    ranges,
     report,
     runs,
     step_rows,
@@ -82,6 +83,10 @@ def fit(
         UserError: another config in `workdir`, NaN weights, missing data, a full
             disk, or too many non-finite steps. What was trained is on disk.
     """
+    often = {"save_every": save_every, "eval_every": eval_every, "profile": profile}
+    often |= {"keep": keep, "keep_every": keep_every, "log_seconds": log_seconds}
+    ranges.check("run.", often, dict.fromkeys(often, ranges.AT_LEAST_0))
+    ranges.check("", {"seed": experiment.seed}, {"seed": ranges.AT_LEAST_0})
     workdir, steps = paths.path(workdir), experiment.steps
     mesh = mesh_lib.make_mesh() if mesh is None else mesh
     if jax.process_count() > 1:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxlab.core import errors, types
+from jaxlab.core import errors, ranges, types
 
 
 def next_token(
@@ -30,6 +30,8 @@ def next_token(
         raise errors.ArgumentError(
             f"loss_denominator {loss_denominator!r}; use labels or olmo"
         )
+
+    ranges.check("", {"z_loss": z_loss}, {"z_loss": ranges.AT_LEAST_0})
 
     def objective(params, batch, *, key, frozen) -> types.Loss:
         del key, frozen

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxlab.core import errors, types
+from jaxlab.core import errors, ranges, types
 from jaxlab.objectives import language
 
 _PREFERENCES = {  # name -> (means over tokens, has a reference, loss of the margin)
@@ -16,6 +16,13 @@ _PREFERENCES = {  # name -> (means over tokens, has a reference, loss of the mar
     "ipo": (True, True, lambda h, b, _: (h - 1 / (2 * b)) ** 2),
     "ipo_sum": (False, True, lambda h, b, _: (h - 1 / (2 * b)) ** 2),
     "simpo": (True, False, lambda h, b, e: _smooth_loss(b * h, e)),
+}
+
+
+_RANGES = {
+    "beta": ranges.ABOVE_0,
+    "label_smoothing": ranges.Range("0 to below 0.5", 0.0, 0.5, has_high=False),
+    "target_margin": ranges.AT_LEAST_0,
 }
 
 
@@ -60,13 +67,19 @@ def preference(
         and `chosen_logps`, `rejected_logps` (of whole answers, nats).
 
     Raises:
-        ValueError: an unknown loss, or a smoothing that is not in [0, 0.5).
+        ValueError: an unknown loss, a beta that is not above 0, a smoothing that is not
+            in [0, 0.5), or a negative margin.
     """
     has_reference = asks_reference(loss)
-    if not 0 <= label_smoothing < 0.5:
-        raise errors.ArgumentError(
-            f"label_smoothing {label_smoothing}; use 0 to below 0.5"
-        )
+    ranges.check(
+        "preference.",
+        {
+            "beta": beta,
+            "label_smoothing": label_smoothing,
+            "target_margin": target_margin,
+        },
+        _RANGES,
+    )
     is_mean, _, of_margin = _PREFERENCES[loss]
 
     def objective(params, batch, *, key, frozen) -> types.Loss:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxlab.core import errors, step, types
+from jaxlab.core import errors, ranges, step, types
 
 
 def pointwise(apply: Callable) -> types.Objective:
@@ -87,6 +87,12 @@ def contrastive(
         chunks: parts that are encoded one after the other, and again for the exact
             gradient, to save memory: GradCache (Gao et al. 2021, arXiv:2101.06983).
     """
+
+    ranges.check(
+        "contrastive.",
+        {"temperature": temperature, "chunks": chunks},
+        {"temperature": ranges.ABOVE_0, "chunks": ranges.AT_LEAST_1},
+    )
 
     def vectors(params, batch, prefix):
         rows = [batch[prefix + x] for x in ("tokens", "mask", "token_types")]

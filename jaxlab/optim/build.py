@@ -19,10 +19,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxlab.core import errors, tree, types
+from jaxlab.core import errors, ranges, tree, types
 
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
+_BOUND = ranges.Range("0 or more, where 0 is no bound")
+_RANGES = {
+    **dict.fromkeys(("learning_rate", "epsilon", "weight_decay"), ranges.AT_LEAST_0),
+    **dict.fromkeys(("warmup_steps", "decay_steps"), ranges.AT_LEAST_0),
+    **dict.fromkeys(("schedule_steps", "clip_start_steps"), ranges.AT_LEAST_0),
+    **dict.fromkeys(("warmup_start", "final"), ranges.SHARE),
+    **dict.fromkeys(("beta1", "beta2", "ema", "momentum"), ranges.BELOW_1),
+    **dict.fromkeys(("clip_norm", "clip_norm_start"), _BOUND),
+    "cycles": ranges.AT_LEAST_1,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +77,10 @@ class OptimConfig:
     ema: float = 0.0
     optimizer: str = "adamw"
     momentum: float = 0.0
+
+    def __post_init__(self):
+        """Refuses numbers that are out of range."""
+        ranges.check("optim.", vars(self), _RANGES)
 
 
 def build(
@@ -127,8 +141,6 @@ def schedule(config: OptimConfig, steps: int) -> Callable[[Any], Any]:
         raise errors.UserError(
             f"optim.schedule {config.schedule!r}; use one of {', '.join(SCHEDULES)}"
         )
-    if config.cycles < 1:
-        raise errors.UserError(f"optim.cycles {config.cycles}; use 1 or more")
     length = max(math.ceil(after / config.cycles), 1)
     if warmup > steps or (config.schedule == "wsd" and config.decay_steps > length):
         raise errors.UserError(

@@ -15,8 +15,21 @@ from typing import Any
 
 import ml_collections
 
-from jaxlab.core import errors
+from jaxlab.core import errors, ranges
 from jaxlab.plan import shape as shapes
+
+_NUMBERS = ("rho", "gamma", "eta", "radius_scale", "max_radius", "sigma", "weight")
+_RANGES = {
+    **dict.fromkeys(_NUMBERS, ranges.AT_LEAST_0),
+    "anchor_decay": ranges.SHARE,
+}
+_DTYPES = ("", "float32", "bfloat16", "float16")
+_CHOICES = {
+    "direction": ("forward", "reverse", "symmetric"),
+    "noise": ("normal", "uniform"),
+    "anchor_dtype": _DTYPES,
+    "second_pass": _DTYPES,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +71,15 @@ class TrustConfig:
     stochastic_rounding: bool = False
 
     def __post_init__(self):
-        """Refuses a method that does not exist."""
+        """Refuses what does not exist, and numbers that are out of range."""
         of(self.method)
+        ranges.check("trust.", vars(self), _RANGES)
+        for name, allowed in _CHOICES.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise errors.ArgumentError(
+                    f"trust.{name} {value!r}; use one of "
+                    f"{', '.join(one or repr(one) for one in allowed)}"
+                )
 
 
 @dataclasses.dataclass(frozen=True)

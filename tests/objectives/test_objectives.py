@@ -239,6 +239,10 @@ def test_a_pair_without_labels_does_not_count():
     [
         ({"loss": "ppo"}, "loss 'ppo'; use one of sigmoid"),
         ({"label_smoothing": 0.5}, "label_smoothing 0.5; use 0 to below 0.5"),
+        ({"beta": -1.0}, "preference.beta -1.0; use a number above 0"),
+        ({"beta": 0.0, "loss": "ipo"}, "preference.beta 0.0; use a number above 0"),
+        ({"beta": float("nan")}, "preference.beta nan; use a number above 0"),
+        ({"target_margin": -0.1}, "preference.target_margin -0.1; use 0 or more"),
     ],
 )
 def test_a_preference_that_does_not_exist_is_refused(options, message):

@@ -83,12 +83,31 @@ def test_a_rate_is_never_above_the_peak_and_ends_at_its_final_share(
         (optim.OptimConfig(1.0, warmup_steps=11), "warmup_steps 11"),
         (optim.OptimConfig(1.0, "wsd", decay_steps=11), "decay_steps 11 do not fit"),
         (optim.OptimConfig(1.0, "wsd", decay_steps=6, cycles=2), "in each of 2 cycles"),
-        (optim.OptimConfig(1.0, cycles=0), "optim.cycles 0; use 1 or more"),
     ],
 )
 def test_a_schedule_that_does_not_fit_is_refused(config, message):
     with pytest.raises(errors.UserError, match=message):
         optim.schedule(config, 10)
+
+
+NEVER = (-1, -1e-9, float("nan"), float("inf"), float("-inf"))
+OUTSIDE = {
+    **dict.fromkeys(("learning_rate", "epsilon", "weight_decay"), NEVER),
+    **dict.fromkeys(("warmup_steps", "decay_steps", "schedule_steps"), (-1,)),
+    **dict.fromkeys(("clip_norm", "clip_norm_start"), NEVER),
+    **dict.fromkeys(("warmup_start", "final"), (*NEVER, 1.1)),
+    **dict.fromkeys(("beta1", "beta2", "ema", "momentum"), (*NEVER, 1, 2)),
+    "clip_start_steps": (-1,),
+    "cycles": (0, -1),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_numbers_out_of_range_are_refused_with_their_key_and_range(name):
+    for value in OUTSIDE[name]:
+        with pytest.raises(errors.UserError, match=rf"^optim\.{name} .*; use [01] "):
+            optim.OptimConfig(**{"learning_rate": 1.0, name: value})
+    optim.OptimConfig(**{"learning_rate": 1.0, name: 1 if name == "cycles" else 0})
 
 
 def test_the_first_update_uses_the_first_rate():

@@ -111,3 +111,21 @@ def test_a_narrow_anchor_is_half_a_copy():
     config = config_lib.load(f"{CONFIGS / 'tram'}.py:tram_theta")
     config.trust.anchor_dtype = "bfloat16"
     assert trust_methods.passes(config.trust).copies == 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rho": -0.1}, "trust.rho -0.1; use 0 or more"),
+        ({"gamma": float("nan")}, "trust.gamma nan; use 0 or more"),
+        ({"weight": float("inf")}, "trust.weight inf; use 0 or more"),
+        ({"anchor_decay": 1.5}, "trust.anchor_decay 1.5; use 0 to 1"),
+        ({"anchor_dtype": "bf16"}, "trust.anchor_dtype 'bf16'; use one of '', float32"),
+        ({"second_pass": "half"}, "trust.second_pass 'half'; use one of"),
+        ({"direction": "back"}, "trust.direction 'back'; use one of forward"),
+        ({"noise": "gauss"}, "trust.noise 'gauss'; use one of normal, uniform"),
+    ],
+)
+def test_settings_out_of_range_are_refused_with_their_key(changes, message):
+    with pytest.raises(errors.UserError, match=message):
+        trust_methods.TrustConfig("asam", **changes)

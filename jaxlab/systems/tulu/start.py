@@ -15,7 +15,7 @@ import jax
 import ml_collections
 
 from jaxlab import load, models
-from jaxlab.core import checkpoint, errors, runs
+from jaxlab.core import checkpoint, errors, ranges, runs
 from jaxlab.data.examples import chat
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.models import sections as sections_lib
@@ -112,6 +112,10 @@ def with_steps(
     config: ml_collections.ConfigDict, rows: int
 ) -> ml_collections.ConfigDict:
     """The config with the steps of its epochs over `rows`, and those of its warm-up."""
+    allowed = {"warmup": ranges.SHARE}
+    if not config.steps:
+        allowed["epochs"] = ranges.ABOVE_0
+    ranges.check("", config.to_dict(), allowed)
     settled = ml_collections.ConfigDict(config.to_dict())
     settled.steps = config.steps or math.ceil(
         config.epochs * rows / config.data.batch_size
