@@ -26,6 +26,7 @@ from jaxlab.core import (
     checkpoint,
     errors,
     interrupts,
+    locks,
     paths,
     process,
     profiling,
@@ -80,7 +81,7 @@ def fit(
         profile: steps after the first that are traced into `workdir`/profile.
 
     Raises:
-        UserError: another config in `workdir`, NaN weights, missing data, a full
+        UserError: another run or config in `workdir`, NaN weights, missing data, a full
             disk, or too many non-finite steps. What was trained is on disk.
     """
     often = {"save_every": save_every, "eval_every": eval_every, "profile": profile}
@@ -91,14 +92,14 @@ def fit(
     mesh = mesh_lib.make_mesh() if mesh is None else mesh
     if jax.process_count() > 1:
         mesh_lib.check_batches(experiment.batches)
-    paths.make_folder(workdir)
     folder = runs.checkpoints(workdir)
-    if checkpoint.steps(folder):  # else there is nothing to be spoilt
-        runs.check_config(workdir, experiment.config, free=_free_keys(experiment))
-
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_hold(workdir))
         stack.enter_context(mesh_lib.use(mesh))
         stop = stack.enter_context(process.stop_on_signal())
+        paths.make_folder(workdir)
+        if checkpoint.steps(folder):  # else there is nothing to be spoilt
+            runs.check_config(workdir, experiment.config, free=_free_keys(experiment))
 
         # ---- resume > init_from > scratch
         target, axes = state_lib.abstract(experiment, mesh)
@@ -176,15 +177,23 @@ def main(argv: Sequence[str]) -> int:
     system = systems.resolve(systems.entry(config.system).experiment)
     if paths.is_remote(workdir):
         paths.make_folder(workdir)  # asked before the work, not after it
-    try:
-        with mesh_lib.use(mesh):
-            experiment = system(config, workdir, mesh)
-    except errors.ArgumentError as error:  # how models and objectives refuse a setting
-        raise errors.UserError(f"this config does not work: {error}") from error
-    result = fit(experiment, workdir, mesh=mesh, **config.run.to_dict())
+    with _hold(workdir):
+        try:
+            with mesh_lib.use(mesh):
+                experiment = system(config, workdir, mesh)
+        except errors.ArgumentError as error:  # how models, objectives refuse settings
+            raise errors.UserError(f"this config does not work: {error}") from error
+        result = fit(experiment, workdir, mesh=mesh, **config.run.to_dict())
     if not result.finished:
         raise interrupts.Interrupt(result.signal)
     return 0
+
+
+def _hold(workdir: str | pathlib.Path) -> contextlib.AbstractContextManager:
+    """The run directory for this run alone; of several hosts the first one asks."""
+    if jax.process_index() != 0:
+        return contextlib.nullcontext()
+    return locks.hold(workdir, "jaxlab train")
 
 
 def _free_keys(experiment: types.Experiment) -> tuple[str, ...]:

@@ -336,3 +336,23 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path):
     (saved,) = checkpoint.steps(tmp_path / "checkpoints")
     assert len(losses(tmp_path)) == saved
     assert f"stopped at step {saved}, saved" in output
+
+
+def test_a_second_run_in_the_same_folder_is_refused_at_once(tmp_path):
+    process = launch(tmp_path, steps=100_000, save_every=100_000)
+    wait_for_rows(tmp_path, 1, process)
+    before = (tmp_path / "config.json").read_bytes()
+    changed = runs.experiment(config={"optim": {"learning_rate": 1e-6}})
+    with pytest.raises(errors.UserError, match=rf"pid {process.pid} on .* is writing"):
+        train.fit(changed, tmp_path, mesh=devices.one())
+    process.kill()
+    process.wait()
+    assert (tmp_path / "config.json").read_bytes() == before
+    assert train.fit(changed, tmp_path, mesh=devices.one()).finished
+
+
+@pytest.mark.parametrize("name", ["save_every", "eval_every", "keep", "log_seconds"])
+def test_how_often_is_never_negative(tmp_path, name):
+    with pytest.raises(errors.UserError, match=rf"^run\.{name} -1; use 0 or more"):
+        train.fit(runs.experiment(), tmp_path / "run", **{name: -1})
+    assert not (tmp_path / "run").exists()
