@@ -23,17 +23,16 @@ import ml_collections
 from jaxlab.systems import trust_methods
 from jaxlab.systems.tram import config as tram_config
 
+VARIANTS = trust_methods.variants()
+
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
-    names = trust_methods.variants()
-    if variant not in names:
-        raise ValueError(f"variant {variant!r}; use one of {', '.join(names)}")
     config = tram_config.classification()
     # Chosen here: between four and five epochs of SIB-200's 701 examples.
     config.steps = 100
     # The paper fine-tunes with betas (0.9, 0.99), warm-up for a fifth, then decays.
     config.optim.update({"learning_rate": 1e-3, "warmup_steps": 20})
-    trust_methods.choose(config, names[variant])
+    trust_methods.choose(config, VARIANTS[variant])
     if variant == "tiny":
         config.steps = 20
         config.optim.warmup_steps = 4

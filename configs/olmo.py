@@ -17,13 +17,12 @@ import ml_collections
 
 from jaxlab.systems.olmo import config as olmo_config
 
+VARIANTS = ("tiny", "1b", "7b", "olmo2_7b")
+
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
-    variants = {"tiny": _tiny, "1b": _1b, "7b": _7b, "olmo2_7b": _olmo2_7b}
-    if variant not in variants:
-        raise ValueError(f"variant {variant!r}; use one of {', '.join(variants)}")
     config = olmo_config.pretraining()
-    variants[variant](config)
+    {"tiny": _tiny, "1b": _1b, "7b": _7b, "olmo2_7b": _olmo2_7b}[variant](config)
     return config
 
 

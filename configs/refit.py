@@ -37,12 +37,10 @@ import ml_collections
 
 from jaxlab.systems import sections
 
-_VARIANTS = ("cross_encoder", "bi_encoder", "tiny")
+VARIANTS = ("cross_encoder", "bi_encoder", "tiny")
 
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
-    if variant not in _VARIANTS:
-        raise ValueError(f"variant {variant!r}; use one of {', '.join(_VARIANTS)}")
     if variant == "bi_encoder":
         return _bi_encoder()
     config = _cross_encoder()
@@ -94,10 +92,10 @@ def _bi_encoder() -> ml_collections.ConfigDict:
 
 def _shared(system: str, *, learning_rate: float) -> dict[str, Any]:
     return {
-        "system": system,
-        "seed": 0,
-        "steps": 800,
-        "micro_batches": 1,
+        "system": system,  # what is trained
+        "seed": 0,  # of everything random
+        "steps": 800,  # updates in all
+        "micro_batches": 1,  # parts of a batch that are computed one by one
         "init_from": "",  # a folder of Hugging Face files, or a run
         "model": sections.computation(dtype="float32"),
         "mine": {

@@ -15,15 +15,14 @@ import ml_collections
 
 from jaxlab.systems.olmo import config as olmo_config
 
+VARIANTS = ("llama_70b", "llama_405b")
+
 
 def get_config(variant: str = "llama_70b") -> ml_collections.ConfigDict:
-    variants = {"llama_70b": _llama_70b, "llama_405b": _llama_405b}
-    if variant not in variants:
-        raise ValueError(f"variant {variant!r}; use one of {', '.join(variants)}")
     config = olmo_config.pretraining()
     config.model.update({"norm": "rmsnorm", "initializer": "normal", "remat": "full"})
     config.optim.update({"warmup_start": 0.0, "epsilon": 1e-8})
-    variants[variant](config)
+    {"llama_70b": _llama_70b, "llama_405b": _llama_405b}[variant](config)
     config.model.length = config.data.length
     return config
 

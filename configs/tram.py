@@ -29,18 +29,17 @@ import ml_collections
 from jaxlab.systems import trust_methods
 from jaxlab.systems.olmo import config as olmo_config
 
+VARIANTS = trust_methods.variants()
+
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
-    names = trust_methods.variants()
-    if variant not in names:
-        raise ValueError(f"variant {variant!r}; use one of {', '.join(names)}")
     config = olmo_config.pretraining()
     config.steps = 200
     # Chosen here: the model of `jaxlab ablate pool --size small`, whose runs start it.
     config.model.update(
         {
             "embed": 128, "layers": 4, "heads": 4, "mlp": 512, "length": 256,
-            "tied": not trust_methods.ROWS[names[variant]].normalized_head,
+            "tied": not trust_methods.ROWS[VARIANTS[variant]].normalized_head,
             "dtype": "float32",
         }
     )  # fmt: skip
@@ -53,7 +52,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
             "weight_decay": 0.0,
         }
     )  # fmt: skip
-    trust_methods.choose(config, names[variant])
+    trust_methods.choose(config, VARIANTS[variant])
     config.run.update({"save_every": 100, "eval_every": 100})
     if variant == "tiny":
         config.model.update({"embed": 64, "layers": 2, "mlp": 256, "length": 128})

@@ -31,15 +31,15 @@ _SIZES = {  # Llama 2 (2307.09288)
     "70b": {"embed": 8192, "layers": 80, "heads": 64, "kv_heads": 8, "mlp": 28_672},
 }
 _FSDP = {"7b": 16, "13b": 16, "70b": 64}  # chosen here: fits chips of 32 GB and more
+VARIANTS = (
+    "tiny", "tiny_dpo", "tulu1_7b",
+    *(f"{stage}_{size}" for stage in ("sft", "dpo") for size in _SIZES),
+)  # fmt: skip
 
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     stages = {"sft": _sft, "dpo": _dpo, "tulu1": _tulu1}
     stage, _, size = variant.partition("_")
-    names = ["tiny", "tiny_dpo", "tulu1_7b"]
-    names += [f"{stage}_{size}" for stage in ("sft", "dpo") for size in _SIZES]
-    if variant not in names:
-        raise ValueError(f"variant {variant!r}; use one of {', '.join(names)}")
     if stage == "tiny":
         return _tiny(_dpo() if size else _sft())
     config = stages[stage]()

@@ -28,6 +28,10 @@ VERBS = {
         "Train what a config describes, or resume it",
         "jaxlab.commands.train",
     ),
+    "configs": (
+        "List the configs that come with jaxlab, or explain every key of one",
+        "jaxlab.commands.configs",
+    ),
     "evaluate": (
         "Perplexity of a model on held-out text, by domain",
         "jaxlab.commands.evaluate",

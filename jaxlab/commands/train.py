@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 SUMMARY = "Train what a config describes, or resume it"
 DETAILS = """\
-Every key of the config is a flag: --config.optim.learning_rate=3e-4. A
-stopped run continues, bit for bit, with the same command. For example:
+Every key of the config is a flag: --config.optim.learning_rate=3e-4; `jaxlab
+configs` lists configs and explains their keys. A stopped run continues, bit for
+bit, with the same command. For example:
 
-  jaxlab train --config=configs/olmo.py:tiny --workdir=runs/tiny"""
+  jaxlab train --config=olmo:tiny --workdir=runs/tiny"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,13 +1,18 @@
 """Configs from the command line: `--config=FILE[:VARIANT] [--config.KEY=VALUE ...]`.
 
 A config is a Python file whose `get_config(variant)` returns an ml_collections
-ConfigDict: data only. Overrides have the type of the value that they replace, and every
-mistake is one line that names what was meant. A section that is empty in the file (say
-`data.weights`) takes new keys, which are numbers.
+ConfigDict: data only; VARIANTS, where the file has it, are the variants that there are.
+FILE may be the name of a config that comes with jaxlab and is found wherever that is
+installed: `olmo`, or `configs/olmo.py` where there is no such file.
+
+Overrides have the type of the value that they replace, and every mistake is one line
+that names what was meant. A section that is empty in the file (say `data.weights`)
+takes new keys, which are numbers.
 
 jax is not imported before a mistake has to be raised.
 """
 
+import contextlib
 import difflib
 import importlib.util
 import pathlib
@@ -19,9 +24,9 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from jaxlab.core import paths
+from jaxlab.core import installation, paths
 
-_EXAMPLE = "--config=configs/olmo.py:tiny"
+_EXAMPLE = "--config=olmo:tiny"
 _KEY = re.compile(r"--(no)?config\.(?P<key>[^=]+)(=.*)?", re.DOTALL)
 
 
@@ -59,24 +64,70 @@ def load(path: str) -> ml_collections.ConfigDict:
         UserError: no such file or variant, or a config file that fails.
     """
     name, _, variant = path.partition(":")
-    file = pathlib.Path(name)
-    if not file.is_file():
-        hint = f"; did you mean {name}.py?" if file.with_suffix(".py").is_file() else ""
-        _refuse(f"config file {name!r} does not exist{hint or f'; e.g. {_EXAMPLE}'}")
-    spec = importlib.util.spec_from_file_location("jaxlab_config", file)
-    if spec is None:
-        _refuse(f"config file {name!r} is not a Python file; e.g. {_EXAMPLE}")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
+    file = find(name)
+    with _one_line(name, file):
+        module = _module(file)
+        variants = tuple(getattr(module, "VARIANTS", ()))
+        if variant and variants and variant not in variants:
+            hint = _hint(variant, variants, "use one of")
+            raise ValueError(f"variant {variant!r}; {hint}")
         config = module.get_config(*([variant] if variant else []))
-    except Exception as error:
-        _refuse(f"{name}: {_reason(error, file)}")
     if not isinstance(config, ml_collections.ConfigDict):
         _refuse(
             f"{name}: get_config returned {type(config).__name__}, not a ConfigDict"
         )
     return config
+
+
+def find(name: str) -> pathlib.Path:
+    """The file of a config: a path, or the name of one that comes with jaxlab.
+
+    Raises:
+        UserError: there is none.
+    """
+    file, shipped = pathlib.Path(name), installation.configs()
+    if file.is_file():
+        if file.suffix != ".py":
+            _refuse(f"config file {name!r} is not a Python file; e.g. {_EXAMPLE}")
+        return file
+    if file.with_suffix(".py").is_file():
+        _refuse(f"config file {name!r} does not exist; did you mean {name}.py?")
+    is_name = str(file) in (file.stem, f"configs/{file.stem}.py")
+    if not is_name or file.stem not in shipped:
+        hint = _hint(file.stem, shipped, "of jaxlab's own there are")
+        _refuse(f"config file {name!r} does not exist; {hint}")
+    return shipped[file.stem]
+
+
+def variants(file: pathlib.Path) -> tuple[str, ...]:
+    """The variants that a config file names in VARIANTS; () where it has no such list.
+
+    Raises:
+        UserError: the file fails.
+    """
+    with _one_line(str(file), file):
+        return tuple(getattr(_module(file), "VARIANTS", ()))
+
+
+def _module(file):
+    spec = importlib.util.spec_from_file_location("jaxlab_config", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def _one_line(name, file):
+    """Whatever a config file raises, as a line that says where."""
+    try:
+        yield
+    except Exception as error:
+        _refuse(f"{name}: {_reason(error, file)}")
+
+
+def _hint(word, names, otherwise):
+    near = difflib.get_close_matches(word, names, n=1)
+    return f"did you mean {near[0]}?" if near else f"{otherwise} {', '.join(names)}"
 
 
 def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -16,7 +16,7 @@ import re
 import shutil
 from collections.abc import Iterator
 
-from jaxlab.core import errors
+from jaxlab.core import errors, installation
 
 
 def path(location: str | os.PathLike) -> pathlib.Path:
@@ -40,7 +40,7 @@ def path(location: str | os.PathLike) -> pathlib.Path:
     if not rest.strip("/"):
         raise errors.UserError(f"{text} names no bucket; use gs://BUCKET/FOLDER")
     if importlib.util.find_spec("gcsfs") is None:
-        raise errors.UserError(f"{text} needs gcsfs: pip install 'jaxlab[gcs]'")
+        raise errors.UserError(f"{text} needs gcsfs: {installation.how_to_add('gcs')}")
     _set_up()
     from etils import epath
 

@@ -19,7 +19,7 @@ import re
 import sys
 from collections.abc import Iterator
 
-from jaxlab.core import errors
+from jaxlab.core import errors, installation
 
 _SETTINGS = {
     "JAX_PLATFORMS": "cpu",  # arrays of this process; else jax tries to open a TPU
@@ -52,7 +52,7 @@ def prepare(platform: str) -> None:
         importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         raise errors.UserError(
-            f"--aot needs the compiler: pip install 'jaxlab[{extra}]' ({package}, "
+            f"--aot needs the compiler: {installation.how_to_add(extra)} ({package}, "
             f"which works without {what})"
         ) from None
     if platform == "cuda":
@@ -77,7 +77,7 @@ def mismatch(platform: str) -> str:
     return (
         f"{package} {installed} is installed and jax "
         f"{importlib.metadata.version('jax')} asks for {wanted}: "
-        f"pip install 'jaxlab[{extra}]'"
+        f"{installation.how_to_add(extra)}"
     )
 
 

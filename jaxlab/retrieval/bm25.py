@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlab.core import errors
+from jaxlab.core import errors, installation
 from jaxlab.retrieval import feedback_loop, index_files
 
 
@@ -30,7 +30,8 @@ def library() -> Any:
     try:
         import bm25s
     except ImportError:
-        raise errors.UserError("BM25 needs bm25s: pip install 'jaxlab[bm25]'") from None
+        how = installation.how_to_add("bm25")
+        raise errors.UserError(f"BM25 needs bm25s: {how}") from None
     return bm25s
 
 

@@ -11,6 +11,7 @@ import pytest
 import tokenizers
 
 from jaxlab import cli
+from jaxlab.core import installation
 from jaxlab.retrieval import formats, metrics
 from jaxlab.systems.refit import corpus_index
 
@@ -276,7 +277,7 @@ def test_bm25_without_its_extra_ends_in_one_line(corpus, capsys, monkeypatch, ac
         case = ("refit", corpus / "out", "--index", corpus / "i", *queries, *reranker)
     assert command(*case, "--first-stage", "bm25") == 2
     error = capsys.readouterr().err
-    assert error.splitlines()[-1].endswith("pip install 'jaxlab[bm25]'")
+    assert error.splitlines()[-1].endswith(installation.how_to_add("bm25"))
     assert len(error.splitlines()) == 1
 
 

@@ -146,10 +146,37 @@ def test_an_unknown_variant_shows_only_what_the_file_says(file):
     assert str(error.value) == f"{file}: variant 'huge'; use one of small, large"
 
 
+def test_the_variants_that_a_file_lists_are_told_before_it_is_asked(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("VARIANTS = ('small', 'large')\ndef get_config(variant): 1 / 0")
+    assert config.variants(path) == ("small", "large")
+    with pytest.raises(errors.UserError, match="'smal'; did you mean small\\?"):
+        parse(path, variant=":smal")
+
+
+@pytest.mark.parametrize("name", ["olmo:1b", "configs/olmo.py:1b"])
+def test_what_comes_with_jaxlab_is_found_by_its_name_anywhere(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert config.load(name).model.embed == 2048
+    (tmp_path / "configs").mkdir()
+    mine = "import ml_collections\ndef get_config(variant):\n"
+    mine += "  return ml_collections.ConfigDict({'mine': variant})"
+    (tmp_path / "configs" / "olmo.py").write_text(mine)
+    own = config.load("configs/olmo.py:1b")
+    assert own.to_dict() == {"mine": "1b"}  # a file of the user's comes first
+    for wrong in ("olmoo", "configs/olmoo.py"):
+        with pytest.raises(errors.UserError, match="did you mean olmo\\?"):
+            config.load(wrong)
+    with pytest.raises(errors.UserError, match="there are languages, olmo, refit"):
+        config.load("elsewhere/qqq.py")
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "give --config=FILE[:VARIANT], e.g. --config=configs/olmo.py:tiny"),
+        ([], "give --config=FILE[:VARIANT], e.g. --config=olmo:tiny"),
         (["--config"], "give --config=FILE"),
         (["--config=no.py:tiny", "--workdir=w"], "config file 'no.py' does not exist"),
         (["--config=configs/olmo", "--workdir=w"], "did you mean configs/olmo.py?"),

@@ -18,7 +18,7 @@ import pytest
 
 from jaxlab import cli, plan
 from jaxlab.core import config as config_lib
-from jaxlab.core import errors, factored_logits
+from jaxlab.core import errors, factored_logits, installation
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.merge.sparse import select_on_device
 from jaxlab.plan import comparison, compiled, environment, flops, hlo, merging, traced
@@ -258,7 +258,7 @@ def test_without_the_compiler_the_fix_is_named(monkeypatch, capsys):
     monkeypatch.setattr(importlib.metadata, "version", missing)
     flags = [f"--config={ROOT}/configs/olmo.py:7b", "--topology=v5e:16x16"]
     assert cli.run(["plan", *flags, "--aot"]) == 2
-    assert "pip install 'jaxlab[plan]'" in capsys.readouterr().err
+    assert installation.how_to_add("plan") in capsys.readouterr().err
 
 
 def test_a_comparison_says_why_bytes_differ():
@@ -415,9 +415,7 @@ def test_a_step_that_does_not_fit_exits_with_1(libtpu, capsys):
 @pytest.mark.slow
 def test_a_step_compiles_for_gpus_and_has_the_arithmetics_state(tmp_path):
     if not importlib.util.find_spec("jax_cuda12_plugin"):
-        pytest.skip(
-            "jax-cuda12-plugin is not installed: pip install 'jaxlab[plan-gpu]'"
-        )
+        pytest.skip(f"no jax-cuda12-plugin: {installation.how_to_add('plan-gpu')}")
     script = "import sys; from jaxlab import cli; sys.exit(cli.run(sys.argv[1:]))"
     flags = [f"--config={ROOT}/configs/olmo.py:7b", "--topology=h100:2x8", "--aot"]
     flags += ["--mesh=data=2,fsdp=8", "--config.model.layers=4"]

@@ -4,7 +4,7 @@ import importlib.metadata
 
 import pytest
 
-from jaxlab.core import errors
+from jaxlab.core import errors, installation
 from jaxlab.plan import environment
 
 
@@ -42,15 +42,15 @@ def test_a_compiler_for_another_jax_is_named_with_the_right_version(installed):
     installed["libtpu"] = "0.0.5"  # not of 0.0.50
     assert environment.mismatch("tpu") == (
         "libtpu 0.0.5 is installed and jax 0.12.0.1 asks for ==0.0.50.*: "
-        "pip install 'jaxlab[plan]'"
+        f"{installation.how_to_add('plan')}"
     )
     installed["jax-cuda12-plugin"] = "0.12.0"
-    assert "jaxlab[plan-gpu]" in environment.mismatch("cuda")
+    assert "[plan-gpu]" in environment.mismatch("cuda")
 
 
 def test_a_compiler_that_is_absent_is_asked_for_by_its_extra(installed):
     del installed["libtpu"]
-    with pytest.raises(errors.UserError, match=r"jaxlab\[plan\].*without a TPU"):
+    with pytest.raises(errors.UserError, match=r"\[plan\].*without a TPU"):
         environment.prepare("tpu")
 
 

@@ -14,7 +14,7 @@ from jaxlab.core import errors
 SUMMARY = "Memory, time and cost of a training step on TPUs that are not here"
 DETAILS = """\
 By arithmetic, within a second; with --aot the true step is compiled by XLA:TPU for
-these chips, which takes a minute and `pip install jaxlab[plan]`, and no TPU. The exit
+these chips, which takes a minute and the extra `plan`, and no TPU. The exit
 code is 0 where the step fits into memory, 1 where it does not. Every key of the config
 is a flag, as for `jaxlab train`. For example:
 

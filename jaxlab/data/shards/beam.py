@@ -12,7 +12,7 @@ source and OUT: in a bucket or on a shared disk. Dataflow takes an image with
 import os
 from collections.abc import Sequence
 
-from jaxlab.core import errors
+from jaxlab.core import errors, installation
 from jaxlab.data.shards import plan, worker
 from jaxlab.data.shards import run as run_lib
 
@@ -34,7 +34,7 @@ def engine(runner: str, options: Sequence[str] = ()) -> run_lib.Engine:
         from apache_beam.options import pipeline_options
     except ImportError:
         raise errors.UserError(
-            f"--runner {runner} needs Apache Beam: pip install 'jaxlab[beam]'"
+            f"--runner {runner} needs Apache Beam: {installation.how_to_add('beam')}"
         ) from None
     try:
         flags = pipeline_options.PipelineOptions([_QUIET, *options], runner=runner)

@@ -12,10 +12,10 @@ def classification() -> ml_collections.ConfigDict:
     """
     return ml_collections.ConfigDict(
         {
-            "system": "languages.classify",
-            "seed": 0,
-            "steps": 0,
-            "micro_batches": 1,
+            "system": "languages.classify",  # what is trained
+            "seed": 0,  # of the head and of everything random
+            "steps": 0,  # updates in all
+            "micro_batches": 1,  # parts of a batch that are computed one by one
             "init_from": "",  # a run directory or a Hugging Face folder
             "model": {
                 **sections.computation(dtype="float32"),
@@ -23,12 +23,12 @@ def classification() -> ml_collections.ConfigDict:
             },
             "data": {
                 "source": "",  # a folder of texts; see data/examples/labelled.py
-                "train_language": "eng_Latn",
-                "train_split": "train",
-                "eval_split": "test",
+                "train_language": "eng_Latn",  # that is learned from
+                "train_split": "train",  # of that language
+                "eval_split": "test",  # of all languages
                 "languages": (),  # that are tested; () is all
-                "length": 128,
-                "batch_size": 32,
+                "length": 128,  # tokens per text; longer ones are cut
+                "batch_size": 32,  # texts per step
                 "seed": 0,  # of the order
             },
             # TRAM's (arXiv:2310.03646, appendix B): betas (0.9, 0.99), to zero

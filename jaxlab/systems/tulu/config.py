@@ -50,12 +50,12 @@ def preferences() -> ml_collections.ConfigDict:
 
 def _sft_and_dpo(system: str, *, epochs: float, warmup: float) -> dict[str, Any]:
     return {
-        "system": system,
-        "seed": 0,
-        "steps": 0,
+        "system": system,  # what is trained
+        "seed": 0,  # of everything random
+        "steps": 0,  # updates in all; 0: `epochs` says
         "epochs": epochs,  # of the data, where `steps` is 0
         "warmup": warmup,  # share of the steps, where `optim.warmup_steps` is 0
-        "micro_batches": 1,
+        "micro_batches": 1,  # parts of a batch that are computed one by one
         "init_from": "",  # a run directory or a Hugging Face folder
         "eval_batches": 0,  # of the held-out examples; 0 takes all
         # Llama's. Its length is that of init_from, or of the rows if they are longer.
