@@ -169,11 +169,13 @@ def main(argv: Sequence[str]) -> int:
         Interrupt: a signal ended the run early, what was trained is saved; so that
             nobody takes it for a run that is finished.
     """
-    config, workdir = config_lib.parse(argv)
-    process.start()
-    mesh = mesh_lib.make_mesh(config.mesh.to_dict())
     # By name: `fit` stands below the systems, which call it.
     systems = importlib.import_module("jaxlab.systems")
+    short_runs = importlib.import_module("jaxlab.systems.short_runs")
+    config, workdir = config_lib.parse(argv, short_runs.shorten_schedule)
+    importlib.import_module("jaxlab.systems.checks").check(config)
+    process.start()
+    mesh = mesh_lib.make_mesh(config.mesh.to_dict())
     system = systems.resolve(systems.entry(config.system).experiment)
     if paths.is_remote(workdir):
         paths.make_folder(workdir)  # asked before the work, not after it

@@ -5,7 +5,7 @@ import time
 
 from jaxlab.commands import arguments as arguments_lib
 from jaxlab.commands import convert, output
-from jaxlab.core import errors, paths, runs
+from jaxlab.core import accelerators, errors, paths, runs
 
 SUMMARY = "List, verify or export the checkpoints of a run"
 DETAILS = """\
@@ -68,6 +68,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    accelerators.check()
     finished = {e.step: e.path for e in _entries(args.run) if e.is_finished}
     if not finished or (args.step is not None and args.step not in finished):
         have = ", ".join(map(str, finished)) or "none"

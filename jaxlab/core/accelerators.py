@@ -5,11 +5,10 @@ import importlib.util
 import os
 import sys
 
-from jaxlab.core import errors
+from jaxlab.core import errors, installation
 
 # How a TPU, an NVIDIA and an AMD GPU appear to a process.
 _DEVICES = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
-_INSTALL = "pip install -e '.[cuda]' or '.[tpu]'"
 
 
 def skip_absent_tpu() -> None:
@@ -48,5 +47,5 @@ def check() -> None:
             f"no device to compute on: JAX_PLATFORMS is {asked}, and jax finds none of "
             f"that kind ({reason[:200] or type(error).__name__}); unset JAX_PLATFORMS "
             "or set it to cpu, see that no other process holds the device, or install "
-            f"jax for it: {_INSTALL}"
+            f"jax for it: {installation.how_to_add('cuda')}, or [tpu]"
         ) from None

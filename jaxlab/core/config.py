@@ -17,7 +17,7 @@ import difflib
 import importlib.util
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 import ml_collections
@@ -30,11 +30,18 @@ _EXAMPLE = "--config=olmo:tiny"
 _KEY = re.compile(r"--(no)?config\.(?P<key>[^=]+)(=.*)?", re.DOTALL)
 
 
-def parse(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path]:
+Settle = Callable[[ml_collections.ConfigDict, ml_collections.ConfigDict], None]
+
+
+def parse(
+    argv: Sequence[str], settle: Settle | None = None
+) -> tuple[ml_collections.ConfigDict, pathlib.Path]:
     """Reads --config, its overrides and --workdir, in any order.
 
     Args:
         argv: without the program's name; `--flag=value` or `--flag value`.
+        settle: called with the config and with that of the file alone, before the
+            config is locked; it may change the first.
 
     Returns:
         (the config, locked; the run directory, which need not exist and may be in a
@@ -53,6 +60,8 @@ def parse(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path]
     config = load(plain["config"])
     _check_keys(config, overrides)
     _override(config, overrides)
+    if settle is not None:
+        settle(config, load(plain["config"]))
     config.lock()
     return config, workdir
 
@@ -128,6 +137,12 @@ def _one_line(name, file):
 def _hint(word, names, otherwise):
     near = difflib.get_close_matches(word, names, n=1)
     return f"did you mean {near[0]}?" if near else f"{otherwise} {', '.join(names)}"
+
+
+def is_shipped(path: str) -> bool:
+    """Whether FILE[:VARIANT] comes with jaxlab, whose tests check it."""
+    file = find(path.partition(":")[0]).resolve()
+    return file in [shipped.resolve() for shipped in installation.configs().values()]
 
 
 def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:

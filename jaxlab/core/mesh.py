@@ -84,7 +84,7 @@ def make_mesh(
         wanted = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
         raise errors.UserError(
             f"mesh {wanted} does not fit {len(devices)} devices; the sizes must "
-            f"multiply to {len(devices)}, with at most one -1"
+            f"multiply to {len(devices)}, with at most one -1{_smaller(sizes, devices)}"
         )
     if free:
         sizes[free[0]] = len(devices) // fixed
@@ -93,6 +93,18 @@ def make_mesh(
     # axes (unbox asserts on with_sharding_constraint, the embedding gather raises).
     return jax.make_mesh(
         dims, MESH_AXES, axis_types=(AxisType.Auto,) * len(dims), devices=devices
+    )
+
+
+def _smaller(sizes: Mapping[str, int], devices: Sequence[jax.Device]) -> str:
+    """What to do about a mesh that is too large for the devices."""
+    large = [axis for axis, size in sizes.items() if size > 1]
+    if not large or math.prod(sizes[axis] for axis in large) <= len(devices):
+        return ""
+    flags = " ".join(f"--config.mesh.{axis}=1" for axis in large)
+    return (
+        f"; to try it here: {flags} (of other verbs: --mesh); `jaxlab plan` says which "
+        "chips it fits"
     )
 
 

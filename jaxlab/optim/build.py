@@ -145,7 +145,9 @@ def schedule(config: OptimConfig, steps: int) -> Callable[[Any], Any]:
     if warmup > steps or (config.schedule == "wsd" and config.decay_steps > length):
         raise errors.UserError(
             f"optim.warmup_steps {warmup} and decay_steps {config.decay_steps} do not "
-            f"fit into {steps} steps, with a decay in each of {config.cycles} cycles"
+            f"fit into {steps} steps, with a decay in each of {config.cycles} cycles; "
+            "lower --config.optim.warmup_steps or optim.decay_steps, or train for more "
+            "--config.steps"
         )
 
     def rate(count):

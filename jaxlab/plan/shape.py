@@ -165,7 +165,6 @@ def check(shape: Shape, mesh: Mapping[str, int]) -> None:
         "kv_heads x head_dim": shape.kv_heads * shape.head_dim,
     }
     wanted = [("embed", shape.embed, ("fsdp", "context"))]
-    wanted += [("length", shape.length, ("context",))]
     wanted += [(name, size, ("tensor",)) for name, size in tensor.items()]
     for name, size, axes in wanted:
         shards = math.prod(mesh[axis] for axis in axes)

@@ -11,7 +11,7 @@ from jaxlab.core import mesh as mesh_lib
 def start(monkeypatch, tmp_path, error):
     """Starts a config whose system raises the error."""
 
-    def system(config, workdir, mesh):
+    def system(*arguments):
         raise error
 
     monkeypatch.setattr(systems, "resolve", lambda target: system)

@@ -10,7 +10,7 @@ import sys
 import time
 
 from jaxlab.commands import arguments as arguments_lib
-from jaxlab.core import errors, progress, runs
+from jaxlab.core import accelerators, errors, progress, runs
 
 SUMMARY = "Merge models into one, streaming, by a recipe or as an average"
 DETAILS = """\
@@ -77,6 +77,8 @@ def run(args: argparse.Namespace) -> None:
 
     plan = _plan(args)
     are_runs = [runs.has_checkpoints(model) for model in plan.models]
+    if any(are_runs):  # Orbax asks jax for its devices
+        accelerators.check()
     if any(are_runs) and not all(are_runs):
         from jaxlab.commands.merge import conversion
 

@@ -79,14 +79,21 @@ def run(args: argparse.Namespace) -> int:
     from jaxlab.commands.plan import merge, tables
     from jaxlab.core import config as config_lib
     from jaxlab.plan import environment
+    from jaxlab.systems import short_runs
     from jaxlab.systems.planning import shapes
 
     topology = planning.parse(args.topology, args.slices)
     if args.aot:
         environment.prepare(topology.chip.platform)  # before anything imports jax
     flags = [f"--config={args.config}", *args.flags, "--workdir=."]
-    config, _ = config_lib.parse(flags)
+    config, _ = config_lib.parse(flags, short_runs.shorten_schedule)
     shape = shapes.shape(config)
+    if args.flags or not config_lib.is_shipped(args.config):
+        from jaxlab.systems import (
+            checks,  # imports jax, which what ships can do without
+        )
+
+        checks.check(config)
     sizes = args.mesh or {**config.mesh.to_dict(), "slice": topology.slices}
     if args.merge:
         return merge.run(args, config, shape, topology, sizes)

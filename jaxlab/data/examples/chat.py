@@ -47,6 +47,7 @@ class Style(NamedTuple):
     keeps_last_newline: bool = False
 
 
+BEGINS = ("bos", "eos", "none")
 STYLES = {
     "open_instruct": Style(True, True, True),
     "template": Style(False, False, True),
@@ -154,10 +155,9 @@ def begin_id(tokenizer: tokenizer_lib.Tokenizer, begin: str) -> int | None:
     Raises:
         UserError: none of these.
     """
-    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "none": None}
-    if begin not in ids:
-        raise errors.UserError(f"begin {begin!r}; use one of {', '.join(ids)}")
-    return ids[begin]
+    if begin not in BEGINS:
+        raise errors.UserError(f"begin {begin!r}; use one of {', '.join(BEGINS)}")
+    return {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "none": None}[begin]
 
 
 class _Segment(NamedTuple):

@@ -32,11 +32,6 @@ def pretrain(
         if paths.is_remote(workdir):
             load.save_tokenizer(workdir, corpus.tokenizer)
     model_config = sections_lib.transformer_config(config.model, corpus.tokenizer, mesh)
-    if config.data.length > model_config.length:
-        raise errors.UserError(
-            f"data.length {config.data.length} is longer than model.length "
-            f"{model_config.length}; raise model.length or cut data.length"
-        )
     model = models.Decoder(model_config)
     batches = corpora.make_loader(config.data, corpus.train)
     return experiment(
@@ -65,6 +60,11 @@ def experiment(
         model: of its sizes.
         **data: the fields of an Experiment that need data or a run directory.
     """
+    if config.data.length > model.config.length:
+        raise errors.UserError(
+            f"data.length {config.data.length} is longer than model.length "
+            f"{model.config.length}; raise model.length or cut data.length"
+        )
     objective = objectives.next_token(
         model.apply, z_loss=config.z_loss, loss_denominator=config.loss_denominator
     )

@@ -75,13 +75,30 @@ def untrained(
     Raises:
         UserError: the model refuses its settings.
     """
-    vocab = shapes.shape(config).vocab
-    model = ml_collections.ConfigDict({**config.model.to_dict(), "vocab": vocab})
-    if platform == "cuda" and model.attention in ("auto", "cudnn"):
-        model.attention = "xla"
-    build = systems.resolve(systems.entry(config.system).step)
+    sized = ml_collections.ConfigDict(config.to_dict())
+    sized.model.vocab = shapes.shape(config).vocab
     try:
-        sizes = sections_lib.transformer_config(model, None, mesh).resolve(platform)
-        return build(config, models.Decoder(sizes))
+        return build(sized, mesh, platform)
     except errors.ArgumentError as error:
         raise errors.UserError(f"this config does not work: {error}") from error
+
+
+def build(
+    config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh | None, platform: str
+) -> untrained_lib.Untrained:
+    """What a config trains, without data or devices.
+
+    Args:
+        config: whose `model` has a vocabulary.
+        mesh: in use; None where nothing is traced.
+        platform: whose implementations "auto" becomes.
+
+    Raises:
+        UserError: the model, the objective or the optimizer refuses its settings.
+    """
+    model = ml_collections.ConfigDict(config.model.to_dict())
+    if platform == "cuda" and model.attention in ("auto", "cudnn"):
+        model.attention = "xla"
+    make = systems.resolve(systems.entry(config.system).step)
+    sizes = sections_lib.transformer_config(model, None, mesh).resolve(platform)
+    return make(config, models.Decoder(sizes))

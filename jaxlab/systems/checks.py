@@ -1,0 +1,113 @@
+"""The check of a config that `train` and `plan` ask before any device or file.
+
+What a system trains is built here as training builds it, but for its data and for the
+model that it starts from. So the model, the objective and the optimizer refuse their
+settings themselves, and `plan` refuses what `train` would.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from jaxlab import optim, systems
+from jaxlab.core import errors, ranges
+from jaxlab.data.batches import loader
+from jaxlab.data.examples import chat
+from jaxlab.systems.planning import steps as steps_lib
+
+_SOME_VOCAB = 128  # where the tokenizer's is not known yet
+_SOME_STEPS = 10**9  # where the epochs' are not known yet
+_LENGTH = ranges.Range("2 or more", 2.0)
+_RANGES = {
+    "": {
+        "seed": ranges.AT_LEAST_0,
+        "steps": ranges.AT_LEAST_0,
+        "epochs": ranges.AT_LEAST_0,
+        "warmup": ranges.SHARE,
+        "micro_batches": ranges.AT_LEAST_1,
+        "eval_batches": ranges.AT_LEAST_0,
+        "z_loss": ranges.AT_LEAST_0,
+    },
+    "data": {
+        "length": _LENGTH,
+        "batch_size": ranges.AT_LEAST_1,
+        "seed": ranges.AT_LEAST_0,
+        "split_seed": ranges.AT_LEAST_0,
+        "parts": ranges.AT_LEAST_1,
+        "vocab_size": ranges.AT_LEAST_1,
+        "held_out_fraction": ranges.BELOW_1,
+        "held_out": ranges.BELOW_1,
+        "max_bytes_per_domain": ranges.AT_LEAST_0,
+    },
+    "run": dict.fromkeys(
+        ("save_every", "eval_every", "keep", "keep_every", "log_seconds", "profile"),
+        ranges.AT_LEAST_0,
+    ),
+}
+_CHOICES = {
+    "layout": loader.LAYOUTS,
+    "style": tuple(chat.STYLES),
+    "begin": chat.BEGINS,
+    "files_dtype": ("", "uint16", "uint32"),
+}
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses a config that no run could follow; opens no device and no file.
+
+    Raises:
+        UserError: with the key, its value and what it may be.
+    """
+    entry = systems.entry(config.system)
+    try:
+        _check_numbers(config)
+        _check_mesh(config.mesh)
+        _check_choices(config.data)
+        if entry.step and config.model.embed:
+            steps_lib.build(_sized(config), None, "cpu")
+        else:  # the sizes are those of the model that it starts from
+            steps = _sized(config).steps
+            optim.build(optim.OptimConfig(**config.optim.to_dict()), steps)
+    except errors.ArgumentError as error:
+        raise errors.UserError(f"this config does not work: {error}") from error
+
+
+def _sized(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config with sizes in place of those that data will say."""
+    sized = ml_collections.ConfigDict(config.to_dict())
+    if "vocab" in sized.model:
+        sized.model.vocab = sized.model.vocab or _SOME_VOCAB
+    if "epochs" in sized:
+        sized.steps = sized.steps or _SOME_STEPS
+    return sized
+
+
+def _check_numbers(config: ml_collections.ConfigDict) -> None:
+    for section, allowed in _RANGES.items():
+        values = config[section] if section else config
+        ranges.check(section and f"{section}.", dict(values), allowed)
+    rows = config.data.batch_size
+    if rows % config.micro_batches:
+        raise errors.UserError(
+            f"micro_batches {config.micro_batches} does not divide a batch of {rows} "
+            "rows; set --config.micro_batches to a divisor of data.batch_size"
+        )
+
+
+def _check_mesh(mesh: Mapping[str, int]) -> None:
+    sizes = dict(mesh)
+    wrong = [axis for axis, size in sizes.items() if size < 1 and size != -1]
+    if wrong or [*sizes.values()].count(-1) > 1:
+        axis = (wrong or [a for a, size in sizes.items() if size == -1][1:])[0]
+        raise errors.UserError(
+            f"mesh.{axis} {sizes[axis]}; use 1 or more, or -1 on one axis for all "
+            f"devices that are left: --config.mesh.{axis}=1"
+        )
+
+
+def _check_choices(data: Mapping[str, Any]) -> None:
+    for key, allowed in _CHOICES.items():
+        if key in data and data[key] not in allowed:
+            words = ", ".join(each or "''" for each in allowed)
+            raise errors.UserError(f"data.{key} {data[key]!r}; use one of {words}")
