@@ -25,7 +25,7 @@ def read(
         files: where its dicts are written; the first wins among equals.
         prefix: of the keys.
     """
-    return _explain(config, [each for file in files for each in _written(file)], prefix)
+    return _explain(config, [each for file in files for each in _dicts_of(file)], prefix)
 
 
 def _explain(config, written, prefix):
@@ -42,7 +42,7 @@ def _explain(config, written, prefix):
     return lines
 
 
-def _written(file) -> list[dict[str, str]]:
+def _dicts_of(file) -> list[dict[str, str]]:
     """Key -> comment, "" for none, of every dict and dataclass of a file."""
     source = file.read_text("utf-8")
     comments = _comments(source)

@@ -73,7 +73,7 @@ def test_no_verb_shows_the_overview(capsys):
     ("argv", "message"),
     [
         (["evalute"], "jaxlab: unknown verb 'evalute'; did you mean evaluate?"),
-        (["qqq"], "jaxlab: unknown verb 'qqq'; use one of train, evaluate, gen"),
+        (["qqq"], "jaxlab: unknown verb 'qqq'; use one of train, configs, eval"),
         (["evaluate"], "jaxlab evaluate: the following arguments are required: MODEL"),
         (["evaluate", "x", "--lenght=3"], "--lenght=3; did you mean --length?"),
         (

@@ -141,13 +141,13 @@ class BertConfig:
 
     def query(self, text: str) -> str:
         """A query as the tokenizer shall read it."""
-        return self._cased(self.query_prefix + text)
+        return self._set_case(self.query_prefix + text)
 
     def document(self, text: str) -> str:
         """A document as the tokenizer shall read it."""
-        return self._cased(self.document_prefix + text)
+        return self._set_case(self.document_prefix + text)
 
-    def _cased(self, text: str) -> str:
+    def _set_case(self, text: str) -> str:
         return text.lower() if self.lower_case else text
 
     @property

@@ -157,7 +157,7 @@ def build(
     else:
         made_from["corpus"] = identity(texts.passages())
         batches = _Batches(encoder, texts.passages(), progress)
-        index = _finished(folder, texts.ids, made_from, dtype)
+        index = _read_complete(folder, texts.ids, made_from, dtype)
         if index is None:
             index = retrieval.Index.build(
                 folder, batches, texts.ids, dtype=dtype, made_from=made_from
@@ -184,7 +184,7 @@ def _append(folder, texts, corpus, encoder, made_from, progress):
     return index, batches
 
 
-def _finished(folder, ids, made_from, dtype) -> retrieval.Index | None:
+def _read_complete(folder, ids, made_from, dtype) -> retrieval.Index | None:
     """The index if it is what would be built; None where there is none.
 
     Raises:
