@@ -25,7 +25,9 @@ def read(
         files: where its dicts are written; the first wins among equals.
         prefix: of the keys.
     """
-    return _explain(config, [each for file in files for each in _dicts_of(file)], prefix)
+    return _explain(
+        config, [each for file in files for each in _dicts_of(file)], prefix
+    )
 
 
 def _explain(config, written, prefix):

@@ -65,15 +65,15 @@ def check(config: ml_collections.ConfigDict) -> None:
         _check_mesh(config.mesh)
         _check_choices(config.data)
         if entry.step and config.model.embed:
-            steps_lib.build(_sized(config), None, "cpu")
+            steps_lib.build(_with_sizes(config), None, "cpu")
         else:  # the sizes are those of the model that it starts from
-            steps = _sized(config).steps
+            steps = _with_sizes(config).steps
             optim.build(optim.OptimConfig(**config.optim.to_dict()), steps)
     except errors.ArgumentError as error:
         raise errors.UserError(f"this config does not work: {error}") from error
 
 
-def _sized(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def _with_sizes(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The config with sizes in place of those that data will say."""
     sized = ml_collections.ConfigDict(config.to_dict())
     if "vocab" in sized.model:
