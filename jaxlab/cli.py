@@ -151,7 +151,7 @@ def parse(verb: str, argv: Sequence[str]) -> argparse.Namespace:
         raise arguments.UsageError(f"jaxlab: unknown verb {verb!r}; {hint}")
     command = _command(verb)
     description = f"{command.SUMMARY}.\n\n{command.DETAILS}".strip()
-    parser = arguments.parser(f"jaxlab {verb}", description)
+    parser = arguments.Parser(f"jaxlab {verb}", description=description)
     parser.set_defaults(verbose=False)
     command.arguments(parser)
     if hasattr(command, "parse"):

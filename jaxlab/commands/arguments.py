@@ -17,16 +17,38 @@ class UsageError(Exception):
     """A command line that cannot be parsed; its message is a line from `jaxlab` on."""
 
 
-def parser(name: str, description: str) -> argparse.ArgumentParser:
-    """The parser of a verb; it raises UsageError where argparse would exit."""
-    return _raise_mistakes(
-        argparse.ArgumentParser(
-            name,
-            description=description,
+class Parser(argparse.ArgumentParser):
+    """The parser of a verb or an action: raises mistakes, says defaults, has -v."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(
+            *args,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
+            **kwargs,
         )
-    )
+        self.add_argument(
+            "-v",
+            "--verbose",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="log what is done",
+        )
+
+    def add_argument(self, *args, **kwargs):
+        """Adds an argument whose help ends with its default, if it has not said it."""
+        action = super().add_argument(*args, **kwargs)
+        text, default = action.help or "", action.default
+        if isinstance(default, list | tuple):
+            default = ",".join(map(str, default))
+        is_none = default is None or default is False or default == ""
+        if not (is_none or default is argparse.SUPPRESS or "default" in text):
+            action.help = f"{text}; default: {default}".removeprefix("; ")
+        return action
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UsageError, where argparse would print usage and a line, and exit."""
+        raise UsageError(f"{self.prog}: {_with_nearest(message, self)}")
 
 
 def add_actions(
@@ -50,15 +72,8 @@ def add_action(
     actions: Any, name: str, summary: str, details: str = ""
 ) -> argparse.ArgumentParser:
     """The parser of one action of a verb, added to its `add_subparsers`."""
-    return _raise_mistakes(
-        actions.add_parser(
-            name,
-            help=summary,
-            description=f"{summary}.\n\n{details}".strip(),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-    )
+    description = f"{summary}.\n\n{details}".strip()
+    return actions.add_parser(name, help=summary, description=description)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -137,22 +152,6 @@ def byte_count(text: str) -> int:
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not like 256MB")
     return int(float(match[1]) * 1000 ** " kMGT".index(match[2] or " "))
-
-
-def _raise_mistakes(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.add_argument(
-        "-v",
-        "--verbose",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="log what is done",
-    )
-
-    def refuse(message: str) -> NoReturn:  # argparse would print usage and a line
-        raise UsageError(f"{parser.prog}: {_with_nearest(message, parser)}")
-
-    parser.error = refuse
-    return parser
 
 
 def _with_nearest(message: str, parser: argparse.ArgumentParser) -> str:

@@ -8,7 +8,9 @@ DETAILS = ""
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds how long it may take, the text, and the folder."""
-    parser.add_argument("--quick", action="store_true", help="under two minutes")
+    parser.add_argument(
+        "--quick", action="store_true", help="a smaller one, in some three minutes"
+    )
     parser.add_argument("--data", metavar="DIR", help="text, one subfolder per domain")
     parser.add_argument("--workdir", default="runs/demo", metavar="DIR")
 

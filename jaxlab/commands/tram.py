@@ -45,7 +45,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     languages.add_argument(
         "--model", required=True, metavar="RUN", help="to start from"
     )
-    languages.add_argument("--length", type=int, metavar="TOKENS", help="per row; 128")
+    languages.add_argument(
+        "--length", type=int, metavar="TOKENS", help="per row; default: 128"
+    )
 
 
 def _add_shared(parser: argparse.ArgumentParser, data: str) -> None:

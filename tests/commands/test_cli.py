@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from jaxlab import cli, commands
-from jaxlab.commands import convert
+from jaxlab.commands import arguments, convert
 
 ACTIONS = {
     "ablate": ("pool", "rank", "search", "report"),
@@ -151,3 +151,19 @@ def test_what_the_machine_refuses_is_one_line(monkeypatch, capsys, error, messag
 def test_a_defect_keeps_its_traceback(monkeypatch):
     with pytest.raises(AssertionError, match="ours"):
         run_with(monkeypatch, AssertionError("ours"))
+
+
+def test_help_tells_every_default_that_is_a_value():
+    parser = arguments.Parser("jaxlab x", description="")
+    seed = parser.add_argument("--seed", type=int, default=0)
+    parts = parser.add_argument("--parts", default=("a", "b"), help="of it")
+    said = parser.add_argument("--size", default=3, help="the default is 3")
+    others = [
+        parser.add_argument("--all", action="store_true", help="everything"),
+        parser.add_argument("--top", help="of them"),
+        parser.add_argument("names", nargs="*", default=[], help="words"),
+    ]
+    assert seed.help == "default: 0"
+    assert parts.help == "of it; default: a,b"
+    assert said.help == "the default is 3"
+    assert [action.help for action in others] == ["everything", "of them", "words"]

@@ -58,7 +58,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--merge", metavar="METHOD", help="plan a merge instead: linear, ties ..."
     )
     parser.add_argument(
-        "--models", type=int, default=2, metavar="N", help="that --merge merges: 2"
+        "--models", type=int, default=2, metavar="N", help="that --merge merges"
     )
     parser.add_argument("--json", metavar="OUT", help="also write the numbers there")
     parser.add_argument("--plot", metavar="OUT.png", help="also draw bars there")
