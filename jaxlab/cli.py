@@ -20,7 +20,7 @@ from types import ModuleType
 
 import jaxlab
 from jaxlab.commands import arguments
-from jaxlab.core import accelerators, host_memory, interrupts
+from jaxlab.core import accelerators, errors, host_memory, interrupts
 
 # Verb -> its line in `jaxlab --help` (SUMMARY in its file) and its module.
 VERBS = {
@@ -131,6 +131,33 @@ def _run(argv: Sequence[str]) -> int:
         return _command(verb).run(args) or 0
 
 
+def check(argv: Sequence[str]) -> int:
+    """What `launch/` asks of a command line before it pays for the machine to run it.
+
+    Args:
+        argv: as for `run`. Nothing is run, no device and no data is looked at.
+
+    Returns:
+        0; 2 after one line on stderr where `run` would refuse it; 3 where this Python
+        lacks what is needed to say.
+    """
+    verb, *rest = [*argv, ""][: max(len(argv), 1)]
+    try:
+        args = parse(verb, rest)
+        look = getattr(_command(verb), "check", None)
+        if look is not None:
+            look(args)
+    except arguments.UsageError as error:
+        return _fail(str(error))
+    except SystemExit:  # --help was printed
+        return 0
+    except ImportError:
+        return 3
+    except errors.UserError as error:
+        return _fail(f"jaxlab {verb}: {error}")
+    return 0
+
+
 def overview() -> str:
     """What `jaxlab --help` prints."""
     lines = [f"  {verb:<12}{summary}" for verb, (summary, _) in VERBS.items()]
@@ -199,8 +226,6 @@ def _write_any_character() -> None:
 
 def _user_message(error: Exception) -> str | None:
     """What to tell the user, or None for a defect of ours."""
-    from jaxlab.core import errors
-
     if isinstance(error, errors.UserError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

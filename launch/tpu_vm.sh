@@ -85,7 +85,7 @@ check() {
   done
   case "$verb" in create | watch) check_type ;; esac
   case "$verb" in
-    run | watch) check_command ${command[@]+"${command[@]}"} ;;
+    run | watch) check_command "$root" ${command[@]+"${command[@]}"} ;;
     *) ((${#command[@]} == 0)) || fail "$verb takes no command" ;;
   esac
   [[ "$verb" != watch || "${command[*]}" == *"--workdir"[\ =]"gs://"* ]] ||
@@ -184,16 +184,19 @@ delete() {
 
 # ------------------------------------------------------------------ unattended
 
+# 130 and 143 are a command that a signal ended: it has saved, and goes on.
 # A connection that fails, or a command that is gone, may be the first sign of a
 # preemption: neither ends the watch, for the next look at the TPU tells.
 watch() {
-  local misses=0 started="" code
+  local misses=0 starts=0 started="" code
   while :; do
     create
     [[ -z "$made" ]] || started=""
     code=0
     hear || code=$?
-    if ((code == 0)) && [[ "$said" == gone || -z "$started" && "$said" != running ]]; then
+    [[ "$said" != running ]] || starts=0
+    if ((code == 0)) && [[ "$said" =~ ^(gone|130|143)$ || -z "$started" && "$said" != running ]]; then
+      ((++starts <= 5)) || fail "the command ended early five times in a row; see logs" 1
       (again) || code=$?
       said=running
     fi

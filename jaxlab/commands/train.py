@@ -28,6 +28,24 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     return args
 
 
+def check(args: argparse.Namespace) -> None:
+    """Refuses a config that cannot work, on whatever machine; for `cli.check`.
+
+    Raises:
+        UserError: as `train.main`, before it looks for devices and data.
+    """
+    from jaxlab.core import config
+    from jaxlab.systems import short_runs
+
+    flags = list(args.flags)
+    if any(flag.lstrip("-").startswith("workdir") for flag in flags):
+        flags += ["--workdir=."]  # a bucket is reached from there, not from here
+    parsed, _ = config.parse(flags, short_runs.shorten_schedule)
+    from jaxlab.systems import checks
+
+    checks.check(parsed)
+
+
 def run(args: argparse.Namespace) -> int:
     """Hands the config's flags on."""
     from jaxlab import train

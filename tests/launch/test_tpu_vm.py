@@ -220,6 +220,29 @@ def test_a_usage_error_is_one_line_and_exit_code_2(home, words, message):
     assert "secret" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["jaxlab", "trian"], "jaxlab: unknown verb 'trian'; did you mean train?"),
+        (["jaxlab", "train", "--config=configs/olmo.py:1c"], "variant '1c'; use one"),
+        ([*TRAIN, "--config.modle.heads=8"], "unknown config key 'modle.heads'; did"),
+        ([*TRAIN, "--config.model.kv_heads=3"], "16 heads do not share 3 kv_heads"),
+    ],
+)
+def test_a_command_that_jaxlab_refuses_makes_no_tpu(cloud, words, message):
+    (cloud / "venv" / "bin").mkdir(parents=True)
+    python = f'exec {sys.executable} "$@"\n'
+    launched.program(cloud / "venv" / "bin" / "python", python, "/bin/bash")
+    words = [*words, "--workdir=gs://bucket/run"]
+    more = {"JAXLAB_VENV": str(cloud / "venv")}
+    done = tpu(cloud, "watch", "--type=v4-8", "--", *words, **more)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("tpu_vm.sh: jaxlab")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert not (cloud / "calls").exists()
+
+
 # ------------------------------------------------------------------ tpu_vm.sh, running
 
 
@@ -315,6 +338,10 @@ def test_a_command_that_fails_ends_the_watch_with_its_code_and_keeps_the_tpu(clo
         (["running running", "running gone", "running running", "0 0"], 0, 1),
         (["running running", "stopped 0"], 1, 0),
         (["0 0", "running running", "0 0"], 0, 1),  # it ran before this watch
+        # A signal ended it before its last step: it goes on, the TPU stays.
+        (["running running", "143 143", "running running", "0 0"], 0, 1),
+        (["130 0", "running running", "0 130", "running running", "7 7"], 7, 2),
+        (["143 143"] * 6, 1, 5),
     ],
 )
 def test_watch_hears_all_workers(cloud, answers, code, runs):

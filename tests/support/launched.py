@@ -54,7 +54,8 @@ def program(path, code, interpreter=sys.executable):
 def environment(home, **more):
     return {
         "HOME": str(home), "PATH": str(home / "bin"), "JAXLAB_POLL_SECONDS": "0",
-        "TMPDIR": str(home), "LC_ALL": "C.UTF-8", **more,
+        "TMPDIR": str(home), "LC_ALL": "C.UTF-8", "JAXLAB_VENV": str(home / "none"),
+        **more,
     }  # fmt: skip
 
 
