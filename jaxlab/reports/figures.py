@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+WIDTH = 4.8  # inches of a figure that a phone shows as a whole, its letters still large
+HALF = 3.6  # of one of several beside each other, natural size on a phone
+
 
 def panels(
     rows: int = 1, columns: int = 1, *, size: tuple[float, float], **options: Any
@@ -50,6 +53,7 @@ def stacked_bars(
     for part, lengths in parts.items():
         axes.barh([label(name) for name in names], lengths, left=left, label=part)
         left = left + np.asarray(lengths)
+    axes.set_xlim(0, 1.05 * max(left.max(initial=0.0), 1e-9))
 
 
 def points_with_errors(
@@ -58,4 +62,59 @@ def points_with_errors(
     """One point per name, from below, with a bar from mean - error to mean + error."""
     names = [label(name) for name in names]
     axes.errorbar(means, names, xerr=errors, fmt="o", capsize=3)
+    axes.margins(x=0.08)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.locator_params(axis="x", nbins=5)
     axes.grid(axis="x", alpha=0.3)
+
+
+def named_points(
+    axes: Any, points: Mapping[str, tuple[float, float, float]], best: str = ""
+) -> None:
+    """Points (x, y, half the interval of y), each with its name; `best` in red."""
+    for name, (x, y, error) in points.items():
+        color = "#b3261e" if name == best else "#555555"
+        axes.errorbar(x, y, yerr=error, fmt="o", color=color, capsize=2, linewidth=1)
+        axes.annotate(
+            label(name), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=9
+        )
+    axes.margins(x=0.3, y=0.1)
+    axes.locator_params(axis="x", nbins=3)
+    axes.ticklabel_format(axis="x", useOffset=False)
+
+
+def agreement(axes: Any, predicted: Mapping[str, Any], actual: Any) -> None:
+    """Predicted against actual values, one mark per predictor, and the line y = x.
+
+    Args:
+        axes: to draw on.
+        predicted: label -> f[N]; the first is filled, the others are hollow.
+        actual: f[N].
+    """
+    for number, (name, values) in enumerate(predicted.items()):
+        face = "none" if number else "#b3261e"
+        edge = "#777777" if number else "#b3261e"
+        axes.scatter(values, actual, facecolors=face, edgecolors=edge, label=name)
+    every = np.concatenate([np.ravel(x) for x in (actual, *predicted.values())])
+    ends = [every.min(), every.max()]
+    axes.plot(ends, ends, color="#bbbbbb", linewidth=1, zorder=0, label="equal")
+
+
+def end_at_shares(axes: Any) -> None:
+    """Lets the y axis of a share, e.g. recall, end at 0 and 1 at the farthest."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, 0.0), min(high, 1.0))
+    for line in axes.lines:
+        line.set_clip_on(False)  # a point at 1 is whole
+
+
+def tick_values(axis: Any, values: Sequence[float]) -> None:
+    """Ticks at just these values, written in full."""
+    axis.set_ticks([*values], [f"{value:g}" for value in values])
+    axis.set_minor_locator(_no_ticks())
+
+
+def _no_ticks():
+    from matplotlib import ticker
+
+    return ticker.NullLocator()

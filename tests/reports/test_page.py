@@ -36,7 +36,9 @@ def a_page():
     page.note(HOSTILE)
     page.heading(HOSTILE, level=3, aside=HOSTILE)
     page.table([HOSTILE, "loss"], [[HOSTILE, "3.10"]])
-    page.figure(drawn(), alt=HOSTILE)
+    page.figures(HOSTILE, drawn(), drawn())
+    page.finding(HOSTILE)
+    page.terms({HOSTILE: HOSTILE})
     page.quote(HOSTILE, HOSTILE)
     page.files([(HOSTILE, HOSTILE)])
     return page
@@ -45,7 +47,7 @@ def a_page():
 def cells(content):
     rows = re.findall("<tr>(.*?)</tr>", content, re.DOTALL)
     return [
-        [html.unescape(cell) for cell in re.findall("<t[hd]>(.*?)</t[hd]>", row)]
+        [html.unescape(cell) for cell in re.findall("<t[hd][^>]*>(.*?)</t[hd]>", row)]
         for row in rows
     ]
 
@@ -54,16 +56,16 @@ def test_all_text_is_escaped():
     content = a_page().html()
     assert "<script" not in content
     assert "42" not in re.sub('src="data:[^"]*"', "", content)  # nothing is evaluated
-    # The title twice, text, note, heading and aside, head, cell, alt, lead, quote, file
-    # and what it holds.
-    assert content.count("&lt;script src=") == 13
+    # The title twice, finding, text, note, heading and aside, head, cell, alt, caption,
+    # lead, quote, file and what it holds, term and meaning.
+    assert content.count("&lt;script src=") == 17
     assert cells(content) == [[HOSTILE, "loss"], [HOSTILE, "3.10"]]
 
 
 def test_a_page_loads_nothing():
     page = page_lib.Page("Losses")
     page.table(["a", "b"], [["c", "d"]])
-    page.figure(drawn())
+    page.figures("Losses rise.", drawn())
     content = page.html()
     for pattern in ("http:", "https:", "<link", "<script", "@import", "url("):
         assert pattern not in content
@@ -83,10 +85,51 @@ def test_parts_come_in_the_order_they_were_added():
     assert "<pre><b>lead</b> indented\n\n  text </pre>" in content
 
 
-def test_a_figure_is_a_png_inside():
+def test_a_page_opens_with_its_finding_and_fits_a_phone():
+    page = page_lib.Page("Losses")
+    for number in range(6):
+        page.heading(f"Part {number}")
+    page.table(["a", "b"], [["c", "d"]])
+    page.figures("Losses rise.", drawn(), drawn())
+    page.finding("adam is best.")
+    content = page.html()
+    assert '<h1>Losses</h1>\n<p class="finding">adam is best.</p>' in content
+    assert '<meta name="viewport" content="width=device-width' in content
+    links = re.findall('href="#([^"]*)"', content)
+    assert len(links) == 6
+    assert links == re.findall('<h2 id="([^"]*)"', content)
+    assert re.findall('alt="([^"]*)"', content) == ["Losses rise.", ""]
+    assert "<figcaption>Losses rise.</figcaption>" in content
+    boxes = content.split('class="scroll"')
+    assert len(boxes) == 4  # of the table, and of each figure
+    assert '<th scope="col">a</th>' in content
+
+
+def test_a_figure_is_vectors_inside_and_the_same_bytes_each_time():
     head, data = page_lib.image(drawn()).split(",")
-    assert head == "data:image/png;base64"
-    assert base64.b64decode(data).startswith(b"\x89PNG")
+    assert head == "data:image/svg+xml;base64"
+    assert b"<svg" in base64.b64decode(data)
+    assert page_lib.image(drawn()) == f"{head},{data}"
+
+
+def test_what_is_compared_with_training_has_a_line_where_both_are_equal():
+    _, [[axes]] = figures.panels(size=(2, 2))
+    figures.agreement(axes, {"merged": [1.0, 4.0], "mean": [2.0, 3.0]}, [2.0, 5.0])
+    (line,) = axes.lines
+    assert [*line.get_xdata()] == [*line.get_ydata()] == [1.0, 5.0]
+    names = axes.get_legend_handles_labels()[1]
+    assert {*names} == {"merged", "mean", "equal"}
+
+
+def test_an_axis_of_shares_ends_at_1_and_its_ticks_are_its_values():
+    figure, [[axes]] = figures.panels(size=(2, 2))
+    axes.plot([5, 10, 20], [0.5, 1.0, 1.0])
+    axes.set_xscale("log")
+    figures.end_at_shares(axes)
+    figures.tick_values(axes.xaxis, [5, 10, 20])
+    assert axes.get_ylim()[1] == 1.0
+    assert [x.get_text() for x in axes.get_xticklabels()] == ["5", "10", "20"]
+    assert page_lib.image(figure)
 
 
 @pytest.mark.parametrize("name", [r"$\notacommand{$", "$5 to $10", "a_b^c", "$", r"\$"])

@@ -89,13 +89,21 @@ def _compare(args: argparse.Namespace, mesh) -> None:
     )
     curves = None
     if qrels is not None:
+        identical = sum(x in qrels and x not in qrels[x] for x in corpus.ids)
+        if identical:
+            watch.say(
+                f"{identical} queries have the identical id of a document, which is "
+                "left out of the measures, as BEIR does"
+            )
         watch.say("recall by updates and by documents of feedback")
         curves = comparison.curves(index, queries, reranker, settings)
-    title = f"Feedback from a reranker: {pathlib.Path(args.index).name}"
+    title = f"Does feedback from a reranker find more? ({pathlib.Path(args.index)})"
+    watch.say("writing the report")
     report.write(
         workdir, title, outcomes, queries, corpus, settings, curves, watch.elapsed()
     )
     differences = {} if qrels is None else comparison.differences(outcomes, settings)
+    print(report.finding(outcomes, differences, settings, len(corpus.ids)))
     output.table(*report.cells(outcomes, differences, settings))
     print(f"report: {workdir / 'report.html'}")
 

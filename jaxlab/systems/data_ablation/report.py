@@ -14,12 +14,20 @@ from jaxlab.core import progress, runs
 from jaxlab.reports import figures
 from jaxlab.reports import page as page_lib
 from jaxlab.systems.data_ablation import experts, results
+from jaxlab.systems.data_ablation import finding as finding_lib
 from jaxlab.systems.data_ablation.study import Outcome
 
 _PROXY_NAMES = {
     "merged": "merged weights",
     "ensemble": "ensemble",
     "mean_of_individual": "mean of members",
+}
+
+
+_PREDICTORS = {
+    "predicted perplexity, merged": "of the average of the members' weights",
+    "ensemble": "of the average of the members' predictions, token by token",
+    "mean of members": "of the mean of the members' own losses: it needs no merging",
 }
 
 
@@ -45,6 +53,7 @@ def write(
     numbers = results.numbers(outcome, seconds)
     page = page_lib.Page("Which data mixture would train best?")
     page.numbers(**numbers)
+    page.finding(finding_lib.finding(outcome, numbers["agreement"]))
     page.text(_introduction(outcome))
     _add_correlations(page, outcome)
     _add_agreement(page, numbers["agreement"])
@@ -52,14 +61,30 @@ def write(
     _add_misses(page, outcome)
     _add_noise(page, outcome)
     page.heading("Ranking by target")
+    page.terms(
+        _PREDICTORS
+        | {
+            "95 % interval": "of the predicted perplexity, over the choice of "
+            "documents (bootstrap); empty where there are too few",
+            "best": "in how many of those resamples no mixture is predicted better",
+            "trained": "perplexity of a model that was trained on the mixture",
+        }
+    )
     for target in outcome.ranking:
         _add_ranking(page, outcome, target)
     page.heading("What each expert gained and lost")
-    page.figure(_heatmap(outcome))
+    page.figures(
+        "Change of each target's perplexity (columns) against the seed model, in "
+        f"percent, by expert (rows); blue is better. {_extremes(outcome)}",
+        _heatmap(outcome),
+    )
     page.heading("What it cost")
     _add_costs(page, outcome)
     page.heading("Training loss")
-    page.figure(_curves(outcome, workdir))
+    page.figures(
+        "Loss in nats per token by step: the seed model, then the experts.",
+        _curves(outcome, workdir),
+    )
     _add_samples(page, samples)
     _add_files(page, [folder.relative_to(workdir) for folder in exports])
     page.heading("Time and versions")
@@ -100,14 +125,21 @@ def _add_correlations(page, outcome) -> None:
     head += ["ensemble: Spearman", "Pearson", "mean of members: Spearman", "Pearson"]
     page.heading("Did merging predict training?")
     page.table(head, rows)
-    page.figure(_scatter(outcome))
-    page.note(
+    page.terms(
+        _PREDICTORS
+        | {
+            "Spearman, Pearson": "correlations with training, of ranks "
+            "and of perplexities; 1 is the same order, 0 is none"
+        }
+    )
+    page.figures(
+        "Trained perplexity against predicted perplexity, target by target. "
         "Each point is a mixture of two or more members that was also trained; "
         "single ones are left out, since their prediction is the trained model. "
-        "The hollow points are the trivial prediction, the mean of the members' "
-        "own losses: a merge that does not beat it has shown nothing. Where points "
-        "form two clusters, the lower one are mixtures with the target's own "
-        "domain: telling the two apart is the easy part."
+        "A merge (filled) that does not beat the mean of its members (hollow) has "
+        "shown nothing. Where points form two clusters, the lower one are mixtures "
+        "with the target's own domain: telling the two apart is the easy part.",
+        *_scatters(outcome),
     )
 
 
@@ -137,10 +169,14 @@ def _add_agreement(page, agreement: Mapping[str, Mapping]) -> None:
     head += [f"Kendall, {name}" for name in names]
     page.heading("At fixed size, in and out of domain", level=3)
     page.table(head, rows)
-    page.note(
-        "The mean of the targets' correlations of losses, with the 95 % interval "
-        "over the choice of mixtures. Within sizes: after subtracting the mean of "
-        "each size."
+    page.terms(
+        {
+            "Pearson, Kendall": "the mean of the targets' correlations of losses, with "
+            "the 95 % bootstrap interval over the choice of mixtures; Kendall's is the "
+            "share of pairs in the right order less that in the wrong one",
+            "units": "the experts' partitions of the text",
+            "within sizes": "after subtracting the mean of each size",
+        }
     )
 
 
@@ -229,7 +265,7 @@ def _add_ranking(page, outcome, target: str, shown: int = 8) -> None:
                     "" if actual is None else f"{actual:.2f}",
                 ]
             )
-    head = ["mixture", "predicted perplexity", "interval", "best", "ensemble"]
+    head = ["mixture", "predicted perplexity", "95 % interval", "best", "ensemble"]
     page.heading(target, level=3, aside=f"seed model {outcome.seed[target]:.2f}")
     page.table([*head, "mean of members", "trained"], rows)
 
@@ -253,29 +289,39 @@ def _add_files(page, exports: Sequence[pathlib.Path]) -> None:
     )
 
 
-def _scatter(outcome):
+def _scatters(outcome) -> list:
+    """One figure per target."""
     actual = results.trained_losses(outcome)
-    merged = results.losses(outcome, "merged")
-    trivial = results.losses(outcome, "mean_of_individual")
-    columns = min(len(actual), 5)
-    rows = -(-len(actual) // columns)
-    size = (3.1 * columns, 3.3 * rows)
-    figure, axes = figures.panels(rows, columns, size=size)
-    for axis in axes.ravel()[len(actual) :]:
-        axis.set_axis_off()
-    for axis, target in zip(axes.ravel(), actual, strict=False):
-        trained = np.exp(actual[target].loss)
-        axis.scatter(
-            np.exp(trivial[target].loss),
-            trained,
-            facecolors="none",
-            edgecolors="#999999",
-        )
-        axis.scatter(np.exp(merged[target].loss), trained, color="#b3261e")
-        axis.set_title(figures.label(target), fontsize=10)
-        axis.set_xlabel("predicted perplexity", fontsize=9)
-    axes[0][0].set_ylabel("trained perplexity", fontsize=9)
-    return figure
+    sides = {
+        "merged": results.losses(outcome, "merged"),
+        "mean of members": results.losses(outcome, "mean_of_individual"),
+    }
+    drawn = []
+    for target in actual:
+        figure, [[axes]] = figures.panels(size=(figures.HALF, 3.2))
+        predicted = {name: np.exp(x[target].loss) for name, x in sides.items()}
+        figures.agreement(axes, predicted, np.exp(actual[target].loss))
+        axes.set_title(figures.label(target), fontsize=10)
+        axes.set_xlabel("predicted perplexity")
+        axes.set_ylabel("trained perplexity")
+        if not drawn:
+            axes.legend(fontsize=9)
+        drawn.append(figure)
+    return drawn
+
+
+def _extremes(outcome) -> str:
+    """The largest gain and the largest loss, in words."""
+    change = {
+        (unit, target): 100 * (by_name[unit] / outcome.seed[target] - 1)
+        for target, by_name in results.predicted_perplexity(outcome, "merged").items()
+        for unit in outcome.units
+    }
+    best, worst = min(change, key=change.get), max(change, key=change.get)
+    return (
+        f"Most is gained by {best[0]} on {best[1]} ({change[best]:+.0f} %), most lost "
+        f"by {worst[0]} on {worst[1]} ({change[worst]:+.0f} %)."
+    )
 
 
 def _heatmap(outcome):
@@ -288,20 +334,19 @@ def _heatmap(outcome):
     )
     targets, units = map(figures.label, single), map(figures.label, outcome.units)
     bound = max(np.abs(change).max(), 1e-9)
-    size = (1.1 * len(single) + 3, 0.45 * len(outcome.units) + 2)
+    size = (0.55 * len(single) + 2.5, 0.4 * len(outcome.units) + 1.8)
     figure, [[axis]] = figures.panels(size=size)
     axis.imshow(change, cmap="RdBu_r", vmin=-bound, vmax=bound, aspect="auto")
-    axis.set_xticks(range(len(single)), targets, fontsize=8, rotation=30, ha="right")
-    axis.set_yticks(range(len(outcome.units)), units, fontsize=8)
+    axis.set_xticks(range(len(single)), targets, fontsize=9, rotation=40, ha="right")
+    axis.set_yticks(range(len(outcome.units)), units, fontsize=9)
     axis.set_ylabel("expert")
-    axis.set_title("change of perplexity against the seed model, %", fontsize=10)
     for (i, j), value in np.ndenumerate(change):
-        axis.text(j, i, f"{value:+.0f}", ha="center", va="center", fontsize=8)
+        axis.text(j, i, f"{value:+.0f}", ha="center", va="center", fontsize=9)
     return figure
 
 
 def _curves(outcome, workdir: pathlib.Path):
-    figure, [[axis]] = figures.panels(size=(8, 3.2))
+    figure, [[axis]] = figures.panels(size=(figures.WIDTH, 4))
     start = 0
     members = [model.path for model in outcome.models if model.why == "expert"]
     for run in [workdir / "runs" / "seed", *members]:
@@ -314,7 +359,7 @@ def _curves(outcome, workdir: pathlib.Path):
         start = steps[-1] if run.name == "seed" else start
     axis.set_xlabel("step")
     axis.set_ylabel("loss, nats per token")
-    axis.legend(fontsize=7, ncols=2)
+    axis.legend(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
     return figure
 
 

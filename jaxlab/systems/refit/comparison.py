@@ -40,6 +40,7 @@ from jaxlab.retrieval import feedback, feedback_loop, formats, metrics, rerank
 
 REFERENCES = ("rerank", "rerank_2k")  # that every row is compared with
 METRICS = ("recall@{depth}", "ndcg@10", "mrr@10")
+LEAST_QUERIES = 6  # of five no sign-flip test can say less than p = 0.06
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +161,7 @@ def compare(
         formats.write_run(workdir / "runs" / f"{name}.trec", run, tag=name)
         evaluation = None
         if queries.qrels is not None:
+            run, _ = metrics.leave_out_identical(queries.qrels, run)
             evaluation = metrics.evaluate(queries.qrels, run, settings.metrics)
             formats.write_results(workdir / "results" / f"{name}.tsv", evaluation)
         outcomes[name] = Outcome(answer, evaluation)
@@ -183,6 +185,7 @@ def curves(
         changed = dataclasses.replace(settings, **changed)
         answer = _refit(index, queries, reranker, changed, merge=merge)
         run = metrics.as_run(queries.ids, answer.scores, index.ids[answer.rows])
+        run, _ = metrics.leave_out_identical(queries.qrels, run)
         name = f"recall@{settings.depth}"
         return metrics.evaluate(queries.qrels, run, (name,)).means[name]
 
@@ -216,7 +219,12 @@ def differences(
 def difference(
     a: metrics.Evaluation, b: metrics.Evaluation, metric: str
 ) -> tuple[float, float, float]:
-    """Mean of `a` less that of `b`, and the ends of its paired-bootstrap interval."""
+    """Mean of `a` less that of `b`, and the ends of its paired-bootstrap interval.
+
+    Of fewer than LEAST_QUERIES, whose resamples are no sample, the ends are NaN.
+    """
+    if len(a.queries) < LEAST_QUERIES:
+        return float(np.mean(a.values[metric] - b.values[metric])), np.nan, np.nan
     key = jax.random.key(0)
     interval = metrics.compare(a, b, metric, key=key, resamples=10_000)
     return float(interval.value), float(interval.low), float(interval.high)

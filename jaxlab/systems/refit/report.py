@@ -1,9 +1,11 @@
 """The report of a comparison of feedback: measures, curves, latency, examples.
 
 Differences are means over queries with paired-bootstrap intervals (95 %, 10,000
-resamples); one whose interval holds 0 is not one, and is printed without a star.
+resamples); one whose interval holds 0 is not one, and is printed without a star. Of
+fewer than six queries there is no interval.
 """
 
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -52,12 +54,9 @@ def write(
         seconds={"total": seconds},
         versions=report.versions(),
     )
-    page.note(
-        f"{len(queries.ids)} queries, {len(corpus.ids)} documents; the reranker "
-        f"reads {settings.k} documents per round, {settings.num_updates} updates, "
-        f"rankings to {settings.depth}. * : the interval does not hold 0."
-    )
+    page.finding(finding(outcomes, differences, settings, len(corpus.ids)))
     page.table(*cells(outcomes, differences, settings))
+    page.terms(_terms(outcomes, settings, judged))
     if curves is not None:
         page.numbers(
             curves={
@@ -66,12 +65,90 @@ def write(
             }
         )
         page.heading("Recall")
-        page.figure(_curves(curves, settings))
+        page.figures(*_curves(curves, settings))
     page.heading("Latency")
-    page.figure(_latency(outcomes, len(queries.ids)))
+    slowest = max(outcomes, key=lambda name: _total(outcomes[name]))
+    page.figures(
+        "Milliseconds per query by stage; the longest is "
+        f"{slowest}, {1000 * _total(outcomes[slowest]) / len(queries.ids):.0f} ms.",
+        _latency(outcomes, len(queries.ids)),
+    )
     if judged and {"refit", "rerank"} <= outcomes.keys():
         _add_examples(page, outcomes, queries, corpus, settings)
     page.write(workdir)
+
+
+def finding(
+    outcomes: Mapping[str, comparison.Outcome],
+    differences: Mapping[str, Any],
+    settings: comparison.Settings,
+    documents: int,
+) -> str:
+    """The answer in a paragraph: what feedback gave, how sure, and what it cost."""
+    count = len(next(iter(outcomes.values())).answer.rows)
+    asked = f"{count} queries, {documents} documents"
+    if not differences:
+        return (
+            f"{asked}: no judgments were given, so nothing here says which way of "
+            "answering is better; give --qrels to measure it."
+        )
+    row = next((x for x in ("refit", *outcomes) if x in differences), None)
+    if row is None:
+        best = max(outcomes, key=lambda x: _means(outcomes[x])[settings.metrics[0]])
+        value = _means(outcomes[best])[settings.metrics[0]]
+        return f"{best} has {settings.metrics[0]} {value:.3f}; {asked}."
+    sentences = []
+    for reference, by_metric in differences[row].items():
+        gaps = ", ".join(
+            f"{metric} {_difference(by_metric[metric])}"
+            for metric in settings.metrics[:2]
+        )
+        pairs = outcomes[reference].answer.reranked.mean()
+        sentences.append(f"against {reference} ({pairs:.0f} pairs per query) {gaps}")
+    recall = settings.metrics[0]
+    gaps = [x[recall] for x in differences[row].values()]
+    word = "differs from none of them"
+    if all(low > 0 for _, low, _ in gaps):
+        word = "finds more"
+    elif all(high < 0 for *_, high in gaps):
+        word = "finds less"
+    elif any(low > 0 or high < 0 for _, low, high in gaps):
+        word = "differs from some and not from others"
+    return (
+        f"{row}, with {outcomes[row].answer.reranked.mean():.0f} pairs reranked per "
+        f"query, {word} in {recall}: {'; '.join(sentences)} (95 % intervals; * does "
+        f"not hold 0). {asked}."
+    )
+
+
+_ROW_TERMS = {
+    "bi-encoder": "one search by vectors, no reranker",
+    "bm25": "one search by words, no reranker",
+    "rerank": "the first {k} documents in the reranker's order",
+    "rerank_2k": "the first {twice}: what two rounds of feedback may read",
+    "average": "the query becomes the mean of itself and the reranker's 3 best",
+    "rocchio": "the query becomes 0.4 of itself and 0.6 of the mean of the 5 best",
+    "tour_hard": "TouR: three rounds of 10 documents, a step to the best after each",
+    "tour_soft": "TouR with all scores as weights",
+    "refit_second": "ReFIT, the second search alone, as its paper evaluates it",
+    "refit_rrf": "ReFIT, ranks of both searches fused",
+    "refit": "ReFIT: {n} updates of the query by the reranker's scores, a second "
+    "search, both searches' documents in the reranker's order (union_rerank)",
+}
+
+
+def _terms(outcomes, settings, judged: bool) -> dict[str, str]:
+    """What the rows and columns of the table are."""
+    numbers = {"k": settings.k, "twice": 2 * settings.k, "n": settings.num_updates}
+    terms = {x: _ROW_TERMS[x].format(**numbers) for x in outcomes if x in _ROW_TERMS}
+    if judged:
+        terms["less ..."] = (
+            "mean difference over queries from that row, with its 95 % "
+            "paired-bootstrap interval; * where it does not hold 0; of fewer than "
+            f"{comparison.LEAST_QUERIES} queries there is none"
+        )
+    terms["reranked"] = "pairs of query and document that the reranker read, per query"
+    return terms
 
 
 def cells(
@@ -132,30 +209,46 @@ def _difference(estimate: tuple[float, float, float] | None) -> str:
     if estimate is None:
         return ""
     value, low, high = (round(x, 3) + 0.0 for x in estimate)  # no -0.000
+    if math.isnan(low):
+        return f"{value:+.3f} (too few queries for an interval)"
     star = "*" if low > 0 or high < 0 else ""
     return f"{value:+.3f}{star} [{low:+.3f}, {high:+.3f}]"
 
 
 def _curves(curves, settings):
-    figure, [[left, right]] = figures.panels(1, 2, size=(9, 3.4))
+    """What the figures show, and recall by updates and by documents of feedback."""
+    recall = f"recall@{settings.depth}"
+    left, [[axes]] = figures.panels(size=(figures.HALF, 3))
     updates = [*curves.by_updates]
-    left.plot(updates, [*curves.by_updates.values()], "o-")
-    left.set_xscale("symlog", linthresh=1)
-    left.set_xlabel(f"updates of the query (feedback of {settings.k}, second round)")
-    left.set_ylabel(f"recall@{settings.depth}")
-    for merge in ("second", "union_rerank"):
-        values = [recall[merge] for recall in curves.by_feedback.values()]
-        right.plot([*curves.by_feedback], values, "o-", label=merge)
-    right.set_xscale("log")
-    right.set_xlabel("documents of feedback")
-    right.legend()
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    return figure
+    axes.plot(updates, [*curves.by_updates.values()], "o-")
+    axes.set_xscale("symlog", linthresh=1)
+    figures.tick_values(axes.xaxis, updates)
+    axes.set_xlabel(f"updates (second search, feedback of {settings.k})")
+    axes.set_ylabel(recall)
+    right, [[other]] = figures.panels(size=(figures.HALF, 3))
+    for merge, name in (("second", "second search"), ("union_rerank", "both searches")):
+        values = [value[merge] for value in curves.by_feedback.values()]
+        other.plot([*curves.by_feedback], values, "o-", label=name)
+    other.set_xscale("log")
+    figures.tick_values(other.xaxis, [*curves.by_feedback])
+    other.set_xlabel("documents of feedback")
+    other.set_ylabel(recall)
+    other.legend()
+    for each in (axes, other):
+        each.grid(alpha=0.3)
+        figures.end_at_shares(each)
+    first, last = (curves.by_updates[x] for x in (updates[0], updates[-1]))
+    caption = (
+        f"{recall} of the second search goes from {first:.3f} before feedback to "
+        f"{last:.3f} after {updates[-1]} updates. Right: by how many documents the "
+        "reranker reads."
+    )
+    return caption, left, right
 
 
 def _latency(outcomes, count):
-    figure, [[axes]] = figures.panels(size=(8, 0.4 * len(outcomes) + 1))
+    size = (figures.WIDTH, 0.35 * len(outcomes) + 1.4)
+    figure, [[axes]] = figures.panels(size=size)
     names = [*outcomes][::-1]
     stages = {
         stage.replace("_", " "): [
@@ -165,7 +258,8 @@ def _latency(outcomes, count):
     }
     figures.stacked_bars(axes, names, stages)
     axes.set_xlabel("milliseconds per query")
-    axes.legend(fontsize=8)
+    axes.locator_params(axis="x", nbins=5)
+    axes.legend(fontsize=9, ncols=2, loc="lower center", bbox_to_anchor=(0.4, 1.0))
     return figure
 
 

@@ -1,4 +1,4 @@
-"""The report of a comparison of optimizers: table, tests by seed, figures.
+"""The report of a comparison of optimizers: finding, table, tests by seed, figures.
 
 Means are over seeds, intervals are Student's 95 %, differences are paired by seed (the
 same data order) with a sign-flip test; a difference is one where its interval does not
@@ -18,7 +18,21 @@ from jaxlab.reports import page as page_lib
 from jaxlab.stats import paired
 from jaxlab.systems.tram import study
 
+_SEEDS_OF_A_TEST = 6  # of five pairs no sign-flip test says less than p = 0.06
 REFERENCES = ("adam", "asam")  # that every row is compared with
+_TERMS = {
+    "±": "half the 95 % interval of the mean over seeds, by Student's t",
+    "less ...": "the mean difference from that row, seed by seed; p is a sign-flip "
+    "test's; * where p is below 0.05 and the 95 % interval does not hold 0",
+    "rate, strength": "multiples of the config's learning rate, and of the strength "
+    "that the optimizer's paper names",
+    "Hessian": "the largest eigenvalue of the loss's second derivative on the source",
+    "sharpness": "how much the source's loss rises, in nats, at the worst point within "
+    "a small distance of the weights",
+    "drift": "how far the hidden states of the targets have moved from the start, "
+    "1 - CKA: 0 is not at all, 1 is nothing in common",
+    "time": "of a run's steps, as a multiple of adam's",
+}
 
 
 class Row(NamedTuple):
@@ -101,8 +115,19 @@ def write(
     protocol: study.Protocol,
     title: str,
     seconds: float,
+    *,
+    tuned: bool = True,
 ) -> list[Row]:
-    """Writes WORKDIR/report.html and report.json; returns the table."""
+    """Writes WORKDIR/report.html and report.json; returns the table.
+
+    Args:
+        workdir: gets the files.
+        runs: row -> its runs, one per seed.
+        protocol: of the study.
+        title: of the page.
+        seconds: that it all took.
+        tuned: whether settings were chosen, or are every paper's value.
+    """
     table = rows(runs, protocol)
     lines = verdicts(table, protocol)
     page = page_lib.Page(title)
@@ -110,6 +135,7 @@ def write(
         title=title,
         metric=protocol.metric,
         source=protocol.source,
+        tuned=tuned,
         targets=list(protocol.targets),
         table=table,
         runs=runs,
@@ -117,22 +143,64 @@ def write(
         seconds={"total": seconds},
         versions=report.versions(),
     )
-    seeds = len(next(iter(runs.values())))
-    page.note(
-        f"{seeds} seeds each at the setting that was best on {protocol.tuned_on}; "
-        f"{protocol.metric} on {len(protocol.targets)} targets that nothing was "
-        "trained or chosen on. Intervals are 95 %."
-    )
+    page.finding(finding(table, protocol, tuned=tuned))
     page.table(*cells(table, protocol))
-    page.figure(_bars(table, protocol))
-    page.heading("Does the paper's claim hold here?")
+    shown = {*cells(table, protocol)[0], "±"}
+    if any(row.against for row in table):
+        shown.add("less ...")
+    page.terms(
+        {
+            protocol.source: f"{protocol.metric} on text of the source",
+            "zero-shot": f"{protocol.metric}, the mean of {_targets(protocol)}",
+            **{term: text for term, text in _TERMS.items() if term in shown},
+        }
+    )
+    best = table[0].row
+    page.figures(
+        f"Mean zero-shot {protocol.metric} with its 95 % interval; {best} is best.",
+        _bars(table, protocol),
+    )
+    if lines:
+        page.heading("Does the paper's claim hold here?")
     for line in lines:
-        page.note(line)
+        page.text(line)
     page.heading("By target")
     page.table(*_by_target(runs, table, protocol))
-    page.figure(_scatter(table, protocol))
+    page.figures(
+        f"Zero-shot {protocol.metric} (bars: 95 % intervals) by sharpness and by "
+        f"drift; {best}, the best, in red. The paper expects what is less sharp, and "
+        "has moved less, to be better.",
+        *_scatters(table, protocol),
+    )
     page.write(workdir)
     return table
+
+
+def finding(table: Sequence[Row], protocol: study.Protocol, *, tuned: bool) -> str:
+    """The answer in a paragraph: which optimizer, how sure, and with which catch."""
+    best = table[0]
+    chosen = f"the setting that was best on {protocol.tuned_on}"
+    if not tuned:
+        chosen = "its paper's value; nothing was tuned"
+    mean, half = best.zero_shot
+    text = (
+        f"{best.row} has the best mean {protocol.metric} on {_targets(protocol)} that "
+        "nothing was trained or chosen on: "
+        f"{mean:.3f} ± {half:.3f} (95 % interval)"
+    )
+    gaps = {f"from {name}": gap for name, gap in best.against.items()}
+    after = table[1] if len(table) > 1 else None
+    if after is not None and best.row in after.against:  # it is a reference itself
+        gaps[f"between it and the next, {after.row}"] = after.against[best.row]
+    for words, gap in gaps.items():
+        certain = "beyond" if _is_certain(gap) else "not beyond"
+        text += (
+            f"; {gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] {words}, {certain} "
+            f"chance (sign-flip test, p {gap.p_value:.3f})"
+        )
+    if gaps and min(gap.n for gap in gaps.values()) < _SEEDS_OF_A_TEST:
+        text += ". So few seeds are too few for any test to say more"
+    return f"{text}. Each optimizer ran at {chosen}."
 
 
 def cells(table: Sequence[Row], protocol: study.Protocol) -> tuple[list, list]:
@@ -162,6 +230,11 @@ def cells(table: Sequence[Row], protocol: study.Protocol) -> tuple[list, list]:
     return head, body
 
 
+def _targets(protocol) -> str:
+    count = len(protocol.targets)
+    return "1 target" if count == 1 else f"{count} targets"
+
+
 def _by_target(runs, table, protocol):
     order = [row.row for row in table]
     body = []
@@ -172,7 +245,8 @@ def _by_target(runs, table, protocol):
 
 
 def _bars(table, protocol):
-    figure, [[axes]] = figures.panels(size=(8, 0.4 * len(table) + 1))
+    size = (figures.WIDTH, 0.35 * len(table) + 1)
+    figure, [[axes]] = figures.panels(size=size)
     names = [row.row for row in table][::-1]
     means, errors = zip(*[row.zero_shot for row in table][::-1], strict=True)
     figures.points_with_errors(axes, names, means, errors)
@@ -180,15 +254,16 @@ def _bars(table, protocol):
     return figure
 
 
-def _scatter(table, protocol):
-    figure, [panels] = figures.panels(1, 2, size=(9, 3.5), sharey=True)
-    for axes, name in zip(panels, ("sharpness", "drift"), strict=True):
-        for row in table:
-            axes.plot(getattr(row, name), row.zero_shot[0], "o")
-            axes.annotate(row.row, (getattr(row, name), row.zero_shot[0]), fontsize=7)
+def _scatters(table, protocol):
+    drawn = []
+    for name in ("sharpness", "drift"):
+        figure, [[axes]] = figures.panels(size=(figures.HALF, 3.2))
+        points = {row.row: (getattr(row, name), *row.zero_shot) for row in table}
+        figures.named_points(axes, points, table[0].row)
         axes.set_xlabel(name)
-    panels[0].set_ylabel(f"zero-shot {protocol.metric}")
-    return figure
+        axes.set_ylabel(f"zero-shot {protocol.metric}")
+        drawn.append(figure)
+    return drawn
 
 
 def _metric(runs, protocol, names) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What a data ablation found, from written-out losses; and the page that says it."""
 
+import dataclasses
 import itertools
 import json
 
@@ -9,7 +10,7 @@ import pytest
 from jaxlab import ablation
 from jaxlab.reports import page as page_lib
 from jaxlab.systems import branches
-from jaxlab.systems.data_ablation import experts, report, results
+from jaxlab.systems.data_ablation import experts, finding, report, results
 from jaxlab.systems.data_ablation import mixtures as mixtures_lib
 from jaxlab.systems.data_ablation import study as study_lib
 from jaxlab.systems.olmo import config as olmo_config
@@ -161,14 +162,31 @@ def test_the_page_shows_the_numbers_of_report_json(outcome, tmp_path):
     page = (tmp_path / "report.html").read_text()
     numbers = json.loads((tmp_path / "report.json").read_text())
     for target, row in numbers["correlation"].items():
-        cells = [target, "10", f"{row['spearman']:.2f}", f"{row['pearson']:.2f}"]
-        assert "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) in page
+        cells = ["10", f"{row['spearman']:.2f}", f"{row['pearson']:.2f}"]
+        assert as_row(target, *cells) in page
     (choice,) = numbers["choices"]
     assert f"<td>{choice['regret']:.4f}</td></tr>" in page
     best = numbers["ranking"]["law"][0]
     name = experts.name_of(best["mixture"])
-    cells = [f"1. {name}", f"{best['predicted_perplexity']:.2f}"]
-    assert "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) in page
+    assert as_row(f"1. {name}", f"{best['predicted_perplexity']:.2f}") in page
+
+
+def as_row(first, *others):
+    cells = "".join(f"<td>{cell}</td>" for cell in others)
+    return f'<tr><th scope="row">{first}</th>{cells}'
+
+
+def test_the_page_opens_with_what_was_found_and_its_catch(outcome, tmp_path):
+    report.write(tmp_path, outcome, {"total": 1.0})
+    page = (tmp_path / "report.html").read_text()
+    first = page.split("</h1>")[1].split("</p>")[0]
+    best = json.loads((tmp_path / "report.json").read_text())["ranking"]["law"][0]
+    assert f"{experts.name_of(best['mixture'])} for law (perplexity" in first
+    assert "10 mixtures were trained to check it" in first
+    assert "-1.00" in first  # merging predicts them in reverse
+    assert "merging has shown nothing here" in first
+    unchecked = dataclasses.replace(outcome, models=outcome.models[:5])
+    assert "a prediction alone" in finding.finding(unchecked, {})
 
 
 def test_a_domain_may_be_called_like_a_formula(outcome, tmp_path):

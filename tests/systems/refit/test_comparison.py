@@ -48,9 +48,24 @@ def test_a_comparison_writes_runs_measures_and_a_page(tmp_path):
     assert value == pytest.approx(recall["refit"] - recall["rerank_2k"], abs=1e-6)
     page = (tmp_path / "report.html").read_text()
     assert "A &amp; B" in page
+    first = page.split("</h1>")[1].split("</p>")[0]
+    assert "refit, with" in first
+    assert "finds more in recall@20" in first
     assert "query won" in page
     assert "<b>" not in page
     with pytest.raises(errors.UserError, match="no row best"):
         comparison.compare(
             index, queries, kept, comparison.Settings(rows=("best",)), tmp_path
         )
+
+
+def test_of_few_queries_there_is_no_interval_and_no_star():
+    few = [
+        metrics.Evaluation(("a", "b"), {"ndcg@10": np.array(x)})
+        for x in ([1.0, 0.75], [0.5, 0.25])
+    ]
+    value, low, high = comparison.difference(*few, "ndcg@10")
+    assert value == 0.5
+    assert np.isnan([low, high]).all()
+    (said,) = report.against_first({"b": few[1], "a": few[0]})
+    assert said == ("a", "ndcg@10", "+0.500 (too few queries for an interval)")

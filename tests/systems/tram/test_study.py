@@ -164,6 +164,13 @@ def test_the_report_has_the_numbers_of_the_runs(done, protocol):
     page = (workdir / "report.html").read_text()
     assert "Which is best?" in page
     assert "Does the paper" in page
+    first = page.split("</h1>")[1].split("</p>")[0]
+    assert f"{table[0].row} has the best mean perplexity" in first
+    assert "too few for any test" in first
+    assert "the setting that was best on own" in first
+    report.write(workdir, runs, protocol, "Which is best?", 1.0, tuned=False)
+    page = (workdir / "report.html").read_text()
+    assert "setting that was best" not in page  # it was not looked for
     by_row = {row["row"]: row for row in numbers["table"]}
     far = [run.evals["far"]["perplexity"] for run in runs["tram_theta"]]
     ours = by_row["tram_theta"]
