@@ -42,12 +42,12 @@ def _best(outcome: Outcome) -> str:
 
 def _check(outcome: Outcome, agreement) -> str:
     """Whether training agreed, beside the prediction that merges nothing."""
-    if not outcome.checked:
+    if not outcome.comparisons:
         return (
             "No mixture was trained to check this: it is a prediction alone "
             "(jaxlab ablate report POOL --trained N trains some)."
         )
-    trained = f"{len(outcome.checked)} mixtures were trained to check it"
+    trained = f"{len(outcome.comparisons)} mixtures were trained to check it"
     merged, trivial = (_overall(agreement[x]) for x in ("merged", "mean_of_individual"))
     if merged is None or trivial is None:
         return f"{trained}, too few for an agreement with an interval."
