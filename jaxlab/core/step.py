@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlab.core import errors, types
+from jaxlab.core import errors, tree, types
 
 
 def make_step(experiment: types.Experiment, target: types.TrainState | None = None):
@@ -82,15 +82,33 @@ def make_step(experiment: types.Experiment, target: types.TrainState | None = No
         }
         if experiment.opt_metrics is not None:
             metrics |= experiment.opt_metrics(opt_state)
+        if (count := _count_updates(new.opt_state)) is not None:
+            metrics["updates"] = count
         return new, metrics
 
     return step
 
 
-def _all_finite(tree: Any) -> jax.Array:
+def _count_updates(opt_state: Any) -> jax.Array | None:
+    """i32[]: the updates that the optimizer has counted; None where it counts none.
+
+    Skipped steps are not among them, so that its schedule is behind the step then.
+    """
+    counts = [
+        leaf
+        for name, leaf in tree.flatten(opt_state).items()
+        if name.rpartition("/")[2] == "count" and jnp.shape(leaf) == ()
+    ]
+    return functools.reduce(jnp.maximum, counts) if counts else None
+
+
+def _all_finite(params: types.Params) -> jax.Array:
     """bool[]: whether no floating leaf holds a NaN or an infinity."""
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return functools.reduce(jnp.logical_and, (jnp.isfinite(x).all() for x in floats))
+    leaves = jax.tree.leaves(params)
+    floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return functools.reduce(
+        jnp.logical_and, (jnp.isfinite(x).all() for x in floats), jnp.array(True)
+    )
 
 
 def mean_and_grad(

@@ -49,8 +49,9 @@ class StepRows:
             return
         step, metrics, tokens = pending
         row = {name: np.asarray(value) for name, value in metrics.items()}
+        updates = int(row.pop("updates", step))
         if self.experiment.learning_rate is not None:
-            row["learning_rate"] = self.experiment.learning_rate(step)
+            row["learning_rate"] = self.experiment.learning_rate(updates)
         flops = self.experiment.flops_per_token
         self.rows.train(step, row, tokens, flops)
         self._in_a_row = self._in_a_row + 1 if row["skipped"] else 0

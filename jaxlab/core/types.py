@@ -101,7 +101,8 @@ class Experiment:
         seed: of initialisation and of the per-step keys.
         config: what is saved as config.json and compared when a run resumes.
         flops_per_token: forward + backward FLOPs per token, for utilisation; or None.
-        learning_rate: schedule step -> rate, only to be reported; or None.
+        learning_rate: n -> rate of the optimizer's n-th update, only to be reported:
+            after skipped steps n is less than the step; or None.
     """
 
     model: Any

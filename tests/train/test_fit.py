@@ -111,6 +111,9 @@ def test_a_non_finite_step_changes_nothing_and_is_counted(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     assert [row["skipped"] for row in rows] == [0, 0, 1, 0, 0]
     assert rows[2]["loss"] is None  # JSON has no NaN
+    rates = [experiment.learning_rate(n) for n in (1, 2, 2, 3, 4)]  # used, not planned
+    assert [row["learning_rate"] for row in rows] == pytest.approx(rates)
+    assert "updates" not in rows[0]
     assert int(state.step) == 5
     assert int(state.opt_state[1].count) == 4  # the optimizer saw four steps
     assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state.params))
