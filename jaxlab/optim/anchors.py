@@ -39,12 +39,13 @@ def keep_anchor(
     Args:
         anchor: one of ANCHORS.
         decay: of "ema".
-        dtype: the anchor is kept in; None is the parameters' own.
+        dtype: the anchor is kept in; None is the parameters' own. An average is kept
+            in float32 at least: in bfloat16 its small steps would all be rounded away.
     """
     check(anchor)
 
     def init(params):
-        return AnchorState(copy(params, dtype))
+        return AnchorState(first_anchor(anchor, params, dtype))
 
     def update(updates, state, params=None):
         if params is None:
@@ -67,15 +68,36 @@ def anchor_of(opt_state: Any) -> types.Params:
     raise ValueError("the optimizer keeps no anchor; use keep_anchor or tram")
 
 
-def copy(params: types.Params, dtype: Any = None) -> types.Params:
-    """The parameters in other buffers; floats in `dtype` where it is given."""
+def first_anchor(anchor: str, params: types.Params, dtype: Any = None) -> types.Params:
+    """The parameters in other buffers, floats in the dtype of `keep_anchor`."""
 
     def copy_leaf(leaf):
         leaf = jnp.copy(leaf)
-        narrow = dtype is not None and jnp.issubdtype(leaf.dtype, jnp.floating)
-        return leaf.astype(dtype) if narrow else leaf
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        kept = leaf.dtype if dtype is None else jnp.dtype(dtype)
+        return leaf.astype(_average_dtype(kept) if anchor == "ema" else kept)
 
     return jax.tree.map(copy_leaf, params)
+
+
+def next_average(value: jax.Array, now: jax.Array, decay: Any) -> jax.Array:
+    """decay * value + (1 - decay) * now, of one leaf; no average is taken of integers.
+
+    Args:
+        value: the average so far, float32 or wider.
+        now: what it moves to, in any dtype.
+        decay: a number, or an array [].
+    """
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        return jnp.copy(now)
+    wide = _average_dtype(value.dtype)
+    mixed = decay * value.astype(wide) + (1 - decay) * now.astype(wide)
+    return mixed.astype(value.dtype)
+
+
+def _average_dtype(dtype: Any) -> Any:
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def next_anchor(
@@ -86,15 +108,9 @@ def next_anchor(
         return value
     if anchor == "previous":
         return jax.tree.map(lambda a, p: jnp.copy(p).astype(a.dtype), value, params)
-
-    def average(a, p):
-        if not jnp.issubdtype(a.dtype, jnp.floating):
-            return jnp.copy(p)
-        wide = jnp.promote_types(p.dtype, jnp.float32)
-        mixed = decay * a.astype(wide) + (1 - decay) * p.astype(wide)
-        return mixed.astype(a.dtype)
-
-    return jax.tree.map(average, value, params)
+    return jax.tree.map(
+        lambda a, p: next_average(a, jnp.asarray(p), decay), value, params
+    )
 
 
 def check(anchor: str) -> None:

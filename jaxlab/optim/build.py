@@ -20,6 +20,7 @@ import numpy as np
 import optax
 
 from jaxlab.core import errors, ranges, tree, types
+from jaxlab.optim import anchors
 
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
@@ -224,17 +225,18 @@ class EmaState(NamedTuple):
 def parameter_ema(decay: float) -> optax.GradientTransformation:
     """Keeps average = decay * average + (1 - decay) * params after each update.
 
-    Last in a chain: it needs the final updates and changes none. `ema_of` reads it.
+    Last in a chain: it needs the final updates and changes none. `ema_of` reads it: in
+    float32 at least, since in bfloat16 its small steps would all be rounded away.
     """
 
     def init(params):
-        return EmaState(jax.tree.map(jnp.copy, params))
+        return EmaState(anchors.first_anchor("ema", params))
 
     def update(updates, state, params=None):
         if params is None:
             raise ValueError("parameter_ema needs params in tx.update")
         average = jax.tree.map(
-            lambda a, p, u: decay * a + (1 - decay) * (p + u),
+            lambda a, p, u: anchors.next_average(a, jnp.asarray(p + u), decay),
             state.average,
             params,
             updates,

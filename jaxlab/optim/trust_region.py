@@ -135,7 +135,7 @@ def tram(
     keep = None
     if anchor is not None:
         keep = (
-            lambda params: anchors.copy(params, anchor_dtype),
+            lambda params: anchors.first_anchor(anchor, params, anchor_dtype),
             lambda value, params: anchors.next_anchor(
                 anchor, value, params, anchor_decay
             ),

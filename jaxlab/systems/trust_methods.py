@@ -46,7 +46,8 @@ class TrustConfig:
         max_radius: of tram; 0 is no bound.
         direction: of tram's KL: forward, reverse or symmetric.
         anchor_decay: of tram_ema and mesa.
-        anchor_dtype: of tram's anchor, e.g. bfloat16; "" is the parameters'.
+        anchor_dtype: of the anchor of tram and trpo, e.g. bfloat16; "" is the
+            parameters'. Averages (tram_ema, mesa) are kept in float32.
         sigma: standard deviation of the noise of tram_x, tram_fisher, r3f and r4f.
         noise: normal or uniform.
         weight: of the penalty of trpo, mesa, r3f and r4f.
@@ -321,7 +322,8 @@ def passes(trust: ml_collections.ConfigDict) -> shapes.Passes:
     Raises:
         UserError: an unknown method.
     """
-    cost = of(trust.method).passes
-    if trust.anchor_dtype in ("bfloat16", "float16"):
+    row = of(trust.method)
+    cost = row.passes
+    if trust.anchor_dtype in ("bfloat16", "float16") and row.anchor != "ema":
         return cost._replace(copies=cost.copies / 2)
     return cost

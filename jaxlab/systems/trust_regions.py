@@ -129,7 +129,9 @@ def _objective(task, row, config):
 
 def _transform(optimizer, row, config):
     if row.penalty == "anchor":
-        keep = optim.keep_anchor(row.anchor, decay=config.anchor_decay)
+        keep = optim.keep_anchor(
+            row.anchor, decay=config.anchor_decay, dtype=config.anchor_dtype or None
+        )
         return optax.chain(optimizer, keep)
     if not row.transform:
         return optimizer

@@ -229,3 +229,32 @@ def test_an_average_needs_the_parameters():
     state = tx.init({"w": jnp.ones(1)})
     with pytest.raises(ValueError, match="needs params"):
         tx.update({"w": jnp.ones(1)}, state)
+
+
+AVERAGES = {
+    "parameter_ema": (lambda: optim.parameter_ema(0.999), optim.ema_of),
+    "keep_anchor": (lambda: optim.keep_anchor("ema", decay=0.999), optim.anchor_of),
+    "keep_anchor_narrow": (
+        lambda: optim.keep_anchor("ema", decay=0.999, dtype="bfloat16"),
+        optim.anchor_of,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AVERAGES)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_an_average_moves_whatever_the_parameters_are_kept_in(name, dtype):
+    make, read = AVERAGES[name]
+    tx = make()
+    state = tx.init({"w": jnp.ones(2, dtype), "n": jnp.array(3)})
+    now = {"w": jnp.full(2, 1.25, dtype), "n": jnp.array(5)}
+    zeros = jax.tree.map(jnp.zeros_like, now)
+    state, _ = jax.lax.scan(
+        lambda state, _: (tx.update(zeros, state, now)[1], None), state, length=3000
+    )
+    average = read(state)
+    # 1 + 0.25 (1 - 0.999^3000) = 1.2376
+    np.testing.assert_allclose(average["w"], 1.2376, atol=1e-3)
+    assert average["w"].dtype == jnp.float32
+    assert average["n"].dtype == now["n"].dtype
+    assert average["n"] == 5

@@ -6,7 +6,7 @@ import pathlib
 import jax
 import pytest
 
-from jaxlab import objectives
+from jaxlab import objectives, optim
 from jaxlab.core import config as config_lib
 from jaxlab.core import errors, mesh, state, step
 from jaxlab.optim import sharpness_aware
@@ -107,10 +107,21 @@ def test_rows_that_share_a_method_share_how_it_trains():
         assert dataclasses.replace(row, **free) == dataclasses.replace(first, **free)
 
 
-def test_a_narrow_anchor_is_half_a_copy():
-    config = config_lib.load(f"{CONFIGS / 'tram'}.py:tram_theta")
+@pytest.mark.parametrize(
+    ("row", "copies"),
+    [("tram_theta", 0.5), ("trpo", 0.5), ("tram_ema", 1.0), ("mesa", 1.0)],
+)
+def test_a_narrow_anchor_is_half_a_copy_but_for_averages(row, copies):
+    config = config_lib.load(f"{CONFIGS / 'tram'}.py:{row}")
     config.trust.anchor_dtype = "bfloat16"
-    assert trust_methods.passes(config.trust).copies == 0.5
+    assert trust_methods.passes(config.trust).copies == copies
+    base = runs.experiment()
+    task = objectives.language_model(base.model.apply)
+    settings = trust_methods.TrustConfig(**config.trust.to_dict())
+    tx = trust_regions.with_trust(base, task, settings).tx
+    params = {"w": jax.numpy.ones(2)}
+    anchor = optim.anchor_of(jax.eval_shape(tx.init, params))["w"]
+    assert anchor.dtype.itemsize == 4 * copies
 
 
 @pytest.mark.parametrize(
