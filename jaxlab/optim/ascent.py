@@ -25,6 +25,7 @@ What a climb must get right, and others do not:
   bf16 sees e on average (`stochastic_rounding`).
 """
 
+import inspect
 import sys
 import warnings
 from collections.abc import Callable
@@ -60,12 +61,30 @@ class Climb(NamedTuple):
     adaptive: PerLeaf = False
     eta: Any = 0.0
     eps: Any = 1e-12
-    norm_dtype: Any = jnp.float32
+    norm_dtype: Any = "float32"  # a type would be a schedule to inject_hyperparams
     batch_axis_name: str | None = None
     param_axis_name: Any = None
     m_sharpness: bool = False
     second_pass_dtype: Any = None
     stochastic_rounding: bool = False
+
+
+def spell_out_options(make: Callable) -> Callable:
+    """`make` with the options that it hands to `Climb` in its signature.
+
+    There `optax.inject_hyperparams` looks for the arguments of a factory.
+    """
+    signature = inspect.signature(make)
+    *named, rest = signature.parameters.values()
+    if rest.kind is not inspect.Parameter.VAR_KEYWORD:
+        raise TypeError(f"{make.__name__} takes no **options")
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+        for name, default in Climb._field_defaults.items()
+        if name not in ("mask", "adaptive", "eta")
+    ]
+    make.__signature__ = signature.replace(parameters=[*named, *options])
+    return make
 
 
 class TRAMState(NamedTuple):
@@ -109,6 +128,7 @@ def climbing_optimizer(
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init(params):
+        params = _as_arrays(params)
         check_init(params, climb)
         return TRAMState(
             opt_state=optimizer.init(params),
@@ -124,6 +144,7 @@ def climbing_optimizer(
                 "tx.update needs params and grad_fn=, which returns the gradients of "
                 "this batch at other parameters"
             )
+        updates, params = _as_arrays(updates), _as_arrays(params)
         for_find = {name: extra.pop(name) for name in names if name in extra}
         climb_by = updates
         if not climb.m_sharpness:
@@ -157,7 +178,7 @@ def climb_metrics(opt_state: Any) -> dict[str, jax.Array]:
 
 
 def check_init(params: types.Params, climb: Climb) -> None:
-    """Refuses `optax.MultiSteps`, warns of parameters too coarse to be perturbed."""
+    """Refuses wrappers under which no climb is right; warns of coarse parameters."""
     frame = sys._getframe(1)
     while frame is not None:
         if isinstance(frame.f_locals.get("self"), optax.MultiSteps):
@@ -167,6 +188,13 @@ def check_init(params: types.Params, climb: Climb) -> None:
                 "(jaxlab.optim.accumulated, or micro_batches of the Experiment)"
             )
         frame = frame.f_back
+    is_hole = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
+    if any(map(is_hole, jax.tree.leaves(params, is_leaf=is_hole))):
+        raise ValueError(
+            "optax.masked, optax.multi_transform and optax.partition hide parameters "
+            "that grad_fn needs; put them inside and give the climb a mask, e.g. "
+            "sam(optax.masked(optimizer, mask), mask=mask)"
+        )
     coarse = [
         leaf.dtype.name
         for leaf in jax.tree.leaves(params)
@@ -281,16 +309,26 @@ def _round_at_random(value, key):
 
 
 def _per_leaf(value, params):
-    if callable(value):
+    """Bools like the parameters, of a tree of bools or of parts of it."""
+    is_bool = lambda x: isinstance(x, bool) or getattr(x, "dtype", None) == jnp.bool_  # noqa: E731
+    leaves = jax.tree.leaves(value)
+    # A module may be a tree and have __call__: then its leaves tell.
+    if callable(value) and not (leaves and all(map(is_bool, leaves))):
         value = value(params)
-    if isinstance(value, bool):
-        return jax.tree.map(lambda _: value, params)
-    if jax.tree.structure(value) != jax.tree.structure(params):
+    try:
+        return jax.tree.map(
+            lambda one, part: jax.tree.map(lambda _: one, part), value, params
+        )
+    except ValueError:
         raise ValueError(
             "mask and adaptive are True, False, a tree of bools like the parameters, "
             "or a function of the parameters that makes one"
-        )
-    return value
+        ) from None
+
+
+def _as_arrays(tree):
+    """Numbers of Python as arrays; arrays as they are."""
+    return jax.tree.map(lambda x: x if hasattr(x, "dtype") else jnp.asarray(x), tree)
 
 
 def _wide(leaf, climb):

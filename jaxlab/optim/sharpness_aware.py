@@ -27,6 +27,7 @@ import optax
 from jaxlab.optim import ascent
 
 
+@ascent.spell_out_options
 def sam(
     optimizer: optax.GradientTransformation,
     rho: ascent.Scalar = 0.05,
@@ -38,6 +39,7 @@ def sam(
     return asam(optimizer, rho, eta=0.0, mask=mask, adaptive=False, **options)
 
 
+@ascent.spell_out_options
 def asam(
     optimizer: optax.GradientTransformation,
     rho: ascent.Scalar = 0.5,
@@ -78,6 +80,7 @@ def asam(
     return ascent.climbing_optimizer(optimizer, find, (), climb)
 
 
+@ascent.spell_out_options
 def fisher_sam(
     optimizer: optax.GradientTransformation,
     gamma: ascent.Scalar = 0.1,
@@ -109,6 +112,7 @@ def fisher_sam(
     return _by_fisher(optimizer, gamma, eta, mask, options, is_required=False)
 
 
+@ascent.spell_out_options
 def tram_fisher(
     optimizer: optax.GradientTransformation,
     gamma: ascent.Scalar = 0.1,

@@ -35,12 +35,13 @@ from jaxlab.core import divergences
 from jaxlab.optim import anchors, ascent
 
 
+@ascent.spell_out_options
 def tram(
     optimizer: optax.GradientTransformation,
     *,
     anchor: str | None = "previous",
     anchor_decay: Any = 0.999,
-    divergence_fn: Callable[..., jax.Array] = divergences.kl_divergence,
+    divergence_fn: Callable[..., jax.Array] | None = None,
     radius_scale: ascent.Scalar = 1.0,
     max_radius: Any = None,
     adaptive: ascent.PerLeaf = True,
@@ -70,16 +71,17 @@ def tram(
         optimizer: makes the step from g'.
         anchor: "previous", "initial", "ema" or None; see above.
         anchor_decay: of "ema".
-        divergence_fn: (target logits, logits, where=...) -> scalar; `kl_divergence`,
-            `mmd`, `l2`, or one of your own, of any outputs. `where` is passed only if
-            it was given.
+        divergence_fn: (target logits, logits, where=...) -> scalar; None is
+            `kl_divergence`; `mmd`, `l2`, or one of your own, of any outputs. `where`
+            is passed only if it was given. (Name it in `static_args` of
+            `optax.inject_hyperparams`, which takes functions for schedules.)
         radius_scale: d is multiplied by this number or schedule of the updates so far.
         max_radius: bound on d, after the scale; the theory assumes one, the authors
             used none.
         adaptive: T = |theta| + eta; False is T = 1 (SAM's climb); or by leaf.
         eta: without it, parameters that are 0 are never perturbed.
         mask: leaves that are perturbed; see `ascent.Climb`.
-        anchor_dtype: bfloat16 halves the anchor, and rounds d.
+        anchor_dtype: bfloat16 halves the anchor, and rounds d; see `keep_anchor`.
         **options: eps, norm_dtype, batch_axis_name, param_axis_name, m_sharpness,
             second_pass_dtype, stochastic_rounding: fields of `ascent.Climb`.
 
@@ -104,6 +106,7 @@ def tram(
     """
     if anchor is not None:
         anchors.check(anchor)
+    divergence_fn = divergence_fn or divergences.kl_divergence
     climb = ascent.Climb(mask=mask, adaptive=adaptive, eta=eta, **options)
 
     def measure(state, params, logits, logits_fn, where):
