@@ -161,7 +161,7 @@ def encoder(
             f"{path} scores pairs, it has no vectors of texts; give a bi-encoder"
         )
     try:
-        config = dataclasses.replace(loaded.config, **(of_texts or {})).compared
+        config = dataclasses.replace(loaded.config, **(of_texts or {})).for_search
     except errors.ArgumentError as error:
         raise errors.UserError(f"{path}: {error}") from error
     return loaded._replace(config=config, model=models.BertEncoder(config))

@@ -62,6 +62,7 @@ def fit(
     keep_every: int | None = None,
     max_skipped: int = 10,
     name: str = "",
+    is_brief: bool = False,
     log_seconds: float = 5.0,
     profile: int = 0,
 ) -> Result:
@@ -77,6 +78,7 @@ def fit(
         keep, keep_every: see `checkpoint.Checkpointer`.
         max_skipped: non-finite steps in a row after which the run stops.
         name: shown in front of the rows.
+        is_brief: little goes to stdout: of a run that is one of many.
         log_seconds: how often a row goes to stdout; metrics.jsonl gets every step.
         profile: steps after the first that are traced into `workdir`/profile.
 
@@ -112,7 +114,9 @@ def fit(
             checkpoint.Checkpointer(folder, keep=keep, keep_every=keep_every, axes=axes)
         )
         rows = stack.enter_context(
-            report.Reporter(workdir, steps, first, name=name, seconds=log_seconds)
+            report.Reporter(
+                workdir, steps, first, name=name, is_brief=is_brief, seconds=log_seconds
+            )
         )
         meter = step_rows.StepRows(experiment, rows, max_skipped)
         meter.start(first, state, mesh)

@@ -24,6 +24,7 @@ from jaxlab.core import peak_flops as peak_flops_lib
 _log = logging.getLogger(__name__)
 
 
+_BRIEF_SECONDS = 10.0
 _QUIET = ("seconds", "weight", "cross_entropy", "z_loss")  # in metrics.jsonl only
 
 
@@ -37,6 +38,8 @@ class Reporter:
             run that was killed and are dropped, since they come again.
         seconds: how often a training row goes to stdout.
         name: shown in front of every row.
+        is_brief: one line at the end, and one every ten seconds: of a run that is one
+            of many. metrics.jsonl has all the same.
     """
 
     def __init__(
@@ -47,11 +50,15 @@ class Reporter:
         *,
         seconds: float = 5.0,
         name: str = "",
+        is_brief: bool = False,
         out: TextIO | None = None,
     ):
         self.steps, self.first, self.name = steps, first, name
-        self._out = sys.stdout if out is None else out
+        self._out, self._is_brief = sys.stdout if out is None else out, is_brief
+        if is_brief:
+            seconds = _BRIEF_SECONDS
         self._every, self._started = seconds, time.monotonic()
+        self._begun = self._started
         self._shown = self._last = self._started
         self._compile_seconds: float | None = None  # the first step's, compilation too
         self._file = self._board = None
@@ -86,11 +93,16 @@ class Reporter:
             peak_flops, _ = peak_flops_lib.flops_per_second()
             row["mfu"] = row["tokens_per_second"] * flops_per_token / peak_flops
         self._write(step, row)
-        if self._compile_seconds is None:
+        is_first = self._compile_seconds is None
+        if is_first:
             self._compile_seconds, self._started = seconds, now
             self.first = step
-            self.say(f"first step, compilation included: {seconds:.1f} s")
-        elif now - self._shown >= self._every or step == self.steps:
+            self.detail(f"first step, compilation included: {seconds:.1f} s")
+        if self._is_brief and step == self.steps:
+            took = progress.duration(now - self._begun)
+            loss = f", loss {_short(row['loss'])}" if "loss" in row else ""
+            self.say(f"{step} steps{loss}, took {took}")
+        elif not is_first and (now - self._shown >= self._every or step == self.steps):
             self._shown = now
             self._say(step, row, self._eta(step, now))
 
@@ -98,8 +110,10 @@ class Reporter:
         """Writes an evaluation row: keys are `eval/NAME/METRIC`."""
         row = {f"eval/{name}/{key}": _number(value) for key, value in metrics.items()}
         self._write(step, row)
-        self._say(step, metrics, f" on {name}")
         self._last = time.monotonic()  # evaluation is not training time
+        if not self._is_brief or self._last - self._shown >= self._every:
+            self._shown = self._last
+            self._say(step, metrics, f" on {name}")
 
     def publish(self) -> None:
         """Makes all rows seen in a bucket too, which otherwise takes half a minute."""
@@ -111,6 +125,11 @@ class Reporter:
         if self._is_writer:
             prefix = f"[{self.name}] " if self.name else ""
             progress.line(prefix + text, self._out)
+
+    def detail(self, text: str) -> None:
+        """A line that a run which is one of many leaves out."""
+        if not self._is_brief:
+            self.say(text)
 
     def _say(self, step, row, end=""):
         shown = {name: value for name, value in row.items() if name not in _QUIET}

@@ -22,13 +22,13 @@ class StepRows:
         if self.experiment.flops_per_token is not None:
             # Now, while the device is idle: beside a step it would come out too low.
             flops, source = peak_flops.flops_per_second()
-            self.rows.say(f"peak {flops / 1e12:.3g} TFLOP/s ({source})")
+            self.rows.detail(f"peak {flops / 1e12:.3g} TFLOP/s ({source})")
         if first == 0 and self.experiment.init_from is None:
-            self.rows.say("parameters\n" + _overview(state.params, mesh))
+            self.rows.detail("parameters\n" + _overview(state.params, mesh))
             config = getattr(self.experiment.model, "config", None)
             if hasattr(config, "describe"):
-                self.rows.say(config.describe())
-        self.rows.say(
+                self.rows.detail(config.describe())
+        self.rows.detail(
             f"{'resuming' if first else 'starting'} at step {first} of "
             f"{self.experiment.steps} on mesh {sizes or 'of one device'}"
         )

@@ -68,7 +68,7 @@ def points_with_errors(
     axes.grid(axis="x", alpha=0.3)
 
 
-def named_points(
+def points_with_names(
     axes: Any, points: Mapping[str, tuple[float, float, float]], best: str = ""
 ) -> None:
     """Points (x, y, half the interval of y), each with its name; `best` in red."""

@@ -4,6 +4,7 @@ of_decoder   sizes, optimizer and steps of a config, around any objective
 finish       an experiment to its last step, or Interrupt
 """
 
+import logging
 import pathlib
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 
 from jaxlab import models, optim, train
 from jaxlab.core import interrupts, types
+
+_log = logging.getLogger(__name__)
 
 
 def of_decoder(
@@ -55,6 +58,8 @@ def finish(
 ) -> types.TrainState:
     """Trains an experiment of a study to its last step, or goes on with it.
 
+    It is said in a line; with -v, as much as `jaxlab train` says.
+
     Args:
         experiment, workdir, mesh, name: as for `train.fit`.
         run: the `run` section of its config.
@@ -62,7 +67,14 @@ def finish(
     Raises:
         Interrupt: a signal stopped it; the same call goes on.
     """
-    result = train.fit(experiment, workdir, mesh=mesh, name=name, **run.to_dict())
+    result = train.fit(
+        experiment,
+        workdir,
+        mesh=mesh,
+        name=name,
+        is_brief=not _log.isEnabledFor(logging.INFO),
+        **run.to_dict(),
+    )
     if not result.finished:
         raise interrupts.Interrupt(result.signal)
     return result.state

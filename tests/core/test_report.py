@@ -138,3 +138,15 @@ def _circular():
     value = {}
     value["self"] = value
     return value
+
+
+def test_a_run_that_is_one_of_many_says_a_line(tmp_path):
+    out = io.StringIO()
+    brief = {"name": "web", "is_brief": True, "seconds": 0.0, "out": out}
+    with report.Reporter(tmp_path, 3, **brief) as rows:
+        rows.detail("a table")
+        for step in (1, 2, 3):
+            rows.train(step, {"loss": 2.5}, tokens=8)
+        rows.evaluation(3, "books", {"perplexity": 12345.6})
+    assert out.getvalue() == "[web] 3 steps, loss 2.5, took 0s\n"
+    assert len(_rows(tmp_path)) == 4

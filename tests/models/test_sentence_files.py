@@ -122,7 +122,7 @@ def test_what_cannot_be_followed_is_one_line_with_its_file(
 @pytest.mark.parametrize("similarity", ["euclidean", "manhattan"])
 def test_vectors_that_are_compared_by_a_distance_are_not_searched(tmp_path, similarity):
     with pytest.raises(errors.ArgumentError, match=f"{similarity} distance"):
-        _ = dataclasses.replace(SIZES, similarity=similarity).compared
+        _ = dataclasses.replace(SIZES, similarity=similarity).for_search
 
 
 def test_inner_products_of_compared_vectors_are_the_similarity():
@@ -132,7 +132,7 @@ def test_inner_products_of_compared_vectors_are_the_similarity():
     rows = (tokens, jnp.ones_like(tokens, bool))
 
     def vectors(**changes):
-        one = dataclasses.replace(config, **changes).compared
+        one = dataclasses.replace(config, **changes).for_search
         return np.asarray(jax.jit(BertEncoder(one).apply)({"params": params}, *rows))
 
     plain = vectors()

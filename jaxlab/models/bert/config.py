@@ -46,7 +46,7 @@ class BertConfig:
         row_length: where sentence-transformers cuts texts; None = `length`.
         query_prefix, document_prefix: put before texts that ask, and that are found.
         lower_case: texts are lower-cased before they are tokenized.
-        similarity: by which vectors are to be compared; see `compared`.
+        similarity: by which vectors are to be compared; see `for_search`.
         truncate: vectors keep their first so many numbers; None keeps all.
         norm_epsilon: added to the variance in LayerNorm.
         pad_id: RoBERTa counts positions over the tokens that are not this one.
@@ -118,7 +118,7 @@ class BertConfig:
             raise errors.ArgumentError("labels is empty; a cross-encoder has one")
 
     @property
-    def compared(self) -> "BertConfig":
+    def for_search(self) -> "BertConfig":
         """The config of vectors whose inner products are the similarity.
 
         Raises:

@@ -86,7 +86,7 @@ def embed(
         raise errors.UserError(f"init_from {config.init_from} is a cross-encoder")
     _check_length(max(config.data.length, config.data.query_length), start.config)
     try:
-        encoder = start.config.compared
+        encoder = start.config.for_search
     except errors.ArgumentError as error:
         raise errors.UserError(f"init_from {config.init_from}: {error}") from error
     start = start._replace(config=encoder)

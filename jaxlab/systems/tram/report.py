@@ -259,7 +259,7 @@ def _scatters(table, protocol):
     for name in ("sharpness", "drift"):
         figure, [[axes]] = figures.panels(size=(figures.HALF, 3.2))
         points = {row.row: (getattr(row, name), *row.zero_shot) for row in table}
-        figures.named_points(axes, points, table[0].row)
+        figures.points_with_names(axes, points, table[0].row)
         axes.set_xlabel(name)
         axes.set_ylabel(f"zero-shot {protocol.metric}")
         drawn.append(figure)
