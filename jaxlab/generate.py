@@ -47,7 +47,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    eos_id: int,
+    eos_id: int | Sequence[int],
     pad_id: int,
 ) -> list[list[int]]:
     """Continues prompts.
@@ -62,16 +62,16 @@ def generate(
         key: a row's tokens depend on the key, the prompt and the row's number, not on
             the other rows.
         temperature, top_k, top_p: see `sample`.
-        eos_id: ends a row.
+        eos_id: ends a row; of several, each does.
         pad_id: fills rows; never seen by the model.
 
     Returns:
-        The new tokens of each row, without the prompt; the last is `eos_id` if the row
-        ended by itself.
+        The new tokens of each row, without the prompt; the last is an `eos_id` if the
+        row ended by itself.
 
     Raises:
         UserError: an empty prompt, one that with its continuation is longer than the
-            model's length, or a setting out of range.
+            model's length, a setting out of range, or a model whose logits are NaN.
     """
     _check(temperature, top_k, top_p, model.config.vocab)
     if max_new_tokens < 1:
@@ -95,7 +95,7 @@ def generate(
     for row, prompt in zip(tokens, prompts, strict=True):
         row[length - len(prompt) :] = prompt
     valid = np.arange(length) >= length - np.array([[len(p)] for p in prompts])
-    new, counts = _decode(
+    new, counts, is_number = _decode(
         model,
         params,
         tokens,
@@ -104,10 +104,16 @@ def generate(
         jnp.float32(temperature),
         None if top_k is None else jnp.int32(top_k),
         None if top_p is None else jnp.float32(top_p),
-        jnp.int32(eos_id),
+        jnp.atleast_1d(jnp.asarray(eos_id, jnp.int32)),
         max_new_tokens=max_new_tokens,
     )
-    new, counts = jax.device_get((new, counts))
+    new, counts, is_number = jax.device_get((new, counts, is_number))
+    if not is_number:
+        raise errors.UserError(
+            f"the model's logits are not finite in {model.config.dtype}: its weights "
+            "hold NaN or infinities, or are too large for it; look at the run or the "
+            "merge that they come from"
+        )
     return [row[:count].tolist() for row, count in zip(new, counts, strict=True)]
 
 
@@ -224,16 +230,22 @@ def _decode(
     model, params, tokens, valid, key, temperature, top_k, top_p, eos_id, *,
     max_new_tokens,
 ):  # fmt: skip
-    """(i32[B, max_new_tokens], i32[B] how many of them are the row's)."""
+    """(i32[B, max_new_tokens], i32[B] of them the row's, bool[] all logits finite)."""
     B, L = tokens.shape
     extend = functools.partial(model.apply, {"params": params}, method="extend")
 
     def draw(logits, step):
         return sample(logits, jax.random.fold_in(key, step), temperature, top_k, top_p)
 
+    def ends(token):
+        return jnp.any(token[:, None] == eos_id[None], axis=-1)
+
+    def is_finite(logits):  # of rows that have ended too: they read what they wrote
+        return jnp.all(jnp.isfinite(jnp.max(logits, axis=-1)))
+
     cache = models.empty_cache(model.config, B, L + max_new_tokens)
     logits, cache = extend(tokens, cache, valid)
-    token = draw(logits, 0)
+    token, is_number = draw(logits, 0), is_finite(logits)
     new = jnp.zeros((B, max_new_tokens), jnp.int32).at[:, 0].set(token)
 
     def goes_on(carry):
@@ -241,16 +253,18 @@ def _decode(
         return (step < max_new_tokens) & ~jnp.all(done)
 
     def one(carry):
-        step, done, counts, token, new, cache = carry
+        step, done, counts, token, new, cache, is_number = carry
         logits, cache = extend(token[:, None], cache, jnp.ones((B, 1), bool))
         token = draw(logits, step)
         new = jax.lax.dynamic_update_slice(new, token[:, None], (0, step))
         counts = counts + ~done
-        return step + 1, done | (token == eos_id), counts, token, new, cache
+        done, is_number = done | ends(token), is_number & is_finite(logits)
+        return step + 1, done, counts, token, new, cache, is_number
 
-    first = (1, token == eos_id, jnp.ones(B, jnp.int32), token, new, cache)
-    _, _, counts, _, new, _ = jax.lax.while_loop(goes_on, one, first)
-    return new, counts
+    counts = jnp.ones(B, jnp.int32)
+    first = (1, ends(token), counts, token, new, cache, is_number)
+    _, _, counts, _, new, _, is_number = jax.lax.while_loop(goes_on, one, first)
+    return new, counts, is_number
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -46,7 +46,7 @@ def export(
         model: a run directory or a Hugging Face folder.
         out: the new folder.
         step: which checkpoint of a run; None for the newest good one.
-        tokenizer: where the model has none of its own.
+        tokenizer: instead of the model's own; None for that.
         dtype: of the weights on disk.
         mesh: sizes by axis, to share the model among devices.
         average: the moving average of a run's parameters, which `optim.ema` keeps.
@@ -60,5 +60,5 @@ def export(
         loaded = load.decoder(
             model, step=step, tokenizer=tokenizer, mesh=used, average=average
         )
-        load.save(folder, loaded, model, dtype=dtype)
+        load.save(folder, loaded, model, dtype=dtype, tokenizer=tokenizer)
     print(f"{folder}: {tree.count(loaded.params):,} parameters, {dtype}")

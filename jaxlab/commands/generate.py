@@ -1,9 +1,11 @@
 """`jaxlab generate`: prompts and their continuations on stdout."""
 
 import argparse
+import sys
+from collections.abc import Callable
 
 from jaxlab.commands import arguments as arguments_lib
-from jaxlab.core import errors, runs
+from jaxlab.core import errors
 
 SUMMARY = "Continue prompts"
 DETAILS = ""
@@ -53,8 +55,8 @@ def run(args: argparse.Namespace) -> None:
             average=args.average,
         )
         tokenizer = loaded.tokenizer
-        written = _chat if args.chat else _text
-        rows = [written(args.model, tokenizer, prompt) for prompt in prompts]
+        written = _chat(args) if args.chat else _text
+        rows = [written(tokenizer, prompt) for prompt in prompts]
         rows = [row for row in rows for _ in range(args.n)]
         for start in range(0, len(rows), args.batch_size):
             batch = rows[start : start + args.batch_size]
@@ -66,26 +68,41 @@ def run(args: argparse.Namespace) -> None:
                 if start + number:
                     print("-" * 8)
                 # Decoded together: a word may begin in the prompt and end after it.
-                print(tokenizer.decode([*row, *new[number]]), flush=True)
+                words = new[number]
+                if words[-1:] and words[-1] in loaded.eos_ids:
+                    words = words[:-1]
+                print(tokenizer.decode([*row, *words]), flush=True)
 
 
-def _text(model, tokenizer, prompt) -> list[int]:
+def _text(tokenizer, prompt) -> list[int]:
     """Texts begin as they do in training: with bos, or after the end of another."""
-    del model
     begin = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
     return [begin, *tokenizer.encode(prompt)]
 
 
-def _chat(model, tokenizer, prompt) -> list[int]:
-    """What a user asks, as `jaxlab train` wrote it where the model is its run."""
+def _chat(args) -> Callable[..., list[int]]:
+    """Writes what a user asks as the model was tuned to read it."""
+    from jaxlab import load
     from jaxlab.data.examples import chat
 
-    run = runs.find(model)
-    said = {} if run is None else run.config.get("data", {})
-    style = said.get("style", "open_instruct")
-    begin = chat.begin_id(tokenizer, said.get("begin", "bos"))
-    asked = [chat.Message("user", prompt)]
-    return chat.prompt(tokenizer, asked, style=style, begin=begin)
+    said = load.chat_format(args.model, tokenizer=args.tokenizer)
+    if said is None:
+        print(
+            f"warning: {args.model} does not say how conversations are written; --chat "
+            "asks in TULU's format, which only a model that was tuned in it can read",
+            file=sys.stderr,
+        )
+    style, begin = said or ("open_instruct", "bos")
+
+    def write(tokenizer, prompt):
+        return chat.prompt(
+            tokenizer,
+            [chat.Message("user", prompt)],
+            style=style,
+            begin=chat.begin_id(tokenizer, begin),
+        )
+
+    return write
 
 
 def _generate(args, loaded, rows, key) -> list[list[int]]:
@@ -100,7 +117,7 @@ def _generate(args, loaded, rows, key) -> list[list[int]]:
         temperature=args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,
-        eos_id=loaded.tokenizer.eos_id,
+        eos_id=loaded.eos_ids,
         pad_id=loaded.tokenizer.pad_id,
     )
 

@@ -38,7 +38,8 @@ class TransformerConfig:
         fuse_projections: q|k|v and gate|up each as one matmul; None = only on CPU,
             where it pays and where no tensor axis would have to be regrouped.
         loss_block_bytes: logits a device holds at once in `Decoder.token_logps`.
-        eos_id, pad_id, bos_id: token ids that travel with published checkpoints.
+        eos_id, pad_id, bos_id: token ids that travel with published checkpoints; a
+            tuple of several.
         FREE: fields that change no number, but in rounding: how it is computed.
         UNTIED: fields that trained parameters do not depend on: models that differ in
             them can be merged. Rotary positions have no weights, so `length` is one.
@@ -48,7 +49,7 @@ class TransformerConfig:
         "dtype", "attention", "remat", "scan", "fuse_projections", "loss_block_bytes",
     )  # fmt: skip
     UNTIED: ClassVar[tuple[str, ...]] = (
-        *FREE, "initializer", "initializer_std", "length",
+        *FREE, "initializer", "initializer_std", "length", "eos_id", "pad_id", "bos_id",
     )  # fmt: skip
 
     vocab: int
@@ -78,9 +79,9 @@ class TransformerConfig:
     scan: bool = True
     fuse_projections: bool | None = None
     loss_block_bytes: int = 512 * 2**20
-    eos_id: int | None = None
-    pad_id: int | None = None
-    bos_id: int | None = None
+    eos_id: int | tuple[int, ...] | None = None
+    pad_id: int | tuple[int, ...] | None = None
+    bos_id: int | tuple[int, ...] | None = None
 
     def __post_init__(self):
         """Fills in what follows from the rest, and refuses what does not fit."""

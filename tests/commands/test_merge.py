@@ -131,7 +131,11 @@ def test_runs_of_other_tokenizers_are_named(
     raw["data"]["folder"] = str(larger_tokenizer)
     (other / "config.json").write_text(json.dumps(raw))
     argv = ["merge", workdir, str(other), "-o", str(tmp_path / "m"), "--format=orbax"]
-    assert cli.run(argv) == 0
+    assert cli.run(argv) == 2
+    refused = capsys.readouterr().err
+    assert f"{larger_tokenizer}/tokenizer" in refused
+    assert "--force" in refused
+    assert cli.run([*argv, "--force"]) == 0
     assert f"{larger_tokenizer}/tokenizer" in capsys.readouterr().err
 
 

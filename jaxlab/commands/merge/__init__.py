@@ -68,6 +68,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="record the SHA-256 of every input file",
     )
+    parser.add_argument(
+        "--force", action="store_true", help="merge models of different tokenizers, too"
+    )
     arguments_lib.add_mesh(parser)
 
 
@@ -106,6 +109,7 @@ def run(args: argparse.Namespace) -> None:
         progress=meter,
         free_keys=_free_keys if any(are_runs) else (),
         spell_out=_spell_out,
+        force=args.force,
         **options,
     )
     for note in report["notes"]:

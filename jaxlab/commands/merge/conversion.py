@@ -13,9 +13,9 @@ import numpy as np
 
 from jaxlab import load, merge, models
 from jaxlab.commands import devices
-from jaxlab.core import errors, folders, runs
+from jaxlab.core import errors, folders, runs, tokenizer_files
 from jaxlab.merge.files.recipe import recipe as recipe_lib
-from jaxlab.merge.files.write import orbax_folder, outputs
+from jaxlab.merge.files.write import orbax_folder
 from jaxlab.models import sections
 from jaxlab.models.hf import names
 
@@ -85,6 +85,7 @@ def _to_run(source, tensors, folder) -> None:
         values = [value.T if leaf.is_transposed else value for value in values]
         leaves[leaf.path] = np.stack(values) if leaf.is_stacked else values[0]
     (folder / "tokenizer").mkdir()
-    outputs.copy_extras(source, folder / "tokenizer")
+    tokenizer_files.copy(source, folder / "tokenizer")
+    load.save_generation(folder, load.generation(source))
     config = {"system": runs.MERGE, "model": section, "tokenizer": "tokenizer"}
     orbax_folder.write(folder, leaves, config, {})

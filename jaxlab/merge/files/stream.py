@@ -33,7 +33,7 @@ from jaxlab.core import errors, folders
 from jaxlab.core import progress as progress_lib
 from jaxlab.merge.files.passes import job as job_lib
 from jaxlab.merge.files.passes import parts, run
-from jaxlab.merge.files.read import compatible, opener
+from jaxlab.merge.files.read import compatible, opener, tokenizers
 from jaxlab.merge.files.read import digests as digests_lib
 from jaxlab.merge.files.read import reader as reader_lib
 from jaxlab.merge.files.recipe import recipe as recipe_lib
@@ -67,6 +67,7 @@ def merge_files(
     seed: int = 0,
     layer_axis: str | None = None,
     free_keys: compatible.FreeKeys = (),
+    force: bool = False,
     progress: progress_lib.Progress | None = None,
     **parameters: Any,
 ) -> dict[str, Any]:
@@ -97,6 +98,7 @@ def merge_files(
         free_keys: keys of config.json (of a run: of its `model` section) in which the
             inputs may differ; or a function without arguments that names them. Keys
             that begin with `_` or end in `version`, and dtypes, are always free.
+        force: merges models of different tokenizers, too.
         progress: called now and then with the bytes read and to be read.
         **parameters: of the method (`METHODS[method].parameters`), by mergekit's names
             or those of the functions over trees (weights, lam). One value, or for a
@@ -125,6 +127,7 @@ def merge_files(
         digest=digest,
         layer_axis=layer_axis,
         free_keys=free_keys,
+        force=force,
     )
 
 
@@ -137,12 +140,13 @@ def merge_recipe(
     writer: Writer | None = None,
     free_keys: compatible.FreeKeys = (),
     spell_out: compatible.SpellOut | None = None,
+    force: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Makes the merge of a recipe.
 
     Args:
-        recipe, out, chunk_bytes, progress, free_keys: as in `merge_files`.
+        recipe, out, chunk_bytes, progress, free_keys, force: as in `merge_files`.
         writer: fills the folder from the merged tensors, mapped from a temporary file;
             None writes what `format` says.
         spell_out: of config.json, as `compatible.compare` takes it.
@@ -155,15 +159,21 @@ def merge_recipe(
     inputs = opener.open_all(recipe.models)
     first, is_cast = inputs[0], recipe.dtype is not None
     tokenizer_notes = compatible.compare(
-        inputs, is_cast=is_cast, free_keys=free_keys, spell_out=spell_out
+        inputs,
+        is_cast=is_cast,
+        free_keys=free_keys,
+        spell_out=spell_out,
+        is_forced=force or bool(recipe.sizes),  # what was merged once is merged again
     )
+    kept = inputs[recipe.models.index(recipe.tokenizer or recipe.models[0])]
+    tokenizer_notes += tokenizers.template_notes(inputs, kept)
     options["format"] = options["format"] or _FORMAT_OF[first.kind]
     if writer is None and options["format"] == "orbax":
         empty = [name for name, tensor in first.tensors.items() if not tensor.size]
         compatible.refuse([f"{n} is empty, which Orbax does not save" for n in empty])
         from jaxlab.merge.files.write import orbax_folder  # imports jax
 
-        writer = functools.partial(orbax_folder.write_like, first)
+        writer = functools.partial(orbax_folder.write_like, first, kept)
     elif writer is None and first.kind != "folder":
         raise errors.ArgumentError(
             "Orbax checkpoints are merged to format orbax; runs also by `jaxlab "
@@ -203,8 +213,7 @@ def merge_recipe(
         if writer is not None:
             output.rewrite(writer, report)
             return report
-        source = inputs[recipe.models.index(recipe.tokenizer or recipe.models[0])]
-        outputs.copy_extras(source.path, output.part)
+        outputs.copy_extras(kept.path, output.part)
         config = dict(inputs[recipe.base or 0].config)
         if is_cast:
             keys = {"dtype", "torch_dtype"} & config.keys()

@@ -16,7 +16,6 @@ Deviation: transformers 5.23 gives sliding layers theta 500,000 in the old layou
 reads YaRN's `truncate` beside, not inside, olmo3's dicts; here both are as written.
 """
 
-import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -25,8 +24,6 @@ from jaxlab.models.bert import config as config_lib
 from jaxlab.models.config import TransformerConfig
 from jaxlab.models.hf import rope as rope_lib
 from jaxlab.models.hf import value_types
-
-_log = logging.getLogger(__name__)
 
 
 class Family(NamedTuple):
@@ -159,9 +156,9 @@ def from_json(raw: Mapping[str, Any]) -> TransformerConfig:
             tied=get("tie_word_embeddings", False),
             length=get("max_position_embeddings", 2048),
             initializer_std=get("initializer_range", 0.02),
-            eos_id=_one_id("eos_token_id", get("eos_token_id")),
-            pad_id=_one_id("pad_token_id", get("pad_token_id")),
-            bos_id=_one_id("bos_token_id", get("bos_token_id")),
+            eos_id=_ids(get("eos_token_id")),
+            pad_id=_ids(get("pad_token_id")),
+            bos_id=_ids(get("bos_token_id")),
         )
     except ValueError as error:
         raise errors.UserError(f"config.json: {error}") from error
@@ -271,15 +268,8 @@ def _window(raw):
     return {"window": window, "full_layers": full}
 
 
-def _one_id(key, value):
+def _ids(value):
+    """Null, one token id, or a tuple of several."""
     if not isinstance(value, list | tuple):
         return value
-    if len(value) > 1:
-        _log.warning(
-            "config.json: %s is %s; the config keeps %s, name the others as stop "
-            "tokens where you generate",
-            key,
-            value,
-            value[0],
-        )
-    return value[0] if value else None
+    return tuple(value) if len(value) > 1 else next(iter(value), None)

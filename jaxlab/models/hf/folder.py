@@ -15,8 +15,7 @@ import json
 import os
 import pathlib
 import re
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from jaxlab.core import errors, folders, json_text, safetensors, tree, types
+from jaxlab.core import (
+    errors,
+    folders,
+    json_text,
+    safetensors,
+    tokenizer_files,
+    tree,
+    types,
+)
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.models.bert import json as json_lib
 from jaxlab.models.bert import names as names_lib
@@ -32,14 +39,10 @@ from jaxlab.models.bert import sentence_files
 from jaxlab.models.bert.config import BertConfig
 from jaxlab.models.config import TransformerConfig
 from jaxlab.models.hf import config as config_lib
+from jaxlab.models.hf import generation as generation_lib
 from jaxlab.models.hf import names as hf_names
 
 DTYPES = ("float32", "bfloat16", "float16")
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json",
-    "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-)  # fmt: skip
-
 # Tensors that old checkpoints carry although they follow from the config.
 _BUFFERS = re.compile(r"rotary_emb\.inv_freq$|embeddings\.(position|token_type)_ids$")
 _OURS = re.compile(
@@ -130,6 +133,7 @@ def save(
     dtype: str | None = "float32",
     shard_bytes: int = 5 * 2**30,
     tokenizer_folder: str | os.PathLike | None = None,
+    generation: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Writes a folder that `load` and transformers read.
@@ -144,6 +148,8 @@ def save(
         dtype: "float32", "bfloat16" or "float16"; None keeps each leaf's own.
         shard_bytes: a file is closed before it grows beyond this.
         tokenizer_folder: its tokenizer files are copied along.
+        generation: what generation_config.json says besides the config's token ids, or
+            instead of them.
         overwrite: replaces the weights and configs of an earlier checkpoint; other
             files in the folder stay.
 
@@ -164,7 +170,10 @@ def save(
         for name, entry in entries.items():
             _fetch(name, entry)  # its shards are gathered on every host
         return
-    tokenizer = _tokenizer_files(tokenizer_folder)
+    if tokenizer_folder is not None and not tokenizer_files.find(tokenizer_folder):
+        raise errors.UserError(
+            f"{tokenizer_folder} has no tokenizer files (tokenizer.json, ...)"
+        )
     _check_target(pathlib.Path(path), overwrite)
     with folders.new_folder(path, replaced=_OURS.fullmatch) as part:
         _write_json(part / "config.json", raw)
@@ -172,9 +181,10 @@ def save(
             sentence_files.write_settings(config, part)
         else:
             ids = {key: raw[key] for key in _IDS}
-            _write_json(part / "generation_config.json", ids)
-        for file in tokenizer:
-            shutil.copyfile(file, part / file.name)
+            said = ids | dict(generation or {})
+            _write_json(part / generation_lib.FILE, said)
+        if tokenizer_folder is not None:
+            tokenizer_files.copy(tokenizer_folder, part)
         safetensors.write_folder(
             part,
             specs,
@@ -308,18 +318,6 @@ def _check_target(folder, overwrite):
             f"{folder} is not a Hugging Face checkpoint and is not overwritten; choose "
             "another folder"
         )
-
-
-def _tokenizer_files(folder) -> list[pathlib.Path]:
-    if folder is None:
-        return []
-    files = [pathlib.Path(folder) / name for name in TOKENIZER_FILES]
-    files = [file for file in files if file.is_file()]
-    if not files:
-        raise errors.UserError(
-            f"{folder} has no tokenizer files ({', '.join(TOKENIZER_FILES[:3])}, ...)"
-        )
-    return files
 
 
 def _same(a, b) -> bool:

@@ -18,6 +18,7 @@ import ml_collections
 from jaxlab import load, models, objectives
 from jaxlab.core import checkpoint, errors, paths, process, runs, types
 from jaxlab.data.batches import loader
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.models import sections as sections_lib
 from jaxlab.systems import corpora, experiments, trust_regions
 from jaxlab.systems.planning import untrained as planning
@@ -31,6 +32,7 @@ def pretrain(
         corpus = corpora.open_corpus(config.data, workdir)
         if paths.is_remote(workdir):
             load.save_tokenizer(workdir, corpus.tokenizer)
+        _keep_generation(config.init_from, workdir, corpus.tokenizer)
     model_config = sections_lib.transformer_config(config.model, corpus.tokenizer, mesh)
     model = models.Decoder(model_config)
     batches = corpora.make_loader(config.data, corpus.train)
@@ -87,6 +89,15 @@ def untrained(
         data.batch_size, data.length, data.layout, data.document_mask
     )
     return planning.Untrained(experiment(config, model, batches=None), spec)
+
+
+def _keep_generation(path: str, workdir: pathlib.Path, tokenizer: Any) -> None:
+    """What a published start says of ending a text, if that is in the same tokens."""
+    if not path or checkpoint.steps(runs.checkpoints(workdir)):
+        return
+    own = load.tokenizer_path(path)
+    if own.exists() and tokenizer_lib.load(own).fingerprint == tokenizer.fingerprint:
+        load.save_generation(workdir, load.generation(path))
 
 
 def _start(

@@ -48,6 +48,8 @@ def load_start(
         own = config.data.tokenizer or None
         start = load.decoder(config.init_from, tokenizer=own, mesh=mesh)
         load.save_tokenizer(workdir, start.tokenizer)
+        load.save_generation(workdir, start.generation)
+        _tell_of_another_format(config)
     made = start.config
     _check_sizes(config, made)
     if config.data.length > made.length:
@@ -62,6 +64,19 @@ def load_start(
     sized = ml_collections.ConfigDict(config.to_dict())
     sized.model = ml_collections.ConfigDict(sections_lib.section(made))
     return start._replace(config=made, model=models.Decoder(made)), sized
+
+
+def _tell_of_another_format(config) -> None:
+    """Says where a model that has a chat template learns a format of ours instead."""
+    try:
+        load.chat_format(config.init_from, tokenizer=config.data.tokenizer or None)
+    except errors.UserError:
+        _log.warning(
+            "%s has a chat template of its own; this run is tuned in TULU's format "
+            "(--config.data.style=%s), which is also the template that it is exported "
+            "with",
+            *(config.init_from, config.data.style),
+        )
 
 
 def _check_sizes(config, made: models.TransformerConfig) -> None:

@@ -1,15 +1,14 @@
 """What keeps files from being merged, found before any work and listed at once."""
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 
 from jaxlab.core import errors
 from jaxlab.merge.files.read import source as source_lib
+from jaxlab.merge.files.read import tokenizers as tokenizers_lib
 
 # Keys of config.json that a merge itself answers for, or that only keep the books.
 _BOOKS = re.compile(r"_.*|.*version|dtype|torch_dtype")
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 _SHOWN = 40
 
 
@@ -26,6 +25,7 @@ def compare(
     is_cast: bool,
     free_keys: FreeKeys = (),
     spell_out: SpellOut | None = None,
+    is_forced: bool = False,
 ) -> list[str]:
     """Refuses inputs that differ in tensors, shapes, dtypes, kind or config.json.
 
@@ -35,6 +35,7 @@ def compare(
         free_keys: of config.json, or of a run's `model` section: differences in these
             change nothing that a merge needs.
         spell_out: of a Hugging Face config.json; None compares key by key.
+        is_forced: models of different tokenizers are merged all the same.
 
     Returns:
         What the user should know: which inputs have other tokenizer files.
@@ -63,8 +64,15 @@ def compare(
                 hint = "" if is_cast else "; give the dtype of the result"
                 lines.append(f"{name} in {where}, is {b.dtype} and not {a.dtype}{hint}")
         lines += _config_differences(first, other, free_keys, spell_out)
+    tokenizers = tokenizers_lib.compare(inputs)
+    if not is_forced:
+        lines += [
+            f"{each.words}; --force (force=True) merges them all the same"
+            for each in tokenizers
+            if each.is_grave
+        ]
     refuse(sorted(lines))
-    return _tokenizer_notes(inputs)
+    return [each.words for each in tokenizers]
 
 
 def refuse(lines: Sequence[str]) -> None:
@@ -74,16 +82,6 @@ def refuse(lines: Sequence[str]) -> None:
         count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
         shown = "; ".join([*lines[:_SHOWN], *more])
         raise errors.ArgumentError(f"these models cannot be merged, {count}: {shown}")
-
-
-def _tokenizer_notes(inputs) -> list[str]:
-    first, notes = inputs[0], []
-    for other in inputs[1:]:
-        for file in _TOKENIZERS:
-            mine, theirs = (x.tokenizer / file for x in (first, other))
-            if mine.is_file() and theirs.is_file() and _sha(mine) != _sha(theirs):
-                notes.append(f"{mine} and {theirs} are different tokenizers")
-    return notes
 
 
 def _config_differences(first, other, free_keys, spell_out) -> list[str]:
@@ -127,8 +125,3 @@ def _describe(source) -> Mapping:
     """What the config.json of a folder, or its `model` section of a run, says."""
     config = (source.config.get("model") or {}) if source.is_run else source.config
     return {key: value for key, value in config.items() if not _BOOKS.fullmatch(key)}
-
-
-def _sha(file) -> str:
-    with open(file, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

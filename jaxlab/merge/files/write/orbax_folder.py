@@ -1,25 +1,31 @@
 """A merge as an Orbax checkpoint: of a run, or of any tree."""
 
 import pathlib
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxlab.core import checkpoint, checkpoint_files, runs, tree
+from jaxlab.core import checkpoint, checkpoint_files, runs, tokenizer_files, tree
 from jaxlab.merge.files.read import source as source_lib
 
 STEP = 0  # no update was made
+_GENERATION = "generation_config.json"
 
 
 def write_like(
-    source: source_lib.Source, tensors: Mapping[str, np.ndarray], folder: pathlib.Path
+    source: source_lib.Source,
+    kept: source_lib.Source,
+    tensors: Mapping[str, np.ndarray],
+    folder: pathlib.Path,
 ) -> None:
     """Writes what a source is, a run directory or a checkpoint; of folders a run.
 
     Args:
         source: the first of those that were merged.
+        kept: the one whose tokenizer the result has, in its own folder.
         tensors: by path; may be mapped files.
         folder: an existing folder.
     """
@@ -27,6 +33,11 @@ def write_like(
         write_checkpoint(source.tree, tensors, folder)
     else:
         write(folder, tensors, source.config, source.axes)
+        if tokenizer_files.find(kept.tokenizer):
+            (folder / "tokenizer").mkdir()
+            tokenizer_files.copy(kept.tokenizer, folder / "tokenizer")
+        if (generation := pathlib.Path(kept.path, _GENERATION)).is_file():
+            shutil.copyfile(generation, folder / _GENERATION)
 
 
 def write(

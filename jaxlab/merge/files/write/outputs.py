@@ -19,12 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxlab.core import errors, folders, safetensors
+from jaxlab.core import errors, folders, safetensors, tokenizer_files
 
 _COPIED = re.compile(
-    r"tokenizer.*|vocab\..*|merges\.txt|special_tokens_map\.json|added_tokens\.json"
-    r"|chat_template.*|generation_config\.json|preprocessor_config\.json|.*\.model"
+    r"generation_config\.json|(pre)?processor_config\.json"
+    r"|modules\.json|(config_sentence_transformers|sentence_bert_config)\.json"
+    r"|(modeling|configuration|tokenization)_.*\.py"  # what auto_map names
 )
+_MODULE = re.compile(r"\d+_\w+")  # of sentence-transformers, such as 1_Pooling
 
 
 class Output:
@@ -154,12 +156,27 @@ class Output:
 
 
 def copy_extras(source: str | os.PathLike, target: pathlib.Path) -> None:
-    """Copies tokenizer and generation files of a Hugging Face folder."""
-    if not os.path.isdir(source):  # a safetensors file: it came alone
+    """Copies what belongs to the weights of a Hugging Face folder.
+
+    Its tokenizer, chat templates, how it generates, how vectors are made of its states.
+
+    Raises:
+        UserError: one of its modules has weights of its own, which are not merged.
+    """
+    source = pathlib.Path(source)
+    if not source.is_dir():  # a safetensors file: it came alone
         return
-    for file in sorted(pathlib.Path(source).iterdir()):
+    tokenizer_files.copy(source, target)
+    for file in sorted(source.iterdir()):
         if file.is_file() and _COPIED.fullmatch(file.name):
             shutil.copyfile(file, target / file.name)
+        elif file.is_dir() and _MODULE.fullmatch(file.name):
+            if weights := [*file.glob("*.safetensors"), *file.glob("*.bin")]:
+                raise errors.UserError(
+                    f"{weights[0]} has weights beside the model's, and they are not "
+                    "merged; merge models without such a module"
+                )
+            shutil.copytree(file, target / file.name)
 
 
 def _size(shape, dtype) -> int:

@@ -1,0 +1,94 @@
+"""Which files of a model's folder are its tokenizer's, chat templates included.
+
+Whoever writes a model takes them along: `convert`, `merge`, the start of a run.
+Standard library only: `jaxlab merge` copies them without jax.
+"""
+
+import gzip
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Mapping
+
+from jaxlab.core import errors, json_text
+
+CONFIG = "tokenizer_config.json"
+MODELS = ("tokenizer.json", "tokenizer.json.gz", "tokenizer.model")
+_NAMES = re.compile(
+    r"tokenizer.*|vocab\..*|merges\.txt|special_tokens_map\.json|added_tokens\.json"
+    r"|chat_template.*|.*\.model"
+)
+_TEMPLATE = "chat_template.jinja"
+_MORE_TEMPLATES = "additional_chat_templates"  # a folder of NAME.jinja
+_PACKED = "tokenizer.json.gz"
+
+
+def find(folder: str | os.PathLike) -> list[pathlib.Path]:
+    """The files of a folder that belong to a tokenizer; [] where there is none."""
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        return []
+    files = [file for file in folder.iterdir() if _NAMES.fullmatch(file.name)]
+    files += (folder / _MORE_TEMPLATES).glob("*.jinja")
+    return sorted(file for file in files if file.is_file())
+
+
+def copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Copies the tokenizer of a folder into another, which exists.
+
+    A packed tokenizer.json, which nobody else reads, is unpacked.
+    """
+    source, target = pathlib.Path(source), pathlib.Path(target)
+    for file in find(source):
+        to = target / file.relative_to(source)
+        to.parent.mkdir(exist_ok=True)
+        if file.name != _PACKED:
+            shutil.copyfile(file, to)
+        elif not (source / "tokenizer.json").is_file():
+            data = gzip.decompress(file.read_bytes())
+            (target / "tokenizer.json").write_bytes(data)
+
+
+def chat_templates(folder: str | os.PathLike) -> dict[str, str]:
+    """Name -> Jinja text of a folder's chat templates; {} where it has none.
+
+    The one that is used where none is asked for is called "default".
+
+    Raises:
+        UserError: tokenizer_config.json is damaged.
+    """
+    folder, found = pathlib.Path(folder), {}
+    if not folder.is_dir():
+        return found
+    config = json_text.read_object(folder / CONFIG, "restore it from a copy") or {}
+    said = config.get("chat_template")
+    if isinstance(said, str):
+        found["default"] = said
+    for entry in said if isinstance(said, list) else ():
+        if isinstance(entry, Mapping) and isinstance(entry.get("template"), str):
+            found[str(entry.get("name"))] = entry["template"]
+    if isinstance(said, Mapping):
+        found |= {name: text for name, text in said.items() if isinstance(text, str)}
+    files = {"default": folder / _TEMPLATE}
+    files |= {f.stem: f for f in sorted((folder / _MORE_TEMPLATES).glob("*.jinja"))}
+    for name, file in files.items():
+        if file.is_file():
+            try:
+                found[name] = file.read_text("utf-8")
+            except UnicodeDecodeError as error:
+                raise errors.UserError(
+                    f"{file} is damaged (not UTF-8 at byte {error.start}); restore it "
+                    "from a copy"
+                ) from None
+    return found
+
+
+def set_chat_template(folder: str | os.PathLike, template: str) -> None:
+    """Makes a template the only one of a folder that has a tokenizer_config.json."""
+    folder = pathlib.Path(folder)
+    (folder / _TEMPLATE).unlink(missing_ok=True)
+    shutil.rmtree(folder / _MORE_TEMPLATES, ignore_errors=True)
+    config = json_text.read_object(folder / CONFIG, "restore it from a copy") or {}
+    config["chat_template"] = template
+    (folder / CONFIG).write_text(json_text.dumps(config), "utf-8")

@@ -1,0 +1,42 @@
+"""A model by its path: a run directory, a run in a bucket, or a Hugging Face folder.
+
+decoder(path)    a language model, ready for use
+encoder(path)    a bi-encoder: texts to vectors
+scorer(path)     a cross-encoder: a pair of texts to one number
+alike(paths)     several that can be averaged
+save(out, ...)   any of them as a Hugging Face folder
+"""
+
+from jaxlab.load.by_path import (
+    Loaded,
+    alike,
+    architecture,
+    bert,
+    chat_format,
+    decoder,
+    encoder,
+    generation,
+    held_out,
+    params,
+    scorer,
+)
+from jaxlab.load.source import tokenizer_path
+from jaxlab.load.write import save, save_generation, save_tokenizer
+
+__all__ = [
+    "Loaded",
+    "alike",
+    "architecture",
+    "bert",
+    "chat_format",
+    "decoder",
+    "encoder",
+    "generation",
+    "held_out",
+    "params",
+    "save",
+    "save_generation",
+    "save_tokenizer",
+    "scorer",
+    "tokenizer_path",
+]

@@ -1,0 +1,161 @@
+"""What a path is: a run directory or a Hugging Face folder, and where it has what."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+from jaxlab import models
+from jaxlab.core import (
+    checkpoint,
+    errors,
+    folders,
+    json_text,
+    runs,
+    tokenizer_files,
+    types,
+)
+from jaxlab.core import paths as paths_lib
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
+from jaxlab.models import sections
+from jaxlab.models.hf import generation
+
+
+def find(path: str | pathlib.Path) -> "Run | Published":
+    """Which of the two a path is.
+
+    Raises:
+        UserError: neither.
+    """
+    run = runs.find(path)
+    return Published(path) if run is None else Run(path, run)
+
+
+def tokenizer_path(path: str | pathlib.Path) -> pathlib.Path:
+    """Where a model's tokenizer is: a local folder or file; a copy of a bucket's."""
+    return find(path).tokenizer_path()
+
+
+class Run(NamedTuple):
+    """A run directory, read as `decoder` and `bert` want it."""
+
+    path: str | pathlib.Path
+    run: runs.Run
+
+    def tokenizer_path(self) -> pathlib.Path:
+        path = self.run.tokenizer()
+        if not paths_lib.is_remote(path):
+            return path
+        if not paths_lib.is_folder(path):
+            raise errors.UserError(f"{path} is missing; restore it from a copy")
+        copy = paths_lib.cache("tokenizers", *path.parts[2:])
+        folders.copy_files(path, copy)
+        return copy
+
+    def read_tokenizer(self, given=None) -> tokenizer_lib.Tokenizer:
+        own = tokenizer_lib.load(self.tokenizer_path())
+        if given and tokenizer_lib.load(given).fingerprint != own.fingerprint:
+            raise errors.UserError(
+                f"{self.path} was trained with {self.run.tokenizer()}, not with "
+                f"{given}; leave out --tokenizer"
+            )
+        return own
+
+    def check_decoder(self) -> None:
+        self._check_kind("a language model", "decoder")
+
+    def read_decoder(self, tokenizer, step, mesh, average=False):
+        weights = self.read_params(step, mesh, average)
+        # As it was made: `vocab` 0 was rounded up for the mesh of then.
+        rows = weights["embed"]["embedding"].shape[0]
+        return self.decoder_config(tokenizer, rows), weights
+
+    def decoder_config(self, tokenizer, vocab: int | None) -> models.TransformerConfig:
+        section = dict(self.run.config["model"])
+        section["vocab"] = section["vocab"] if vocab is None else vocab
+        return sections.transformer_config(section, tokenizer)
+
+    def read_bert(self, step, mesh):
+        self._check_kind("an encoder", "encoder", "scorer")
+        config = models.BertConfig(**self.run.config["encoder"])
+        return config, self.read_params(step, mesh)
+
+    def read_generation(self) -> dict[str, Any]:
+        """What the model that it started from says of generating."""
+        file = self.run.folder / generation.FILE
+        return json_text.read_object(file, "restore it from a copy") or {}
+
+    def tuned_in(self) -> tuple[str, str] | None:
+        """The style and the beginning of the conversations that it was tuned on."""
+        data = self.run.config.get("data") or {}
+        if "style" not in data:
+            return None
+        return data["style"], data.get("begin", "bos")
+
+    def read_params(self, step, mesh, average=False) -> types.Params:
+        return checkpoint.load_params(self.run.folder, step, mesh, average=average)
+
+    def _check_kind(self, wanted: str, *kinds: str) -> None:
+        if self.run.kind not in kinds or self.run.system == runs.FIT:
+            raise errors.UserError(
+                f"{self.path} is a run of {self.run.system}; this needs {wanted}"
+            )
+
+
+class Published(NamedTuple):
+    """A Hugging Face folder, read as `decoder` and `bert` want it."""
+
+    path: str | pathlib.Path
+
+    def tokenizer_path(self) -> pathlib.Path:
+        return pathlib.Path(self.path)
+
+    def read_tokenizer(self, given=None) -> tokenizer_lib.Tokenizer:
+        if not (given or has_tokenizer(self.tokenizer_path())):
+            raise errors.UserError(
+                f"{self.path} has no tokenizer; give one with --tokenizer"
+            )
+        return tokenizer_lib.load(given or self.path)
+
+    def check_decoder(self) -> None:
+        config = models.hf.read_config(self.path)
+        if not isinstance(config, models.TransformerConfig):
+            raise errors.UserError(
+                f"{self.path} is an encoder; this needs a language model"
+            )
+
+    def read_decoder(self, tokenizer, step, mesh, average=False):
+        if average:
+            raise errors.UserError(
+                f"{self.path} is a Hugging Face folder, it has no --average"
+            )
+        rows = models.hf.read_config(self.path).vocab
+        sections.check_vocab(tokenizer, rows)  # before the weights are read
+        return self._read(step, mesh)
+
+    def read_bert(self, step, mesh):
+        config, weights = self._read(step, mesh)
+        if not isinstance(config, models.BertConfig):
+            raise errors.UserError(
+                f"{self.path} is a language model; this needs an encoder"
+            )
+        return config, weights
+
+    def read_generation(self) -> dict[str, Any]:
+        return generation.read(self.path)
+
+    def tuned_in(self) -> None:
+        """Its chat template says that, if anything does."""
+
+    def read_params(self, step, mesh) -> types.Params:
+        return self._read(step, mesh)[1]
+
+    def _read(self, step, mesh):
+        if step is not None:
+            raise errors.UserError(
+                f"{self.path} is a Hugging Face folder, it has no --step"
+            )
+        return models.hf.load(self.path, mesh=mesh)
+
+
+def has_tokenizer(folder: pathlib.Path) -> bool:
+    """Whether a folder has a tokenizer that can be read here."""
+    return any((folder / name).is_file() for name in tokenizer_files.MODELS)

@@ -1,0 +1,127 @@
+"""Published folders: what they say of ending and of chatting is followed and kept."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from jaxlab import cli, load
+from jaxlab.core import tokenizer_files
+from jaxlab.data.examples import chat, chat_templates
+from tests.support import published
+
+STOPS = ("<|eot|>", "<|end|>")  # 259 and 260
+A, B, C = (published.tokenizer().encode(text).ids[0] for text in "abc")
+
+
+def greedy(said, folder, *flags):
+    argv = ("--prompt=a", "--max-new-tokens=4", "--temperature=0")
+    return said("generate", folder, *argv, *flags).strip()
+
+
+# ------------------------------------------------------------------ the end of a text
+
+
+@pytest.mark.parametrize(
+    ("config", "generation"),
+    [
+        ({"eos_token_id": [260, 259]}, None),
+        ({"eos_token_id": 260}, {"eos_token_id": [260, 259]}),
+        ({"eos_token_id": 260}, {"eos_token_id": 259}),
+        ({"eos_token_id": [259, 260]}, {"eos_token_id": 260, "temperature": 0.6}),
+        ({"eos_token_id": ...}, {"eos_token_id": [259]}),
+    ],
+)
+def test_every_end_of_text_that_a_folder_names_ends_a_text_and_is_kept(
+    said, tmp_path, config, generation
+):
+    order = (A, B, 259, C)
+    settings = {"eos_token": "<|end|>"}
+    folder = published.write(
+        tmp_path / "m", published.tensors(order), extra=STOPS, settings=settings,
+        generation=generation, **config,
+    )  # fmt: skip
+    assert greedy(said, folder) == "ab"
+    said("convert", folder, tmp_path / "out")
+    assert greedy(said, tmp_path / "out") == "ab"
+    kept = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert {k: v for k, v in (generation or {}).items() if "eos" not in k}.items() <= (
+        kept.items()
+    )
+    argv = ("merge", folder, folder, "-o", tmp_path / "run", "--format=orbax")
+    said(*argv)
+    assert set(load.decoder(tmp_path / "run").eos_ids) == {259, 260}
+
+
+def test_a_model_whose_logits_are_nan_is_refused_with_a_line(line, tmp_path):
+    values = published.tensors()
+    values[published.HEAD][:] = np.nan
+    folder = published.write(tmp_path / "m", values)
+    argv = ("generate", folder, "--prompt=a", "--max-new-tokens=1")
+    assert "logits are not finite in float32" in line(*argv)
+
+
+# ------------------------------------------------------------------ conversations
+
+
+@pytest.mark.parametrize("place", ["settings", "named", "file", "additional"])
+def test_another_chat_template_is_never_tulus(line, said, tmp_path, place):
+    settings = {"chat_template": published.TEMPLATE} if place == "settings" else {}
+    if place == "named":
+        named = {"name": "default", "template": published.TEMPLATE}
+        settings = {"chat_template": [named]}
+    folder = published.write(tmp_path / "m", settings=settings)
+    if place == "file":
+        (folder / "chat_template.jinja").write_text(published.TEMPLATE)
+    if place == "additional":
+        (folder / "additional_chat_templates").mkdir()
+        file = folder / "additional_chat_templates" / "tool_use.jinja"
+        file.write_text(published.TEMPLATE)
+    message = line("generate", folder, "--chat", "--prompt=hi")
+    assert "has a chat template of its own" in message
+    assert "leave out --chat" in message
+    for argv in (("convert", folder), ("merge", folder, folder, "-o")):
+        out = tmp_path / argv[0]
+        said(*argv, out)
+        assert tokenizer_files.chat_templates(out) == (
+            tokenizer_files.chat_templates(folder)
+        )
+
+
+def test_a_model_that_says_nothing_is_asked_with_a_warning(tmp_path, capsys):
+    folder = published.write(tmp_path / "m")
+    argv = ["generate", str(folder), "--chat", "--prompt=hi", "--max-new-tokens=1"]
+    assert cli.run(argv) == 0
+    warning = capsys.readouterr().err
+    assert "does not say how conversations are written; --chat asks" in warning
+
+
+@pytest.mark.parametrize("begin", ["bos", "eos", "none"])
+@pytest.mark.parametrize("style", chat.STYLES)
+def test_a_template_of_ours_is_followed(said, tmp_path, style, begin):
+    template = chat_templates.of_style(style, begin)
+    folder = published.write(tmp_path / "m", settings={"chat_template": template})
+    assert load.chat_format(folder) == (style, begin)
+
+
+# ------------------------------------------------------------------ what goes along
+
+
+def test_a_packed_tokenizer_is_unpacked(said, tmp_path):
+    folder = published.write(tmp_path / "m")
+    data = (folder / "tokenizer.json").read_bytes()
+    (folder / "tokenizer.json.gz").write_bytes(gzip.compress(data))
+    (folder / "tokenizer.json").unlink()
+    for argv in (("convert", folder), ("merge", folder, folder, "-o")):
+        said(*argv, tmp_path / argv[0])
+        assert (tmp_path / argv[0] / "tokenizer.json").read_bytes() == data
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_the_tokenizer_that_is_asked_for_is_written(said, tmp_path, as_file):
+    folder = published.write(tmp_path / "m")
+    other = published.write(tmp_path / "other", extra=("<|mine|>",))
+    given = other / "tokenizer.json" if as_file else other
+    said("convert", folder, tmp_path / "out", "--tokenizer", given)
+    assert "<|mine|>" in (tmp_path / "out" / "tokenizer.json").read_text()
