@@ -56,6 +56,8 @@ def dpo(
         asks = "never"
     if asks == "step":
         frozen = start.params or load.params(init_from, mesh=mesh)
+        is_new = start.params is not None
+        reference.check_policy(frozen, workdir, init_from, is_new=is_new)
     elif asks == "before":
         reference.attach_reference_logps(parts, start, workdir, init_from)
 

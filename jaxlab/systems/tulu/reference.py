@@ -6,9 +6,13 @@ They are computed by the model that the run starts from, before its first step, 
 kept in WORKDIR/reference.json with what they were computed of; so the run holds one
 model and not two. A run that resumes has the weights of the start no more: it reads the
 file, and refuses one of other pairs or another start.
+
+Where the reference is asked in every step it is read again by its path, at which there
+may be another model by then: the file keeps a digest of its weights.
 """
 
 import functools
+import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -17,7 +21,7 @@ import jax
 import numpy as np
 
 from jaxlab import load, objectives
-from jaxlab.core import errors, folders, json_text, paths, progress
+from jaxlab.core import errors, folders, json_text, paths, progress, tree, types
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data.examples import conversation_rows
 
@@ -56,6 +60,38 @@ def attach_reference_logps(
         )
     for part, logps in zip(parts, saved["logps"], strict=True):
         part.reference = np.array(logps, np.float32)
+
+
+def check_policy(
+    params: types.Params, workdir: str | pathlib.Path, start: str, *, is_new: bool
+) -> None:
+    """Keeps a digest of the reference policy, or compares it with the one kept.
+
+    Args:
+        params: of the policy, as it was read by its path.
+        workdir: the run directory.
+        start: the path.
+        is_new: the run begins; a run of older commits that kept no digest is believed.
+
+    Raises:
+        UserError: the run began with other weights.
+    """
+    file = paths.path(workdir) / "reference.json"
+    prints = json.dumps(tree.fingerprint(params), sort_keys=True)
+    digest = hashlib.sha256(prints.encode()).hexdigest()
+    if is_new:
+        if jax.process_index() == 0:
+            paths.make_folder(file.parent)
+            policy = {"init_from": start, "sha256": digest}
+            folders.write_text(file, json.dumps(policy))
+        return
+    fix = "restore it from a copy, or start again with another --workdir"
+    saved = json_text.read_object(file, fix) or {}
+    if saved.get("sha256", digest) != digest:
+        raise errors.UserError(
+            f"{start} is not the model that {workdir} began with, its reference: "
+            "restore that one, or start again with another --workdir"
+        )
 
 
 def _reference_logps(

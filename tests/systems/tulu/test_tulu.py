@@ -202,7 +202,8 @@ def test_a_reference_asked_in_the_step_or_before_it_gives_one_loss(
 ):
     more = {"optim.learning_rate": 1e-3, "preference.reference": "step", "steps": 3}
     run(config_of("tiny_dpo", tuned, talk, **more), tmp_path / "step")
-    assert not (tmp_path / "step" / "reference.json").exists()
+    kept = json.loads((tmp_path / "step" / "reference.json").read_text())
+    assert {*kept} == {"init_from", "sha256"}
     first = losses(tmp_path / "step")
     # Of another length, schedules differ from the second step on.
     assert first[0] == pytest.approx(losses(preferred)[0], abs=1e-6)
@@ -211,6 +212,30 @@ def test_a_reference_asked_in_the_step_or_before_it_gives_one_loss(
     )
     run(config, tmp_path / "before")
     assert first == pytest.approx(losses(tmp_path / "before"), abs=1e-5)
+
+
+def test_a_reference_that_was_replaced_is_refused_by_the_resumed_run(
+    tuned, talk, tmp_path
+):
+    start = shutil.copytree(tuned, tmp_path / "start")
+    more = {"preference.reference": "step", "steps": 2}
+    config = config_of("tiny_dpo", start, talk, **more)
+    run(config, tmp_path / "whole", save_every=1)
+    resumed = killed_after(tmp_path / "whole", tmp_path / "resumed", 1)
+    step = max(checkpoint.steps(start / "checkpoints"))
+    target = start / "checkpoints" / str(step)
+    params = checkpoint.load_params(start, step)
+    moved = jax.tree.map(lambda leaf: leaf + 1e-3, params)
+    shutil.rmtree(target)
+    with checkpoint.Checkpointer(start / "checkpoints") as saver:
+        saver.save(step, {"params": moved})
+    with pytest.raises(errors.UserError, match=r"start is not the model that .* began"):
+        run(config, resumed)
+    shutil.rmtree(target)
+    with checkpoint.Checkpointer(start / "checkpoints") as saver:  # the same weights
+        saver.save(step, {"params": params})
+    run(config, resumed)
+    assert losses(resumed) == losses(tmp_path / "whole")
 
 
 def test_a_resumed_run_refuses_a_reference_of_other_pairs(
