@@ -30,6 +30,7 @@ from jaxlab.core import (
     paths,
     process,
     profiling,
+    progress,
     ranges,
     report,
     runs,
@@ -192,7 +193,21 @@ def main(argv: Sequence[str]) -> int:
         result = fit(experiment, workdir, mesh=mesh, **config.run.to_dict())
     if not result.finished:
         raise interrupts.Interrupt(result.signal)
+    if jax.process_index() == 0:
+        progress.line(f"{workdir} holds the trained model; {_what_next(workdir)}")
     return 0
+
+
+def _what_next(workdir: pathlib.Path) -> str:
+    """What a finished run is good for, as commands."""
+    kind = runs.read(workdir).kind
+    if kind == "encoder":
+        return f"search with it: jaxlab retrieve index ... --encoder {workdir}"
+    if kind == "scorer":
+        return f"rerank with it: jaxlab retrieve ... --reranker {workdir}"
+    if kind == "classifier":
+        return f"its accuracy is in {workdir / runs.METRICS}"
+    return f"try jaxlab generate {workdir} --prompt '...', jaxlab evaluate {workdir}"
 
 
 def _hold(workdir: str | pathlib.Path) -> contextlib.AbstractContextManager:

@@ -18,6 +18,10 @@ class StepRows:
 
     def start(self, first: int, state: types.TrainState, mesh: jax.sharding.Mesh):
         """Says where the run stands; the table of parameters only at its beginning."""
+        steps = self.experiment.steps
+        if first >= steps:
+            self.rows.say(f"complete: {first} of {steps} steps are done, none is left")
+            return
         sizes = {axis: size for axis, size in mesh.shape.items() if size > 1}
         if self.experiment.flops_per_token is not None:
             # Now, while the device is idle: beside a step it would come out too low.
@@ -29,8 +33,8 @@ class StepRows:
             if hasattr(config, "describe"):
                 self.rows.detail(config.describe())
         self.rows.detail(
-            f"{'resuming' if first else 'starting'} at step {first} of "
-            f"{self.experiment.steps} on mesh {sizes or 'of one device'}"
+            f"{'resuming' if first else 'starting'} at step {first} of {steps} on mesh "
+            f"{sizes or 'of one device'}"
         )
 
     def next(self, step: int, metrics: dict, batch: types.Batch) -> None:

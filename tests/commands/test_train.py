@@ -19,7 +19,7 @@ def test_a_run_leaves_its_config_metrics_and_checkpoints(workdir):
 
 def test_the_same_command_finds_the_run_finished(text, workdir, capsys):
     assert verb_runs.train(text, workdir) == 0
-    assert "resuming at step 4 of 4" in capsys.readouterr().out
+    assert "complete: 4 of 4 steps" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,7 @@ def test_a_run_in_a_bucket_moves_from_machine_to_machine(
     assert _train(text, run, "--config.steps=4") != 0  # the schedule would change
     assert "steps: 2 -> 4" in capsys.readouterr().err
     assert _train(text, run) == 0
-    assert "resuming at step 2 of 2" in capsys.readouterr().out
+    assert "complete: 2 of 2 steps" in capsys.readouterr().out
     assert json.loads(store.data["moving/config.json"])["data_order"] == first
     assert cli.run(["evaluate", run]) == 0
     assert "law" in capsys.readouterr().out
