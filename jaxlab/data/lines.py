@@ -52,14 +52,8 @@ def read_json(path: str | pathlib.Path) -> Iterator[tuple[int, Any]]:
         UserError: as `read`; a line that is not JSON.
     """
     for number, text in read(path):
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise errors.UserError(
-                f"{path}:{number} is not JSON ({error.msg} at column {error.colno}); "
-                "write one JSON object per line"
-            ) from None
-        yield number, value
+        place = f"{path}:{number}"
+        yield number, parse_json(text, place, "write one JSON object per line")
 
 
 def read_objects(path: str | pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -74,6 +68,25 @@ def read_objects(path: str | pathlib.Path) -> Iterator[tuple[int, dict[str, Any]
                 f"{path}:{number} is not a JSON object; write one per line"
             )
         yield number, value
+
+
+def parse_json(text: str, place: str, fix: str) -> Any:
+    """The value that a text of JSON spells.
+
+    Raises:
+        UserError: it is not JSON, or JSON that Python does not read: nested too deep,
+            or a number of thousands of digits; `place` and `fix` are in the message.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in text else ""
+        reason = f"is not JSON ({error.msg} at {line}column {error.colno})"
+    except RecursionError:
+        reason = "is nested too deep"
+    except ValueError:
+        reason = "holds a number of too many digits"
+    raise errors.UserError(f"{place} {reason}; {fix}")
 
 
 def decode(data: bytes, source: str | pathlib.Path) -> str:
@@ -112,31 +125,64 @@ def require_utf8(text: str, place: str) -> str:
 
 def _raw_lines(path: pathlib.Path) -> Iterator[bytes]:
     try:
-        if path.suffix == ".gz":
-            with path.open("rb") as file, gzip.open(file, "rb") as stream:
-                yield from stream
-        elif path.suffix == ".zst":
-            import zstandard
-
-            try:
-                with (
-                    path.open("rb") as file,
-                    zstandard.ZstdDecompressor().stream_reader(
-                        file, read_across_frames=True
-                    ) as stream,
-                ):
-                    yield from io.BufferedReader(stream)
-            except zstandard.ZstdError as error:
-                raise OSError(error) from None
-        else:
-            with path.open("rb") as stream:
-                yield from stream
+        with path.open("rb") as file:
+            suffix = path.suffix.lower()
+            if suffix == ".gz":
+                with gzip.open(file, "rb") as stream:
+                    yield from stream
+            elif suffix == ".zst":
+                yield from io.BufferedReader(_Frames(file), 1 << 17)
+            else:
+                yield from file
     except FileNotFoundError:
         raise errors.UserError(f"{path} does not exist; name another file") from None
     except (OSError, EOFError, zlib.error) as error:
+        if getattr(error, "errno", None):  # of the disk or of its rights
+            raise errors.UserError(
+                f"{path} cannot be read: {error.strerror}; see to it, or name another"
+            ) from None
         raise errors.UserError(
             f"{path} cannot be read ({error}); it is damaged or cut short: copy it anew"
         ) from None
+
+
+class _Frames(io.RawIOBase):
+    """The content of a .zst file, frame by frame, so that a cut one is seen.
+
+    zstandard's own reader takes an end within a frame for the end of the file.
+    """
+
+    def __init__(self, file: io.BufferedIOBase):
+        import zstandard
+
+        self._file, self._error = file, zstandard.ZstdError
+        # Of any window: `zstd --long=31` is sound, and asks for 2 GB at most.
+        self._frames = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+        self._frame, self._packed, self._text = None, b"", memoryview(b"")
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, into) -> int:
+        """Fills some of a buffer; see `io.RawIOBase`."""
+        while not self._text:
+            packed = self._packed or self._file.read(1 << 16)
+            if not packed and self._frame is None:
+                return 0
+            if not packed:
+                raise EOFError("its last frame has no end")
+            try:
+                self._frame = self._frame or self._frames.decompressobj()
+                self._text = memoryview(self._frame.decompress(packed))
+            except self._error as error:
+                raise EOFError(error) from None
+            self._packed = self._frame.unused_data if self._frame.eof else b""
+            self._frame = None if self._frame.eof else self._frame
+        size = min(len(into), len(self._text))
+        into[:size] = self._text[:size]
+        self._text = self._text[size:]
+        return size
 
 
 def _not_utf8(source, number: int, byte: int) -> errors.UserError:

@@ -1,10 +1,14 @@
 """The one reader of lines: compressed or not, with file and line in its errors."""
 
 import gzip
-import json
+import itertools
+import pathlib
+import tempfile
 
 import pytest
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jaxlab.core import errors
 from jaxlab.data import lines
@@ -51,6 +55,8 @@ def test_json_is_read_line_by_line(write):
         (b'{"a": 1}\n{"a": \n', r":2 is not JSON \(Expecting value at column 7\)"),
         (b'{"a": 1}\n{"a": "\xff"}\n', r":2 is not UTF-8 \(byte 16 of the file\)"),
         (b"", "holds no line"),
+        (b"1\n" + b"[" * 9999 + b"]" * 9999, r":2 is nested too deep; write one"),
+        (b'{"n": ' + b"1" * 5000 + b"}", r":1 holds a number of too many digits"),
     ],
 )
 def test_what_is_wrong_is_one_line_with_its_place(write, data, message):
@@ -67,16 +73,44 @@ def test_lines_before_a_mistake_are_read(write):
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
-def test_a_file_that_is_cut_or_is_not_what_its_name_says_is_damaged(tmp_path, name):
-    rows = b"".join(json.dumps({"n": n**3}).encode() + b"\n" for n in range(5000))
+def test_a_file_that_is_not_what_its_name_says_is_damaged(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(b"plain text")
     with pytest.raises(errors.UserError, match=r"cannot be read .* copy it anew"):
         list(lines.read(path))
-    if name.endswith(".gz"):
-        path.write_bytes(PACKED[name](rows)[:-9])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "A.JSONL.ZST"])
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_a_packed_file_that_is_cut_anywhere_but_between_frames_is_damaged(name, data):
+    pack = PACKED[name.lower()]
+    frames = [pack(b"".join(b"%d\n" % n**3 for n in range(i, 99))) for i in range(4)]
+    whole = b"".join(frames)
+    borders = {0, *itertools.accumulate(map(len, frames))}
+    cuts = st.integers(0, len(whole)).filter(lambda cut: cut not in borders)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, name)
+        path.write_bytes(whole)
+        assert sum(1 for _ in lines.read(path)) == 99 + 98 + 97 + 96
+        path.write_bytes(whole[: data.draw(cuts)])
         with pytest.raises(errors.UserError, match=r"cannot be read .* cut short"):
             list(lines.read(path))
+
+
+def test_a_frame_of_any_window_is_read_and_frames_without_text_are_passed(tmp_path):
+    path = tmp_path / "a.jsonl.zst"
+    wide = zstandard.ZstdCompressionParameters.from_level(1, window_log=31)
+    packer = zstandard.ZstdCompressor(compression_params=wide).compressobj()
+    note = (0x184D2A50).to_bytes(4, "little") + (3).to_bytes(4, "little") + b"abc"
+    path.write_bytes(note + packer.compress(b"1\n") + packer.flush() + note)
+    assert [value for _, value in lines.read_json(path)] == [1]
+
+
+def test_what_the_disk_refuses_is_not_called_damaged(tmp_path):
+    (tmp_path / "a.jsonl").mkdir()
+    with pytest.raises(errors.UserError, match="cannot be read: Is a directory"):
+        list(lines.read(tmp_path / "a.jsonl"))
 
 
 def test_frames_that_follow_each_other_are_one_file(tmp_path):

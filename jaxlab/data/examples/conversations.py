@@ -13,7 +13,6 @@ input follows its instruction after a blank line. What does not fit is an error 
 file and line, and never left out.
 """
 
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -102,10 +101,8 @@ def _rows(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
     if path.suffix != ".json":
         yield from lines.read_json(path)
         return
-    try:
-        rows = json.loads(lines.decode(path.read_bytes(), path))
-    except json.JSONDecodeError as error:
-        raise errors.UserError(f"{path} is not JSON ({error}); repair it") from None
+    text = lines.decode(path.read_bytes(), path)
+    rows = lines.parse_json(text, str(path), "repair it")
     if not isinstance(rows, list):
         raise errors.UserError(
             f"{path} is not a list of objects; write one object per line"
