@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 
 from jaxlab.core import errors, installation
@@ -59,6 +60,52 @@ def is_remote(location: str | os.PathLike) -> bool:
 def absolute(location: str | os.PathLike) -> pathlib.Path:
     """The location as a path that does not depend on the working folder."""
     return path(location) if is_remote(location) else pathlib.Path(location).absolute()
+
+
+def split(locations: str) -> list[str]:
+    """Locations that are joined by commas; one that has commas itself is left whole.
+
+    >>> split("runs/a,gs://b/c")
+    ['runs/a', 'gs://b/c']
+    """
+    parts = [part for part in locations.split(",") if part]
+    found: list[str] = []
+    while parts:
+        count = next(
+            (
+                n
+                for n in range(len(parts), 1, -1)
+                if os.path.exists(",".join(parts[:n]))
+            ),
+            1,
+        )
+        found.append(",".join(parts[:count]))
+        parts = parts[count:]
+    return found
+
+
+def list_files(folder: pathlib.Path) -> dict[str, int]:
+    """Bytes of every file below a local folder by its name there, links followed.
+
+    A link to a folder that it lies in leads nowhere new and is passed by.
+    """
+    sizes: dict[str, int] = {}
+    above: dict[str, frozenset] = {}  # the real folders that a folder lies in
+    for path, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(path)
+        within = above.pop(path, frozenset())
+        if real in within:
+            folders.clear()
+            continue
+        above |= {os.path.join(path, name): within | {real} for name in folders}
+        for name in files:
+            file = os.path.join(path, name)
+            with contextlib.suppress(FileNotFoundError):  # somebody's temporary file
+                status = os.stat(file)
+                if stat.S_ISREG(status.st_mode):
+                    name = os.path.relpath(file, folder).replace(os.sep, "/")
+                    sizes[name] = status.st_size
+    return sizes
 
 
 def refuse_buckets(folder: str | os.PathLike, name: str) -> None:

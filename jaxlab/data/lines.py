@@ -52,8 +52,12 @@ def read_json(path: str | pathlib.Path) -> Iterator[tuple[int, Any]]:
         UserError: as `read`; a line that is not JSON.
     """
     for number, text in read(path):
-        place = f"{path}:{number}"
-        yield number, parse_json(text, place, "write one JSON object per line")
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            place = f"{path}:{number}"
+            value = parse_json(text, place, "write one JSON object per line")
+        yield number, value
 
 
 def read_objects(path: str | pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -10,12 +10,11 @@ object per line with `id`, `text`, `source`; attributes and metadata are not rea
 where the document was read from, so that every token can be traced to its line.
 """
 
-import contextlib
 import functools
 import logging
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from jaxlab.core import errors, paths
@@ -24,7 +23,8 @@ from jaxlab.data import lines
 _log = logging.getLogger(__name__)
 
 JSON_LINES = re.compile(  # C4 and Dolma call their JSON lines .json.gz
-    r"(\.(jsonl|ndjson)(\.gz|\.zst)?|\.json\.(gz|zst))$"
+    r"(\.(jsonl|ndjson)(\.gz|\.zst)?|\.json\.(gz|zst))$",
+    re.IGNORECASE,
 )
 PLAIN_TEXT = re.compile(
     r"\.(txt|text|md|rst|tex|html|xml|csv|tsv|py|pyi|c|h|cc|cpp|hpp|cu|java|js|ts|go|rs"
@@ -81,7 +81,10 @@ def read_documents(
 
 
 def list_files(path: str | pathlib.Path) -> dict[str, int]:
-    """Bytes of every file below a folder by its name there, or of one file."""
+    """Bytes of every file below a folder by its name there, or of one file.
+
+    Links are followed, to folders too.
+    """
     path = paths.path(path)
     if paths.is_remote(path):
         import fsspec
@@ -96,12 +99,7 @@ def list_files(path: str | pathlib.Path) -> dict[str, int]:
         }
     if path.is_file():
         return {path.name: path.stat().st_size}
-    sizes = {}
-    for file in path.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # somebody's temporary file
-            if file.is_file():
-                sizes[file.relative_to(path).as_posix()] = file.stat().st_size
-    return sizes
+    return paths.list_files(path)
 
 
 def readable_files(names: Mapping[str, int], folder: str | pathlib.Path) -> list[str]:
@@ -117,7 +115,7 @@ def readable_files(names: Mapping[str, int], folder: str | pathlib.Path) -> list
     >>> readable_files({"b.txt": 1, ".c.txt": 3, "a/d.jsonl.gz": 9}, "corpus")
     ['a/d.jsonl.gz', 'b.txt']
     """
-    files, skipped, empty = [], set(), []
+    files, skipped, empty = [], [], []
     for name in sorted(names, key=lambda name: name.split("/")):
         parts = name.split("/")
         if any(part.startswith(".") or part == "__pycache__" for part in parts):
@@ -127,9 +125,8 @@ def readable_files(names: Mapping[str, int], folder: str | pathlib.Path) -> list
         elif JSON_LINES.search(name) or PLAIN_TEXT.search(name):
             files.append(name)
         else:
-            skipped.add(pathlib.PurePosixPath(name).suffix or parts[-1])
-    if skipped:
-        _warn_once(f"{folder}: skipped files of kind {', '.join(sorted(skipped))}")
+            skipped.append(name)
+    warn_of_skipped(folder, skipped)
     if empty:
         _warn_once(f"{folder}: skipped {len(empty)} empty text files")
     if not files:
@@ -139,6 +136,17 @@ def readable_files(names: Mapping[str, int], folder: str | pathlib.Path) -> list
             f"{folder} holds no document; put .txt, .md, .py or .jsonl files there"
         )
     return files
+
+
+def warn_of_skipped(folder: str | pathlib.Path, names: Iterable[str]) -> None:
+    """Says which files of a folder are not read: a few of each kind; once."""
+    kinds: dict[str, list[str]] = {}
+    for name in sorted(names):
+        path = pathlib.PurePosixPath(name)
+        kinds.setdefault(path.suffix or path.name, []).append(name)
+    for kind, own in kinds.items():
+        shown = ", ".join(own[:3]) + (f" and {len(own) - 3} more" if own[3:] else "")
+        _warn_once(f"{folder}: skipped files of kind {kind}: {shown}")
 
 
 @functools.cache

@@ -32,10 +32,15 @@ _AT_ONCE = 1000  # conversations that are lists of Python integers at one time
 
 
 class Message(NamedTuple):
-    """One turn of a conversation; `role` is one of ROLES."""
+    """One turn of a conversation; `role` is one of ROLES.
+
+    Attributes:
+        is_learnt: whether an answer is trained on; it is read by others either way.
+    """
 
     role: str
     content: str
+    is_learnt: bool = True
 
 
 class Style(NamedTuple):
@@ -206,7 +211,7 @@ def _segments(messages, style: Style, last_only: bool) -> list[_Segment]:
         if message.role != "assistant":
             text += f"{content}\n"
             continue
-        is_trained = not last_only or index == answers[-1]
+        is_trained = message.is_learnt and (not last_only or index == answers[-1])
         start = 0 if index == 0 and style.first_header_is_label else len(text)
         text += content
         spans = (*spans, (start, len(text))) if is_trained else spans

@@ -4,25 +4,36 @@ One object per line (.jsonl, also .gz and .zst) or a list of them (.json), as pu
 
     {"messages": [{"role": "user", "content": ...}, ...]}        TÜLU, most of today's
     {"conversations": [{"from": "human", "value": ...}, ...]}    ShareGPT
-    {"instruction": ..., "input": ..., "output": ...}            Alpaca
+    {"instruction": ..., "input": ..., "output": ...}            Alpaca, Dolly
     {"prompt": ..., "completion": ...}                           or "response"
 
-A pair has "chosen" and "rejected" beside a "prompt" or an "instruction": strings, or
-lists of messages, which may begin with the prompt (UltraFeedback, binarised). Alpaca's
-input follows its instruction after a blank line. What does not fit is an error with
-file and line, and never left out.
+Each may have a "system" beside it, and those of one prompt a "history" of [asked,
+answered]. A pair has "chosen" and "rejected" beside a "prompt" or an "instruction":
+strings, or lists of messages, which may begin with the prompt or its end
+(UltraFeedback, binarised). Alpaca's input, or Dolly's context, follows its instruction
+after a blank line. What does not fit is an error with file and row, and never left out;
+`fields` says what becomes of all other fields.
 """
 
+import logging
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from jaxlab.core import errors
+from jaxlab.core import errors, paths
 from jaxlab.data import lines
 from jaxlab.data.corpus import documents
 from jaxlab.data.examples import chat
+from jaxlab.data.examples import fields as fields_lib
 
-_SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "system": "system"}
+_log = logging.getLogger(__name__)
+
+_ROLES = {"human": "user", "gpt": "assistant"} | {role: role for role in chat.ROLES}
+_ASKED = ("instruction", "prompt")
+_ANSWERS = ("output", "completion", "response")
+_SYSTEMS = ("system", "system_prompt", "system_message")
+_ALL_SYSTEMS = frozenset(_SYSTEMS)
 _EXPECTED = (
     'expected "messages", or "conversations", or "instruction" and "output", or '
     '"prompt" and "completion"'
@@ -31,6 +42,9 @@ _EXPECTED_PAIR = (
     'expected "chosen" and "rejected", each a text beside "prompt" or "instruction", '
     "or a list of messages"
 )
+
+
+Messages = tuple[chat.Message, ...]
 
 
 class Conversation(NamedTuple):
@@ -54,7 +68,7 @@ def read(source: str) -> list[Conversation]:
     Raises:
         UserError: nothing to read, or a row that is not a conversation (file and row).
     """
-    return _read(source, lambda row, place, id: Conversation(id, _messages(row, place)))
+    return _read(source, _conversation, _EXPECTED)
 
 
 def read_pairs(source: str) -> list[Pair]:
@@ -63,42 +77,53 @@ def read_pairs(source: str) -> list[Pair]:
     Raises:
         UserError: nothing to read, or a row that is not a pair (file and row).
     """
-    return _read(source, _pair)
+    return _read(source, _pair, _EXPECTED_PAIR)
 
 
-def _read(source: str, parse: Callable) -> list:
-    examples = []
-    for name in filter(None, source.split(",")):
+def _read(source: str, parse: Callable, expected: str) -> list:
+    examples, remarks = [], set()
+    for name in paths.split(source):
         for path in _files(pathlib.Path(name)):
-            for number, row in _rows(path):
+            for number, values in _rows(path):
                 place = f"{path}:{number}"
-                if not isinstance(row, dict):
-                    raise errors.UserError(f"{place} is not a JSON object; {_EXPECTED}")
-                identity = row.get("id", f"{path.name}:{number}")
-                examples.append(parse(row, place, str(identity)))
+                if not isinstance(values, dict):
+                    raise errors.UserError(f"{place} is not a JSON object; {expected}")
+                row = fields_lib.Fields(values, place, expected)
+                identity = row.read("id")
+                identity = f"{path.name}:{number}" if identity is None else identity
+                examples.append(parse(row, str(identity), remarks))
     if not examples:
         raise errors.UserError(
             f"no conversation in {source!r}; set --config.data.source to .jsonl files"
         )
+    if remarks:
+        _log.warning("%s: not read: %s", source, ", ".join(sorted(remarks)))
     return examples
 
 
 def _files(path: pathlib.Path) -> list[pathlib.Path]:
     if path.is_dir():
-        return [p for p in sorted(path.iterdir()) if _is_readable(p)]
+        names = documents.list_files(path)
+        chosen = [
+            name
+            for name in sorted(names, key=lambda n: n.split("/"))
+            if _is_readable(name)
+        ]
+        documents.warn_of_skipped(path, names.keys() - set(chosen))
+        return [path / name for name in chosen]
     if not path.is_file():
         raise errors.UserError(f"{path} does not exist; give a .jsonl file or a folder")
-    if not _is_readable(path):
+    if not _is_readable(path.name):
         raise errors.UserError(f"{path} is neither .jsonl nor .json; convert it")
     return [path]
 
 
-def _is_readable(path: pathlib.Path) -> bool:
-    return path.suffix == ".json" or bool(documents.JSON_LINES.search(path.name))
+def _is_readable(name: str) -> bool:
+    return bool(re.search(r"\.json$", name, re.I) or documents.JSON_LINES.search(name))
 
 
 def _rows(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
-    if path.suffix != ".json":
+    if path.suffix.lower() != ".json":
         yield from lines.read_json(path)
         return
     text = lines.decode(path.read_bytes(), path)
@@ -113,81 +138,160 @@ def _rows(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
 # ------------------------------------------------------------------ rows
 
 
-def _messages(row: Mapping, place: str) -> tuple[chat.Message, ...]:
-    if "messages" in row or "conversations" in row:
-        turns = row["messages"] if "messages" in row else row["conversations"]
-        messages = _parse_turns(turns, place)
+def _conversation(row: fields_lib.Fields, id: str, remarks: set[str]) -> Conversation:
+    _refuse_unlearnt(row)
+    turns = row.first("messages", "conversations")
+    if turns:
+        messages = _with_system(row, _parse_turns(row, turns, remarks))
     else:
-        answer = next((k for k in ("output", "completion", "response") if k in row), "")
-        prompt = _prompt(row, place)
-        if not answer or not prompt:
-            raise errors.UserError(f"{place} has {', '.join(row)}; {_EXPECTED}")
-        messages = (*prompt, chat.Message("assistant", _text(row, answer, place)))
+        answer = row.first(*_ANSWERS)
+        prompt = _prompt(row, remarks)
+        if answer is None or row.first(*_ASKED) is None:
+            names = ", ".join(row.values)
+            raise errors.UserError(f"{row.place} has {names}; {_EXPECTED}")
+        messages = (*prompt, *_parse_answer(row, answer, remarks))
+    row.check([m.content for m in messages], remarks, also=("chosen", "rejected"))
     if not any(message.role == "assistant" for message in messages):
         raise errors.UserError(
-            f"{place} has no answer of an assistant; add or remove it"
+            f"{row.place} has no answer of an assistant; add or remove it"
         )
-    return messages
+    return Conversation(id, messages)
 
 
-def _pair(row: Mapping, place: str, id: str) -> Pair:
-    if not {"chosen", "rejected"} <= row.keys():
-        raise errors.UserError(f"{place} has {', '.join(row)}; {_EXPECTED_PAIR}")
-    chosen, rejected = (_side(row, name, place) for name in ("chosen", "rejected"))
+def _pair(row: fields_lib.Fields, id: str, remarks: set[str]) -> Pair:
+    _refuse_unlearnt(row)
+    if not {"chosen", "rejected"} <= row.values.keys():
+        names = ", ".join(row.values)
+        raise errors.UserError(f"{row.place} has {names}; {_EXPECTED_PAIR}")
+    prompt = _prompt(row, remarks)
+    turns = row.first("messages", "conversations")
+    if turns and row.first(*_ASKED) is None:
+        before = _parse_turns(row, turns, remarks)
+        if before[-1].role == "user":  # else they repeat one of the sides
+            prompt = _with_system(row, before)
+    chosen, rejected = (
+        _side(row, name, prompt, remarks) for name in ("chosen", "rejected")
+    )
     if chosen[:-1] != rejected[:-1]:
         raise errors.UserError(
-            f"{place}: chosen and rejected answer different prompts; remove the row"
+            f"{row.place}: chosen and rejected answer different prompts; remove the row"
         )
+    said = [message.content for side in (chosen, rejected) for message in side]
+    row.check(said, remarks, also=_ANSWERS)
     return Pair(id, chosen, rejected)
 
 
-def _side(row: Mapping, name: str, place: str) -> tuple[chat.Message, ...]:
-    prompt = _prompt(row, place)
-    if isinstance(row[name], list):
-        messages = _parse_turns(row[name], place)
-        if len(messages) == 1:
-            messages = (*prompt, *messages)
-    else:
-        messages = (*prompt, chat.Message("assistant", _text(row, name, place)))
+def _side(row, name: str, prompt: Messages, remarks: set[str]) -> Messages:
+    messages = _join(row, name, prompt, _parse_answer(row, name, remarks))
     if len(messages) < 2 or messages[-1].role != "assistant":
-        raise errors.UserError(
-            f"{place}: {name} is not a prompt with an answer; {_EXPECTED_PAIR}"
-        )
+        raise row.error(f"{name} is not a prompt with an answer; {_EXPECTED_PAIR}")
+    if not messages[-1].is_learnt:
+        raise row.error(f"the answer of {name} is not to be learnt; remove the row")
     return messages
 
 
-def _prompt(row: Mapping, place: str) -> tuple[chat.Message, ...]:
-    """What is asked; nothing where the row has no such field."""
-    if isinstance(row.get("prompt"), list):
-        return _parse_turns(row["prompt"], place)
-    name = next((k for k in ("instruction", "prompt") if k in row), None)
+def _join(row, name: str, prompt: Messages, side: Messages) -> Messages:
+    """A side behind what of the prompt it does not repeat itself."""
+    if not prompt or (side[: len(prompt)] == prompt and len(side) > len(prompt)):
+        return side
+    asked, said = ([(m.role, m.content.strip()) for m in x] for x in (prompt, side))
+    if any(said[i : i + len(asked)] == asked for i in range(len(said))):
+        return side
+    for count in range(1, len(prompt)):
+        if said[: len(prompt) - count] == asked[count:]:
+            return (*prompt[:count], *side)
+    follows = {"assistant": ("user",), "system": ("user", "assistant")}
+    if side[0].role in follows.get(prompt[-1].role, ("assistant",)):
+        return (*prompt, *side)
+    raise row.error(f"{name} repeats another prompt; leave out one of the two")
+
+
+def _refuse_unlearnt(row: fields_lib.Fields) -> None:
+    """A row may say that it is bad: KTO's `label`, `weight`."""
+    labels = ["label"] if row.values.get("label") in (0, 1) else []
+    if row.learnt(*labels) is False:
+        raise row.error("it says that it is not to be learnt; remove the row")
+
+
+def _with_system(row: fields_lib.Fields, messages: Messages) -> Messages:
+    """Behind the row's own system message, if it has one that is not there yet."""
+    if _ALL_SYSTEMS.isdisjoint(row.values):
+        return messages
+    name = row.first(*_SYSTEMS)
+    text = "" if name is None or not row.says(name) else row.text(name)
+    there = [m.content.strip() for m in messages if m.role == "system"]
+    if not text or there == [text.strip()]:
+        return messages
+    if there:
+        raise row.error(f"{name} beside a system message; leave out one of the two")
+    return (chat.Message("system", text), *messages)
+
+
+def _prompt(row: fields_lib.Fields, remarks: set[str]) -> Messages:
+    """What is asked; nothing but the system message where nothing is."""
+    name = row.first(*_ASKED)
     if name is None:
-        return ()
-    text = _text(row, name, place)
-    if row.get("input"):
-        text = f"{text}\n\n{_text(row, 'input', place)}"
-    return (chat.Message("user", text),)
+        return _with_system(row, ())
+    if isinstance(row.values[name], list):
+        return _with_system(row, _parse_turns(row, name, remarks))
+    text, more = row.text(name), row.first("input", "context")
+    if more and row.says(more):
+        text = f"{text}\n\n{row.text(more)}"
+    return _with_system(row, (*_history(row, remarks), chat.Message("user", text)))
 
 
-def _parse_turns(turns: Any, place: str) -> tuple[chat.Message, ...]:
-    if not isinstance(turns, list) or not turns:
-        raise errors.UserError(f"{place} has no list of messages; {_EXPECTED}")
+def _history(row: fields_lib.Fields, remarks: set[str]) -> Messages:
+    """Earlier turns: [[asked, answered], ...], or messages."""
+    turns = row.values.get("history")
+    if not row.says("history") or not isinstance(turns, list):
+        return ()  # refused as any field is that is not read
+    if all(isinstance(turn, dict) for turn in turns):
+        return _parse_turns(row, "history", remarks)
+    if not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
+        raise row.error("history is no list of [asked, answered]")
+    row.read("history")
     messages = []
     for turn in turns:
-        if not isinstance(turn, dict):
-            raise errors.UserError(f"{place}: a message is not an object; {_EXPECTED}")
-        role = turn.get("role", _SHAREGPT.get(turn.get("from", "")))
-        if role not in chat.ROLES:
-            raise errors.UserError(
-                f"{place}: the role of a message is {role or turn.get('from')!r}; use "
-                f"{', '.join(chat.ROLES)}"
-            )
-        text = _text(turn, "content" if "content" in turn else "value", place)
-        messages.append(chat.Message(role, text))
+        for role, text in zip(("user", "assistant"), turn, strict=True):
+            said = fields_lib.Fields({"history": text}, row.place, _EXPECTED)
+            messages.append(chat.Message(role, said.text("history")))
     return tuple(messages)
 
 
-def _text(row: Mapping, name: str, place: str) -> str:
-    if not isinstance(row.get(name), str):
-        raise errors.UserError(f"{place}: {name} is not text; {_EXPECTED}")
-    return lines.require_utf8(row[name], place)
+def _parse_answer(row: fields_lib.Fields, name: str, remarks: set[str]) -> Messages:
+    """A text, a message, or a list of them."""
+    if isinstance(row.values[name], list | dict):
+        return _parse_turns(row, name, remarks)
+    return (chat.Message("assistant", row.text(name)),)
+
+
+def _parse_turns(row: fields_lib.Fields, name: str, remarks: set[str]) -> Messages:
+    turns = row.read(name)
+    turns = [turns] if isinstance(turns, dict) else turns
+    if not isinstance(turns, list) or not turns:
+        raise errors.UserError(f"{row.place} has no list of messages; {_EXPECTED}")
+    return tuple(_message(turn, row.place, remarks) for turn in turns)
+
+
+def _message(turn: Any, place: str, remarks: set[str]) -> chat.Message:
+    if not isinstance(turn, dict):
+        raise errors.UserError(f"{place}: a message is not an object; {_EXPECTED}")
+    role, content = turn.get("role"), turn.get("content")
+    if len(turn) == 2 and role in chat.ROLES and isinstance(content, str):
+        return chat.Message(role, lines.require_utf8(content, place))  # nearly all
+    fields = fields_lib.Fields(turn, place, _EXPECTED)
+    named = fields.read("role" if "role" in turn else "from")
+    role = _ROLES.get(named) if isinstance(named, str) else None
+    if role is None:
+        raise fields.error(
+            f"the role of a message is {named!r}; use {', '.join(chat.ROLES)}, or "
+            "human, gpt"
+        )
+    name = fields.first("content", "value") or "content"
+    content = fields.read(name)
+    learnt = fields.learnt("loss")
+    fields.check([role, str(content)], remarks, of_message=True)
+    if learnt and role != "assistant":
+        raise fields.error(f"a message of {role} is to be learnt; only answers are")
+    is_learnt = role != "assistant" or learnt is not False
+    return chat.Message(role, fields.text(name), is_learnt)
