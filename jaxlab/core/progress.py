@@ -1,14 +1,16 @@
 """Progress of long work: lines on stdout with the time passed and the time left.
 
 `Meter` counts one loop, and keeps silent where it takes a few seconds only; it is a
-`Progress`, which rooms take as an argument. `Clock` puts the time since the start in
+`Progress`, which rooms take as an argument. `announce` is for work that cannot be
+counted, such as a compilation. `Clock` puts the time since the start in
 front of its lines. `Stages` counts work that is known beforehand, in training steps.
 """
 
 import contextlib
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 Progress = Callable[[int, int | None], None]  # called with (done, all or None)
@@ -78,6 +80,29 @@ class Meter:
             left = time_left(now - self._started, done, count)
             end = f" of {self._number(count)}, {left} left"
         self._say(f"{self._what}: {self._number(done)}{end}")
+
+
+@contextlib.contextmanager
+def announce(what: str, say: Callable[[str], None] = line) -> Iterator[None]:
+    """Says every few seconds that work goes on which cannot be counted: compiling ...
+
+    Args:
+        what: goes on.
+        say: is called with a line, from another thread.
+    """
+    done, started = threading.Event(), time.monotonic()
+
+    def repeat() -> None:
+        while not done.wait(_EVERY_SECONDS):
+            say(f"{what} ... {duration(time.monotonic() - started)}")
+
+    watcher = threading.Thread(target=repeat, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
 
 
 class Clock:

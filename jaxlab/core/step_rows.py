@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from jaxlab.core import errors, peak_flops, report, types
+from jaxlab.core import errors, peak_flops, progress, report, types
 
 
 class StepRows:
@@ -25,7 +25,8 @@ class StepRows:
         sizes = {axis: size for axis, size in mesh.shape.items() if size > 1}
         if self.experiment.flops_per_token is not None:
             # Now, while the device is idle: beside a step it would come out too low.
-            flops, source = peak_flops.flops_per_second()
+            with progress.announce("measuring the device", self.rows.detail):
+                flops, source = peak_flops.flops_per_second()
             self.rows.detail(f"peak {flops / 1e12:.3g} TFLOP/s ({source})")
         if first == 0 and self.experiment.init_from is None:
             self.rows.detail("parameters\n" + _overview(state.params, mesh))

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -106,3 +107,26 @@ def test_progress_does_not_wait_for_jax():
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_work_that_cannot_be_counted_is_announced_until_it_ends(monkeypatch):
+    monkeypatch.setattr(progress, "_EVERY_SECONDS", 0.01)
+    said, heard = [], threading.Event()
+
+    def say(text):
+        said.append(text)
+        heard.set()
+
+    with progress.announce("compiling the step", say):
+        assert heard.wait(10)
+    count = len(said)
+    assert said[0] == "compiling the step ... 0s"
+    assert len(said) == count  # nothing comes after it
+
+
+def test_a_line_that_nobody_reads_ends_no_work():
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    progress.line("step 1/4", Gone())
