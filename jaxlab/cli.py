@@ -72,6 +72,10 @@ VERBS = {
         "Prepare text, or look up what a step read",
         "jaxlab.commands.data",
     ),
+    "doctor": (
+        "Versions, devices, caches, extras, disk and locks of this machine",
+        "jaxlab.commands.doctor",
+    ),
     "demo": (
         "A whole data ablation on real text, within minutes",
         "jaxlab.commands.demo",

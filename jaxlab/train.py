@@ -13,6 +13,7 @@ The loop reads only the metrics of the step before, so the device never waits fo
 """
 
 import contextlib
+import functools
 import importlib
 import pathlib
 import runpy
@@ -42,6 +43,8 @@ from jaxlab.core import config as config_lib
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import state as state_lib
 from jaxlab.core import step as step_lib
+
+_SILENT = contextlib.nullcontext()
 
 
 class Result(NamedTuple):
@@ -124,19 +127,24 @@ def fit(
         profiler = stack.enter_context(profiling.Profile(workdir, first, profile))
         train_step = step_lib.make_step(experiment, target)
 
+        announce = functools.partial(progress.announce, say=rows.say)
+
         # ---- the loop
         try:
             for step in range(first, steps):
                 batch = mesh_lib.global_batch(experiment.batches, step, mesh)
                 profiler.next(step, state)
-                state, metrics = train_step(state, batch, experiment.frozen)
+                with announce("compiling the step") if step == first else _SILENT:
+                    state, metrics = train_step(state, batch, experiment.frozen)
                 done = step + 1
                 meter.next(done, metrics, batch)
                 last = done == steps or stop(done)
                 if _due(done, eval_every) or done == steps:
                     meter.flush()
                     for target_name, evaluate in experiment.evals.items():
-                        rows.evaluation(done, target_name, evaluate(state.params))
+                        with announce(f"evaluating on {target_name}"):
+                            result = evaluate(state.params)
+                        rows.evaluation(done, target_name, result)
                     rows.publish()
                 if _due(done, save_every) or last:
                     meter.flush()  # rows first: a resumed run writes only those after
@@ -155,7 +163,8 @@ def fit(
                 saver.save(int(state.step), state)
             raise
         meter.flush()
-        saver.wait()
+        with announce("saving the last checkpoint"):
+            saver.wait()
         done = int(state.step)
         if done >= steps:
             return Result(state, finished=True)
@@ -163,8 +172,12 @@ def fit(
         return Result(state, finished=False, signal=stop.signal)
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], *, dry_run: bool = False) -> int:
     """`--config=FILE[:VARIANT] [--config.KEY=VALUE ...] --workdir=DIR` -> fit.
+
+    Args:
+        argv: the flags.
+        dry_run: say what would be trained, and write nothing.
 
     The config names its system, e.g. "olmo.pretrain" is
     `jaxlab.systems.olmo.pretraining.pretrain(config, workdir, mesh)`; one that keeps
@@ -181,12 +194,18 @@ def main(argv: Sequence[str]) -> int:
     importlib.import_module("jaxlab.systems.checks").check(config)
     process.start()
     mesh = mesh_lib.make_mesh(config.mesh.to_dict())
+    if dry_run:
+        describe = importlib.import_module("jaxlab.systems.dry_run").describe
+        for what, words in describe(config, workdir, mesh):
+            progress.line(f"{what:<8}  {words}")
+        progress.line("a dry run: nothing was trained, and nothing written")
+        return 0
     system = systems.resolve(systems.entry(config.system).experiment)
     if paths.is_remote(workdir):
         paths.make_folder(workdir)  # asked before the work, not after it
     with _hold(workdir):
         try:
-            with mesh_lib.use(mesh):
+            with mesh_lib.use(mesh), progress.announce("preparing data and model"):
                 experiment = system(config, workdir, mesh)
         except errors.ArgumentError as error:  # how models, objectives refuse settings
             raise errors.UserError(f"this config does not work: {error}") from error

@@ -18,7 +18,13 @@ bit, with the same command. For example:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Says what --help cannot know."""
     parser.usage = (
-        "jaxlab train --config=FILE[:VARIANT] --workdir=DIR [--config.KEY=VALUE ...]"
+        "jaxlab train --config=FILE[:VARIANT] --workdir=DIR [--config.KEY=VALUE ...] "
+        "[--dry-run]"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say parameters, memory, steps and data, then stop; writes nothing",
     )
 
 
@@ -50,4 +56,4 @@ def run(args: argparse.Namespace) -> int:
     """Hands the config's flags on."""
     from jaxlab import train
 
-    return train.main(args.flags)
+    return train.main(args.flags, dry_run=args.dry_run)

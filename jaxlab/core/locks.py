@@ -60,6 +60,23 @@ def hold(folder: str | os.PathLike, what: str) -> Iterator[None]:
                 local.rmdir()
 
 
+def owner(folder: str | os.PathLike) -> str | None:
+    """Who holds a folder, in words; None where nobody does."""
+    try:
+        handle = os.open(pathlib.Path(folder) / NAME, os.O_RDONLY)
+    except OSError:  # no lock, or a bucket
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _owner(handle)
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
+    return None
+
+
 def _lock(folder: pathlib.Path, what: str) -> int | None:
     """The open, locked file, which says whose it is; None where there are no locks."""
     file = folder / NAME
