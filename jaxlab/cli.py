@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import jaxlab
-from jaxlab.commands import arguments
+from jaxlab.commands import arguments, output
 from jaxlab.core import accelerators, errors, host_memory, interrupts
 
 # Verb -> its line in `jaxlab --help` (SUMMARY in its file) and its module.
@@ -129,7 +129,7 @@ def _run(argv: Sequence[str]) -> int:
         args = parse(verb, rest)
     except SystemExit as stop:  # --help was printed
         return int(stop.code or 0)
-    with _quiet(args.verbose):
+    with _quiet(args.verbose), output.json_on_stdout(args):
         host_memory.keep_freed_memory()  # before jax has threads
         accelerators.skip_absent_tpu()  # before jax looks for one
         return _command(verb).run(args) or 0

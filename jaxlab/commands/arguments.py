@@ -95,6 +95,15 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
 
 
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Adds --json."""
+    parser.add_argument(
+        "--json",
+        metavar="OUT",
+        help="also write the numbers there; -: to stdout, and all else to stderr",
+    )
+
+
 def add_mesh(
     parser: argparse.ArgumentParser,
     text: str = "share the model among all devices, e.g. fsdp=8; default: one device",

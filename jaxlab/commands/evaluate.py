@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=8, metavar="ROWS")
     parser.add_argument("--max-batches", type=int, help="per domain; default: all")
-    parser.add_argument("--json", metavar="OUT", help="also write the numbers there")
+    arguments_lib.add_json(parser)
     arguments_lib.add_mesh(parser)
 
 

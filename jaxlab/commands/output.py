@@ -1,6 +1,11 @@
-"""What verbs print: tables on stdout."""
+"""What verbs print: tables on stdout; or JSON alone, where `--json -` asks for it."""
 
-from collections.abc import Iterable, Sequence
+import argparse
+import contextlib
+import pathlib
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -18,3 +23,20 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
             f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)
         ]
         print("  ".join([f"{first:<{widths[0]}}", *cells]).rstrip(), flush=True)
+
+
+@contextlib.contextmanager
+def json_on_stdout(args: argparse.Namespace) -> Iterator[None]:
+    """With `--json -`, a verb's JSON goes to stdout and all that it prints to stderr.
+
+    The verb writes a file, as always; nothing is printed of one that fails.
+    """
+    if getattr(args, "json", None) != "-":
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "answer.json"
+        args.json = str(file)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+        sys.stdout.write(file.read_text("utf-8"))

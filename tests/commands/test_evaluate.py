@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxlab import load
+from jaxlab import cli, load
 
 
 def test_a_run_is_evaluated_on_its_own_held_out_sets(said, workdir, tmp_path):
@@ -18,6 +18,16 @@ def test_a_run_is_evaluated_on_its_own_held_out_sets(said, workdir, tmp_path):
         assert float(row.split()[1]) == pytest.approx(values["loss"], abs=1e-4)
         assert values["perplexity"] == pytest.approx(np.exp(values["loss"]))
         assert values["bits_per_byte"] > 0
+
+
+def test_json_alone_goes_to_stdout_where_it_is_asked_for(workdir, capsys):
+    case = ["evaluate", str(workdir), "--max-batches=1", "--json", "-"]
+    assert cli.run(case) == 0
+    said = capsys.readouterr()
+    assert {*json.loads(said.out)["domains"]} == {"code", "law"}
+    assert "bits/byte" in said.err
+    assert cli.run([*case, "--step", "3"]) == 2
+    assert capsys.readouterr().out == ""
 
 
 def test_a_run_and_its_hugging_face_folder_score_alike(said, text, workdir, published):

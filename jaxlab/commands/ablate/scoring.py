@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-batches", type=int, metavar="N",
         help="per target; default: as many as the pool's runs read, or 32",
     )  # fmt: skip
-    parser.add_argument("--json", metavar="OUT", help="also write all of it there")
+    arguments_lib.add_json(parser)
     arguments_lib.add_mesh(parser)
 
 

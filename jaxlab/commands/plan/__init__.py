@@ -60,7 +60,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--models", type=int, default=2, metavar="N", help="that --merge merges"
     )
-    parser.add_argument("--json", metavar="OUT", help="also write the numbers there")
+    arguments_lib.add_json(parser)
     parser.add_argument("--plot", metavar="OUT.png", help="also draw bars there")
 
 
