@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     from jaxlab import load
     from jaxlab.commands import devices
     from jaxlab.core import mesh as mesh_lib
-    from jaxlab.core import report
+    from jaxlab.core import progress, report
     from jaxlab.data import evaluation_text
     from jaxlab.data.batches import loader
     from jaxlab.evals import perplexity
@@ -55,14 +55,15 @@ def run(args: argparse.Namespace) -> None:
             raise errors.UserError(f"{args.model} has no held-out text; give --data")
         length = args.length or loaded.config.length
         rows = mesh_lib.padded_rows(args.batch_size, mesh)
-        results = {
-            name: perplexity.evaluate(
-                loaded.model.apply,
-                loaded.params,
-                loader.eval_batches(file, length, rows, args.max_batches),
-            )
-            for name, file in files.items()
-        }
+        with progress.announce("evaluating", progress.remark):
+            results = {
+                name: perplexity.evaluate(
+                    loaded.model.apply,
+                    loaded.params,
+                    loader.eval_batches(file, length, rows, args.max_batches),
+                )
+                for name, file in files.items()
+            }
     output.table(
         ["domain", "loss", "perplexity", "bits/byte", "tokens"],
         [[name, *_cells(result)] for name, result in results.items()],

@@ -107,10 +107,10 @@ def run(args: argparse.Namespace) -> None:
         workdir,
         done=lambda name, count, total: watch.progress(name, count / total),
     )
-    watch.say("writing the report")
-    table = report.write(
-        workdir, runs, protocol, title, watch.elapsed(), tuned=study.tune
-    )
+    with watch.announce("writing the report"):
+        table = report.write(
+            workdir, runs, protocol, title, watch.elapsed(), tuned=study.tune
+        )
     print(report.finding(table, protocol, tuned=study.tune))
     output.table(*report.cells(table, protocol))
     for line in report.verdicts(table, protocol):

@@ -15,11 +15,13 @@ from typing import TextIO
 
 Progress = Callable[[int, int | None], None]  # called with (done, all or None)
 
-_EVERY_SECONDS = 5.0  # between two lines of a meter
+_EVERY_SECONDS = 5.0  # between two lines of a meter, and of silence
+_last_line = [time.monotonic()]  # when this process wrote one
 
 
 def line(text: str, out: TextIO | None = None) -> None:
     """One line to stdout, at once; where nobody can read it, the work goes on."""
+    _last_line[0] = time.monotonic()
     with contextlib.suppress(OSError):  # a reader that left, or a disk that is full
         print(text, file=sys.stdout if out is None else out, flush=True)
 
@@ -50,6 +52,11 @@ def time_left(seconds: float, done: float, total: float) -> str:
     '1m30s'
     """
     return duration(seconds * (total - done) / max(done, 1e-9))
+
+
+def remark(text: str) -> None:
+    """A line to stderr, of a command whose stdout is its answer."""
+    line(f"INFO: {text}", sys.stderr)
 
 
 class Meter:
@@ -86,15 +93,22 @@ class Meter:
 def announce(what: str, say: Callable[[str], None] = line) -> Iterator[None]:
     """Says every few seconds that work goes on which cannot be counted: compiling ...
 
+    Where the work has said something itself, that will do.
+
     Args:
         what: goes on.
         say: is called with a line, from another thread.
     """
     done, started = threading.Event(), time.monotonic()
 
+    _last_line[0] = started
+
     def repeat() -> None:
-        while not done.wait(_EVERY_SECONDS):
-            say(f"{what} ... {duration(time.monotonic() - started)}")
+        while not done.wait(_last_line[0] + _EVERY_SECONDS - time.monotonic()):
+            now = time.monotonic()
+            if now - _last_line[0] >= _EVERY_SECONDS:
+                _last_line[0] = now
+                say(f"{what} ... {duration(now - started)}")
 
     watcher = threading.Thread(target=repeat, daemon=True)
     watcher.start()
@@ -124,6 +138,10 @@ class Clock:
         """A line with the share of everything that is done, and the time left."""
         left = time_left(self.elapsed(), share, 1.0)
         self.say(f"{stage}: {share:.0%} of all done, {left} left")
+
+    def announce(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """`announce`, with the time in front."""
+        return announce(what, self.say)
 
     def meter(self, what: str) -> Meter:
         """A meter whose lines have the time in front."""

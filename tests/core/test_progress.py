@@ -130,3 +130,8 @@ def test_a_line_that_nobody_reads_ends_no_work():
             raise BrokenPipeError
 
     progress.line("step 1/4", Gone())
+
+
+def test_a_remark_does_not_mix_with_an_answer(capsys):
+    progress.remark("searching")
+    assert capsys.readouterr() == ("", "INFO: searching\n")

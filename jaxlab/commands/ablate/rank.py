@@ -69,9 +69,10 @@ def run(args: argparse.Namespace) -> None:
     with scoring.open_experts(args, args.target) as (subject, evaluation):
         mixtures = subject.pool.mixtures(args.max_size, weighting=args.weighting)
         for target, batches in evaluation.items():
-            results[target] = ranking.rank_target(
-                subject, mixtures, target, batches, args.proxy, watch.meter
-            )
+            with progress.announce(f"{target}: ranking", progress.remark):
+                results[target] = ranking.rank_target(
+                    subject, mixtures, target, batches, args.proxy, watch.meter
+                )
             _print(target, results[target], args.proxy, args.top)
     if args.json:
         by_target = {

@@ -84,7 +84,9 @@ def run(args: argparse.Namespace) -> None:
     outcome = study_lib.judge(study, pool, plan, to_check=to_check, say=watch.say)
     if args.trained:
         report.write_json(pool / _CHECKED, {"options": options, "mixtures": to_check})
-    report_lib.write(pool, outcome, {**outcome.seconds, "total": watch.elapsed()})
+    seconds = {**outcome.seconds, "total": watch.elapsed()}
+    with watch.announce("writing the report"):
+        report_lib.write(pool, outcome, seconds)
     for line in results.headlines(outcome):
         watch.say(line)
     watch.say(f"report: {pool / 'report.html'}")

@@ -41,24 +41,28 @@ def open_experts(
             text, an unknown target.
     """
     from jaxlab.commands import devices
+    from jaxlab.core import progress
     from jaxlab.systems.data_ablation import subjects
 
     _check(args)
     with devices.using(args.mesh) as mesh:
-        if args.pool:
-            pool = pathlib.Path(args.pool)
-            source = subjects.open_pool(pool, mesh)
-        else:
-            models = dict(args.experts)
-            source = subjects.open_models(models, args.seed_model, mesh)
-        evaluation = subjects.read_targets(
-            source,
-            tuple(targets),
-            mesh,
-            length=args.length,
-            rows=args.batch_size,
-            batches=args.max_batches,
-        )
+        with progress.announce(
+            "opening the experts and reading the targets", progress.remark
+        ):
+            if args.pool:
+                pool = pathlib.Path(args.pool)
+                source = subjects.open_pool(pool, mesh)
+            else:
+                models = dict(args.experts)
+                source = subjects.open_models(models, args.seed_model, mesh)
+            evaluation = subjects.read_targets(
+                source,
+                tuple(targets),
+                mesh,
+                length=args.length,
+                rows=args.batch_size,
+                batches=args.max_batches,
+            )
         yield source.subject, evaluation
 
 

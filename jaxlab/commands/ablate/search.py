@@ -90,7 +90,10 @@ def run(args: argparse.Namespace) -> None:
         pareto=args.pareto,
     )
     watch = progress.Clock()
-    with scoring.open_experts(args, query.weights) as (subject, evaluation):
+    with (
+        scoring.open_experts(args, query.weights) as (subject, evaluation),
+        progress.announce("searching", progress.remark),
+    ):
         result = choices.search(query, subject, evaluation, watch.meter)
     _print(result.by_method, list(evaluation))
     if result.front is not None:

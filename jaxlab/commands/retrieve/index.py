@@ -54,10 +54,11 @@ def run(args: argparse.Namespace) -> None:
             args.encoder, length=args.length, mesh=mesh, of_texts=of_texts
         )
         watch.say(_describe(args.encoder, encoder.config))
-        built = corpus_index.build(
-            args.index, args.corpus, encoder, dtype=args.dtype, append=args.append,
-            progress=watch.meter("documents"),
-        )  # fmt: skip
+        with watch.announce("encoding"):
+            built = corpus_index.build(
+                args.index, args.corpus, encoder, dtype=args.dtype, append=args.append,
+                progress=watch.meter("documents"),
+            )  # fmt: skip
     size = f"{args.index}: {len(built.index)} documents of {built.index.dim} numbers"
     if not built.encoded:
         watch.say(f"{size}; up to date, nothing was encoded")

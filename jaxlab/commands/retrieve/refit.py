@@ -71,7 +71,8 @@ def _compare(args: argparse.Namespace, mesh) -> None:
         args.rows, args.k, args.depth, args.rate, args.updates, args.max_drift
     )
     texts, qrels = _read_asked(args)
-    opened = inputs.open_index(args, mesh)
+    with watch.announce("opening the index, its texts and its encoder"):
+        opened = inputs.open_index(args, mesh)
     index, corpus = opened.index, opened.corpus
     asked = list(texts.values())
     workdir.mkdir(parents=True, exist_ok=True)
@@ -84,9 +85,10 @@ def _compare(args: argparse.Namespace, mesh) -> None:
         words = bm25.Bm25(corpus.passages())
         candidates = words.candidates(asked, settings.candidates)
     queries = comparison.Queries([*texts], asked, vectors, qrels, candidates)
-    outcomes = comparison.compare(
-        index, queries, reranker, settings, workdir, done=watch.progress
-    )
+    with watch.announce("answering"):
+        outcomes = comparison.compare(
+            index, queries, reranker, settings, workdir, done=watch.progress
+        )
     curves = None
     if qrels is not None:
         identical = sum(x in qrels and x not in qrels[x] for x in corpus.ids)
@@ -96,12 +98,13 @@ def _compare(args: argparse.Namespace, mesh) -> None:
                 "left out of the measures, as BEIR does"
             )
         watch.say("recall by updates and by documents of feedback")
-        curves = comparison.curves(index, queries, reranker, settings)
+        with watch.announce("curves"):
+            curves = comparison.curves(index, queries, reranker, settings)
     title = f"Does feedback from a reranker find more? ({pathlib.Path(args.index)})"
-    watch.say("writing the report")
-    report.write(
-        workdir, title, outcomes, queries, corpus, settings, curves, watch.elapsed()
-    )
+    with watch.announce("writing the report"):
+        report.write(
+            workdir, title, outcomes, queries, corpus, settings, curves, watch.elapsed()
+        )
     differences = {} if qrels is None else comparison.differences(outcomes, settings)
     print(report.finding(outcomes, differences, settings, len(corpus.ids)))
     output.table(*report.cells(outcomes, differences, settings))

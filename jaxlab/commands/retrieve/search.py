@@ -37,7 +37,10 @@ def run(args: argparse.Namespace) -> None:
     if args.run:
         formats.check_columns(queries)  # before hours of search
     search = {"encoder": _search_vectors, "bm25": _search_words}[args.first_stage]
-    with devices.using(args.mesh) as mesh:
+    with (
+        devices.using(args.mesh) as mesh,
+        progress.announce("searching", progress.remark),
+    ):
         run, corpus = search(args, queries, mesh, watch)
     if args.run:
         formats.write_run(args.run, run)

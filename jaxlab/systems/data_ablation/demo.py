@@ -58,12 +58,16 @@ def main(
     watch.seconds["corpus and tokenizer"] = watch.elapsed()
     outcome = study_lib.run(study, workdir, say=watch.say, done=watch.progress)
     watch.say("generating a sample, exporting, writing the report")
-    pool = experts.open_pool(workdir)
-    samples = _samples(study, pool, corpus)
-    exports = _export(study, workdir, pool, corpus, outcome)
+    with watch.announce("opening the experts"):
+        pool = experts.open_pool(workdir)
+    with watch.announce("generating a sample"):
+        samples = _samples(study, pool, corpus)
+    with watch.announce("exporting the best mixtures"):
+        exports = _export(study, workdir, pool, corpus, outcome)
     watch.seconds |= outcome.seconds
     seconds = {**watch.seconds, "total": watch.elapsed()}
-    report_lib.write(workdir, outcome, seconds, samples=samples, exports=exports)
+    with watch.announce("writing the report"):
+        report_lib.write(workdir, outcome, seconds, samples=samples, exports=exports)
     for line in results.headlines(outcome):
         watch.say(line)
     took = progress.duration(watch.elapsed())

@@ -263,7 +263,8 @@ def _mine(config, workdir, mesh) -> list[mining.MinedSet]:
             sets.append(sets[config.data.sets.index(entry)])
             continue
         meter = progress.Meter("documents encoded", say)
-        one = mining.mine(entry, path, encoder, folder, progress=meter, **options)
+        with progress.announce("mining", say):
+            one = mining.mine(entry, path, encoder, folder, progress=meter, **options)
         if one.name in [other.name for other in sets]:
             raise errors.UserError(
                 f"data.sets: two different sets are called {one.name}; rename a folder"

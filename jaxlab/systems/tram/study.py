@@ -32,7 +32,7 @@ import ml_collections
 import numpy as np
 
 from jaxlab import objectives
-from jaxlab.core import errors, json_text, report, runs, types
+from jaxlab.core import errors, json_text, progress, report, runs, types
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.evals import sharpness as sharpness_lib
 from jaxlab.stats import cka
@@ -261,7 +261,9 @@ def _train(protocol, setting, seed, folder, is_tuning) -> Run:
         params = trust_regions.normalize_head(
             state.params, trust_methods.TrustConfig(**config.trust.to_dict())
         )
-        found = found._replace(**_measure(protocol, params))
+        text = f"[{setting.row}] measuring sharpness and drift"
+        with progress.announce(text):
+            found = found._replace(**_measure(protocol, params))
     report.write_json(folder / _RESULT, found)
     shutil.rmtree(runs.checkpoints(folder))
     return found
