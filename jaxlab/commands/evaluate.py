@@ -64,12 +64,14 @@ def run(args: argparse.Namespace) -> None:
                 )
                 for name, file in files.items()
             }
+    output.say_step(args.model, loaded.step)
     output.table(
         ["domain", "loss", "perplexity", "bits/byte", "tokens"],
         [[name, *_cells(result)] for name, result in results.items()],
     )
     if args.json:
-        row = {"model": args.model, "data": args.data, "length": length}
+        row = {"model": args.model, "step": loaded.step, "data": args.data}
+        row["length"] = length
         report.write_json(args.json, {**row, "domains": results})
 
 

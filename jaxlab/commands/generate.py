@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 
 from jaxlab.commands import arguments as arguments_lib
+from jaxlab.commands import output
 from jaxlab.core import errors
 
 SUMMARY = "Continue prompts"
@@ -64,6 +65,8 @@ def run(args: argparse.Namespace) -> None:
             filled = batch + batch[-1:] * missing
             key = jax.random.fold_in(jax.random.key(args.seed), start)
             new = _generate(args, loaded, filled, key)
+            if not start:
+                output.say_step(args.model, loaded.step)
             for number, row in enumerate(batch):
                 if start + number:
                     print("-" * 8)

@@ -25,6 +25,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         print("  ".join([f"{first:<{widths[0]}}", *cells]).rstrip(), flush=True)
 
 
+def say_step(model: str, step: int | None) -> None:
+    """Says on stderr which checkpoint of a run an answer is of."""
+    if step is not None:
+        print(f"INFO: {model}, step {step}", file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def json_on_stdout(args: argparse.Namespace) -> Iterator[None]:
     """With `--json -`, a verb's JSON goes to stdout and all that it prints to stderr.

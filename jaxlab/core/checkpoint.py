@@ -216,7 +216,19 @@ def load_params(
     *,
     average: bool = False,
 ) -> types.Params:
-    """The parameters of a run, without its optimizer.
+    """The parameters of a run, without its optimizer; arguments as for `load_step`."""
+    return load_step(directory, step, mesh, dtype, average=average)[1]
+
+
+def load_step(
+    directory: pathlib.Path,
+    step: int | None = None,
+    mesh: Mesh | None = None,
+    dtype: Any = None,
+    *,
+    average: bool = False,
+) -> tuple[int, types.Params]:
+    """A step of a run and its parameters, without its optimizer.
 
     Args:
         directory: a run directory, or its `checkpoints` folder.
@@ -253,7 +265,7 @@ def load_params(
                 f"{len(tree.flatten(params))} weights, first {bad[0]}; take another "
                 f"step of {_words(saved_steps)}, or train again"
             )
-        return params
+        return candidate, params
     raise errors.UserError(
         f"every checkpoint in {folder} is corrupt ({_words(saved_steps)})"
     )

@@ -32,6 +32,7 @@ class Loaded(NamedTuple):
         tokenizer: its own.
         template: of conversations; None where there is none.
         generation: what its generation_config.json says; {} where it has none.
+        step: of a language model's run, which checkpoint was read; None of a folder.
     """
 
     config: models.TransformerConfig | models.BertConfig
@@ -40,6 +41,7 @@ class Loaded(NamedTuple):
     tokenizer: tokenizer_lib.Tokenizer
     template: Any = None
     generation: Mapping[str, Any] = {}
+    step: int | None = None
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -75,8 +77,9 @@ def decoder(
     source.check_decoder()
     own = source.read_tokenizer(tokenizer)
     said = source.read_generation()
-    config, weights = source.read_decoder(own, step, mesh, average)
-    return Loaded(config, models.Decoder(config), weights, own, generation=said)
+    config, weights, read = source.read_decoder(own, step, mesh, average)
+    model = models.Decoder(config)
+    return Loaded(config, model, weights, own, generation=said, step=read)
 
 
 def architecture(path: str | pathlib.Path, *, vocab: int | None = None) -> Loaded:

@@ -63,10 +63,12 @@ class Run(NamedTuple):
         self._check_kind("a language model", "decoder")
 
     def read_decoder(self, tokenizer, step, mesh, average=False):
-        weights = self.read_params(step, mesh, average)
+        step, weights = checkpoint.load_step(
+            self.run.folder, step, mesh, average=average
+        )
         # As it was made: `vocab` 0 was rounded up for the mesh of then.
         rows = weights["embed"]["embedding"].shape[0]
-        return self.decoder_config(tokenizer, rows), weights
+        return self.decoder_config(tokenizer, rows), weights, step
 
     def decoder_config(self, tokenizer, vocab: int | None) -> models.TransformerConfig:
         section = dict(self.run.config["model"])
@@ -129,7 +131,7 @@ class Published(NamedTuple):
             )
         rows = models.hf.read_config(self.path).vocab
         sections.check_vocab(tokenizer, rows)  # before the weights are read
-        return self._read(step, mesh)
+        return *self._read(step, mesh), None
 
     def read_bert(self, step, mesh):
         config, weights = self._read(step, mesh)

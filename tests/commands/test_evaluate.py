@@ -25,6 +25,8 @@ def test_json_alone_goes_to_stdout_where_it_is_asked_for(workdir, capsys):
     assert cli.run(case) == 0
     said = capsys.readouterr()
     assert {*json.loads(said.out)["domains"]} == {"code", "law"}
+    assert json.loads(said.out)["step"] == 4
+    assert f"{workdir}, step 4" in said.err
     assert "bits/byte" in said.err
     assert cli.run([*case, "--step", "3"]) == 2
     assert capsys.readouterr().out == ""
