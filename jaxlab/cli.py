@@ -10,6 +10,7 @@ and exit code 2; a defect of ours keeps its traceback.
 import argparse
 import contextlib
 import difflib
+import errno
 import importlib
 import io
 import logging
@@ -80,6 +81,21 @@ VERBS = {
         "A whole data ablation on real text, within minutes",
         "jaxlab.commands.demo",
     ),
+}
+
+_SPACE = "free some disk space, and start the same command again"
+_RIGHTS = "give yourself the right to (ls -l says whose it is), or use another path"
+_FIXES = {  # of what the operating system refuses, where its words are not enough
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EROFS: "that disk cannot be written; use another path",
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: _SPACE,
+    errno.ENOTDIR: "a part of that path is a file; use another path",
+    errno.EISDIR: "that is a folder; name a file",
+    errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
+    errno.ENAMETOOLONG: "use a shorter name",
 }
 
 
@@ -234,7 +250,8 @@ def _user_message(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         file = f"{error.filename}: " if error.filename else ""
-        return f"{file}{error.strerror}"
+        fix = _FIXES.get(error.errno, "")
+        return f"{file}{error.strerror}{fix and f'; {fix}'}"
     is_full = "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError)
     if is_full:
         first = (str(error).splitlines() or ["no reason given"])[0][:200]

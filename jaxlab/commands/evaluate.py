@@ -53,7 +53,12 @@ def run(args: argparse.Namespace) -> None:
             files = load.held_out(args.model)
         if not files:
             raise errors.UserError(f"{args.model} has no held-out text; give --data")
-        length = args.length or loaded.config.length
+        length, most = args.length or loaded.config.length, loaded.config.length
+        if length > most:
+            raise errors.UserError(
+                f"--length {length} is beyond the model's {most} tokens; use at most "
+                f"--length {most}"
+            )
         rows = mesh_lib.padded_rows(args.batch_size, mesh)
         with progress.announce("evaluating", progress.remark):
             results = {

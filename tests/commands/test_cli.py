@@ -1,6 +1,7 @@
 """The command line itself: help, misspelt verbs, exit codes, what becomes one line."""
 
 import importlib
+import io
 import pathlib
 import subprocess
 import sys
@@ -138,7 +139,9 @@ def test_an_interruption_is_one_line_and_130(monkeypatch, capsys):
     ("error", "message"),
     [
         (FileNotFoundError(2, "No such file or directory", "x"), "x: No such file or"),
-        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError(28, "No space left on device"), "No space left on device; free some"),
+        (PermissionError(13, "Permission denied", "x"), "x: Permission denied; give"),
+        (NotADirectoryError(20, "Not a directory", "f/x"), "f/x: Not a directory; a p"),
         (RuntimeError("RESOURCE_EXHAUSTED: 9 GB\nmore"), "out of memory; use smaller"),
     ],
 )
@@ -167,3 +170,44 @@ def test_help_tells_every_default_that_is_a_value():
     assert parts.help == "of it; default: a,b"
     assert said.help == "the default is 3"
     assert [action.help for action in others] == ["everything", "of them", "words"]
+
+
+def test_a_character_that_stdout_does_not_have_is_escaped(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(convert, "run", lambda args: print("caf\xe9 \ud83d"))
+    assert cli.run(["convert", "a", "b"]) == 0
+    assert out.buffer.getvalue() == b"caf\\xe9 \\ud83d\n"
+
+
+def test_a_closed_stdout_is_no_mistake(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.run(["--version"]) == 0
+    assert cli.run(["-h"]) == 0
+
+
+@pytest.mark.parametrize("argv", [["-h"], ["train", "-h"], ["--version"]])
+def test_a_reader_that_has_seen_enough_gets_no_traceback(argv):
+    code = f"import sys; from jaxlab import cli; sys.exit(cli.run({argv}))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert (process.wait(), process.stderr.read()) == (0, b"")
+    process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        (["evaluate", "x"], 0, ""),
+        (["evalute"], 2, "did you mean evaluate?"),
+        (["train", "--config=olmo:tiny", "--workdir=gs://b/r"], 0, ""),
+        (["train", "--config=olmo:tiny"], 2, "give --workdir=DIR"),
+        (["train", "--config=olmo:tiny", "--workdir=w", "--config.steps=-1"], 2, "ste"),
+        ([], 2, "unknown verb ''"),
+    ],
+)
+def test_a_command_line_is_checked_without_being_run(capsys, argv, code, message):
+    assert cli.check(argv) == code
+    assert message in capsys.readouterr().err

@@ -57,6 +57,10 @@ def test_a_mesh_changes_no_number(said, workdir):
         (["--step", "3"], "no checkpoint to load; it has steps 4"),
         (["--mesh", "fsdp=3"], "mesh fsdp=3 does not fit 8 devices"),
         (["--length", "1"], "length 1"),
+        (
+            ["--length", "100000"],
+            "beyond the model's 64 tokens; use at most --length 6",
+        ),
     ],
 )
 def test_mistakes_in_evaluation_are_one_line(line, workdir, flags, message):

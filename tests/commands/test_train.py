@@ -1,11 +1,13 @@
 """`jaxlab train`: what a run leaves, and mistakes in its config."""
 
 import json
+import os
 import pathlib
+import signal
 
 import pytest
 
-from jaxlab.core import checkpoint
+from jaxlab.core import accelerators, checkpoint, errors, process
 from tests.support import verb_runs
 
 
@@ -63,3 +65,35 @@ def test_configs_that_cannot_work_are_one_line(
 def test_another_config_in_the_same_workdir_is_one_line(text, workdir, capsys):
     assert verb_runs.train(text, workdir, "--config.optim.weight_decay=0") == 2
     assert "optim.weight_decay: 0.1 -> 0.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (15, 143)])
+def test_a_run_that_a_signal_stopped_saves_and_is_not_taken_for_finished(
+    text, tmp_path, monkeypatch, capsys, number, code
+):
+    folder, ask = tmp_path / "run", process.Stop.__call__
+
+    def stop_at_two(stop, step):
+        if step == 2:
+            os.kill(os.getpid(), number)
+        return ask(stop, step)
+
+    monkeypatch.setattr(process.Stop, "__call__", stop_at_two)
+    assert verb_runs.train(text, folder) == code
+    said = capsys.readouterr()
+    assert "stopped at step 2, saved; the same command continues" in said.out
+    assert said.err == "jaxlab train: interrupted\n"
+    assert checkpoint.steps(folder / "checkpoints") == [2]
+    monkeypatch.undo()
+    assert verb_runs.train(text, folder) == 0
+    assert checkpoint.steps(folder / "checkpoints") == [4, 2]
+
+
+def test_devices_are_asked_for_before_any_file(text, tmp_path, monkeypatch, capsys):
+    def refuse():
+        raise errors.UserError("no device to compute on")
+
+    monkeypatch.setattr(accelerators, "check", refuse)
+    assert verb_runs.train(text, tmp_path / "run") == 2
+    assert capsys.readouterr().err == "jaxlab train: no device to compute on\n"
+    assert not (tmp_path / "run").exists()

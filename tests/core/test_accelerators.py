@@ -7,7 +7,7 @@ import os
 import jax
 import pytest
 
-from jaxlab.core import accelerators
+from jaxlab.core import accelerators, errors
 
 
 @pytest.fixture(autouse=True)
@@ -60,3 +60,20 @@ def test_without_the_compiler_nothing_is_decided(monkeypatch, machine):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     accelerators.skip_absent_tpu()
     assert "JAX_PLATFORMS" not in os.environ
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Unable to initialize backend 'tpu': no"), AssertionError()]
+)
+def test_a_device_that_is_not_there_is_one_line_that_says_what_to_unset(
+    monkeypatch, error
+):
+    def refuse():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", refuse)
+    with pytest.raises(errors.UserError, match="no device to compute on: JAX_") as said:
+        accelerators.check()
+    assert "unset JAX_PLATFORMS" in str(said.value)
+    assert "install" in str(said.value)
+    assert "\n" not in str(said.value)
