@@ -21,6 +21,7 @@ checksums of the inputs, sizes of their files, versions. It is itself a recipe, 
 gives the same bytes again or refuses because an input changed.
 """
 
+import collections
 import functools
 import os
 import pathlib
@@ -33,7 +34,7 @@ from jaxlab.core import errors, folders
 from jaxlab.core import progress as progress_lib
 from jaxlab.merge.files.passes import job as job_lib
 from jaxlab.merge.files.passes import parts, run
-from jaxlab.merge.files.read import compatible, opener, tokenizers
+from jaxlab.merge.files.read import compatible, opener, tied, tokenizers
 from jaxlab.merge.files.read import digests as digests_lib
 from jaxlab.merge.files.read import reader as reader_lib
 from jaxlab.merge.files.recipe import recipe as recipe_lib
@@ -43,6 +44,7 @@ from jaxlab.merge.files.write import outputs, provenance
 Writer = Callable[[Mapping[str, np.ndarray], pathlib.Path], None]
 
 FORMATS = ("hf", "orbax")
+_TOLD = 8  # tensors that are not finite, named one by one
 _FORMAT_OF = {"folder": "hf", "run": "orbax", "checkpoint": "orbax"}  # if none is given
 _DEFAULTS = {
     "format": None,
@@ -158,6 +160,7 @@ def merge_recipe(
     folders.refuse_existing(out)
     inputs = opener.open_all(recipe.models)
     first, is_cast = inputs[0], recipe.dtype is not None
+    copies = tied.find(inputs)
     tokenizer_notes = compatible.compare(
         inputs,
         is_cast=is_cast,
@@ -187,7 +190,7 @@ def merge_recipe(
         for name, tensor in first.tensors.items()
     }
     pieces, recipe_notes = parts.parts(
-        recipe, inputs, dtypes, options["layer_axis"], chunk_bytes
+        recipe, inputs, dtypes, options["layer_axis"], chunk_bytes, copies
     )
     notes = [*recipe.notes, *recipe_notes, *tokenizer_notes]
     describe = functools.partial(
@@ -210,17 +213,35 @@ def merge_recipe(
         digests = reader.digests()
         digests_lib.check(digests, recipe.digests)
         report = describe(digests)
+        # Not in the files' headers, whose lengths were announced before the work.
+        told = report | {"notes": [*notes, *_not_finite(job, inputs)]}
         if writer is not None:
-            output.rewrite(writer, report)
-            return report
+            output.rewrite(writer, told)
+            return told
         outputs.copy_extras(kept.path, output.part)
         config = dict(inputs[recipe.base or 0].config)
         if is_cast:
             keys = {"dtype", "torch_dtype"} & config.keys()
             config |= dict.fromkeys(keys, recipe.dtype)
-        texts = {"config.json": config, "merge.json": report}
+        texts = {"config.json": config, "merge.json": told}
         output.finish(provenance.metadata(report), texts)
-    return report
+    return told
+
+
+def _not_finite(job, inputs) -> list[str]:
+    """Which tensors of the result hold NaN or infinities, and of which inputs."""
+    lines, counts = [], collections.Counter()
+    for name, count in job.not_finite:
+        counts[name] += count
+    for name, count in sorted((+counts).items()):
+        guilty = [
+            source.path for i, source in enumerate(inputs)
+            if job_lib.has_not_finite(job, i, name, source.tensors[name])
+        ]  # fmt: skip
+        whose = f"those of {', '.join(guilty)} do" if guilty else "no input's does"
+        lines.append(f"{name} holds {count:,} NaN or infinite values; {whose}")
+    more = [f"and {len(lines) - _TOLD} more tensors"] if len(lines) > _TOLD else []
+    return [*lines[:_TOLD], *more]
 
 
 def _settle(recipe, options, chunk_bytes) -> dict[str, Any]:

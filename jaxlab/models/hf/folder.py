@@ -82,6 +82,8 @@ def load(
     tensors = safetensors.read_folder(path)
     if isinstance(config, BertConfig):
         tensors = names_lib.as_saved(path, config, tensors)
+    elif config.tied and hf_names.HEAD in tensors:  # it may be there instead
+        tensors.setdefault(hf_names.EMBEDDING, tensors[hf_names.HEAD])
     leaves = _names(config).leaves(config)
     _check(path, config, leaves, tensors)
     boxed = _names(config).abstract(config)
@@ -321,9 +323,13 @@ def _check_target(folder, overwrite):
 
 
 def _same(a, b) -> bool:
-    """Bit by bit, so that NaNs equal themselves."""
-    if a.shape != b.shape or a.dtype != b.dtype:
+    """Bit by bit, so that NaNs equal themselves; one may be the other, rounded."""
+    if a.shape != b.shape or "int" in a.dtype.name + b.dtype.name:
         return False
+    if a.dtype.itemsize > b.dtype.itemsize:
+        a = a.astype(b.dtype)
+    elif a.dtype != b.dtype:
+        b = b.astype(a.dtype)
     return np.array_equal(a.view(np.uint8), b.view(np.uint8))
 
 

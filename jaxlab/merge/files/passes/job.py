@@ -1,12 +1,14 @@
 """What the passes of a merge share: the job, its blocks read wide and written."""
 
 import dataclasses
+import math
 
 import numpy as np
 
 from jaxlab.merge.files.passes import blocks
 from jaxlab.merge.files.passes import parts as parts_lib
 from jaxlab.merge.files.read import reader as reader_lib
+from jaxlab.merge.files.read import source
 from jaxlab.merge.files.recipe import recipe as recipe_lib
 from jaxlab.merge.files.write import outputs
 
@@ -17,15 +19,21 @@ class Job:
 
     Attributes:
         chunk_bytes: what a thread takes at a time, of the widened numbers.
+        not_finite: tensors of the result, and how many numbers of a block of each are
+            NaN or infinite.
     """
 
     recipe: recipe_lib.Recipe
     reader: reader_lib.Reader
     output: outputs.Output
     chunk_bytes: int
+    not_finite: list[tuple[str, int]] = dataclasses.field(default_factory=list)
 
     def write(self, part, start, wide, space) -> None:
         """Rounds a block of a part and writes it."""
+        if not np.isfinite(np.add.reduce(wide, dtype=wide.dtype)):  # or it overflowed
+            count = len(wide) - int(np.count_nonzero(np.isfinite(wide)))
+            self.not_finite.append((part.name, count))
         values = blocks.narrow(wide, part.dtype, space, part.name)
         self.output.write(part.name, part.start + start, values)
 
@@ -73,3 +81,15 @@ def read_wide(
             wide_block(k, into)
             if base is not None:
                 np.subtract(into, anchor, out=into)
+
+
+def has_not_finite(job: Job, index: int, name: str, stored: source.Stored) -> bool:
+    """Whether a tensor of an input holds NaN or infinities; it is read once more."""
+    step = job.chunk_bytes // max(stored.dtype.itemsize, 1)
+    count = math.prod(stored.shape)
+    for start in range(0, count, step):
+        out = np.empty(min(step, count - start), stored.dtype)
+        job.reader.read(index, name, start, out, survey=True)
+        if not np.isfinite(out.astype(np.float32)).all():
+            return True
+    return False

@@ -29,6 +29,7 @@ class Part:
         is_copied: integers, which have no average: equal in all models, and copied.
         shared, each: as `recipe.resolve` gives them.
         row: how many numbers are held at once whatever the chunk; 0 for none.
+        drawn_as: the tensor whose random numbers it has; of a copy, the original.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Part:
     shared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     each: Sequence[Mapping[str, Any]] = ()
     row: int = 0
+    drawn_as: str = ""
 
     @property
     def size(self) -> int:
@@ -73,6 +75,7 @@ def parts(
     dtypes: Mapping[str, np.dtype],
     layer_axis: str | None,
     chunk_bytes: int,
+    copies: Mapping[str, str] | None = None,
 ) -> tuple[list[Part], list[str]]:
     """All parts of a merge, in the order of the first model's files.
 
@@ -80,6 +83,7 @@ def parts(
         dtypes: of the result, by tensor.
         layer_axis: names of tensors that are cut into the layers of their first axis.
         chunk_bytes: what a thread takes at a time.
+        copies: tensor -> the one that it is a copy of, in every input: it stays one.
 
     Returns:
         (the parts, what the user should know of the recipe).
@@ -90,18 +94,20 @@ def parts(
             chunk.
     """
     tensors = inputs[0].tensors
-    depths = _depths(tensors, layer_axis)
+    depths, copies = _depths(tensors, layer_axis), copies or {}
     settled = recipe_lib.settle(recipe, depths)
     compatible.refuse(sorted(set(settled.problems)))
     pieces = []
     for name, stored in tensors.items():
         own = tuple(source.tensors[name].dtype for source in inputs)
+        original = copies.get(name, name)
         common = {"name": name, "dtypes": own, "dtype": dtypes[name]}
+        common["drawn_as"] = original
         if not stored.is_floating:
             piece = Part(start=0, shape=stored.shape, is_copied=True, **common)
             pieces.append(piece)
             continue
-        layers = settled.parameters[name]
+        layers = settled.parameters[original]
         is_stacked = _is_stacked(name, stored, layer_axis)
         shape = stored.shape[1:] if is_stacked else stored.shape
         for i, (shared, each) in enumerate(layers):

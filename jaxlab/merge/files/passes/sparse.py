@@ -213,7 +213,7 @@ def _patterns(block: Block, whole: bool = False) -> np.ndarray:
 
 def _streams(job, part) -> list[np.ndarray]:
     key = np.array([job.recipe.seed >> 32, job.recipe.seed & 0xFFFFFFFF], np.uint32)
-    return [random_bits.stream(key, part.name, k) for k in range(len(part.each))]
+    return [random_bits.stream(key, part.drawn_as, k) for k in range(len(part.each))]
 
 
 def _factors(survey: Blocks, keep: Keep) -> np.ndarray:
