@@ -220,7 +220,7 @@ def new_folder(
         UserError: the folder exists, another process is writing it, or something that
             is not an unfinished folder has the name NAME.part.
     """
-    folder = pathlib.Path(folder).absolute()
+    folder = pathlib.Path(folder).resolve()  # an empty folder behind a link is filled
     part = folder.with_name(f"{folder.name}.part")
     old = folder.with_name(f"{folder.name}.old")
     if replaced is None:

@@ -24,7 +24,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jaxlab.core import errors, folders, json_text, paths
+from jaxlab.core import errors, folders, json_text, missing_models, paths
 
 CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
 _RESTORE = "restore it from a copy"
@@ -110,17 +110,14 @@ def find(path: str | os.PathLike) -> Run | None:
     Raises:
         UserError: neither of the two, or a Hugging Face folder in a bucket.
     """
+    if missing_models.is_address(path):
+        raise missing_models.explain(path)
     folder = paths.path(path)
     if not paths.is_folder(folder):
-        raise errors.UserError(
-            f"model {path} does not exist; give a run directory or a Hugging Face "
-            "folder"
-        )
+        raise missing_models.explain(path)
     raw = json_text.read_object(folder / CONFIG, _RESTORE)
     if raw is None:
-        raise errors.UserError(
-            f"{path} has no {CONFIG}; give a run directory or a Hugging Face folder"
-        )
+        raise missing_models.explain(path)
     if "model_type" in raw:
         if paths.is_remote(folder):
             raise errors.UserError(

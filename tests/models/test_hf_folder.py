@@ -71,8 +71,10 @@ def test_layer_types_that_cannot_be_followed_are_refused(tmp_path, changes, mess
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(errors.UserError, match=r"has no config.json"):
+    with pytest.raises(errors.UserError, match=r"nowhere does not exist; give"):
         hf.load(tmp_path / "nowhere")
+    with pytest.raises(errors.UserError, match=r"has no config\.json; give"):
+        hf.load(tmp_path)
     folder = peers.copy("models/olmo1", tmp_path / "m")
     (folder / "model.safetensors").unlink()
     with pytest.raises(errors.UserError, match=r"neither model.safetensors nor"):

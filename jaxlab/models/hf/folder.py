@@ -27,6 +27,7 @@ from jaxlab.core import (
     errors,
     folders,
     json_text,
+    missing_models,
     safetensors,
     tokenizer_files,
     tree,
@@ -113,11 +114,9 @@ def read_config(path: str | os.PathLike) -> TransformerConfig | BertConfig:
     file = pathlib.Path(path) / "config.json"
     raw = json_text.read_object(file, "download it again")
     if raw is None:
-        raise errors.UserError(
-            f"{path} has no config.json; give the folder of a Hugging Face checkpoint"
-        )
+        raise missing_models.explain(path)
     if not json_lib.is_named(raw):
-        return config_lib.from_json(raw)
+        return _name_folder(file.parent, config_lib.from_json, raw)
     config = sentence_files.with_settings(json_lib.from_json(raw), file.parent)
     names = (
         name
@@ -125,6 +124,14 @@ def read_config(path: str | os.PathLike) -> TransformerConfig | BertConfig:
         for name in safetensors.tensor_offsets(part)
     )
     return names_lib.with_head(config, names)
+
+
+def _name_folder(folder, read, raw):
+    """What `read` makes of a config.json; its errors name the folder."""
+    try:
+        return read(raw)
+    except errors.UserError as error:
+        raise errors.UserError(f"{folder}: {error}") from error
 
 
 def save(

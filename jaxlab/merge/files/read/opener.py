@@ -8,7 +8,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from jaxlab.core import errors, json_text, runs, safetensors
+from jaxlab.core import errors, json_text, missing_models, runs, safetensors
 from jaxlab.merge.files.read import compatible
 from jaxlab.merge.files.read import source as source_lib
 
@@ -48,11 +48,8 @@ def open_all(paths: Sequence[str]) -> list[source_lib.Source]:
 
 
 def _open(path: pathlib.Path) -> source_lib.Source:
-    if not path.exists():
-        raise errors.UserError(
-            f"model {path} does not exist; give a run directory, an Orbax checkpoint "
-            "or a Hugging Face folder"
-        )
+    if not path.exists() or (path.is_file() and path.suffix != ".safetensors"):
+        raise missing_models.explain(path, step="an Orbax checkpoint")
     run = runs.merge_input(path)
     if run is None and not (path / _CHECKPOINT).exists():
         return _open_files(path)
