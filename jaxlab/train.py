@@ -45,6 +45,7 @@ from jaxlab.core import state as state_lib
 from jaxlab.core import step as step_lib
 
 _SILENT = contextlib.nullcontext()
+_DATA_PATHS = ("data.source", "data.folder", "data.files", "data.tokenizer")
 
 
 class Result(NamedTuple):
@@ -244,7 +245,9 @@ def _free_keys(experiment: types.Experiment) -> tuple[str, ...]:
     """
     config = getattr(experiment.model, "config", None)
     names = [name for name in getattr(config, "FREE", ()) if name != "dtype"]
-    return ("mesh", "run", *(f"model.{name}" for name in names))
+    order = experiment.config.get("data_order")
+    data = _DATA_PATHS if order else ()  # it says what is read, wherever that lies now
+    return ("mesh", "run", *(f"model.{name}" for name in names), *data)
 
 
 def _check_finite(params: types.Params, step_folder: pathlib.Path | None) -> None:

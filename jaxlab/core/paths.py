@@ -91,7 +91,8 @@ def list_files(folder: pathlib.Path) -> dict[str, int]:
     """
     sizes: dict[str, int] = {}
     above: dict[str, frozenset] = {}  # the real folders that a folder lies in
-    for path, folders, files in os.walk(folder, followlinks=True):
+    walk = os.walk(folder, onerror=_raise_but_missing, followlinks=True)
+    for path, folders, files in walk:
         real = os.path.realpath(path)
         within = above.pop(path, frozenset())
         if real in within:
@@ -106,6 +107,25 @@ def list_files(folder: pathlib.Path) -> dict[str, int]:
                     name = os.path.relpath(file, folder).replace(os.sep, "/")
                     sizes[name] = status.st_size
     return sizes
+
+
+def _raise_but_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+def is_same(first: object, second: object) -> bool:
+    """Whether two values are paths of one file or folder that is there.
+
+    >>> is_same("/tmp", "/tmp/../tmp/."), is_same("gone", "./gone"), is_same(1, 1.0)
+    (True, False, False)
+    """
+    if not (isinstance(first, str) and isinstance(second, str) and first and second):
+        return False
+    try:
+        return os.path.samefile(first, second)
+    except (OSError, ValueError):
+        return False
 
 
 def refuse_buckets(folder: str | os.PathLike, name: str) -> None:

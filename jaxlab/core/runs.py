@@ -180,9 +180,10 @@ def data_folder(data: Mapping[str, Any], workdir: str | os.PathLike) -> pathlib.
     if not paths.is_remote(workdir):
         return pathlib.Path(workdir) / "data"
     text = []
-    for source in data["source"].split(","):
-        files = [pathlib.Path(source), *pathlib.Path(source).rglob("*")]
-        stats = [(str(file), file.stat()) for file in files if file.is_file()]
+    for source in paths.split(data["source"]):
+        below = [pathlib.Path(source, name) for name in paths.list_files(source)]
+        files = [file for file in (pathlib.Path(source), *below) if file.is_file()]
+        stats = [(str(file), file.stat()) for file in files]
         text += sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
     key = hashlib.sha256(repr((str(paths.path(workdir)), text)).encode())
     return paths.cache("data", key.hexdigest()[:16])
@@ -244,7 +245,7 @@ def check_config(
         folder: of the run; nothing is checked when it has no config.json.
         config: of this start.
         free: prefixes of keys that may differ, e.g. `mesh`: they change how the run
-            is computed, not what.
+            is computed, not what. A path that is spelled otherwise may, too.
 
     Raises:
         UserError: with every differing key, its old and its new value.
@@ -259,6 +260,7 @@ def check_config(
         key
         for key in old.keys() | new.keys()
         if old.get(key) != new.get(key)
+        and not paths.is_same(old.get(key), new.get(key))
         and not any(key == f or key.startswith(f + ".") for f in free)
     )
     if keys:

@@ -8,10 +8,11 @@ import itertools
 import json
 import logging
 import pathlib
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from jaxlab.core import errors, json_text, report
+from jaxlab.core import errors, json_text, paths, report
 from jaxlab.data.corpus import (
     documents,
     domains,
@@ -25,6 +26,9 @@ from jaxlab.data.tokenizers import sentence_pieces
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
 EMBEDDED = "embedded"
+_HELD_OUT = ".held_out"
+# Beside the token files of a domain there is a NAME.json.
+_RECORDS = ("corpus", "plan", "manifest")
 
 _log = logging.getLogger(__name__)
 
@@ -72,9 +76,11 @@ def prepare(
         UserError: the folder was prepared otherwise; unreadable or empty text.
     """
     folder = pathlib.Path(folder)
-    paths = [s if s == EMBEDDED else str(pathlib.Path(s)) for s in source.split(",")]
+    sources = [
+        s if s == EMBEDDED else str(pathlib.Path(s)) for s in paths.split(source)
+    ]
     made_from = {
-        "source": ",".join(paths),
+        "source": ",".join(sources),
         "tokenizer": tokenizer,
         "vocab_size": vocab_size,
         "held_out_fraction": held_out_fraction,
@@ -82,11 +88,6 @@ def prepare(
         "seed": seed,
         **({"parts": parts} if parts > 1 else {}),
     }
-    for path in paths:
-        if path != EMBEDDED and not pathlib.Path(path).exists():
-            raise errors.UserError(f"no data at {path}; give a folder or a file")
-    if tokenizer and not pathlib.Path(tokenizer).exists():
-        raise errors.UserError(f"no tokenizer at {tokenizer}; give a folder or a file")
     record = folder / "corpus.json"
     if (folder / plan.PLAN).exists():
         raise errors.UserError(
@@ -95,15 +96,68 @@ def prepare(
         )
     fix = f"remove {folder} to prepare the text again"
     saved = json_text.read_object(record, fix)
+    if saved == made_from:
+        return open_folder(folder)  # the text may be gone
+    for path in sources:
+        if path != EMBEDDED and not pathlib.Path(path).exists():
+            raise errors.UserError(f"no data at {path}; give a folder or a file")
+    if tokenizer and not pathlib.Path(tokenizer).exists():
+        raise errors.UserError(f"no tokenizer at {tokenizer}; give a folder or a file")
     if saved is None:
         _prepare(folder, made_from)
-        report.write_json(record, made_from)
-    elif saved != made_from:
-        raise errors.UserError(
-            f"{folder} was prepared with other settings ({record}); remove the folder "
-            "to prepare it again, or use another one"
-        )
+    else:
+        _check_settings(folder, saved, made_from)
+        _check_text(folder, saved, made_from)
+    report.write_json(record, made_from)
     return open_folder(folder)
+
+
+def _check_settings(folder: pathlib.Path, saved: Mapping, made_from: Mapping) -> None:
+    """Refuses to open a corpus under other settings; paths say nothing of them."""
+    changed = [
+        f"{key} {saved.get(key)!r}, not {made_from.get(key)!r}"
+        for key in sorted(saved.keys() | made_from.keys())
+        if key not in ("source", "tokenizer") and saved.get(key) != made_from.get(key)
+    ]
+    wanted = made_from["tokenizer"]
+    if wanted != saved.get("tokenizer"):
+        own = tokenizer_lib.load(folder / "tokenizer").fingerprint
+        if not wanted or tokenizer_lib.load(wanted).fingerprint != own:
+            changed.append(f"another tokenizer than {wanted or 'one trained on it'}")
+    if changed:
+        raise errors.UserError(
+            f"{folder} was prepared with {'; '.join(changed)}; use the same, or "
+            "another folder, or remove it to prepare the text again"
+        )
+
+
+def _check_text(folder: pathlib.Path, saved: Mapping, made_from: Mapping) -> None:
+    """Refuses text that is elsewhere now and is not what the folder was prepared from.
+
+    It is prepared once more, with the folder's tokenizer, and has to be the same.
+    """
+    old, new = saved.get("source"), made_from["source"]
+    if old == new:
+        return
+    _log.warning("%s was prepared from %s: comparing %s with that", folder, old, new)
+    with tempfile.TemporaryDirectory(prefix=".compared-", dir=folder) as part:
+        own_tokenizer = {"tokenizer": str(folder / "tokenizer")}
+        _prepare(pathlib.Path(part), {**made_from, **own_tokenizer})
+        then, now = (
+            {p.stem: _checksum(p) for p in sorted(pathlib.Path(place).glob("*.npy"))}
+            for place in (folder, part)
+        )
+    # A domain that is one file is called by it, and keeps the name it had.
+    is_one = len(open_folder(folder).train) == 1
+    if then != now and not (is_one and [*then.values()] == [*now.values()]):
+        raise errors.UserError(
+            f"{folder} was prepared from other text, {old}; use another folder, or "
+            f"remove it to prepare {new}"
+        )
+
+
+def _checksum(path: pathlib.Path) -> str:
+    return token_files.TokenFile.open(path).info.get("sha256", "")
 
 
 def open_folder(folder: str | pathlib.Path) -> Prepared:
@@ -129,11 +183,11 @@ def open_folder(folder: str | pathlib.Path) -> Prepared:
             f"{folder} holds no token files; make them with `jaxlab data prepare`"
         )
     held_out = {
-        name.removesuffix(".held_out"): file
+        name.removesuffix(_HELD_OUT): file
         for name, file in files.items()
-        if name.endswith(".held_out")
+        if name.endswith(_HELD_OUT)
     }
-    train = {n: file for n, file in files.items() if not n.endswith(".held_out")}
+    train = {n: file for n, file in files.items() if not n.endswith(_HELD_OUT)}
     return Prepared(tokenizer_lib.load(folder / "tokenizer"), train, held_out)
 
 
@@ -156,9 +210,9 @@ def write_domains(
         Name -> token file: NAME, and NAME.held_out where something is held out.
     """
     folder, files = pathlib.Path(folder), {}
-    paths = domains.find_domains(source)
+    sources = domains.find_domains(source)
     tokenizer.save(folder / "tokenizer")
-    for name, path in paths.items():
+    for name, path in sources.items():
         files |= write_domain(path, name, tokenizer, folder, **options)
         _log.info("%s: written", name)
     return files
@@ -195,7 +249,7 @@ def write_domain(
         return documents.read_documents(path, domain=name)
 
     rule, sides = None, [name] if parts == 1 else _part_names(name, parts)
-    training, held_out = itertools.cycle(sides), f"{name}.held_out"
+    training, held_out = itertools.cycle(sides), name + _HELD_OUT
     if held_out_fraction:
         with_text = (document for document in read() if document.text.strip())
         rule = split.find_rule(with_text, held_out_fraction, seed, domain=name)
@@ -252,10 +306,9 @@ def _check_parts(
 
 
 def _prepare(folder: pathlib.Path, made_from: Mapping) -> None:
-    sources = [
-        _source_path(name, folder, made_from) for name in made_from["source"].split(",")
-    ]
-    _refuse_repeated(sources)
+    names = paths.split(made_from["source"])
+    sources = [_source_path(name, folder, made_from) for name in names]
+    _refuse_shared_names(sources, made_from.get("parts", 1))
     rule = {
         "held_out_fraction": made_from["held_out_fraction"],
         "seed": made_from["seed"],
@@ -280,15 +333,24 @@ def _source_path(source: str, folder: pathlib.Path, made_from: Mapping) -> pathl
     return folder / "text"
 
 
-def _refuse_repeated(sources: Sequence[pathlib.Path]) -> None:
-    seen: dict[str, pathlib.Path] = {}
+def _refuse_shared_names(sources: Sequence[pathlib.Path], parts: int) -> None:
+    """Refuses domains of which one would be written over another, or over a record."""
+    takers = dict.fromkeys(_RECORDS, "a record of the folder")
     for source in sources:
-        for name in domains.find_domains(source):
-            if name in seen:
+        for name, path in domains.find_domains(source).items():
+            if name.endswith(_HELD_OUT):
                 raise errors.UserError(
-                    f"domain {name!r} is in {seen[name]} and in {source}; rename one"
+                    f"no domain may be called {name!r}, which is the held-out set of "
+                    f"another; rename {path}"
                 )
-            seen[name] = source
+            stems = [name] if parts == 1 else _part_names(name, parts)
+            for stem in (*stems, name + _HELD_OUT):
+                if stem in takers:
+                    raise errors.UserError(
+                        f"domain {name!r} is in {path} and would share {stem}.json "
+                        f"with {takers[stem]}; rename one"
+                    )
+            takers |= dict.fromkeys((*stems, name + _HELD_OUT), f"that in {path}")
 
 
 def _write_embedded(folder: pathlib.Path, max_bytes: int | None) -> None:

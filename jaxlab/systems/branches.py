@@ -19,7 +19,7 @@ import jax
 import ml_collections
 
 from jaxlab import load, models
-from jaxlab.core import checkpoint, errors, runs
+from jaxlab.core import checkpoint, errors, paths, runs
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data import prepared
 from jaxlab.data.batches import loader
@@ -225,7 +225,7 @@ def _recipe(base, source, pool, parts, **fields) -> Recipe:
             f"unit steps {fields['unit_steps']}, unit rate {fields['unit_rate']}, "
             f"parts {parts}: use 1 or more, above 0, 1 or more"
         )
-    source = ",".join(str(pathlib.Path(part)) for part in str(source).split(","))
+    source = ",".join(str(pathlib.Path(part)) for part in paths.split(str(source)))
     base.data.update(
         {
             "source": source, "parts": parts, "held_out_fraction": _HELD_OUT,

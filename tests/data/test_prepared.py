@@ -44,7 +44,7 @@ def test_several_sources_are_one_corpus(text):
 def test_a_domain_in_two_sources_is_named(text):
     (text / "two" / "law.jsonl").write_text('{"text": "again"}')
     with pytest.raises(
-        errors.UserError, match=r"domain 'law' is in .*one and in .*two"
+        errors.UserError, match=r"domain 'law' is in .*two.* with that in .*one"
     ):
         prepare(text, f"{text / 'one'},{text / 'two'}")
 
@@ -87,8 +87,51 @@ def test_too_many_parts_are_refused(text):
 
 def test_other_settings_are_refused(text):
     prepare(text, str(text / "one"))
-    with pytest.raises(errors.UserError, match="prepared with other settings"):
+    with pytest.raises(errors.UserError, match="prepared with parts None, not 2"):
         prepare(text, str(text / "one"), parts=2)
+
+
+@pytest.mark.parametrize("move", ["folder", "file", "spelling"])
+def test_the_same_text_elsewhere_is_the_same_corpus(text, move):
+    old = text / ("one/law.jsonl" if move == "file" else "one")
+    made = prepare(text, str(old))
+    files = {path: path.read_bytes() for path in (text / "out").glob("*.npy")}
+    new = f"{old}/../one/" if move == "spelling" else old.rename(text / "new.jsonl")
+    again = prepare(text, str(new))
+    assert [*again.train] == [*made.train]
+    assert {p: p.read_bytes() for p in (text / "out").glob("*.npy")} == files
+    if move != "spelling":
+        new.rename(text / "away")
+    prepare(text, str(new))  # its tokens are there
+    assert not [*(text / "out").glob(".compared-*")]
+
+
+def test_other_text_elsewhere_is_refused(text):
+    prepare(text, str(text / "one"))
+    (text / "one").rename(text / "new")
+    law = text / "new" / "law.jsonl"
+    law.write_text(law.read_text().replace("law 7 word", "law 7 worm"))
+    with pytest.raises(errors.UserError, match=r"prepared from other text, .*one; use"):
+        prepare(text, str(text / "new"))
+    with pytest.raises(errors.UserError, match=r"no data at .*one/nothing"):
+        prepare(text, str(text / "one" / "nothing"))
+
+
+@pytest.mark.parametrize(
+    "names", [("law", "law.held_out"), ("corpus",), ("plan",), ("manifest",)]
+)
+def test_domains_that_would_share_a_file_are_refused(names, tmp_path):
+    for name in names:
+        rows = [json.dumps({"text": f"{name} {i}"}) + "\n" for i in range(20)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+    with pytest.raises(errors.UserError, match="rename"):
+        prepared.prepare(str(tmp_path), tmp_path / "out", vocab_size=300)
+
+
+def test_a_source_may_have_commas_in_its_name(text):
+    (text / "two").rename(text / "two, or three")
+    found = prepare(text, f"{text / 'one'},{text / 'two, or three'}")
+    assert [*found.train] == ["code", "cook.en", "law"]
 
 
 def test_every_domain_is_written_with_its_held_out_side(text):

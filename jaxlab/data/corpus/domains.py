@@ -1,9 +1,11 @@
 """Domains of a corpus: a subfolder NAME or a file NAME.jsonl[.gz|.zst] each.
 
 Files called NAME.train.jsonl, NAME.val.jsonl, NAME.test.jsonl ... belong to one split:
-those of another split than the one asked for are left out.
+those of another split than the one asked for are left out. What is neither a domain nor
+hidden is named in a warning, since it is not read.
 """
 
+import functools
 import logging
 import os
 import pathlib
@@ -13,6 +15,7 @@ from jaxlab.data.corpus import documents as documents_lib
 
 _log = logging.getLogger(__name__)
 
+_NO_DOMAINS = ("__pycache__", "__MACOSX")
 SPLITS = ("train", "val", "valid", "validation", "dev", "test")
 
 
@@ -26,7 +29,8 @@ def find_domains(
         split: which of NAME.train.jsonl, NAME.val.jsonl ... to take.
 
     Raises:
-        UserError: no folder, no domain in it, or two of one name.
+        UserError: no folder, no domain in it, two of one name, or a name that is not
+            UTF-8.
     """
     source = paths.path(source)
     if source.is_file():
@@ -36,31 +40,66 @@ def find_domains(
             f"{source} is not a folder; give one subfolder per domain"
         )
     domains: dict[str, pathlib.Path] = {}
+    others, of_other_splits = [], []
     for path in sorted(source.iterdir()):
         name, of_split = path.name, None
-        if path.name.startswith((".", "__")):
+        if path.name.startswith(".") or path.name in _NO_DOMAINS:
             continue
-        if path.is_file():
-            if not documents_lib.JSON_LINES.search(path.name):
+        if not path.is_dir():
+            if not (path.is_file() and documents_lib.JSON_LINES.search(path.name)):
+                others.append(path.name)
                 continue
             name = documents_lib.JSON_LINES.sub("", path.name)
             stem, _, last = name.rpartition(".")
             if stem and last in SPLITS:
                 name, of_split = stem, last
         if of_split not in (None, split):
-            _log.info("%s is of split %s, not %s: left out", path, of_split, split)
+            of_other_splits.append(path.name)
             continue
         if name in domains:
             raise errors.UserError(
                 f"domain {name!r} is both {domains[name].name} and {path.name} in "
                 f"{source}; rename one"
             )
+        _require_utf8(path)
         domains[name] = path
     if not domains:
         raise errors.UserError(
-            f"{source} holds no domain; put one subfolder or one NAME.jsonl per domain"
+            f"{source} holds no domain{_shown(others + of_other_splits)}; put one "
+            "subfolder or one NAME.jsonl per domain"
+        )
+    if others:
+        _warn_once(
+            f"{source}: not read, for it is neither a subfolder nor NAME.jsonl"
+            f"{_shown(others)}; to read it, put it into a subfolder"
+        )
+    if of_other_splits:
+        _warn_once(
+            f"{source}: not read, for it is not {split}{_shown(of_other_splits)}"
         )
     return dict(sorted(domains.items()))
+
+
+def _require_utf8(path: pathlib.Path) -> None:
+    """A domain's name stands in files, tables and flags."""
+    try:
+        path.name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise errors.UserError(
+            f"the name of {os.fsencode(path)!r} is not UTF-8; rename it"
+        ) from None
+
+
+def _shown(names: list[str]) -> str:
+    """A few of the names."""
+    more = f" and {len(names) - 5} more" if names[5:] else ""
+    return f": {', '.join(names[:5])}{more}" if names else ""
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """A corpus is looked at several times."""
+    _log.warning("%s", text)
 
 
 def read_domains(

@@ -77,9 +77,11 @@ def find_rule(
         if ends[0] < held_out_fraction <= ends[-1]:
             return Rule(held_out_fraction, seed)
     if count < 2:
+        number = "one document" if count else "no document"
         raise errors.UserError(
-            f"domain {domain!r} has {count} documents; at least two are needed to hold "
-            "one out: add documents or set held_out_fraction to 0"
+            f"domain {domain!r} has {number} with text; two are needed to hold one "
+            "out: add documents, or hold none out (--held-out=0, "
+            "--config.data.held_out_fraction=0)"
         )
     if len(ends) == 1:
         return Rule(held_out_fraction, seed, (first.source, first.id))

@@ -233,5 +233,6 @@ def _text_gzip(raw: IO[bytes]) -> io.TextIOWrapper:
     return io.TextIOWrapper(
         gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0),
         encoding="utf-8",
+        errors="backslashreplace",  # ids and file names may be no UTF-8
         newline="",
     )

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax
 
 from jaxlab import ablation
-from jaxlab.core import checkpoint, errors, folders, json_text, report
+from jaxlab.core import checkpoint, errors, folders, json_text, paths, report
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data import prepared
 from jaxlab.data.corpus import token_files
@@ -102,7 +102,7 @@ def open_corpus(
     if recipe_lib.check(pool, recipe, units):
         return prepared.open_folder(pool / "data")
     source = recipe.base.data.source
-    sources = source.split(",")
+    sources = paths.split(source)
     token_folders = [path for path in sources if holds_tokens(path)]
     if token_folders and len(sources) > 1:
         raise errors.UserError(

@@ -115,7 +115,7 @@ def test_adding_that_was_killed_is_finished(run, said, copied, text, monkeypatch
         ("../x={text}/more/sea", "'../x' is not a name of a partition"),
         ("a+b={text}/more/sea", "'a+b' is not a name of a partition"),
         ("x=nowhere", "nowhere does not exist"),
-        ("x={text}/more/sea/0.txt", "has 1 documents; at least two are needed"),
+        ("x={text}/more/sea/0.txt", "has one document with text; two are needed"),
         ("x={text}/little", "fewer than one row of 32"),
         ("x=nowhere.npy", "nowhere.npy does not exist"),
     ],
