@@ -122,7 +122,7 @@ def test_a_mistake_on_beam_is_one_line_and_a_runner_is_checked(source, model, tm
 
 def test_without_beam_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
-    with pytest.raises(errors.UserError, match=r"pip install 'jaxlab\[beam\]'"):
+    with pytest.raises(errors.UserError, match=r"pip install -e '.\[beam\]'"):
         beam.engine("DirectRunner")
 
 
