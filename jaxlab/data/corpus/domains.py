@@ -65,17 +65,17 @@ def find_domains(
         domains[name] = path
     if not domains:
         raise errors.UserError(
-            f"{source} holds no domain{_shown(others + of_other_splits)}; put one "
+            f"{source} holds no domain{_list_some(others + of_other_splits)}; put one "
             "subfolder or one NAME.jsonl per domain"
         )
     if others:
         _warn_once(
             f"{source}: not read, for it is neither a subfolder nor NAME.jsonl"
-            f"{_shown(others)}; to read it, put it into a subfolder"
+            f"{_list_some(others)}; to read it, put it into a subfolder"
         )
     if of_other_splits:
         _warn_once(
-            f"{source}: not read, for it is not {split}{_shown(of_other_splits)}"
+            f"{source}: not read, for it is not {split}{_list_some(of_other_splits)}"
         )
     return dict(sorted(domains.items()))
 
@@ -90,7 +90,7 @@ def _require_utf8(path: pathlib.Path) -> None:
         ) from None
 
 
-def _shown(names: list[str]) -> str:
+def _list_some(names: list[str]) -> str:
     """A few of the names."""
     more = f" and {len(names) - 5} more" if names[5:] else ""
     return f": {', '.join(names[:5])}{more}" if names else ""
