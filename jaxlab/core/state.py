@@ -71,9 +71,11 @@ def _assemble(experiment, params) -> types.TrainState:
 
 def _copy(source: Any, target: Any) -> Any:
     if lines := tree.differences([target, source], dtypes=False):
+        first = lines[0].replace("tree 0", "the model").replace("tree 1", "init_from")
         raise errors.UserError(
-            f"init_from does not fit the model, {len(lines)} differences: "
-            + "; ".join(lines[:8])
+            f"init_from is another model than the config's, in {len(lines)} of its "
+            f"parameters; {first}. Set config.model to its sizes (its config.json has "
+            "them), or start without it"
         )
 
     def copy(leaf, to):
