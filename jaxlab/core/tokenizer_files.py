@@ -63,7 +63,7 @@ def chat_templates(folder: str | os.PathLike) -> dict[str, str]:
         return found
     config = json_text.read_object(folder / CONFIG, "restore it from a copy") or {}
     said = config.get("chat_template")
-    if isinstance(said, str):
+    if isinstance(said, str) and said:
         found["default"] = said
     for entry in said if isinstance(said, list) else ():
         if isinstance(entry, Mapping) and isinstance(entry.get("template"), str):

@@ -54,10 +54,22 @@ def test_every_end_of_text_that_a_folder_names_ends_a_text_and_is_kept(
     assert set(load.decoder(tmp_path / "run").eos_ids) == {259, 260}
 
 
-def test_a_model_whose_logits_are_nan_is_refused_with_a_line(line, tmp_path):
+def test_an_end_of_text_that_a_merge_loses_is_said(tmp_path, capsys):
+    base = published.write(tmp_path / "base", extra=STOPS)
+    tuned = published.write(
+        tmp_path / "tuned", extra=STOPS, generation={"eos_token_id": [2, 259]}
+    )
+    argv = ["merge", str(base), str(tuned), "-o", str(tmp_path / "m")]
+    assert cli.run(argv) == 0
+    assert f"texts of {tuned} end with id 259 too" in capsys.readouterr().err
+
+
+def test_a_model_whose_logits_are_nan_is_refused_with_a_line(line, tmp_path, capsys):
     values = published.tensors()
     values[published.HEAD][:] = np.nan
     folder = published.write(tmp_path / "m", values)
+    assert cli.run(["convert", str(folder), str(tmp_path / "out")]) == 0
+    assert f"NaN or infinite values: {published.HEAD}" in capsys.readouterr().err
     argv = ("generate", folder, "--prompt=a", "--max-new-tokens=1")
     assert "logits are not finite in float32" in line(*argv)
 

@@ -32,7 +32,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="RECIPE|MODEL",
         help="a recipe (.yaml, or an earlier merge's merge.json); or "
-        f"{arguments_lib.MODEL}, two or more, to average",
+        f"{arguments_lib.MODEL}, two or more, to average; folders of other families "
+        "(Qwen, Mistral, Gemma, ...) are merged as well",
     )
     parser.add_argument("-o", "--out", required=True, help="a new folder")
     parser.add_argument(

@@ -69,6 +69,7 @@ def merge_files(
     seed: int = 0,
     layer_axis: str | None = None,
     free_keys: compatible.FreeKeys = (),
+    spell_out: compatible.SpellOut | None = None,
     force: bool = False,
     progress: progress_lib.Progress | None = None,
     **parameters: Any,
@@ -100,6 +101,8 @@ def merge_files(
         free_keys: keys of config.json (of a run: of its `model` section) in which the
             inputs may differ; or a function without arguments that names them. Keys
             that begin with `_` or end in `version`, and dtypes, are always free.
+        spell_out: brings config.json into one form for all that say the same, as
+            `models.hf.defaults.spell_out` does; None compares key by key.
         force: merges models of different tokenizers, too.
         progress: called now and then with the bytes read and to be read.
         **parameters: of the method (`METHODS[method].parameters`), by mergekit's names
@@ -129,6 +132,7 @@ def merge_files(
         digest=digest,
         layer_axis=layer_axis,
         free_keys=free_keys,
+        spell_out=spell_out,
         force=force,
     )
 
@@ -148,10 +152,10 @@ def merge_recipe(
     """Makes the merge of a recipe.
 
     Args:
-        recipe, out, chunk_bytes, progress, free_keys, force: as in `merge_files`.
+        recipe, out, chunk_bytes, progress, free_keys, spell_out, force: as in
+            `merge_files`.
         writer: fills the folder from the merged tensors, mapped from a temporary file;
             None writes what `format` says.
-        spell_out: of config.json, as `compatible.compare` takes it.
         **options: format, shard_bytes, digest and layer_axis of `merge_files`; those
             not given are those of the recipe, if it is an earlier merge's.
     """
@@ -170,6 +174,7 @@ def merge_recipe(
     )
     kept = inputs[recipe.models.index(recipe.tokenizer or recipe.models[0])]
     tokenizer_notes += tokenizers.template_notes(inputs, kept)
+    tokenizer_notes += tokenizers.eos_notes(inputs, kept)
     options["format"] = options["format"] or _FORMAT_OF[first.kind]
     if writer is None and options["format"] == "orbax":
         empty = [name for name, tensor in first.tensors.items() if not tensor.size]

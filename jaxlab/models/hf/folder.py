@@ -12,6 +12,7 @@ memory stays near one copy of what the host's own devices hold.
 """
 
 import json
+import logging
 import os
 import pathlib
 import re
@@ -42,6 +43,8 @@ from jaxlab.models.config import TransformerConfig
 from jaxlab.models.hf import config as config_lib
 from jaxlab.models.hf import generation as generation_lib
 from jaxlab.models.hf import names as hf_names
+
+_log = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16")
 # Tensors that old checkpoints carry although they follow from the config.
@@ -184,6 +187,7 @@ def save(
             f"{tokenizer_folder} has no tokenizer files (tokenizer.json, ...)"
         )
     _check_target(pathlib.Path(path), overwrite)
+    broken: list[str] = []
     with folders.new_folder(path, replaced=_OURS.fullmatch) as part:
         _write_json(part / "config.json", raw)
         if is_bert:
@@ -197,8 +201,13 @@ def save(
         safetensors.write_folder(
             part,
             specs,
-            lambda name: _fetch(name, entries[name]),
+            lambda name: _fetch(name, entries[name], broken),
             shard_bytes=shard_bytes,
+        )
+    if broken:
+        _log.warning(
+            "%s: %d tensors hold NaN or infinite values: %s",
+            *(path, len(broken), _short(broken)),
         )
 
 
@@ -299,16 +308,22 @@ def _entries(config, params, dtype) -> dict[str, _Entry]:
     return entries
 
 
-def _fetch(name, entry) -> np.ndarray:
-    """A tensor as the file has it; gathered when it lives on several hosts."""
+def _fetch(name, entry, broken=None) -> np.ndarray:
+    """A tensor as the file has it; gathered when it lives on several hosts.
+
+    `broken` collects the names of those that are not finite.
+    """
     value = entry.value if entry.layer is None else entry.value[entry.layer]
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
         from jax.experimental import multihost_utils
 
         value = multihost_utils.process_allgather(value, tiled=True)
     value = np.asarray(value)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         cast = value.astype(entry.dtype)
+        total = np.add.reduce(value, axis=None, dtype=np.float32)
+    if broken is not None and not np.isfinite(total):  # or it overflowed
+        broken += [name] * (not np.isfinite(value.astype(np.float32)).all())
     if entry.dtype == np.float16:
         lost = np.isinf(cast) & np.isfinite(value.astype(np.float32))
         if lost.any():

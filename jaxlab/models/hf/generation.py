@@ -30,7 +30,7 @@ def read(folder: str | os.PathLike) -> dict[str, Any]:
     said = json_text.read_object(folder / FILE, _FIX) or {}
     config = json_text.read_object(folder / "config.json", _FIX) or {}
     try:
-        value_types.check(said, {_EOS: value_types.TOKEN_IDS})
+        value_types.check(said, {_EOS: value_types.TOKEN_IDS}, file=FILE)
         value_types.check(config, {_EOS: value_types.TOKEN_IDS})
     except errors.UserError as error:
         raise errors.UserError(f"{folder}: {error}") from None

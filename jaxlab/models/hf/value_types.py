@@ -52,12 +52,18 @@ TOKEN_IDS = Kind(
 ).or_null()
 
 
-def check(raw: Mapping[str, Any], kinds: Mapping[str, Kind], where: str = "") -> None:
+def check(
+    raw: Mapping[str, Any],
+    kinds: Mapping[str, Kind],
+    where: str = "",
+    file: str = "config.json",
+) -> None:
     """Refuses values of other types; keys that are absent have their defaults.
 
     Args:
         raw: an object of a `config.json`.
         kinds: by key.
+        file: that the object is in.
         where: what the object is called in the file, before a key: "rope_scaling.".
 
     Raises:
@@ -69,7 +75,7 @@ def check(raw: Mapping[str, Any], kinds: Mapping[str, Kind], where: str = "") ->
         if key in raw and not kind.accepts(raw[key])
     ]
     if wrong:
-        raise errors.UserError(f"config.json: {'; '.join(wrong)}")
+        raise errors.UserError(f"{file}: {'; '.join(wrong)}")
 
 
 def _short(value) -> str:

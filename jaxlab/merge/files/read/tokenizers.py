@@ -5,6 +5,7 @@ there, the result is noise. Tokens that were added, or reserved and renamed, are
 differ between a model and what was tuned from it: these are said, the others refused.
 """
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -12,7 +13,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxlab.core import errors, tokenizer_files
+from jaxlab.core import errors, json_text, tokenizer_files
 from jaxlab.merge.files.read import source as source_lib
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
@@ -65,6 +66,32 @@ def template_notes(
         f"the chat templates of the models differ; the result has {has} of {kept.path} "
         "(tokenizer_source of a recipe chooses another)"
     ]
+
+
+def eos_notes(
+    inputs: Sequence[source_lib.Source], kept: source_lib.Source
+) -> list[str]:
+    """Says which tokens end a text of one input, and do not end one of the result."""
+    own, notes = _eos_ids(kept), []
+    for source in inputs:
+        if more := sorted(_eos_ids(source) - own):
+            notes.append(
+                f"texts of {source.path} end with id {', '.join(map(str, more))} too; "
+                f"the result has the generation_config.json of {kept.path}"
+            )
+    return notes
+
+
+def _eos_ids(source) -> set[int]:
+    if source.is_run:
+        return set()
+    texts = [source.config]
+    with contextlib.suppress(errors.UserError):  # a damaged file is copied as it is
+        file = pathlib.Path(source.path, "generation_config.json")
+        texts.append(json_text.read_object(file, "restore it from a copy") or {})
+    ids = [text.get("eos_token_id") for text in texts]
+    ids = [each if isinstance(each, list) else [each] for each in ids]
+    return {i for each in ids for i in each if isinstance(i, int)}
 
 
 def _template(source) -> dict[str, str]:
