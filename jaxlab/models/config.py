@@ -124,8 +124,9 @@ class TransformerConfig:
 
     def resolve(self, platform: str | None = None) -> "TransformerConfig":
         """The config with every "auto" settled for a platform (default: this one)."""
-        platform = platform or jax.default_backend()
         attend, fuse = self.attention, self.fuse_projections
+        if attend == "auto" or fuse is None:  # else no device is asked for
+            platform = platform or jax.default_backend()
         if attend == "auto":
             attend = attention.default_implementation(platform)
         if fuse is None:

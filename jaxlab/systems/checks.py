@@ -8,10 +8,12 @@ settings themselves, and `plan` refuses what `train` would.
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import ml_collections
+import numpy as np
 
 from jaxlab import optim, systems
-from jaxlab.core import errors, ranges
+from jaxlab.core import errors, ranges, types
 from jaxlab.data.batches import loader
 from jaxlab.data.examples import chat
 from jaxlab.systems.planning import steps as steps_lib
@@ -65,7 +67,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         _check_mesh(config.mesh)
         _check_choices(config.data)
         if entry.step and config.model.embed:
-            steps_lib.build(_with_sizes(config), None, "cpu")
+            built = steps_lib.build(_with_sizes(config), None, "cpu")
+            _check_optimizer(built.experiment)
         else:  # the sizes are those of the model that it starts from
             steps = _with_sizes(config).steps
             optim.build(optim.OptimConfig(**config.optim.to_dict()), steps)
@@ -81,6 +84,16 @@ def _with_sizes(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     if "epochs" in sized:
         sized.steps = sized.steps or _SOME_STEPS
     return sized
+
+
+def _check_optimizer(experiment: types.Experiment) -> None:
+    """Asks the optimizer for its state: patterns must match parameters."""
+
+    def opt_state(key, *example):
+        return experiment.tx.init(experiment.model.init(key, *example)["params"])
+
+    key = jax.ShapeDtypeStruct((2,), np.uint32)
+    jax.eval_shape(opt_state, key, *experiment.example)
 
 
 def _check_numbers(config: ml_collections.ConfigDict) -> None:

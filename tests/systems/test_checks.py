@@ -43,6 +43,7 @@ CHIPS = ["--topology=v5e:2x4", "--mesh=data=8"]
         ("optim.optimizer=lion", "optim.optimizer 'lion'; use one of adamw, sgd"),
         ("optim.schedule=step", "optim.schedule 'step'; use one of constant"),
         ("optim.warmup_steps=500", "lower --config.optim.warmup_steps or"),
+        ("optim.no_decay=('nix',)", "optim.no_decay: pattern 'nix' matches no param"),
         ("trust.method=sma", "sma"),
         ("mesh.data=0", "mesh.data 0; use 1 or more"),
         ("mesh.fsdp=-1", "mesh.fsdp -1; use 1 or more, or -1 on one axis"),
