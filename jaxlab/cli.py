@@ -134,13 +134,17 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    if not argv or argv[0] in ("-h", "--help") or argv == ["help"]:
         print(overview())
         return 0 if argv else 2
     if argv[0] == "--version":
         print(f"jaxlab {jaxlab.__version__}")
         return 0
     verb, *rest = argv
+    if verb == "help":
+        verb, rest = rest[0], ["--help"]
+    if verb in ("-v", "--verbose") and rest:
+        verb, *rest = [*rest, verb]
     try:
         args = parse(verb, rest)
     except SystemExit as stop:  # --help was printed

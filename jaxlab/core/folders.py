@@ -62,6 +62,10 @@ def whole_file(
     try:
         yield part
         publish({part: file}, durable=durable)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(file)  # of a full disk Python does not say which
+        raise
     finally:
         part.unlink(missing_ok=True)
 

@@ -211,3 +211,13 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback(argv):
 def test_a_command_line_is_checked_without_being_run(capsys, argv, code, message):
     assert cli.check(argv) == code
     assert message in capsys.readouterr().err
+
+
+def test_help_and_verbose_may_come_before_the_verb(said, capsys):
+    assert "usage: jaxlab convert" in said("help", "convert")
+    assert cli.run(["help"]) == 0
+    assert "usage: jaxlab VERB" in capsys.readouterr().out
+    assert cli.run(["-v", "evaluate"]) == 2
+    assert capsys.readouterr().err.startswith("jaxlab evaluate: the following arg")
+    assert cli.run(["help", "evalute"]) == 2
+    assert "did you mean evaluate?" in capsys.readouterr().err

@@ -237,3 +237,11 @@ def test_what_writes_files_does_not_wait_for_jax(module):
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_a_full_disk_names_the_file_that_it_had_no_room_for(tmp_path):
+    report = folders.whole_file(tmp_path / "report.json")
+    with pytest.raises(OSError, match="No space left") as caught, report:
+        raise OSError(28, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "report.json")
+    assert not list(tmp_path.iterdir())

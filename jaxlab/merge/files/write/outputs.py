@@ -77,8 +77,8 @@ class Output:
             free = shutil.disk_usage(self.part).free
             if needed > free:
                 raise errors.UserError(
-                    f"the merge needs {needed / 1e9:.1f} GB and the disk of "
-                    f"{self.folder.parent} has {free / 1e9:.1f} GB; free some space"
+                    f"the merge needs {needed / 1e6:,.1f} MB and the disk of "
+                    f"{self.folder.parent} has {free / 1e6:,.1f} MB; free some space"
                 )
             self._files.mkdir(exist_ok=True)
             for file, size in self._sizes.items():
