@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from jaxlab.commands import arguments as arguments_lib
 from jaxlab.commands import output
-from jaxlab.core import errors
+from jaxlab.core import errors, runs
 
 SUMMARY = "Continue prompts"
 DETAILS = ""
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     from jaxlab.commands import devices
     from jaxlab.core import mesh as mesh_lib
 
-    prompts = [*args.prompt, *_lines(args.prompts)]
+    prompts = [*_read_prompts(args.prompt), *_lines(args.prompts)]
     if not prompts:
         raise errors.UserError("give --prompt TEXT or --prompts FILE")
     if args.n < 1 or args.batch_size < 1:
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
             average=args.average,
         )
         tokenizer = loaded.tokenizer
-        written = _chat(args) if args.chat else _text
+        written = (_chat if args.chat else _text)(args)
         rows = [written(tokenizer, prompt) for prompt in prompts]
         rows = [row for row in rows for _ in range(args.n)]
         for start in range(0, len(rows), args.batch_size):
@@ -77,10 +77,22 @@ def run(args: argparse.Namespace) -> None:
                 print(tokenizer.decode([*row, *words]), flush=True)
 
 
-def _text(tokenizer, prompt) -> list[int]:
-    """Texts begin as they do in training: with bos, or after the end of another."""
-    begin = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-    return [begin, *tokenizer.encode(prompt)]
+def _text(args) -> Callable[..., list[int]]:
+    """Texts begin as they do in training: with bos, or after the end of another.
+
+    A published folder may say that they begin with neither.
+    """
+    is_run = runs.find(args.model) is not None and args.tokenizer is None
+
+    def write(tokenizer, prompt):
+        ids = tokenizer.encode(prompt)
+        if tokenizer.bos_id is None:
+            return [tokenizer.eos_id, *ids]
+        return (
+            [tokenizer.bos_id, *ids] if is_run or tokenizer.adds_bos or not ids else ids
+        )
+
+    return write
 
 
 def _chat(args) -> Callable[..., list[int]]:
@@ -123,6 +135,13 @@ def _generate(args, loaded, rows, key) -> list[list[int]]:
         eos_id=loaded.eos_ids,
         pad_id=loaded.tokenizer.pad_id,
     )
+
+
+def _read_prompts(texts: list[str]) -> list[str]:
+    """The texts of --prompt, whose bytes may be of another encoding."""
+    from jaxlab.data import lines
+
+    return [lines.require_utf8(t, f"--prompt {n}") for n, t in enumerate(texts, 1)]
 
 
 def _lines(path: str | None) -> list[str]:

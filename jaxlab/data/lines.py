@@ -122,7 +122,7 @@ def require_utf8(text: str, place: str) -> str:
         except UnicodeEncodeError as error:
             raise errors.UserError(
                 f"{place} holds half a surrogate pair at character {error.start} of "
-                "its text; repair the \\u escape"
+                "its text; repair the \\u escape, or write it in UTF-8"
             ) from None
     return text
 

@@ -1,12 +1,14 @@
 """Tokenizers: round trips, special tokens of the published families, training."""
 
 import gzip
+import io
 import json
 import unicodedata
 
 import hypothesis
 import hypothesis.strategies as st
 import pytest
+import sentencepiece
 
 from jaxlab.core import errors
 from jaxlab.data.tokenizers import sentence_pieces, tokenizer
@@ -180,6 +182,143 @@ def test_tokens_added_beyond_a_sentencepiece_model_are_read(trained, tmp_path):
     assert loaded.encode("a<extra></s>", special=True)[-2:] == [305, 2]
     assert loaded.decode([*loaded.encode("a"), 305, 2], special=True) == "a<extra></s>"
     assert loaded.decode([*loaded.encode("a"), 305, 2, 999]) == "a"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A function: a folder like Llama's, with settings -> its tokenizer."""
+    made = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["hello world", "x y z"] * 40), model_writer=made,
+        vocab_size=290, model_type="bpe", byte_fallback=True, minloglevel=2,
+        normalization_rule_name="identity", remove_extra_whitespaces=False,
+    )  # fmt: skip
+
+    def load(settings, **files):
+        folder = tmp_path_factory.mktemp("published")
+        (folder / "tokenizer.model").write_bytes(made.getvalue())
+        files |= {"tokenizer_config": {"tokenizer_class": "LlamaTokenizer"} | settings}
+        for name, content in files.items():
+            (folder / f"{name}.json").write_text(json.dumps(content))
+        return tokenizer.load(folder)
+
+    return load
+
+
+def added(*tokens):
+    names = ("content", "special", "lstrip", "rstrip", "single_word")
+    entries = [dict(zip(names, token, strict=False)) for token in tokens]
+    return {"added_tokens_decoder": {str(300 + i): e for i, e in enumerate(entries)}}
+
+
+@pytest.mark.parametrize("prefix", [True, False, None])
+def test_a_space_in_front_follows_the_folder(published, prefix, tmp_path):
+    loaded = published({"add_prefix_space": prefix})
+    first = loaded.processor.id_to_piece(loaded.encode("hello")[0])
+    assert first.startswith("\u2581") == (prefix is not False)
+    assert loaded.decode(loaded.encode("hello world")) == "hello world"
+    loaded.save(tmp_path)
+    assert tokenizer.load(tmp_path).encode("hello") == loaded.encode("hello")
+
+
+def test_added_tokens_are_one_token_in_a_text_unless_they_are_special(published):
+    loaded = published(
+        added(("<tool>", False), ("<end>", True), ("<l>", False, True, True),
+              ("<w>", False, False, False, True)),
+    )  # fmt: skip
+    plain = loaded.encode("hello")
+    assert loaded.encode("hello<tool>x") == [*plain, 300, *loaded.encode("x")]
+    assert loaded.encode("hello <l>  x") == [*plain, 302, *loaded.encode("x")]
+    assert 303 in loaded.encode("x <w> y")
+    assert 303 not in loaded.encode("x<w>y")
+    assert 301 not in loaded.encode("hello<end>")
+    assert loaded.encode("hello<end>", special=True) == [*plain, 301]
+    assert loaded.encode_batch(["hello<tool>"]) == [[*plain, 300]]
+    assert loaded.decode([*plain, 300, 301]) == "hello<tool>"
+    assert loaded.vocab_size == 304
+
+
+def test_tokens_of_a_bare_list_are_special_where_a_field_names_them(published):
+    named = {"pad_token": "<pad>", "additional_special_tokens": ["<turn>"]}
+    loaded = published(named, added_tokens={"<pad>": 300, "<turn>": 301, "<tool>": 302})
+    ids = loaded.encode("x<pad><turn><tool>")
+    assert [i for i in ids if i >= 300] == [302]
+
+
+def test_behind_a_token_there_is_a_space_only_in_legacy_models(published):
+    tool = added(("<tool>", False))
+    pieces = [
+        loaded.processor.id_to_piece(loaded.encode("x<tool>hello")[2:])[0]
+        for loaded in (published(tool), published(tool | {"legacy": False}))
+    ]
+    assert [piece.startswith("\u2581") for piece in pieces] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("settings", "files"),
+    [
+        ({"added_tokens_decoder": None, "additional_special_tokens": None}, {}),
+        ({}, {"special_tokens_map": None, "added_tokens": None}),
+        (
+            {
+                "eos_token": {"content": "</s>"},
+                "pad_token": None,
+                "chat_template": None,
+            },
+            {},
+        ),
+    ],
+)
+def test_what_says_null_says_nothing(published, settings, files):
+    assert published(settings, **files).eos_id == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "files", "message"),
+    [
+        ({"added_tokens_decoder": []}, {}, None),
+        ({"added_tokens_decoder": ["x"]}, {}, "is not an object of tokens by id"),
+        ({"added_tokens_decoder": {"300": None}}, {}, "300 is None, which is no token"),
+        ({"added_tokens_decoder": {"a": {"content": "x"}}}, {}, "no id of a token"),
+        ({"added_tokens_decoder": {"9": {"content": 5}}}, {}, "which is no token"),
+        ({"eos_token": 5}, {}, "eos_token is 5, which is no token"),
+        ({"additional_special_tokens": "x"}, {}, "is not a list"),
+        ({}, {"added_tokens": {"x": None}}, "no id of a token"),
+        ({}, {"added_tokens": [1]}, "is not a JSON object"),
+        ({}, {"special_tokens_map": "x"}, "is not a JSON object"),
+    ],
+)
+def test_tables_of_another_shape_are_one_line(published, settings, files, message):
+    if message is None:
+        assert published(settings, **files).vocab_size == 290
+        return
+    with pytest.raises(errors.UserError, match=message) as error:
+        published(settings, **files)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_json_follows_the_files_beside_it(tmp_path):
+    words = {"<s>": 0, "</s>": 1, "a": 2, "\u0120": 3}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(byte_bpe(words=words)))
+    settings = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": True}
+    settings |= {"added_tokens_decoder": {"4": {"content": "<tool>", "special": False}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    loaded = tokenizer.load(tmp_path)
+    assert loaded.encode("a<tool>") == [3, 2, 4]
+    assert (loaded.vocab_size, loaded.decode([2, 4])) == (5, "a<tool>")
+    settings["added_tokens_decoder"] = {"9": {"content": "<tool>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(errors.UserError, match="the id 4, the files beside it 9"):
+        tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("said", [True, False, None])
+def test_a_token_in_front_stays_as_the_folder_has_it(published, said, tmp_path):
+    loaded = published({} if said is None else {"add_bos_token": said})
+    assert (loaded.bos_id, loaded.adds_bos) == (1, said is not False)
+    loaded.save(tmp_path)
+    kept = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert kept.get("add_bos_token") == said
 
 
 def test_unusable_tokenizers_are_refused(tmp_path, trained):

@@ -12,7 +12,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxlab.core import errors
 from jaxlab.data.tokenizers import special_tokens
+
+# Classes that take a tokenizer.json as it is, whatever add_prefix_space says.
+_AS_IT_IS = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +27,7 @@ class BytePairs:
     vocab_size: int
     special_tokens: special_tokens.SpecialTokens
     fingerprint: str
+    path: pathlib.Path  # for messages
     data: bytes = dataclasses.field(repr=False)
     config: Mapping[str, Any] = dataclasses.field(repr=False)
 
@@ -31,21 +36,22 @@ class BytePairs:
         cls, data: bytes, config: Mapping[str, Any], path: pathlib.Path
     ) -> "BytePairs":
         """From the content of a tokenizer.json."""
-        import tokenizers
-
-        plain = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
+        plain = _read(data, config, path)
         plain.encode_special_tokens = True
-        plain.no_truncation()
-        plain.no_padding()
         special = special_tokens.find(plain.token_to_id, config, path)
         size = max(plain.get_vocab().values()) + 1
         fingerprint = hashlib.sha256(data).hexdigest()
-        return cls(plain, size, special, fingerprint, data, config)
+        return cls(plain, size, special, fingerprint, path, data, config)
 
     @property
     def bos_id(self) -> int | None:
         """See `tokenizer.Tokenizer`."""
         return self.special_tokens.bos and self.special_tokens.bos[0]
+
+    @property
+    def adds_bos(self) -> bool:
+        """See `tokenizer.Tokenizer`."""
+        return special_tokens.adds_bos(self.config)
 
     @property
     def eos_id(self) -> int:
@@ -59,12 +65,7 @@ class BytePairs:
 
     @functools.cached_property
     def _parsing(self) -> Any:
-        import tokenizers
-
-        parsing = tokenizers.Tokenizer.from_str(self.data.decode("utf-8"))
-        parsing.no_truncation()
-        parsing.no_padding()
-        return parsing
+        return _read(self.data, self.config, self.path)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """See `tokenizer.Tokenizer`."""
@@ -96,3 +97,30 @@ class BytePairs:
             self.config,
             "PreTrainedTokenizerFast",
         )
+
+
+def _read(data: bytes, config: Mapping[str, Any], path: pathlib.Path) -> Any:
+    """A tokenizer.json with what the files beside it say, as transformers reads it."""
+    import tokenizers
+
+    model = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
+    model.no_truncation()
+    model.no_padding()
+    known = {token.content for token in model.get_added_tokens_decoder().values()}
+    added = special_tokens.added_tokens(config)
+    for text, token in sorted(added.items(), key=lambda item: item[1].id):
+        if text in known:
+            continue
+        flags = {**token._asdict(), "normalized": not token.special}
+        del flags["id"]
+        model.add_tokens([tokenizers.AddedToken(text, **flags)])
+        if model.token_to_id(text) != token.id:
+            raise errors.UserError(
+                f"{path} gives {text!r} the id {model.token_to_id(text)}, the files "
+                f"beside it {token.id}; restore them from a copy"
+            )
+    prefix, kind = config.get("add_prefix_space"), config.get("tokenizer_class")
+    is_byte_level = isinstance(model.pre_tokenizer, tokenizers.pre_tokenizers.ByteLevel)
+    if is_byte_level and isinstance(prefix, bool) and kind not in _AS_IT_IS:
+        model.pre_tokenizer.add_prefix_space = prefix
+    return model

@@ -17,6 +17,8 @@ from typing import Any
 from jaxlab.core import errors
 from jaxlab.data.tokenizers import special_tokens
 
+# A protocol buffer behind a model: its normalizer_spec has another add_dummy_prefix.
+_DUMMY_PREFIX = {False: b"\x1a\x02\x18\x00", True: b"\x1a\x02\x18\x01"}
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
 
 
@@ -28,7 +30,8 @@ class SentencePiece:
     vocab_size: int
     special_tokens: special_tokens.SpecialTokens
     fingerprint: str
-    names: Mapping[str, int] = dataclasses.field(repr=False)  # special tokens
+    names: Mapping[str, int] = dataclasses.field(repr=False)  # control and added ones
+    added: Mapping[str, special_tokens.Added] = dataclasses.field(repr=False)
     data: bytes = dataclasses.field(repr=False)
     config: Mapping[str, Any] = dataclasses.field(repr=False)
 
@@ -39,11 +42,13 @@ class SentencePiece:
         """From the content of a .model file."""
         import sentencepiece
 
-        processor = sentencepiece.SentencePieceProcessor(model_proto=data)
+        prefix = _DUMMY_PREFIX.get(config.get("add_prefix_space"), b"")
+        processor = sentencepiece.SentencePieceProcessor(model_proto=data + prefix)
         size = processor.vocab_size()
+        added = special_tokens.added_tokens(config)
         names = {
             processor.id_to_piece(i): i for i in range(size) if processor.is_control(i)
-        } | dict(config.get("added_tokens", {}))
+        } | {text: token.id for text, token in added.items()}
         known = names | {processor.id_to_piece(processor.unk_id()): processor.unk_id()}
 
         def id_of(name: str) -> int | None:
@@ -52,12 +57,17 @@ class SentencePiece:
         special = special_tokens.find(id_of, config, path)
         size = max(size, *(number + 1 for number in names.values()), 0)
         fingerprint = hashlib.sha256(data).hexdigest()
-        return cls(processor, size, special, fingerprint, names, data, config)
+        return cls(processor, size, special, fingerprint, names, added, data, config)
 
     @property
     def bos_id(self) -> int | None:
         """See `tokenizer.Tokenizer`."""
         return self.special_tokens.bos and self.special_tokens.bos[0]
+
+    @property
+    def adds_bos(self) -> bool:
+        """See `tokenizer.Tokenizer`."""
+        return special_tokens.adds_bos(self.config)
 
     @property
     def eos_id(self) -> int:
@@ -70,10 +80,28 @@ class SentencePiece:
         return self.special_tokens.pad[0]
 
     @functools.cached_property
-    def _pattern(self) -> re.Pattern:
-        """Special tokens, longest first, as one group that re.split keeps."""
-        names = sorted(self.names, key=len, reverse=True)
-        return re.compile("(" + "|".join(map(re.escape, names)) + ")")
+    def _patterns(self) -> dict[bool, re.Pattern | None]:
+        """Tokens that a text may spell, longest first; True: special ones too."""
+        return {special: self._pattern(special) for special in (False, True)}
+
+    def _pattern(self, special: bool) -> re.Pattern | None:
+        control = special_tokens.Added(0, special=True)
+        found = [
+            self.added.get(text, control).pattern(text)
+            for text in sorted(self.names, key=len, reverse=True)
+            if special or not self.added.get(text, control).special
+        ]
+        return re.compile("|".join(found)) if found else None
+
+    @functools.cached_property
+    def _inner(self) -> Any:
+        """Encodes what stands behind a token: with no space in front if not legacy."""
+        import sentencepiece
+
+        if self.config.get("legacy") is not False:
+            return self.processor
+        data = self.data + _DUMMY_PREFIX[False]
+        return sentencepiece.SentencePieceProcessor(model_proto=data)
 
     @functools.cached_property
     def _prefixed(self) -> bool:
@@ -88,35 +116,48 @@ class SentencePiece:
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """See `tokenizer.Tokenizer`."""
-        if special and self.names:
-            ids = []
-            for part in self._pattern.split(text):
-                name = self.names.get(part)
-                ids += self.encode(part) if name is None else [name]
-            return ids
-        if _SPACE in text and self._space_ids:
-            ids = []
-            for number, part in enumerate(text.split(_SPACE)):
-                ids += (self._space_ids if number else []) + self.processor.encode(part)
-            return ids
-        return self.processor.encode(text)
+        pattern = self._patterns[special]
+        if pattern is None:
+            return self._encode_text(text, self.processor)
+        ids, start = [], 0
+        for match in pattern.finditer(text):
+            ids += self._encode_part(text[start : match.start()], not start)
+            ids.append(self.names[match[0]] if match[0] in self.names else
+                       self.names[match[0].strip()])  # fmt: skip
+            start = match.end()
+        return ids + self._encode_part(text[start:], not start)
+
+    def _encode_part(self, text: str, is_first: bool) -> list[int]:
+        if not text:
+            return []
+        return self._encode_text(text, self.processor if is_first else self._inner)
+
+    def _encode_text(self, text: str, processor: Any) -> list[int]:
+        """A text without tokens; a real U+2581 as bytes."""
+        if _SPACE not in text or not self._space_ids:
+            return processor.encode(text)
+        ids = []
+        for number, part in enumerate(text.split(_SPACE)):
+            ids += (self._space_ids if number else []) + processor.encode(part)
+        return ids
 
     def encode_batch(
         self, texts: Sequence[str], *, special: bool = False
     ) -> list[list[int]]:
         """See `tokenizer.Tokenizer`."""
-        if special or any(_SPACE in text for text in texts):
+        if self._patterns[special] or any(_SPACE in text for text in texts):
             return [self.encode(text, special=special) for text in texts]
         return self.processor.encode(list(texts), num_threads=-1)
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """See `tokenizer.Tokenizer`."""
         name_of = {number: name for name, number in self.names.items()}
+        texts = {token.id for token in self.added.values() if not token.special}
         size = self.processor.vocab_size()
         parts: list[str] = []
         run: list[int] = []
         for i in map(int, ids):
-            if special and i in name_of:
+            if i in texts or (special and i in name_of):
                 parts += [self.processor.decode(run), name_of[i]]
                 run = []
             elif i not in name_of and 0 <= i < size:

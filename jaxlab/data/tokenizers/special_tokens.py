@@ -20,10 +20,11 @@ same vocabulary with the two names in their places.
 import json
 import logging
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxlab.core import errors
+from jaxlab.core import errors, json_text
 
 _log = logging.getLogger(__name__)
 
@@ -93,26 +94,105 @@ def find(
     return SpecialTokens(choose("bos_token", _BEGIN), end, pad)
 
 
+class Added(NamedTuple):
+    """A token beyond a model's own vocabulary, as transformers' AddedToken.
+
+    Attributes:
+        id: its number.
+        special: it is no text: texts that spell it are encoded as characters, and it is
+            dropped when ids are decoded. Others are one token wherever they stand.
+        lstrip, rstrip: it takes the white space before, or behind it, too.
+        single_word: only where it is not a part of a word.
+    """
+
+    id: int
+    special: bool
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+
+    def pattern(self, text: str) -> str:
+        """What it is in a text, as a regular expression."""
+        word = re.escape(text)
+        if self.single_word:
+            word = rf"(?<!\w){word}(?!\w)"
+        return r"\s*" * self.lstrip + word + r"\s*" * self.rstrip
+
+
+def added_tokens(config: Mapping[str, Any]) -> dict[str, Added]:
+    """The tokens that a folder adds, by their text; of `read_config`'s."""
+    fields = [name for name in Added._fields if name != "id"]
+    entries = (config.get("added_tokens_decoder") or {}).values()
+    flags = {e["content"]: e for e in entries if isinstance(e, Mapping)}
+    special = {token_text(v) for k, v in config.items() if k.endswith("_token")}
+    more = config.get("additional_special_tokens") or []
+    special |= {token_text(entry) for entry in more}
+    return {
+        text: Added(number, **{f: bool(flags[text].get(f)) for f in fields})
+        if text in flags
+        else Added(number, text in special)
+        for text, number in config.get("added_tokens", {}).items()
+    }
+
+
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
-    """tokenizer_config.json over special_tokens_map.json over added_tokens.json."""
+    """tokenizer_config.json over special_tokens_map.json over added_tokens.json.
+
+    Raises:
+        UserError: a file that is no JSON object, or a token that is none.
+    """
     config: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        config |= _read_json(folder / name)
-    added = {
-        token_text(entry): int(number)
-        for number, entry in config.get("added_tokens_decoder", {}).items()
-    }
-    added |= _read_json(folder / "added_tokens.json")
+        values = _read_json(folder / name)
+        for key, value in values.items():
+            if key.endswith("_token") and not key.startswith("add_"):
+                _require_token(value, f"{folder / name}: {key}")
+        config |= values
+    added = {}
+    place = f"{folder / 'tokenizer_config.json'}: added_tokens_decoder"
+    decoder = config.get("added_tokens_decoder") or {}
+    if not isinstance(decoder, Mapping):
+        raise errors.UserError(f"{place} is not an object of tokens by id; restore it")
+    for number, entry in decoder.items():
+        _require_token(entry, f"{place}: {number}", required=True)
+        added[token_text(entry)] = _id(number, f"{place}: {number}")
+    file = folder / "added_tokens.json"
+    for text, number in _read_json(file).items():
+        added[text] = _id(number, f"{file}: {text}")
+    if not isinstance(config.get("additional_special_tokens") or [], list):
+        raise errors.UserError(
+            f"{folder}: additional_special_tokens is not a list; restore it"
+        )
     return config | ({"added_tokens": added} if added else {})
 
 
+def _require_token(entry: Any, place: str, *, required: bool = False) -> None:
+    if entry is None and not required:
+        return
+    if not isinstance(token_text(entry), str | None if not required else str):
+        raise errors.UserError(f"{place} is {entry!r}, which is no token; restore it")
+
+
+def _id(number: Any, place: str) -> int:
+    try:
+        value = int(number)
+    except (TypeError, ValueError):
+        value = -1
+    if not 0 <= value < 1 << 31:
+        raise errors.UserError(f"{place} has no id of a token ({number!r}); restore it")
+    return value
+
+
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    """An object; null says nothing, as transformers writes it now and then."""
     if not path.exists():
         return {}
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise errors.UserError(f"{path} is not JSON ({error}); restore it") from None
+    value = json_text.parse(path.read_bytes(), path, "restore it")
+    if not isinstance(value, dict | None):
+        raise errors.UserError(
+            f"{path} is damaged: it is not a JSON object; restore it"
+        )
+    return value or {}
 
 
 def write_files(
@@ -141,9 +221,11 @@ def write_files(
         "pad_token": special.pad[1],
     }
     added = config.get("added_tokens", {})
+    # What the source did not say of a token in front stays unsaid: the class decides.
+    bare = {"add_bos_token": False} if special.bos is None else {}
     settings = {
         "tokenizer_class": tokenizer_class,
-        "add_bos_token": False,
+        **bare,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
         **{name: value for name, value in config.items() if name != "added_tokens"},
@@ -156,6 +238,11 @@ def write_files(
     for name, content in files.items():
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (folder / name).write_text(text, "utf-8")
+
+
+def adds_bos(config: Mapping[str, Any]) -> bool:
+    """Whether texts begin with bos, where there is one; unless the folder says no."""
+    return config.get("add_bos_token") is not False
 
 
 def token_text(entry: Any) -> str | None:

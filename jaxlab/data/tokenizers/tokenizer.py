@@ -29,6 +29,7 @@ class Tokenizer(Protocol):
     Attributes:
         vocab_size: one more than the largest id.
         bos_id: what texts begin with; None where they begin bare, as OLMo's.
+        adds_bos: False where the folder says that texts begin without it all the same.
         eos_id: what documents end with.
         pad_id: fills rows; never a label.
         fingerprint: sha256 of the model file, decompressed.
@@ -36,6 +37,7 @@ class Tokenizer(Protocol):
 
     vocab_size: int
     bos_id: int | None
+    adds_bos: bool
     eos_id: int
     pad_id: int
     fingerprint: str
