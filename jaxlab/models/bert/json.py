@@ -9,7 +9,7 @@ What sentence-transformers writes beside it: `sentence_files.py`.
 from collections.abc import Mapping
 from typing import Any
 
-from jaxlab.core import errors
+from jaxlab.core import errors, value_types
 from jaxlab.models.bert import config as config_lib
 from jaxlab.models.bert.config import BertConfig
 
@@ -34,7 +34,21 @@ _SCORE = "ForSequenceClassification"
 
 def is_named(raw: Mapping[str, Any]) -> bool:
     """Whether a parsed config.json is of one of these families."""
-    return raw.get("model_type") in config_lib.FAMILIES
+    name = raw.get("model_type")
+    return isinstance(name, str) and name in config_lib.FAMILIES
+
+
+_KINDS = {
+    "architectures": value_types.TEXTS.or_null(),
+    **dict.fromkeys(_SIZES, value_types.SIZE),
+    "max_position_embeddings": value_types.SIZE,
+    "type_vocab_size": value_types.SIZE,
+    "layer_norm_eps": value_types.POSITIVE,
+    "initializer_range": value_types.NUMBER,
+    "pad_token_id": value_types.TOKEN_ID.or_null(),
+    "num_labels": value_types.SIZE,
+    "id2label": value_types.TEXTS_BY_NUMBER.or_null(),
+}
 
 
 def from_json(raw: Mapping[str, Any]) -> BertConfig:
@@ -43,13 +57,15 @@ def from_json(raw: Mapping[str, Any]) -> BertConfig:
     The head is "score" or "none": whether there is a pooler, only the weights know.
 
     Raises:
-        UserError: a model class, an option or a missing size that cannot be followed.
+        UserError: a model class, an option, a value of another type or a missing size
+            that cannot be followed.
 
     >>> sizes = dict(vocab_size=96, hidden_size=32, intermediate_size=64)
     >>> sizes.update(num_hidden_layers=2, num_attention_heads=4)
     >>> from_json({"model_type": "roberta", **sizes}).length
     510
     """
+    value_types.check(raw, _KINDS)
     family = raw["model_type"]
     head = "score" if _class_of(raw) == _SCORE else "none"
     for key, values in _SUPPORTED.items():

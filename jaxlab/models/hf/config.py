@@ -19,11 +19,10 @@ reads YaRN's `truncate` beside, not inside, olmo3's dicts; here both are as writ
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxlab.core import errors
+from jaxlab.core import errors, value_types
 from jaxlab.models.bert import config as config_lib
 from jaxlab.models.config import TransformerConfig
 from jaxlab.models.hf import rope as rope_lib
-from jaxlab.models.hf import value_types
 
 
 class Family(NamedTuple):

@@ -10,8 +10,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from jaxlab.core import errors, json_text
-from jaxlab.models.hf import value_types
+from jaxlab.core import errors, json_text, value_types
 
 FILE = "generation_config.json"
 _EOS = "eos_token_id"

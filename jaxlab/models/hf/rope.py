@@ -12,9 +12,8 @@ of the file, it comes before what stands inside.
 from collections.abc import Mapping
 from typing import Any
 
-from jaxlab.core import errors
+from jaxlab.core import errors, value_types
 from jaxlab.models import rope as rope_lib
-from jaxlab.models.hf import value_types
 
 # Kind of rotary scaling -> its keys and the fields of `rope_lib.Rope` they set.
 _FACTOR = {"factor": "factor"}

@@ -47,6 +47,14 @@ SWITCH = Kind("true or false", lambda x: isinstance(x, bool))
 TEXT = Kind("a text", _is_text)
 TEXTS = Kind("a list of texts", _is_list(_is_text))
 OBJECT = Kind("an object", lambda x: isinstance(x, Mapping))
+TEXTS_BY_NUMBER = Kind(
+    "an object of texts by number",
+    lambda x: (
+        isinstance(x, Mapping)
+        and all(key.isdecimal() and _is_text(text) for key, text in x.items())
+    ),
+)
+TOKEN_ID = Kind("a token id", _is_whole)
 TOKEN_IDS = Kind(
     "a token id or a list of them", lambda x: _is_whole(x) or _is_list(_is_whole)(x)
 ).or_null()

@@ -7,6 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jaxlab.core import errors
+from jaxlab.models.bert import json as json_lib
 from jaxlab.models.hf import config as config_lib
 from tests.support.hf_values import FAMILIES, VALUES
 
@@ -43,6 +44,31 @@ def test_any_value_of_another_type_is_followed_or_refused(family, place, inner, 
         return
     assert "config.json" in message
     assert "\n" not in message
+
+
+_FAMILIES, _STEMS = ("bert", "roberta"), ("Bert", "Roberta")
+BERT = {
+    "architectures": [f"{name}ForSequenceClassification" for name in _STEMS],
+    "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_labels": 1,
+    "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 64,
+    "layer_norm_eps": 1e-12, "type_vocab_size": 2, "pad_token_id": 1,
+    "initializer_range": 0.02, "hidden_act": "gelu", "id2label": {"0": "x"},
+}  # fmt: skip
+
+
+@settings(deadline=None, max_examples=100)
+@given(key=st.sampled_from(sorted(BERT)), value=JUNK, family=st.sampled_from(_FAMILIES))
+def test_an_encoders_config_of_other_types_is_followed_or_refused(key, value, family):
+    raw = BERT | {"model_type": family, key: value}
+    if not json_lib.is_named(raw):
+        return
+    try:
+        json_lib.from_json(raw)
+    except errors.UserError as error:
+        message = str(error)
+    else:
+        return
+    assert "config.json" in message
 
 
 @pytest.mark.parametrize(
