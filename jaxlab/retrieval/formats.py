@@ -275,6 +275,11 @@ def _identity(row, location) -> str:
         return str(value)
     if not (isinstance(value, str) and value):
         raise errors.UserError(f'{location} has no "_id"; give every line its own')
+    if any(character < " " for character in value):
+        raise errors.UserError(
+            f'{location}: "_id" {value!r} has a tab or a line break, which runs and '
+            "judgments cannot have; make it another"
+        )
     return lines_lib.require_utf8(value, f'{location}: "_id"')
 
 

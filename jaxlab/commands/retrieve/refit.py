@@ -149,6 +149,7 @@ def _reranker(args, asked, vectors, opened, mesh, watch):
         prior=prior,
         retriever=(opened.index, vectors),
         mesh=mesh,
+        progress=watch.meter("pairs of this round scored"),
     )
     models = [
         corpus_index.model_sha256(args.reranker),

@@ -1,6 +1,7 @@
 """`jaxlab retrieve search`: the nearest documents, by vectors or by words."""
 
 import argparse
+import pathlib
 
 from jaxlab.commands.retrieve import inputs
 from jaxlab.core import errors
@@ -34,8 +35,10 @@ def run(args: argparse.Namespace) -> None:
     watch, queries = progress.Clock(), inputs.read_queries(args)
     if args.k is None:
         args.k = 100 if args.run else 10
-    if args.run:
-        formats.check_columns(queries)  # before hours of search
+    if args.run:  # before hours of search
+        formats.check_columns(queries)
+        if not pathlib.Path(args.run).absolute().parent.is_dir():
+            raise errors.UserError(f"--run {args.run}: its folder does not exist")
     search = {"encoder": _search_vectors, "bm25": _search_words}[args.first_stage]
     with (
         devices.using(args.mesh) as mesh,

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxlab import load, retrieval
 from jaxlab.core import errors, runs
+from jaxlab.core import progress as progress_lib
 from jaxlab.data.examples import text_rows
 from jaxlab.retrieval import encode, rerank
 
@@ -22,6 +23,7 @@ def reranker(
     retriever: tuple[retrieval.Index, np.ndarray] | None = None,
     batch_tokens: int = 8192,
     mesh: jax.sharding.Mesh | None = None,
+    progress: progress_lib.Progress = lambda done, count: None,
 ) -> rerank.Reranker:
     """A cross-encoder: (numbers of queries, rows of passages) -> its logits.
 
@@ -36,6 +38,7 @@ def reranker(
         retriever: index and vectors of the queries, for the prior.
         batch_tokens: of a batch.
         mesh: whose devices share a batch.
+        progress: called with (pairs done of those that were asked for at once, None).
 
     Raises:
         UserError: not a cross-encoder, or a prior without a retriever.
@@ -59,6 +62,7 @@ def reranker(
             encoded,
             batch_tokens=batch_tokens,
             mesh=mesh,
+            progress=lambda done: progress(done, None),
         )
         if not prior:
             return logits
