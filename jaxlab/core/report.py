@@ -98,7 +98,10 @@ class Reporter:
             self._compile_seconds, self._started = seconds, now
             self.first = step
             self.detail(f"first step, compilation included: {seconds:.1f} s")
+        if self._is_brief and is_first:
+            self._shown = now  # the compilation has been announced
         if self._is_brief and step == self.steps:
+            self._shown = now
             took = progress.duration(now - self._begun)
             loss = f", loss {_short(row['loss'])}" if "loss" in row else ""
             self.say(f"{step} steps{loss}, took {took}")
