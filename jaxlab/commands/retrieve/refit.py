@@ -19,8 +19,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     inputs.add_first_stage(parser)
     inputs.add_queries(parser, required=True)
     parser.add_argument(
-        "--reranker", required=True, metavar="MODEL", help="a cross-encoder; see above"
-    )
+        "--reranker", required=True, metavar="MODEL",
+        help="a cross-encoder: a Hugging Face folder with one label, or a run of "
+        "configs/refit.py:cross_encoder",
+    )  # fmt: skip
     inputs.add_qrels(parser)
     parser.add_argument(
         "--limit", type=int, metavar="N", help="only so many queries, drawn by --seed"

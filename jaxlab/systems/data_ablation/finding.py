@@ -36,7 +36,8 @@ def _best(outcome: Outcome) -> str:
         )
     if not words:
         return "There is one partition, so there is nothing to mix."
-    more = f"; {len(words) - _NAMED} more targets below" if len(words) > _NAMED else ""
+    others = len(words) - _NAMED
+    more = f"; {others} more target{'s'[: others - 1]} below" if others > 0 else ""
     return f"Predicted best of two or more domains: {'; '.join(words[:_NAMED])}{more}."
 
 

@@ -304,8 +304,10 @@ def _scatters(outcome) -> list:
         axes.set_title(figures.label(target), fontsize=10)
         axes.set_xlabel("predicted perplexity")
         axes.set_ylabel("trained perplexity")
-        if not drawn:
-            axes.legend(fontsize=9)
+        axes.legend(  # below: points may lie anywhere
+            fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.45, -0.22),
+            frameon=False, columnspacing=1, handletextpad=0.3,
+        )  # fmt: skip
         drawn.append(figure)
     return drawn
 
