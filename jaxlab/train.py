@@ -70,6 +70,7 @@ def fit(
     is_brief: bool = False,
     log_seconds: float = 5.0,
     profile: int = 0,
+    programs: dict | None = None,
 ) -> Result:
     """Runs an experiment to its last step, resuming what `workdir` holds.
 
@@ -86,6 +87,8 @@ def fit(
         is_brief: little goes to stdout: of a run that is one of many.
         log_seconds: how often a row goes to stdout; metrics.jsonl gets every step.
         profile: steps after the first that are traced into `workdir`/profile.
+        programs: the steps of earlier runs that differ in their traced numbers, seed
+            and data alone; this run takes its own from there, or adds it.
 
     Raises:
         UserError: another run or config in `workdir`, NaN weights, missing data, a full
@@ -126,7 +129,9 @@ def fit(
         meter = step_rows.StepRows(experiment, rows, max_skipped)
         meter.start(first, state, mesh)
         profiler = stack.enter_context(profiling.Profile(workdir, first, profile))
-        train_step = step_lib.make_step(experiment, target)
+        train_step, numbers = step_lib.make_step(experiment, target), experiment.traced
+        if programs is not None and numbers:
+            train_step = programs.setdefault(tuple(numbers), train_step)
 
         announce = functools.partial(progress.announce, say=rows.say)
 
@@ -136,7 +141,9 @@ def fit(
                 batch = mesh_lib.global_batch(experiment.batches, step, mesh)
                 profiler.next(step, state)
                 with announce("compiling the step") if step == first else _SILENT:
-                    state, metrics = train_step(state, batch, experiment.frozen)
+                    state, metrics = train_step(
+                        state, batch, experiment.frozen, numbers
+                    )
                 done = step + 1
                 meter.next(done, metrics, batch)
                 last = done == steps or stop(done)

@@ -44,6 +44,11 @@ SHARE = Range("0 to 1", 0.0, 1.0)
 BELOW_1 = Range("0 to below 1", 0.0, 1.0, has_high=False)
 
 
+def is_zero(value: Any) -> bool:
+    """Whether a number is 0; what is traced is taken for another one."""
+    return isinstance(value, numbers.Real) and value == 0
+
+
 def check(
     section: str, values: Mapping[str, Any], allowed: Mapping[str, Range]
 ) -> None:

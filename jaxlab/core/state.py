@@ -20,7 +20,8 @@ def abstract(
     Returns:
         (a TrainState of ShapeDtypeStructs, logical axis names by parameter path).
     """
-    boxed = jax.eval_shape(lambda: _init_params(experiment))
+    seed = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    boxed = jax.eval_shape(lambda seed: _init_params(experiment, seed), seed)
     params = mesh_lib.unbox(boxed)
     shardings = tree.flatten(mesh_lib.param_shardings(boxed, mesh))
     shapes = {name: leaf.shape for name, leaf in tree.flatten(params).items()}
@@ -34,7 +35,9 @@ def abstract(
                 sharding = shardings[param]
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    whole = jax.eval_shape(lambda params: _assemble(experiment, params), params)
+    whole = jax.eval_shape(
+        lambda params, seed: _assemble(experiment, params, seed), params, seed
+    )
     return jax.tree_util.tree_map_with_path(place, whole), mesh_lib.axis_names(boxed)
 
 
@@ -47,24 +50,30 @@ def initial(experiment: types.Experiment, target: types.TrainState) -> types.Tra
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
     if experiment.init_from is None:
         params = jax.jit(
-            lambda: nn.unbox(_init_params(experiment)), out_shardings=shardings.params
-        )()
+            lambda seed: nn.unbox(_init_params(experiment, seed)),
+            out_shardings=shardings.params,
+        )(_key_data(experiment))
     else:
         params = _copy(experiment.init_from, target.params)
     assemble = jax.jit(
-        lambda params: _assemble(experiment, params).replace(params=None),
+        lambda params, seed: _assemble(experiment, params, seed).replace(params=None),
         out_shardings=shardings.replace(params=None),
     )
-    return assemble(params).replace(params=params)
+    return assemble(params, _key_data(experiment)).replace(params=params)
 
 
-def _init_params(experiment):
-    key, _ = jax.random.split(jax.random.key(experiment.seed))
+def _key_data(experiment) -> np.ndarray:
+    """The bits of the seed's key: an argument, so that no seed is another program."""
+    return np.asarray(jax.random.key_data(jax.random.key(experiment.seed)))
+
+
+def _init_params(experiment, seed):
+    key, _ = jax.random.split(jax.random.wrap_key_data(seed))
     return experiment.model.init(key, *experiment.example)["params"]
 
 
-def _assemble(experiment, params) -> types.TrainState:
-    _, key = jax.random.split(jax.random.key(experiment.seed))
+def _assemble(experiment, params, seed) -> types.TrainState:
+    _, key = jax.random.split(jax.random.wrap_key_data(seed))
     step = jnp.zeros((), jnp.int32)
     return types.TrainState(step, params, experiment.tx.init(params), key)
 

@@ -19,7 +19,10 @@ from jaxlab.core import errors, tree, types
 
 
 def make_step(experiment: types.Experiment, target: types.TrainState | None = None):
-    """The jitted step: (state, batch, frozen) -> (state, metrics); state is donated.
+    """The jitted step: (state, batch, frozen[, numbers]) -> (state, metrics).
+
+    The state is donated. `numbers` are values for the names of `experiment.traced`;
+    without them they are compiled in.
 
     The loss and its metrics are sums divided once by the summed weight, so that
     neither microbatches nor devices change what a token weighs.
@@ -33,15 +36,21 @@ def make_step(experiment: types.Experiment, target: types.TrainState | None = No
     shardings = {}
     if target is not None:
         shardings["out_shardings"] = jax.tree.map(lambda x: x.sharding, target), None
-    tx = optax.with_extra_args_support(experiment.tx)
-    value_and_grad = mean_and_grad(experiment.objective, experiment.micro_batches)
+    # Not the experiment itself: its step may outlive its data.
+    parts, micro_batches = experiment.parts, experiment.micro_batches
+    remake = experiment.numbers.remake if experiment.traced else None
 
     @functools.partial(jax.jit, donate_argnums=0, **shardings)
-    def step(state: types.TrainState, batch: types.Batch, frozen: Any):
+    def step(state: types.TrainState, batch: types.Batch, frozen: Any, numbers=None):
+        now = remake(numbers).parts if numbers else parts
+        objective, tx, update_args, reads, opt_metrics = now
+        tx = optax.with_extra_args_support(tx)
+        value_and_grad = mean_and_grad(objective, micro_batches)
+
         # ---- loss and gradient
         key = jax.random.fold_in(state.key, state.step)
-        if experiment.reads is not None:
-            frozen = experiment.reads(state.opt_state)
+        if reads is not None:
+            frozen = reads(state.opt_state)
         loss, grads = value_and_grad(state.params, batch, key, frozen)
 
         # ---- update
@@ -49,7 +58,7 @@ def make_step(experiment: types.Experiment, target: types.TrainState | None = No
             return value_and_grad(params, batch, key, frozen)[1]
 
         outputs = {} if loss.outputs is None else {"outputs": loss.outputs}
-        extra = experiment.update_args or (lambda *_, **__: {})
+        extra = update_args or (lambda *_, **__: {})
         arguments = {
             "value": loss.total,
             # optax.contrib.sam's contract; it costs nothing unless it is called.
@@ -80,8 +89,8 @@ def make_step(experiment: types.Experiment, target: types.TrainState | None = No
             "grad_norm": norm,
             "skipped": 1 - is_good.astype(jnp.int32),
         }
-        if experiment.opt_metrics is not None:
-            metrics |= experiment.opt_metrics(opt_state)
+        if opt_metrics is not None:
+            metrics |= opt_metrics(opt_state)
         if (count := _count_updates(new.opt_state)) is not None:
             metrics["updates"] = count
         return new, metrics

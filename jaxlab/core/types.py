@@ -77,6 +77,23 @@ class TrainState:
     key: jax.Array  # the run's key; a step uses fold_in(key, step)
 
 
+class Numbers(NamedTuple):
+    """Numbers of an experiment that its compiled step takes as arguments.
+
+    Another rate is then no other program. They reach the step through `remake` alone,
+    which counts only while the experiment's own parts are those that were made with it.
+
+    Attributes:
+        values: name -> number.
+        remake: the same names -> traced numbers, to an experiment with them.
+        parts: `Experiment.parts` of the one that has the values.
+    """
+
+    values: Mapping[str, float]
+    remake: Callable[[Mapping[str, Any]], "Experiment"]
+    parts: tuple
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """One training run as data.
@@ -103,6 +120,7 @@ class Experiment:
         flops_per_token: forward + backward FLOPs per token, for utilisation; or None.
         learning_rate: n -> rate of the optimizer's n-th update, only to be reported:
             after skipped steps n is less than the step; or None.
+        numbers: those that are no part of the compiled step; or None, all are.
     """
 
     model: Any
@@ -124,3 +142,24 @@ class Experiment:
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     flops_per_token: float | None = None
     learning_rate: Callable[[int], Any] | None = None
+    numbers: Numbers | None = None
+
+    @property
+    def parts(self) -> tuple:
+        """What a step is compiled from."""
+        return (
+            self.objective,
+            self.tx,
+            self.update_args,
+            self.reads,
+            self.opt_metrics,
+        )
+
+    @property
+    def traced(self) -> dict[str, float]:
+        """What its step takes as arguments; {} of one whose parts were replaced."""
+        numbers = self.numbers
+        if numbers is None:
+            return {}
+        pairs = zip(numbers.parts, self.parts, strict=True)
+        return dict(numbers.values) if all(a is b for a, b in pairs) else {}

@@ -111,7 +111,7 @@ def build(
         optax.add_decayed_weights(config.weight_decay, mask=_decay_mask(config)),
         optax.scale_by_learning_rate(lambda count: rate(count + 1)),
     ]
-    if config.clip_norm:
+    if not (config.clip_norm is None or ranges.is_zero(config.clip_norm)):
         bound = config.clip_norm
         if config.clip_start_steps:
             if config.clip_norm_start is None:

@@ -67,6 +67,10 @@ def experiment(
             f"data.length {config.data.length} is longer than model.length "
             f"{model.config.length}; raise model.length or cut data.length"
         )
+    return experiments.with_numbers(config, functools.partial(_build, model), data)
+
+
+def _build(model, config, /, **data: Any) -> types.Experiment:
     objective = objectives.next_token(
         model.apply, z_loss=config.z_loss, loss_denominator=config.loss_denominator
     )

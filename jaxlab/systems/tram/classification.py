@@ -32,7 +32,7 @@ from jaxlab import load, models, objectives, optim
 from jaxlab.core import errors, runs, types
 from jaxlab.data.examples import labelled
 from jaxlab.evals import accuracy
-from jaxlab.systems import trust_regions
+from jaxlab.systems import experiments, trust_regions
 
 _TRUNK = ("embed", "blocks", "final_norm")
 
@@ -64,27 +64,39 @@ def classify(
         dataclasses.replace(opened.config, **config.model.to_dict()),
         len(texts.labels),
     )
+    made = experiments.with_numbers(
+        config,
+        functools.partial(_build, model),
+        {
+            "batches": labelled.Batches(train, data.batch_size, data.seed),
+            "evals": accuracy_evals(model, tests, data.batch_size),
+            "config": {
+                **config.to_dict(),
+                "labels": list(texts.labels),
+                "data_order": {
+                    "examples": len(train.labels),
+                    "sha256": _sha256(train),
+                },
+                "truncated": truncated,
+            },
+        },
+    )
+    start = _with_fresh_head(made, opened.params)
+    return dataclasses.replace(made, init_from=start)
+
+
+def _build(model, config, /, **data) -> types.Experiment:
     tx, rate = optim.build(optim.OptimConfig(**config.optim.to_dict()), config.steps)
     experiment = types.Experiment(
         model=model,
         objective=objectives.task_loss(objectives.classifier(model.apply)),
         tx=tx,
-        batches=labelled.Batches(train, data.batch_size, data.seed),
         steps=config.steps,
         example=(np.zeros((1, 8), np.int32), np.ones((1, 8), bool)),
-        evals=accuracy_evals(model, tests, data.batch_size),
         micro_batches=config.micro_batches,
         seed=config.seed,
-        config={
-            **config.to_dict(),
-            "labels": list(texts.labels),
-            "data_order": {"examples": len(train.labels), "sha256": _sha256(train)},
-            "truncated": truncated,
-        },
         learning_rate=rate,
-    )
-    experiment = dataclasses.replace(
-        experiment, init_from=_with_fresh_head(experiment, opened.params)
+        **data,
     )
     return trust_regions.from_section(experiment, config.trust, objectives.classifier)
 
@@ -199,12 +211,12 @@ def _with_fresh_head(
     key, _ = jax.random.split(jax.random.key(experiment.seed))
 
     @jax.jit
-    def head():
+    def head(key):
         params = experiment.model.init(key, *experiment.example)["params"]
         return nn.unbox(params)["classify"]
 
     trunk = {name: decoder[name] for name in _TRUNK if name in decoder}
-    return {**trunk, "classify": head()}
+    return {**trunk, "classify": head(key)}
 
 
 def _sha256(examples: labelled.Encoded) -> str:

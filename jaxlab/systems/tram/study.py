@@ -106,6 +106,11 @@ class Protocol:
         return loss_fn
 
     @functools.cached_property
+    def programs(self) -> dict[str, dict]:
+        """Row -> its compiled step: rates and strengths are arguments of it."""
+        return {}
+
+    @functools.cached_property
     def hidden(self) -> Callable[[types.Params, types.Batch], jax.Array]:
         """What the head reads, one row per answer that counts."""
         return jax.jit(lambda params, b: self.task.answer(params, b).hidden)
@@ -255,7 +260,14 @@ def _train(protocol, setting, seed, folder, is_tuning) -> Run:
     if is_tuning:
         evals = {protocol.tuned_on: experiment.evals[protocol.tuned_on]}
         experiment = dataclasses.replace(experiment, evals=evals)
-    state = experiments.finish(experiment, folder, mesh, config.run, name=setting.row)
+    state = experiments.finish(
+        experiment,
+        folder,
+        mesh,
+        config.run,
+        name=setting.row,
+        programs=protocol.programs.setdefault(setting.row, {}),
+    )
     found = _read(folder, setting, seed)
     if not is_tuning:
         params = trust_regions.normalize_head(

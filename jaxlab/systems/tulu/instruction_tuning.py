@@ -69,6 +69,10 @@ def sft_experiment(
     config: ml_collections.ConfigDict, model: models.Decoder, /, **data: Any
 ) -> types.Experiment:
     """What a config of `sft` trains; `data`: the fields that need data or a start."""
+    return experiments.with_numbers(config, functools.partial(_build, model), data)
+
+
+def _build(model, config, /, **data: Any) -> types.Experiment:
     objective = objectives.next_token(model.apply, z_loss=config.z_loss)
     plain = experiments.of_decoder(config, model, objective, **data)
     task = functools.partial(objectives.language_model, z_loss=config.z_loss)

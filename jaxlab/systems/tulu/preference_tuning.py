@@ -87,8 +87,13 @@ def dpo_experiment(
     config: ml_collections.ConfigDict, model: models.Decoder, /, **data: Any
 ) -> types.Experiment:
     """What a config of `dpo` trains; `data`: the fields that need data or a start."""
-    objective = _preference(config, model)
-    return experiments.of_decoder(config, model, objective, **data)
+    return experiments.with_numbers(
+        config,
+        lambda config, **data: experiments.of_decoder(
+            config, model, _preference(config, model), **data
+        ),
+        data,
+    )
 
 
 def dpo_untrained(

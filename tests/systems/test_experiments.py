@@ -1,0 +1,92 @@
+"""Rates and strengths are arguments of a compiled step, not part of the program."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxlab import models, train
+from jaxlab.core import mesh as mesh_lib
+from jaxlab.core import state as state_lib
+from jaxlab.core import step as step_lib
+from jaxlab.systems import trust_methods
+from jaxlab.systems.olmo import config as olmo_config
+from jaxlab.systems.olmo import pretraining
+from tests.support import devices, runs
+
+SETTINGS = ((1.0, 1.0), (2.0, 3.0))
+# One of each kind is tried always, the others with the oracles.
+ROWS = [
+    row if row in ("adam", "tram_theta") else pytest.param(row, marks=pytest.mark.slow)
+    for row in trust_methods.ROWS
+]
+
+
+def experiment(row, rate=1.0, strength=1.0, seed=0):
+    config = olmo_config.pretraining()
+    config.steps, config.seed, config.data.length = 4, seed, 16
+    config.optim.learning_rate = 1e-3 * rate
+    trust_methods.choose(config, row, strength=strength)
+    model = models.Decoder(runs.CONFIG)
+    return pretraining.experiment(config, model, batches=runs.batches)
+
+
+def lowered(made):
+    with mesh_lib.use(devices.one()):
+        target, _ = state_lib.abstract(made, devices.one())
+        take = step_lib.make_step(made, target)
+        return take.lower(target, runs.batches(0), None, made.traced).as_text()
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_another_rate_or_strength_is_no_other_program(row):
+    programs = [
+        lowered(experiment(row, rate, strength, seed))
+        for seed, (rate, strength) in enumerate(SETTINGS)
+    ]
+    assert len({*programs}) == 1
+
+
+def losses_of(made, numbers, count=3):
+    with mesh_lib.use(devices.one()):
+        target, _ = state_lib.abstract(made, devices.one())
+        state, seen = state_lib.initial(made, target), []
+        take = step_lib.make_step(made, target)
+        for step in range(count):
+            state, metrics = take(state, runs.batches(step), None, numbers)
+            seen.append(float(metrics["loss"]))
+    return seen
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_number_that_is_an_argument_does_what_it_did_compiled_in(row):
+    made = experiment(row, 2.0, 3.0)
+    np.testing.assert_allclose(
+        losses_of(made, made.traced), losses_of(made, None), rtol=1e-6
+    )
+
+
+def test_an_experiment_whose_parts_were_replaced_trains_what_they_say(tmp_path):
+    made = experiment("adam")
+    still = dataclasses.replace(made, tx=optax.set_to_zero())
+    assert made.traced
+    assert still.traced == {}
+    assert dataclasses.replace(made, steps=2, evals={}).traced == made.traced
+    state = train.fit(still, tmp_path, mesh=devices.one()).state
+    target, _ = state_lib.abstract(made, devices.one())
+    start = state_lib.initial(made, target).params
+    jax.tree.map(np.testing.assert_array_equal, state.params, start)
+
+
+def test_runs_of_a_study_share_one_program_and_keep_their_own_numbers(tmp_path):
+    shared, alone = {}, tmp_path / "alone"
+    for rate, strength in SETTINGS:
+        made = experiment("adam", rate, strength)
+        folder = tmp_path / f"{rate}"
+        train.fit(made, folder, mesh=devices.one(), programs=shared)
+    assert len(shared) == 1
+    train.fit(experiment("adam", *SETTINGS[1]), alone, mesh=devices.one())
+    assert runs.losses(alone) == runs.losses(tmp_path / "2.0")
+    assert runs.losses(alone) != runs.losses(tmp_path / "1.0")
