@@ -96,6 +96,7 @@ def fit(
     """
     often = {"save_every": save_every, "eval_every": eval_every, "profile": profile}
     often |= {"keep": keep, "keep_every": keep_every, "log_seconds": log_seconds}
+    often |= {"max_skipped": max_skipped}
     ranges.check("run.", often, dict.fromkeys(often, ranges.AT_LEAST_0))
     ranges.check("", {"seed": experiment.seed}, {"seed": ranges.AT_LEAST_0})
     workdir, steps = paths.path(workdir), experiment.steps

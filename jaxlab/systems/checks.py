@@ -43,7 +43,10 @@ _RANGES = {
         "max_bytes_per_domain": ranges.AT_LEAST_0,
     },
     "run": dict.fromkeys(
-        ("save_every", "eval_every", "keep", "keep_every", "log_seconds", "profile"),
+        (
+            *("save_every", "eval_every", "keep", "keep_every", "log_seconds"),
+            *("profile", "max_skipped"),
+        ),
         ranges.AT_LEAST_0,
     ),
 }
