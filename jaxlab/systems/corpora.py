@@ -19,6 +19,8 @@ from jaxlab.data.corpus import token_files
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.evals import perplexity
 
+_CHECKED_TOKENS = 1 << 22  # of each file before the run; every row is, as it is read
+
 
 def open_corpus(
     data: ml_collections.ConfigDict, workdir: pathlib.Path
@@ -31,13 +33,24 @@ def open_corpus(
         UserError: nothing is named, or a file is missing.
     """
     if data.files:
+        if not data.tokenizer:
+            raise errors.UserError(
+                "data.files needs the tokenizer that made them; set "
+                "--config.data.tokenizer"
+            )
+        tokenizer = tokenizer_lib.load(data.tokenizer)
         files = [
-            token_files.TokenFile.open(path, data.files_dtype or None, eos_id=None)
+            token_files.TokenFile.open(
+                path,
+                data.files_dtype or None,
+                eos_id=tokenizer.eos_id,
+                vocab_size=tokenizer.vocab_size,
+            )
             for path in data.files
         ]
-        if not data.tokenizer:
-            raise errors.UserError("data.files needs data.tokenizer, which made them")
-        tokenizer = tokenizer_lib.load(data.tokenizer)
+        for file in files:
+            file.check_ids(file.tokens[:_CHECKED_TOKENS])
+            _check_tokenizer(file, tokenizer)
         # A list, not names: a path that is repeated is up-weighted, as in OLMo.
         train = {f"{i}:{file.name}": file for i, file in enumerate(files)}
         return prepared.Prepared(tokenizer, train, {})
@@ -58,6 +71,15 @@ def open_corpus(
         seed=data.split_seed,
         parts=data.parts,
     )
+
+
+def _check_tokenizer(file, tokenizer: tokenizer_lib.Tokenizer) -> None:
+    made_by = file.info.get("tokenizer", tokenizer.fingerprint)
+    if made_by != tokenizer.fingerprint:
+        raise errors.UserError(
+            f"{file.path} was encoded with another tokenizer than data.tokenizer; name "
+            "the one that lies beside it"
+        )
 
 
 def make_loader(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxlab.core import errors
+from jaxlab.data.batches import loader
 from jaxlab.data.corpus import documents as documents_lib
 from jaxlab.data.corpus import token_files, token_writer
 from tests.support import letters
@@ -124,3 +125,38 @@ def test_damaged_token_files_are_refused(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(errors.UserError, match="is damaged"):
         token_files.TokenFile.open(path)
+
+
+@pytest.mark.parametrize("dtype", ["uint17", "int32", "float32", ">u2", "tokens"])
+def test_a_dtype_that_tokens_do_not_have_is_refused(tmp_path, dtype):
+    np.arange(64, dtype="<u2").tofile(tmp_path / "part.npy")
+    with pytest.raises(errors.UserError, match="is not unsigned and little-endian"):
+        token_files.TokenFile.open(tmp_path / "part", dtype)
+
+
+def test_a_file_of_wider_tokens_is_not_read_as_a_narrow_one(tmp_path):
+    ids = np.random.default_rng(0).integers(3, 100_000, 500)
+    ids.astype("<u4").tofile(tmp_path / "part.npy")
+    with pytest.raises(errors.UserError, match="looks like uint32, not uint16"):
+        token_files.TokenFile.open(tmp_path / "part", "uint16")
+    assert token_files.TokenFile.open(tmp_path / "part", "uint32").size == 500
+
+
+@pytest.mark.parametrize("layout", loader.LAYOUTS)
+def test_ids_beyond_the_vocabulary_are_refused_in_the_row_that_holds_them(
+    tmp_path, layout
+):
+    ids = np.tile(np.arange(10), 20)
+    ids[[9, 157]] = 0, 400  # the end of a document, and one that is beyond
+    ids.astype("<u2").tofile(tmp_path / "part.npy")
+    file = token_files.TokenFile.open(
+        tmp_path / "part", "uint16", eos_id=0, vocab_size=400
+    )
+    batches = loader.Loader(file, length=20, batch_size=1, layout=layout)
+    refused = 0
+    for step in range(batches.source_rows[0]):
+        try:
+            batches(step)
+        except errors.UserError as error:
+            refused += "token 400, beyond the vocabulary of 400" in str(error)
+    assert refused == 1

@@ -32,7 +32,9 @@ class Chunks:
     def fill(self, row: dict[str, np.ndarray], index: int) -> None:
         """Writes row `index` into one row of each array of a batch."""
         start = index * self.length
-        row["tokens"][:] = self.file.tokens[start : start + self.length]
+        tokens = self.file.tokens[start : start + self.length]
+        self.file.check_ids(tokens)
+        row["tokens"][:] = tokens
         if "segment_ids" in row:
             for number, (_, a, b) in enumerate(self.contents(index), start=1):
                 row["segment_ids"][a - start : b - start] = number
@@ -54,7 +56,10 @@ class Packed:
 
     def __init__(self, file: token_files.TokenFile, length: int):
         if file.eos_id is None:
-            raise errors.UserError(f"{file.path} needs eos_id to be packed; pass it")
+            raise errors.UserError(
+                f"{file.path} cannot be packed: nothing says which token ends a "
+                "document; open it with eos_id"
+            )
         self.file, self.length = file, length
         self.pieces = packing.cut(file.ends, length)
         sizes = self.pieces.stop - self.pieces.start + 1  # with the context token
@@ -79,6 +84,7 @@ class Packed:
             row["tokens"][at] = (
                 self.file.eos_id if pieces.is_first[piece] else tokens[start - 1]
             )
+            self.file.check_ids(tokens[start:stop])
             row["tokens"][at + 1 : end] = tokens[start:stop]
             row["segment_ids"][at:end] = number
             row["positions"][at:end] = np.arange(end - at)

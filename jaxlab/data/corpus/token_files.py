@@ -28,6 +28,7 @@ import numpy as np
 from jaxlab.core import errors, json_text
 
 SUFFIXES = (".csv.gz", ".bytes", ".npy", ".json")  # in the order they are renamed in
+_WIDTH_TOKENS = 1 << 12
 _SCAN_TOKENS = 1 << 24  # a foreign file is searched for end-of-text tokens in pieces
 
 
@@ -51,6 +52,7 @@ class TokenFile:
         size: number of tokens.
         info: what NAME.json says; {} for a foreign file.
         eos_id: the token that ends a document, or None where unknown.
+        vocab_size: one more than the largest id there may be, or None where unknown.
     """
 
     path: pathlib.Path
@@ -58,6 +60,7 @@ class TokenFile:
     size: int
     info: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
     eos_id: int | None = None
+    vocab_size: int | None = None
 
     @classmethod
     def open(
@@ -66,6 +69,7 @@ class TokenFile:
         dtype: Any = None,
         *,
         eos_id: int | None = None,
+        vocab_size: int | None = None,
     ) -> "TokenFile":
         """Opens NAME or NAME.npy.
 
@@ -73,23 +77,25 @@ class TokenFile:
             path: NAME or NAME.npy.
             dtype: needed only without NAME.json, e.g. "uint16" for OLMo 1's files.
             eos_id: needed only without NAME.json: it separates the documents.
+            vocab_size: of the tokenizer, for `check_ids`; without NAME.json.
 
         Raises:
-            UserError: missing, empty or truncated file; no dtype; a NumPy header.
+            UserError: missing, empty or truncated file; no dtype, or another than the
+                file's; a NumPy header.
         """
         path = npy(path)
         size_bytes = _size_bytes(path)
         info = _read_info(path)
-        if info and dtype is not None and np.dtype(info["dtype"]) != np.dtype(dtype):
+        given = None if dtype is None else _read_dtype(dtype)
+        if info and given is not None and _read_dtype(info["dtype"]) != given:
             raise errors.UserError(f"{path} holds {info['dtype']}, not {dtype}")
-        if not info and dtype is None:
+        if not info and given is None:
             raise errors.UserError(
                 f"{path} has no {beside(path, '.json').name} beside it; pass dtype, "
-                "e.g. uint16 for OLMo 1 or uint32 for OLMo 2"
+                "e.g. uint16 for OLMo 1 or uint32 for OLMo 2 "
+                "(--config.data.files_dtype)"
             )
-        kind = np.dtype(info.get("dtype", dtype)).newbyteorder("<")
-        if kind.kind != "u":
-            raise errors.UserError(f"token dtype {kind} is not unsigned; use uint16")
+        kind = _read_dtype(info["dtype"]) if info else given
         tokens, rest = divmod(size_bytes, kind.itemsize)
         if rest or tokens != info.get("tokens", tokens):
             raise errors.UserError(
@@ -102,7 +108,17 @@ class TokenFile:
                     f"{path} has a NumPy header; token files are headerless: rewrite "
                     "it with numpy.load(...).tofile(...)"
                 )
-        return cls(path, kind, tokens, info, info.get("eos_id", eos_id))
+        file = cls(
+            path,
+            kind,
+            tokens,
+            info,
+            info.get("eos_id", eos_id),
+            info.get("vocab_size", vocab_size),
+        )
+        if not info:
+            _check_width(file)
+        return file
 
     @property
     def name(self) -> str:
@@ -124,6 +140,21 @@ class TokenFile:
                 f"{self.path} changed size while in use; restore it and resume the run"
             )
         return self._memmap
+
+    def check_ids(self, tokens: np.ndarray) -> None:
+        """Refuses tokens of this file that its tokenizer does not have.
+
+        Raises:
+            UserError: the largest of them is beyond the vocabulary.
+        """
+        if self.vocab_size is not None and tokens.size:
+            largest = int(tokens.max())
+            if largest >= self.vocab_size:
+                raise errors.UserError(
+                    f"{self.path} holds the token {largest}, beyond the vocabulary of "
+                    f"{self.vocab_size}: another tokenizer or dtype made it; see "
+                    "--config.data.tokenizer and --config.data.files_dtype"
+                )
 
     @functools.cached_property
     def _memmap(self) -> np.ndarray:
@@ -185,8 +216,8 @@ def _ends_by_token(
 ) -> np.ndarray:
     if eos_id is None:
         raise errors.UserError(
-            f"{path} names no documents: it has no .csv.gz; pass eos_id, e.g. 50279 "
-            "for OLMo 1"
+            f"{path} names no documents: it has no .csv.gz; pass eos_id, or name its "
+            "tokenizer (--config.data.tokenizer)"
         )
     ends = [
         np.flatnonzero(tokens[start : start + _SCAN_TOKENS] == eos_id) + start + 1
@@ -195,6 +226,31 @@ def _ends_by_token(
     if not (len(ends[-1]) and ends[-1][-1] == len(tokens)):
         ends.append(np.array([len(tokens)]))  # the last document is cut short
     return np.concatenate(ends).astype(np.int64)
+
+
+def _read_dtype(dtype: Any) -> np.dtype:
+    try:
+        kind = np.dtype(dtype)
+    except TypeError:
+        kind = None
+    if kind is None or kind.kind != "u" or kind.newbyteorder("<").str != kind.str:
+        raise errors.UserError(
+            f"token dtype {dtype} is not unsigned and little-endian; use uint16 or "
+            "uint32"
+        )
+    return kind
+
+
+def _check_width(file: TokenFile) -> None:
+    """Refuses a file of uint32 that is read as uint16: every second token is 0 or 1."""
+    first = file.tokens[:_WIDTH_TOKENS]
+    if file.dtype.itemsize != 2 or len(first) < 64:
+        return
+    if first[1::2].max() <= 1 < first[0::2].max():
+        raise errors.UserError(
+            f"{file.path} looks like uint32, not uint16: every second token is 0 or 1; "
+            "set --config.data.files_dtype=uint32"
+        )
 
 
 def npy(path: str | pathlib.Path) -> pathlib.Path:
@@ -222,4 +278,4 @@ def _size_bytes(path: pathlib.Path) -> int:
 
 def _read_info(path: pathlib.Path) -> dict[str, Any]:
     fix = f"prepare {path.name} again"
-    return json_text.read_object(beside(path, ".json"), fix) or {}
+    return json_text.read_object(beside(path, ".json"), fix, keys=("dtype",)) or {}
