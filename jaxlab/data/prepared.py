@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from jaxlab.core import errors, json_text, paths, report
+from jaxlab.core import errors, json_text, paths, progress, report
 from jaxlab.data.corpus import (
     documents,
     domains,
@@ -139,7 +139,7 @@ def _check_text(folder: pathlib.Path, saved: Mapping, made_from: Mapping) -> Non
     old, new = saved.get("source"), made_from["source"]
     if old == new:
         return
-    _log.warning("%s was prepared from %s: comparing %s with that", folder, old, new)
+    progress.line(f"{folder} was prepared from {old}: comparing {new} with that")
     with tempfile.TemporaryDirectory(prefix=".compared-", dir=folder) as part:
         own_tokenizer = {"tokenizer": str(folder / "tokenizer")}
         _prepare(pathlib.Path(part), {**made_from, **own_tokenizer})

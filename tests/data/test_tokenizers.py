@@ -163,7 +163,9 @@ def test_training_is_deterministic_and_says_what_fits():
     assert first.fingerprint == again.fingerprint
     assert first.vocab_size == 305
     assert (first.bos_id, first.eos_id, first.pad_id) == (None, 2, 1)
-    with pytest.raises(errors.UserError, match=r"too large for this text; use at most"):
+    with pytest.raises(
+        errors.UserError, match="too large for this text: give more text"
+    ):
         sentence_pieces.train(TEXTS, 50_000)
     with pytest.raises(errors.UserError, match=r"too small; use at least \d+"):
         sentence_pieces.train(TEXTS, 100)

@@ -22,8 +22,9 @@ class Chunks:
             raise errors.UserError(f"{file.path} names no documents; prepare it again")
         if not len(self):
             raise errors.UserError(
-                f"{file.path} has {file.size} tokens, fewer than one row of {length}; "
-                "use a smaller length, layout 'packed' or more text"
+                f"{file.path} has {file.size} tokens, fewer than one row of {length}: "
+                "give more text, or use shorter rows (--config.data.length) or "
+                "--config.data.layout=packed"
             )
 
     def __len__(self) -> int:

@@ -251,8 +251,8 @@ def _training_lines(texts: Iterable[str], seed: int, max_bytes: int) -> Iterable
 def _training_error(message: str, vocab_size: int) -> str:
     if found := re.search(r"too high.*<= (\d+)", message):
         return (
-            f"vocab_size {vocab_size} is too large for this text; use at most "
-            f"{found[1]} or give more text"
+            f"vocab_size {vocab_size} is too large for this text: give more text, or "
+            f"use at most {found[1]} (--vocab-size, --config.data.vocab_size)"
         )
     if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return f"vocab_size {vocab_size} is too small; use at least {found[1]}"

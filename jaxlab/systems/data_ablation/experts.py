@@ -134,6 +134,19 @@ def name_of(mixture: branches.Mixture) -> str:
     return "+".join(f"{n}={100 * mixture[n] / total:.0f}" for n in sorted(mixture))
 
 
+def check_name(name: str) -> None:
+    """Refuses a partition whose name would be read as a mixture's, or as several.
+
+    Raises:
+        UserError: it has one of + = @ and the comma.
+    """
+    if bad := re.search("[+=@,]", name):
+        raise errors.UserError(
+            f"no partition may be called {name!r}: {bad[0]!r} joins the names of "
+            "mixtures; rename its folder or file"
+        )
+
+
 def domain_of(name: str, corpus: prepared.Prepared) -> str:
     """The domain that a partition is of: its own name, or that without the part's."""
     return name if name in corpus.held_out else re.sub(r"\.\d+$", "", name)

@@ -17,7 +17,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -26,7 +26,7 @@ from jaxlab import ablation
 from jaxlab.core import checkpoint, errors, folders, json_text, paths, report
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data import prepared
-from jaxlab.data.corpus import token_files
+from jaxlab.data.corpus import domains, token_files
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.systems import branches, corpora
 from jaxlab.systems.data_ablation import experts
@@ -78,6 +78,7 @@ def make(
                 f"{recipe.base.data.source} has no partition {name}; there are "
                 f"{', '.join(corpus.train)}"
             )
+    _check_sizes(recipe, pool, {n: corpus.train[n] for n in units or corpus.train})
     recipe_lib.record(pool, recipe, units)
     if not (pool / "pool.json").exists():
         experts.train_seed(recipe, pool, mesh)
@@ -99,9 +100,11 @@ def open_corpus(
         UserError: a pool of other settings; unreadable text; token files without a
             held-out set or, for a seed model of the user's, of another tokenizer.
     """
-    if recipe_lib.check(pool, recipe, units):
-        return prepared.open_folder(pool / "data")
     source = recipe.base.data.source
+    if recipe_lib.check(pool, recipe, units):
+        if recipe_lib.read(pool).base.data.source != source:  # moved, or other text
+            return _open_text(recipe, pool)
+        return prepared.open_folder(pool / "data")
     sources = paths.split(source)
     token_folders = [path for path in sources if holds_tokens(path)]
     if token_folders and len(sources) > 1:
@@ -109,8 +112,13 @@ def open_corpus(
             f"{token_folders[0]} holds token files; give it alone, or only text"
         )
     if token_folders:
+        for name in prepared.open_folder(source).train:
+            experts.check_name(name)
         return _take_corpus(recipe, pool)
-    return corpora.open_corpus(recipe.base.data, pool)
+    for path in filter(os.path.exists, sources):
+        for name in domains.find_domains(path):
+            experts.check_name(name)
+    return _open_text(recipe, pool)
 
 
 def add(
@@ -189,6 +197,21 @@ def holds_tokens(source: str) -> bool:
     """Whether a source is a folder of token files, as of `jaxlab data prepare`."""
     path = pathlib.Path(source)
     return path.is_dir() and any(path.glob("*.npy"))
+
+
+def _check_sizes(recipe: branches.Recipe, pool: pathlib.Path, files: Mapping) -> None:
+    """Refuses partitions that are too small for a row, before anything is trained."""
+    for name, file in files.items():
+        try:
+            corpora.make_loader(recipe.base.data, {name: file})
+        except errors.UserError as error:
+            raise errors.UserError(
+                f"{error}; then remove {pool / 'data'}, so that the text is read again"
+            ) from None
+
+
+def _open_text(recipe: branches.Recipe, pool: pathlib.Path) -> prepared.Prepared:
+    return corpora.open_corpus(recipe.base.data, pool)
 
 
 def _take_corpus(recipe: branches.Recipe, pool: pathlib.Path) -> prepared.Prepared:

@@ -18,7 +18,9 @@ from jaxlab.systems import branches
 
 _FILE = "recipe.json"
 _VERSION = 1
-_FREE = ("base.mesh.", "base.run.")  # how it is computed, not what it is
+# How it is computed, not what it is; and where the text lies, which is compared with
+# what was prepared (`pools.open_corpus`).
+_FREE = ("base.mesh.", "base.run.", "base.data.source")
 
 
 def record(pool: pathlib.Path, recipe: branches.Recipe, units: Sequence[str]) -> None:

@@ -1,6 +1,8 @@
 """`jaxlab ablate pool`: made, finished, added to, refused."""
 
 import json
+import pathlib
+import shutil
 
 import pytest
 
@@ -35,6 +37,42 @@ def test_another_pool_in_the_same_folder_is_refused(line, pool, text, flag, diff
     message = line("pool", pool, "--data", text / "text", *pools.MADE, flag)
     assert "was made with other settings" in message
     assert difference in message
+
+
+def test_a_pool_whose_text_was_moved_is_continued_and_other_text_is_refused(
+    said, line, copied, text, tmp_path, no_training
+):
+    moved = pathlib.Path(shutil.copytree(text / "text", tmp_path / "elsewhere"))
+    argv = ["pool", copied, "--data", moved, *pools.MADE]
+    assert "3 experts" in said(*argv)
+    said(*argv)
+    file = next(path for path in sorted(moved.rglob("*")) if path.is_file())
+    file.write_text(file.read_text() + file.read_text())
+    moved = moved.rename(tmp_path / "again")
+    message = line("pool", copied, "--data", moved, *pools.MADE)
+    assert "was prepared from other text" in message
+
+
+@pytest.mark.parametrize("name", ["a+b", "a=50", "a@2", "a,b"])
+def test_names_that_are_read_as_a_mixture_are_refused(line, text, tmp_path, name):
+    source = pathlib.Path(shutil.copytree(text / "text", tmp_path / "text"))
+    law = next(path for path in source.iterdir() if path.name.startswith("law"))
+    law.rename(law.with_name(law.name.replace("law", name)))
+    message = line("pool", tmp_path / "pool", "--data", source, *pools.MADE)
+    assert f"no partition may be called '{name}'" in message
+    assert not (tmp_path / "pool" / "data").exists()
+
+
+def test_a_partition_too_small_is_named_before_anything_is_trained(
+    line, text, tmp_path, no_training
+):
+    source = pathlib.Path(shutil.copytree(text / "text", tmp_path / "text"))
+    (source / "little").mkdir()
+    for number in range(2):
+        (source / "little" / f"{number}.txt").write_text(f"any person {number}")
+    message = line("pool", tmp_path / "pool", "--data", source, *pools.MADE)
+    assert "fewer than one row of 32: give more text" in message
+    assert f"remove {tmp_path / 'pool' / 'data'}" in message
 
 
 @pytest.mark.slow
