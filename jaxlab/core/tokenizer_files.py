@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import shutil
+import zlib
 from collections.abc import Mapping
 
 from jaxlab.core import errors, json_text
@@ -46,7 +47,12 @@ def copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
         if file.name != _PACKED:
             shutil.copyfile(file, to)
         elif not (source / "tokenizer.json").is_file():
-            data = gzip.decompress(file.read_bytes())
+            try:
+                data = gzip.decompress(file.read_bytes())
+            except (gzip.BadGzipFile, EOFError, zlib.error):
+                raise errors.UserError(
+                    f"{file} is damaged or cut short; restore it from a copy"
+                ) from None
             (target / "tokenizer.json").write_bytes(data)
 
 

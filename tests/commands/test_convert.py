@@ -25,3 +25,9 @@ def test_a_folder_is_converted_to_another_dtype(said, published, tmp_path):
     _, whole = models.hf.load(published)
     for a, b in zip(verb_runs.leaves(params), verb_runs.leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b.astype("bfloat16").astype("float32"))
+
+
+def test_a_run_keeps_what_its_published_start_says_of_generating(expert, published):
+    said, kept = load.generation(published), load.generation(expert)
+    assert said
+    assert kept == said

@@ -137,3 +137,25 @@ def test_the_tokenizer_that_is_asked_for_is_written(said, tmp_path, as_file):
     given = other / "tokenizer.json" if as_file else other
     said("convert", folder, tmp_path / "out", "--tokenizer", given)
     assert "<|mine|>" in (tmp_path / "out" / "tokenizer.json").read_text()
+
+
+def test_a_tied_model_that_kept_only_its_head_becomes_a_run(said, tmp_path):
+    values = published.tensors((A, B, 2))
+    values[published.HEAD] = values.pop(published.EMBED)
+    folder = published.write(tmp_path / "m", values, tie_word_embeddings=True)
+    argv = ("merge", folder, folder, "-o", tmp_path / "run", "--format=orbax")
+    said(*argv)
+    run, start = load.decoder(tmp_path / "run"), load.decoder(folder)
+    np.testing.assert_array_equal(
+        run.params["embed"]["embedding"], start.params["embed"]["embedding"]
+    )
+
+
+def test_a_cut_packed_tokenizer_is_one_line(line, tmp_path):
+    folder = published.write(tmp_path / "m")
+    data = gzip.compress((folder / "tokenizer.json").read_bytes())
+    (folder / "tokenizer.json.gz").write_bytes(data[:-20])
+    (folder / "tokenizer.json").unlink()
+    message = line("merge", folder, folder, "-o", tmp_path / "out")
+    assert "tokenizer.json.gz is damaged or cut short" in message
+    line("convert", folder, tmp_path / "out")

@@ -79,6 +79,8 @@ def _to_run(source, tensors, folder) -> None:
             "has; leave out --format orbax"
         )
     section |= {name: section[name] or 0 for name in ("clip_qkv", "window")}
+    if config.tied and names.EMBEDDING not in tensors:  # the head is kept instead
+        tensors = {**tensors, names.EMBEDDING: tensors[names.HEAD]}
     leaves = {}
     for leaf in names.leaves(config):
         values = [tensors[name] for name in leaf.names]

@@ -154,7 +154,9 @@ def _fill_layer_types(said, family) -> None:
     kinds = said.get("layer_types")
     if not is_used:
         window = None
-    if not kinds and isinstance(layers, int):
+    if not isinstance(kinds or [], list) or not _are_whole(every or 0):
+        return  # of other types: compared as they are
+    if not kinds and _are_whole(layers) and layers < 10_000:
         sliding = ["sliding_attention" if window is not None else "full_attention"]
         kinds = sliding * layers
         if every:
@@ -185,7 +187,10 @@ def _rope(raw, defaults) -> dict[str, Any]:
     }
     near = raw.get("rope_local_base_freq") or defaults.get("rope_local_base_freq")
     if both.keys() & {*_TWO_ROPES}:
-        full, sliding = (dict(both.get(kind) or {}) for kind in _TWO_ROPES)
+        inner = [both.get(kind) or {} for kind in _TWO_ROPES]
+        if not all(isinstance(each, Mapping) for each in inner):
+            return {"rope_parameters": both}
+        full, sliding = map(dict, inner)
     else:
         full, sliding = {**both, **scaling}, {"rope_theta": near or theta}
     found = _one_rope(common | full, raw)

@@ -16,7 +16,7 @@ import jax
 import ml_collections
 
 from jaxlab import load, models, objectives
-from jaxlab.core import checkpoint, errors, paths, process, runs, types
+from jaxlab.core import checkpoint, errors, paths, process, runs, tokenizer_files, types
 from jaxlab.data.batches import loader
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.models import sections as sections_lib
@@ -100,7 +100,9 @@ def _keep_generation(path: str, workdir: pathlib.Path, tokenizer: Any) -> None:
     if not path or checkpoint.steps(runs.checkpoints(workdir)):
         return
     own = load.tokenizer_path(path)
-    if own.exists() and tokenizer_lib.load(own).fingerprint == tokenizer.fingerprint:
+    if not tokenizer_files.find(own):  # weights alone
+        return
+    if tokenizer_lib.load(own).fingerprint == tokenizer.fingerprint:
         load.save_generation(workdir, load.generation(path))
 
 
