@@ -101,7 +101,7 @@ def _config_differences(first, other, free_keys, spell_out) -> list[str]:
     fix = "" if is_named else "; if that changes nothing, free_keys=[{!r}]"
     return [
         f"{first.path} and {other.path} cannot be merged, they differ: {key} "
-        f"{mine.get(key)} and {theirs.get(key)}{fix.format(key)}"
+        f"{mine.get(key)!r} and {theirs.get(key)!r}{fix.format(key)}"
         for key in keys
     ]
 

@@ -83,7 +83,7 @@ def eos_notes(
 
 
 def _eos_ids(source) -> set[int]:
-    if source.is_run:
+    if source.is_run or not pathlib.Path(source.path).is_dir():
         return set()
     texts = [source.config]
     with contextlib.suppress(errors.UserError):  # a damaged file is copied as it is
