@@ -141,3 +141,16 @@ def test_texts_that_cannot_be_encoded_are_one_clear_error(call, message):
 
 def test_no_text_at_all_is_no_row():
     assert text_rows.encode_texts(wordpiece(), [], 8).tokens.shape == (0, 8)
+
+
+@pytest.mark.parametrize("kind", ["BertTokenizer", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize("lower", [True, False, None])
+def test_lower_case_is_what_the_settings_of_a_bert_tokenizer_say(kind, lower):
+    # Checked against transformers 5.24; a class that is not BERT's takes the model.
+    config = {"tokenizer_class": kind, "do_lower_case": lower}
+    tokenizer = byte_pairs.BytePairs.from_bytes(
+        wordpiece().data, config, pathlib.Path("made")
+    )
+    rows = text_rows.encode_texts(tokenizer, ["A"], 3)
+    is_kept = lower is False and kind == "BertTokenizer"
+    assert rows.tokens.tolist() == [[2, 1 if is_kept else 4, 3]]

@@ -17,6 +17,13 @@ from jaxlab.data.tokenizers import special_tokens
 
 # Classes that take a tokenizer.json as it is, whatever add_prefix_space says.
 _AS_IT_IS = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
+# Classes whose tokenizer_config.json outranks the normalizer of the tokenizer.json.
+_OF_BERT = ("BertTokenizer", "BertTokenizerFast")
+_BERT_SETTINGS = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,4 +130,10 @@ def _read(data: bytes, config: Mapping[str, Any], path: pathlib.Path) -> Any:
     is_byte_level = isinstance(model.pre_tokenizer, tokenizers.pre_tokenizers.ByteLevel)
     if is_byte_level and isinstance(prefix, bool) and kind not in _AS_IT_IS:
         model.pre_tokenizer.add_prefix_space = prefix
+    if kind in _OF_BERT and isinstance(
+        model.normalizer, tokenizers.normalizers.BertNormalizer
+    ):
+        for key, name in _BERT_SETTINGS.items():
+            if isinstance(config.get(key), bool):
+                setattr(model.normalizer, name, config[key])
     return model
