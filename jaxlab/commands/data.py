@@ -174,6 +174,12 @@ def _verify(args: argparse.Namespace) -> None:
     print(f"{args.out}: {run_lib.verify(args.out):,} files are as the manifest says")
 
 
+_READ = (  # keys of a run's `data` that say what a step read
+    "source", "folder", "files", "tokenizer", "weights", "length", "batch_size",
+    "layout", "document_mask", "seed",
+)  # fmt: skip
+
+
 def _inspect(args: argparse.Namespace) -> None:
     import ml_collections
 
@@ -189,7 +195,8 @@ def _inspect(args: argparse.Namespace) -> None:
             "are inspected"
         )
     # Domains are keys of data.weights, and their names may have dots.
-    data = ml_collections.ConfigDict(trained.config["data"], allow_dotted_keys=True)
+    section = trained.section("data", _READ)
+    data = ml_collections.ConfigDict(section, allow_dotted_keys=True)
     corpus = corpora.open_corpus(data, trained.folder)
     batches = corpora.make_loader(data, corpus.train)
     recorded = trained.config.get("data_order")

@@ -21,7 +21,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from jaxlab.core import errors, folders, json_text, missing_models, paths
@@ -74,23 +74,37 @@ class Run:
 
         Only `olmo.pretrain` prepares text; from token files it prepares nothing.
         """
-        data = self._section("data")
+        data = self.section("data")
         if self.system != "olmo.pretrain" or data.get("files"):
             return None
-        return data_folder(data, self.folder)
+        return data_folder(self.section("data", ("folder",)), self.folder)
 
-    def _section(self, name: str) -> Mapping[str, Any]:
+    def section(self, name: str, keys: Iterable[str] = ()) -> Mapping[str, Any]:
+        """A section of the config; {} where it has none and no keys are asked for.
+
+        Args:
+            name: of the section.
+            keys: that it must have.
+
+        Raises:
+            UserError: it is not a section, or lacks one of the keys.
+        """
         section = self.config.get(name, {})
         if not isinstance(section, Mapping):
             raise errors.UserError(
-                f"{self.folder / CONFIG} is damaged ({name!r} is not a section); "
+                f"{self.folder / CONFIG} is damaged: {name!r} is not a section; "
+                f"{_RESTORE}"
+            )
+        if lost := [f"{name}.{key}" for key in keys if key not in section]:
+            raise errors.UserError(
+                f"{self.folder / CONFIG} is damaged: it has no {', '.join(lost)}; "
                 f"{_RESTORE}"
             )
         return section
 
     def tokenizer(self) -> pathlib.Path:
         """Where its tokenizer is: a folder or a file; of a run in a bucket, there."""
-        data = self._section("data")
+        data = self.section("data")
         if paths.is_remote(self.folder):
             return tokenizer_folder(self.folder)
         if "tokenizer" in self.config:  # merged: beside it, or where its inputs have it
@@ -124,6 +138,10 @@ def find(path: str | os.PathLike) -> Run | None:
                 f"{path} is a Hugging Face folder; copy it to a local folder"
             )
         return None
+    if not isinstance(raw.get("system", ""), str):
+        raise errors.UserError(
+            f"{folder / CONFIG} is damaged: 'system' is not a name; {_RESTORE}"
+        )
     config = _recognise(raw)
     if config is None and paths.is_folder(folder / CHECKPOINTS):
         config = _with_system(raw)  # an Experiment of somebody's own

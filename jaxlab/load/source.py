@@ -18,6 +18,8 @@ from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.models import sections
 from jaxlab.models.hf import generation
 
+_SIZES = ("vocab", "embed", "layers", "heads", "mlp", "kv_heads", "clip_qkv", "window")
+
 
 def find(path: str | pathlib.Path) -> "Run | Published":
     """Which of the two a path is.
@@ -71,13 +73,13 @@ class Run(NamedTuple):
         return self.decoder_config(tokenizer, rows), weights, step
 
     def decoder_config(self, tokenizer, vocab: int | None) -> models.TransformerConfig:
-        section = dict(self.run.config["model"])
+        section = dict(self.run.section("model", _SIZES))
         section["vocab"] = section["vocab"] if vocab is None else vocab
         return sections.transformer_config(section, tokenizer)
 
     def read_bert(self, step, mesh):
         self._check_kind("an encoder", "encoder", "scorer")
-        config = models.BertConfig(**self.run.config["encoder"])
+        config = models.BertConfig(**self.run.section("encoder", ("vocab", "embed")))
         return config, self.read_params(step, mesh)
 
     def read_generation(self) -> dict[str, Any]:

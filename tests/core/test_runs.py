@@ -182,6 +182,23 @@ def test_an_old_run_of_somebodys_own_goes_on(tmp_path):
         runs.check_config(tmp_path / "run", {"steps": 4})
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"system": 3}, "'system' is not a name"),
+        ({"system": "olmo.pretrain", "data": None}, "'data' is not a section"),
+        ({"system": "olmo.pretrain", "data": {}}, "it has no data.folder"),
+        ({"system": "olmo.pretrain"}, "it has no data.folder"),
+    ],
+)
+def test_a_config_that_lost_a_section_is_one_line(config, message, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    fix = "config.json is damaged: .*; restore it from a copy"
+    with pytest.raises(errors.UserError, match=fix) as caught:
+        _ = runs.read(tmp_path).data
+    assert message in str(caught.value)
+
+
 # ------------------------------------------------------------------ metrics.jsonl
 
 

@@ -157,7 +157,9 @@ def test_an_existing_folder_is_refused_before_anything_is_read(tmp_path):
 def test_a_disk_without_room_is_found_before_the_work(folders, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
-    with pytest.raises(errors.UserError, match=r"the merge needs 0\.\d MB and the disk"):
+    with pytest.raises(
+        errors.UserError, match=r"the merge needs 0\.\d MB and the disk"
+    ):
         merge.merge_files(folders, tmp_path / "m")
     assert not (tmp_path / "m.part").exists()
 
