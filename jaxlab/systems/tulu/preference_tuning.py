@@ -8,6 +8,7 @@ Deviations: the reference is not in memory but its log-probabilities, computed o
 f32; `preference.reference="step"` keeps it in memory, as others do.
 """
 
+import functools
 import pathlib
 from typing import Any
 
@@ -87,13 +88,11 @@ def dpo_experiment(
     config: ml_collections.ConfigDict, model: models.Decoder, /, **data: Any
 ) -> types.Experiment:
     """What a config of `dpo` trains; `data`: the fields that need data or a start."""
-    return experiments.with_numbers(
-        config,
-        lambda config, **data: experiments.of_decoder(
-            config, model, _preference(config, model), **data
-        ),
-        data,
-    )
+    return experiments.with_numbers(config, functools.partial(_build, model), data)
+
+
+def _build(model, config, /, **data: Any) -> types.Experiment:
+    return experiments.of_decoder(config, model, _preference(config, model), **data)
 
 
 def dpo_untrained(
