@@ -1,6 +1,12 @@
 """`jaxlab generate`."""
 
+import argparse
+import dataclasses
+
 import pytest
+
+from jaxlab.commands import generate
+from jaxlab.data.tokenizers import sentence_pieces
 
 
 def test_every_prompt_is_continued_n_times(said, workdir, tmp_path):
@@ -31,8 +37,25 @@ def test_greedy_text_is_the_same_on_a_mesh(said, workdir):
         (["--prompts", "nowhere.txt"], "nowhere.txt does not exist; name another file"),
         (["--prompt", "The court shall " * 30], "exceed the model's length of 64"),
         (["--prompt", "a", "--top-p", "2"], "top_p 2.0; use a number above 0"),
+        (["--prompt", "caf\udce9"], "--prompt 1 holds half a surrogate pair"),
         (["--prompt", "a", "-n", "0"], "-n and --batch-size must be 1 or more"),
     ],
 )
 def test_mistakes_in_generation_are_one_line(line, workdir, flags, message):
     assert message in line("generate", workdir, *flags)
+
+
+@pytest.mark.parametrize("said", [True, False, None])
+def test_a_text_begins_as_the_folder_says(said, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    settings = {} if said is None else {"add_bos_token": said}
+    made = sentence_pieces.train(["some words "] * 20, 280)
+    made = dataclasses.replace(
+        made,
+        special_tokens=made.special_tokens._replace(bos=(7, "<s>")),
+        config=settings,
+    )
+    write = generate._text(argparse.Namespace(model=tmp_path, tokenizer=None))
+    begin = [] if said is False else [7]
+    assert write(made, "some") == [*begin, *made.encode("some")]
+    assert write(made, "") == [7]

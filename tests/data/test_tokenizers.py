@@ -284,6 +284,8 @@ def test_what_says_null_says_nothing(published, settings, files):
         ({"added_tokens_decoder": {"a": {"content": "x"}}}, {}, "no id of a token"),
         ({"added_tokens_decoder": {"9": {"content": 5}}}, {}, "which is no token"),
         ({"eos_token": 5}, {}, "eos_token is 5, which is no token"),
+        ({"add_prefix_space": "no"}, {}, "is 'no'; write true or false"),
+        ({"add_bos_token": [0]}, {}, "write true or false"),
         ({"additional_special_tokens": "x"}, {}, "is not a list"),
         ({}, {"added_tokens": {"x": None}}, "no id of a token"),
         ({}, {"added_tokens": [1]}, "is not a JSON object"),

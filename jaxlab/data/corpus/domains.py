@@ -34,7 +34,8 @@ def find_domains(
     """
     source = paths.path(source)
     if source.is_file():
-        return {source.name.split(".")[0]: source}
+        _require_utf8(source)
+        return {source.name.split(".")[0] or "text": source}
     if not source.is_dir():
         raise errors.UserError(
             f"{source} is not a folder; give one subfolder per domain"

@@ -28,8 +28,8 @@ from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 SEPARATOR = "\n"  # stands in no text of either layout: both are read by lines
 SPLITS = ("train", "dev", "test")
 _HEADER = "index_id\tcategory\ttext"
-_SIB = re.compile(r"(?P<language>[\w-]+)\.(?P<split>train|dev|test)\.tsv")
-_PAWS = re.compile(r"(?P<split>train|dev|test)\.(?P<language>[\w-]+)\.tsv")
+_SIB = re.compile(r"(?P<language>[\w-]+)\.(?P<split>train|dev|test)\.(?i:tsv)")
+_PAWS = re.compile(r"(?P<split>train|dev|test)\.(?P<language>[\w-]+)\.(?i:tsv)")
 _EXPECTED = (
     "expected LANG.SPLIT.tsv with the header index_id, category, text (SIB-200) or "
     "SPLIT.LANG.tsv with sentence1, sentence2, label (PAWS-X), SPLIT one of "
@@ -74,7 +74,7 @@ def read(
     if not folder.is_dir():
         raise errors.UserError(f"no folder {folder} of labelled texts; {_EXPECTED}")
     rows_of: dict[tuple[str, str], list[Row]] = {}
-    for path in sorted(folder.glob("*.tsv")):
+    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() == ".tsv"):
         key = language_and_split(path)
         if key in rows_of:
             raise errors.UserError(

@@ -110,7 +110,7 @@ def _read(data: bytes, config: Mapping[str, Any], path: pathlib.Path) -> Any:
     """A tokenizer.json with what the files beside it say, as transformers reads it."""
     import tokenizers
 
-    model = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
+    model = tokenizers.Tokenizer.from_str(data.decode("utf-8-sig"))
     model.no_truncation()
     model.no_padding()
     known = {token.content for token in model.get_added_tokens_decoder().values()}

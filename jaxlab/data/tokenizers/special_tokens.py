@@ -32,6 +32,7 @@ _BEGIN = ("<s>", "<|begin_of_text|>", "<bos>", "[CLS]")
 _END = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 _PAD = ("<|padding|>", "<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
 MODEL_FILES = ("tokenizer.json", "tokenizer.json.gz", "tokenizer.model")
+_SWITCHES = ("add_bos_token", "add_prefix_space", "legacy")
 _PII_NAME, _PII_ID = "|||IP_ADDRESS|||", 50279
 
 
@@ -147,6 +148,10 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
         for key, value in values.items():
             if key.endswith("_token") and not key.startswith("add_"):
                 _require_token(value, f"{folder / name}: {key}")
+            if key in _SWITCHES and not isinstance(value, bool | None):
+                raise errors.UserError(
+                    f"{folder / name}: {key} is {value!r}; write true or false"
+                )
         config |= values
     added = {}
     place = f"{folder / 'tokenizer_config.json'}: added_tokens_decoder"
