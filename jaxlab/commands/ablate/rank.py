@@ -96,6 +96,8 @@ def _print(target: str, result: "ranking.Ranking", proxy: str, top: int) -> None
         print(f"the seed model: {result.seed:,.2f}")
     single = result.best_single
     print(f"the best single expert: {single['expert']}, {single['perplexity']:,.2f}")
+    if None in result.rows[0]["interval"]:
+        print("too few held-out documents for an interval and P(best)")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -146,6 +146,10 @@ def _print(by_method: dict[str, "ablation.Found"], targets: list[str]) -> None:
             for method, each in by_method.items()
         ],
     )
+    print(
+        "by: what predicts; evaluations: passes over the targets; gap: nats per token"
+    )
+    print("that the best weights of all may be better by, where a method knows it")
 
 
 def _print_front(front: list[dict[str, Any]], targets: list[str]) -> None:
