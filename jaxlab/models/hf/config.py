@@ -183,9 +183,9 @@ def to_json(config: TransformerConfig) -> dict[str, Any]:
         "attention_dropout": 0.0,
         "use_cache": True,
         # Null rather than absent: absent would mean the class's own ids.
-        "eos_token_id": config.eos_id,
-        "pad_token_id": config.pad_id,
-        "bos_token_id": config.bos_id,
+        "eos_token_id": _as_json(config.eos_id),
+        "pad_token_id": _as_json(config.pad_id),
+        "bos_token_id": _as_json(config.bos_id),
     }
     if name == "llama":
         raw["mlp_bias"] = False
@@ -272,3 +272,8 @@ def _ids(value):
     if not isinstance(value, list | tuple):
         return value
     return tuple(value) if len(value) > 1 else next(iter(value), None)
+
+
+def _as_json(ids):
+    """A tuple as JSON has it, whoever compares before it is written."""
+    return list(ids) if isinstance(ids, tuple) else ids
