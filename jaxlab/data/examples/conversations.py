@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 _ROLES = {"human": "user", "gpt": "assistant"} | {role: role for role in chat.ROLES}
 _ASKED = ("instruction", "prompt")
+_SIDES = ("chosen", "rejected")
 _ANSWERS = ("output", "completion", "response")
 _SYSTEMS = ("system", "system_prompt", "system_message")
 _ALL_SYSTEMS = frozenset(_SYSTEMS)
@@ -150,7 +151,7 @@ def _conversation(row: fields_lib.Fields, id: str, remarks: set[str]) -> Convers
             names = ", ".join(row.values)
             raise errors.UserError(f"{row.place} has {names}; {_EXPECTED}")
         messages = (*prompt, *_parse_answer(row, answer, remarks))
-    row.check([m.content for m in messages], remarks, also=("chosen", "rejected"))
+    row.check(lambda: [m.content for m in messages], remarks, also=_SIDES)
     if not any(message.role == "assistant" for message in messages):
         raise errors.UserError(
             f"{row.place} has no answer of an assistant; add or remove it"
@@ -160,7 +161,7 @@ def _conversation(row: fields_lib.Fields, id: str, remarks: set[str]) -> Convers
 
 def _pair(row: fields_lib.Fields, id: str, remarks: set[str]) -> Pair:
     _refuse_unlearnt(row)
-    if not {"chosen", "rejected"} <= row.values.keys():
+    if not row.values.keys() >= {*_SIDES}:
         names = ", ".join(row.values)
         raise errors.UserError(f"{row.place} has {names}; {_EXPECTED_PAIR}")
     prompt = _prompt(row, remarks)
@@ -169,15 +170,12 @@ def _pair(row: fields_lib.Fields, id: str, remarks: set[str]) -> Pair:
         before = _parse_turns(row, turns, remarks)
         if before[-1].role == "user":  # else they repeat one of the sides
             prompt = _with_system(row, before)
-    chosen, rejected = (
-        _side(row, name, prompt, remarks) for name in ("chosen", "rejected")
-    )
+    chosen, rejected = (_side(row, name, prompt, remarks) for name in _SIDES)
     if chosen[:-1] != rejected[:-1]:
         raise errors.UserError(
             f"{row.place}: chosen and rejected answer different prompts; remove the row"
         )
-    said = [message.content for side in (chosen, rejected) for message in side]
-    row.check(said, remarks, also=_ANSWERS)
+    row.check(lambda: [m.content for m in chosen + rejected], remarks, also=_ANSWERS)
     return Pair(id, chosen, rejected)
 
 
@@ -208,6 +206,8 @@ def _join(row, name: str, prompt: Messages, side: Messages) -> Messages:
 
 def _refuse_unlearnt(row: fields_lib.Fields) -> None:
     """A row may say that it is bad: KTO's `label`, `weight`."""
+    if "label" not in row.values and not row.is_marked():
+        return
     labels = ["label"] if row.values.get("label") in (0, 1) else []
     if row.learnt(*labels) is False:
         raise row.error("it says that it is not to be learnt; remove the row")
@@ -290,7 +290,7 @@ def _message(turn: Any, place: str, remarks: set[str]) -> chat.Message:
     name = fields.first("content", "value") or "content"
     content = fields.read(name)
     learnt = fields.learnt("loss")
-    fields.check([role, str(content)], remarks, of_message=True)
+    fields.check(lambda: [role, str(content)], remarks, of_message=True)
     if learnt and role != "assistant":
         raise fields.error(f"a message of {role} is to be learnt; only answers are")
     is_learnt = role != "assistant" or learnt is not False

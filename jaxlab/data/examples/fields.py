@@ -12,7 +12,7 @@ Any other one is refused with file and row: nobody would learn an answer from `t
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxlab.core import errors
@@ -98,6 +98,10 @@ class Fields:
             raise self.error(f"{name} is not text; {self._expected}")
         return lines.require_utf8(value, self.place)
 
+    def is_marked(self) -> bool:
+        """Whether something says what is learnt."""
+        return not _MARKS.isdisjoint(self.values)
+
     def learnt(self, *more: str) -> bool | None:
         """Whether the data says that it is learnt; None where it says nothing.
 
@@ -122,7 +126,7 @@ class Fields:
 
     def check(
         self,
-        said: Sequence[str],
+        said: Callable[[], Sequence[str]],
         remarks: set[str],
         *,
         also: Iterable[str] = (),
@@ -131,7 +135,7 @@ class Fields:
         """Refuses fields with content that were not read.
 
         Args:
-            said: all texts of the conversation; a field may repeat them.
+            said: gives all texts of the conversation; a field may repeat them.
             remarks: gets the names of the fields that are about it.
             also: names of such.
             of_message: not of a row.
@@ -153,7 +157,7 @@ class Fields:
                 continue
             if name in also or _is_remark(name, value, of_message):
                 remarks.add(name)
-            elif not _is_said(value, said):
+            elif not _is_said(value, said()):
                 raise self.error(
                     f"the field {name!r} is not read; write what it says into a "
                     'message, or put it into "metadata" if it is not to be learnt'
