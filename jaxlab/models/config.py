@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import jax
 
-from jaxlab.core import errors
+from jaxlab.core import errors, ranges
 from jaxlab.models import attention
 from jaxlab.models import rope as rope_lib
 
@@ -90,6 +90,7 @@ class TransformerConfig:
                 raise errors.ArgumentError(
                     f"{name} is {getattr(self, name)}; it must be >= 1"
                 )
+        ranges.check("model.", vars(self), _RANGES)
         fill = object.__setattr__
         fill(self, "kv_heads", self.kv_heads or self.heads)
         fill(self, "head_dim", self.head_dim or self.embed // self.heads)
@@ -155,6 +156,11 @@ class TransformerConfig:
         return 6 * matmul + (attend / 2 if causal else attend)
 
 
+_RANGES = {
+    **dict.fromkeys(("norm_epsilon", "initializer_std"), ranges.AT_LEAST_0),
+    **dict.fromkeys(("kv_heads", "head_dim"), ranges.AT_LEAST_0),
+    "clip_qkv": ranges.ABOVE_0,
+}
 _CHOICES = {
     "norm": ("layernorm", "rmsnorm"),
     "norm_position": ("pre", "post"),

@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxlab.core import errors
+from jaxlab.core import errors, ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,9 @@ class Rope:
     truncate: bool = True
 
     def __post_init__(self):
-        """Refuses a base that gives no frequencies."""
+        """Refuses a base or a factor that gives no frequencies."""
+        if self.scaling != "default":
+            ranges.check("model.rope.", vars(self), {"factor": ranges.ABOVE_0})
         if not self.theta > 1:
             raise errors.ArgumentError(
                 f"rope theta {self.theta} must be above 1, e.g. 10000"

@@ -6,7 +6,6 @@ settings themselves, and `plan` refuses what `train` would.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import ml_collections
@@ -19,17 +18,20 @@ from jaxlab.data.examples import chat
 from jaxlab.systems.planning import steps as steps_lib
 
 _SOME_VOCAB = 128  # where the tokenizer's is not known yet
+# Where they are those of the model that a run starts from.
+_SOME_SIZES = {"embed": 64, "layers": 1, "heads": 1, "kv_heads": 0, "mlp": 64}
 _SOME_STEPS = 10**9  # where the epochs' are not known yet
 _LENGTH = ranges.Range("2 or more", 2.0)
 _RANGES = {
     "": {
-        "seed": ranges.AT_LEAST_0,
-        "steps": ranges.AT_LEAST_0,
+        "seed": ranges.Range("0 to 2^62", 0.0, 2.0**62),
+        "steps": ranges.Range("0 to 2^31 - 1", 0.0, 2.0**31 - 1),  # the counter's
         "epochs": ranges.AT_LEAST_0,
         "warmup": ranges.SHARE,
         "micro_batches": ranges.AT_LEAST_1,
         "eval_batches": ranges.AT_LEAST_0,
         "z_loss": ranges.AT_LEAST_0,
+        "prior": ranges.AT_LEAST_0,
     },
     "data": {
         "length": _LENGTH,
@@ -41,6 +43,16 @@ _RANGES = {
         "held_out_fraction": ranges.BELOW_1,
         "held_out": ranges.BELOW_1,
         "max_bytes_per_domain": ranges.AT_LEAST_0,
+        "query_length": _LENGTH,
+        "candidates": ranges.Range("2 or more", 2.0),
+        "negatives": ranges.AT_LEAST_0,
+    },
+    "contrastive": {"temperature": ranges.ABOVE_0, "chunks": ranges.AT_LEAST_1},
+    "mine": {"length": ranges.AT_LEAST_0, "depth": ranges.AT_LEAST_1},
+    "eval": {
+        "depth": ranges.AT_LEAST_1,
+        "queries": ranges.AT_LEAST_0,
+        "prior": ranges.AT_LEAST_0,
     },
     "run": dict.fromkeys(
         (
@@ -51,10 +63,13 @@ _RANGES = {
     ),
 }
 _CHOICES = {
-    "layout": loader.LAYOUTS,
-    "style": tuple(chat.STYLES),
-    "begin": chat.BEGINS,
-    "files_dtype": ("", "uint16", "uint32"),
+    "data": {
+        "layout": loader.LAYOUTS,
+        "style": tuple(chat.STYLES),
+        "begin": chat.BEGINS,
+        "files_dtype": ("", "uint16", "uint32"),
+    },
+    "preference": {"reference": ("before", "step")},
 }
 
 
@@ -68,11 +83,12 @@ def check(config: ml_collections.ConfigDict) -> None:
     try:
         _check_numbers(config)
         _check_mesh(config.mesh)
-        _check_choices(config.data)
-        if entry.step and config.model.embed:
+        _check_choices(config)
+        if entry.step:
             built = steps_lib.build(_with_sizes(config), None, "cpu")
-            _check_optimizer(built.experiment)
-        else:  # the sizes are those of the model that it starts from
+            if config.model.embed:  # else its parameters are not known yet
+                _check_optimizer(built.experiment)
+        else:
             steps = _with_sizes(config).steps
             optim.build(optim.OptimConfig(**config.optim.to_dict()), steps)
     except errors.ArgumentError as error:
@@ -84,6 +100,8 @@ def _with_sizes(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     sized = ml_collections.ConfigDict(config.to_dict())
     if "vocab" in sized.model:
         sized.model.vocab = sized.model.vocab or _SOME_VOCAB
+        if not sized.model.embed:
+            sized.model.update(_SOME_SIZES)
     if "epochs" in sized:
         sized.steps = sized.steps or _SOME_STEPS
     return sized
@@ -101,8 +119,12 @@ def _check_optimizer(experiment: types.Experiment) -> None:
 
 def _check_numbers(config: ml_collections.ConfigDict) -> None:
     for section, allowed in _RANGES.items():
-        values = config[section] if section else config
-        ranges.check(section and f"{section}.", dict(values), allowed)
+        if not section or section in config:
+            values = config[section] if section else config
+            ranges.check(section and f"{section}.", dict(values), allowed)
+    if "weights" in config.data:
+        shares = dict(config.data.weights)
+        ranges.check("data.weights.", shares, dict.fromkeys(shares, ranges.AT_LEAST_0))
     rows = config.data.batch_size
     if rows % config.micro_batches:
         raise errors.UserError(
@@ -122,8 +144,11 @@ def _check_mesh(mesh: Mapping[str, int]) -> None:
         )
 
 
-def _check_choices(data: Mapping[str, Any]) -> None:
-    for key, allowed in _CHOICES.items():
-        if key in data and data[key] not in allowed:
-            words = ", ".join(each or "''" for each in allowed)
-            raise errors.UserError(f"data.{key} {data[key]!r}; use one of {words}")
+def _check_choices(config: ml_collections.ConfigDict) -> None:
+    for section in _CHOICES.keys() & config.keys():
+        for key, allowed in _CHOICES[section].items():
+            if key in config[section] and config[section][key] not in allowed:
+                value, words = config[section][key], [each or "''" for each in allowed]
+                raise errors.UserError(
+                    f"{section}.{key} {value!r}; use one of {', '.join(words)}"
+                )

@@ -19,8 +19,8 @@ CHIPS = ["--topology=v5e:2x4", "--mesh=data=8"]
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("steps=-5", "steps -5; use 0 or more"),
-        ("seed=-1", "seed -1; use 0 or more"),
+        ("steps=-5", "steps -5; use 0 to 2^31"),
+        ("seed=-1", "seed -1; use 0 to 2^62"),
         ("micro_batches=0", "micro_batches 0; use 1 or more"),
         ("micro_batches=3", "set --config.micro_batches to a divisor"),
         ("eval_batches=-2", "eval_batches -2; use 0 or more"),
@@ -46,6 +46,13 @@ CHIPS = ["--topology=v5e:2x4", "--mesh=data=8"]
         ("optim.no_decay=('nix',)", "optim.no_decay: pattern 'nix' matches no param"),
         ("trust.method=sma", "sma"),
         ("mesh.data=0", "mesh.data 0; use 1 or more"),
+        ("model.kv_heads=-1", "model.kv_heads -1; use 0 or more"),
+        ("model.norm_epsilon=nan", "model.norm_epsilon nan; use 0 or more"),
+        ("model.initializer_std=-1.0", "initializer_std -1.0; use 0 or more"),
+        ("model.clip_qkv=-1.0", "clip_qkv -1.0; use a number above 0"),
+        ("data.weights.law=-1.0", "data.weights.law -1.0; use 0 or more"),
+        ("seed=99999999999999999999", "use 0 to 2^62"),
+        ("steps=99999999999", "use 0 to 2^31 - 1"),
         ("mesh.fsdp=-1", "mesh.fsdp -1; use 1 or more, or -1 on one axis"),
     ],
 )
@@ -84,6 +91,26 @@ def test_every_shipped_variant_passes_the_check():
 )
 def test_configs_of_tuning_are_checked_before_their_start_is_opened(override, message):
     flags = ["--config=configs/tulu.py:dpo_7b", f"--config.{override}", "--workdir=w"]
+    with pytest.raises(errors.UserError, match=message):
+        checks.check(config.parse(flags)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("tulu:tiny_dpo", "preference.beta=-1.0", "beta -1.0; use a number above 0"),
+        ("tulu:tiny_dpo", "preference.label_smoothing=0.5", "use 0 to below 0.5"),
+        ("tulu:tiny_dpo", "preference.reference=after", "after"),
+        ("tulu:tiny", "trust.method=sma", "sma"),
+        ("refit:bi_encoder", "contrastive.temperature=0.0", "use a number above 0"),
+        ("refit:bi_encoder", "data.query_length=0", "query_length 0; use 2 or more"),
+        ("refit:bi_encoder", "mine.depth=0", "mine.depth 0; use 1 or more"),
+        ("refit:cross_encoder", "data.candidates=1", "candidates 1; use 2 or more"),
+        ("refit:cross_encoder", "prior=nan", "prior nan; use 0 or more"),
+    ],
+)
+def test_what_has_its_sizes_from_its_start_is_checked_too(name, override, message):
+    flags = [f"--config={name}", f"--config.{override}", "--workdir=w"]
     with pytest.raises(errors.UserError, match=message):
         checks.check(config.parse(flags)[0])
 
