@@ -5,7 +5,7 @@ import importlib.util
 import os
 import sys
 
-from jaxlab.core import errors, installation
+from jaxlab.core import errors
 
 # How a TPU, an NVIDIA and an AMD GPU appear to a process.
 _DEVICES = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
@@ -37,6 +37,8 @@ def check() -> None:
         UserError: there are none of the kind that JAX_PLATFORMS names.
     """
     import jax
+
+    from jaxlab.core import installation  # its importlib.metadata is slow to import
 
     try:
         jax.devices()
