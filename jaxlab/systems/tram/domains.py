@@ -18,6 +18,7 @@ from jaxlab import objectives
 from jaxlab.core import checkpoint, errors
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.systems import branches, corpora
+from jaxlab.systems.olmo import config as olmo_config
 from jaxlab.systems.olmo import pretraining
 from jaxlab.systems.tram import study
 
@@ -116,6 +117,8 @@ def _check_domains(data, corpus, trained, evaluated) -> None:
 def _fine_tuning(recipe, start, source):
     """The paper's schedule: a fifth of warm-up, then down to nothing; no decay."""
     config = branches.branch_config(recipe, {source: 1.0}, start)
+    # A run of the user's may have been trained without evaluations; here they decide.
+    config.eval_batches = config.eval_batches or olmo_config.pretraining().eval_batches
     config.optim.update(
         {
             "schedule": "linear", "warmup_steps": config.steps // 5,
