@@ -94,9 +94,13 @@ def test_what_says_nothing_or_is_about_the_row_is_passed_by_and_named(caplog):
         "text": "Q A", "messages": [USER, ANSWER], "score_chosen": 8.5, "is_long": True,
         "dataset": "flan", "prompt_id": "7", "modelName": "m", "tags": ["a", "b"],
         "metadata": {"any": ["thing"]}, "label": True, "weight": 1.0,
+        "is_safe": False, "streamed": False, "retries": 0,
     }  # fmt: skip
     assert [m.content for m in read(row).messages] == ["Q", "A"]
-    named = "dataset, is_long, metadata, modelName, prompt_id, score_chosen, tags, text"
+    named = (
+        "dataset, is_long, is_safe, metadata, modelName, prompt_id, retries, "
+        "score_chosen, streamed, tags, text"
+    )
     assert caplog.messages[-1].endswith(f"not read: {named}")
     pair = read(PAIRS["texts"] | {"output": "C", "messages": [USER, ANSWER]}, True)
     assert [m.content for m in pair.chosen] == ["Q", "A"]
@@ -169,6 +173,8 @@ def test_an_answer_that_is_marked_is_read_and_not_learnt(mark):
     [
         (ROWS["alpaca"] | {"weight": 0.5}, "weight is 0.5; only 0 and 1"),
         (ROWS["alpaca"] | {"label": False}, "it says that it is not to be learnt"),
+        (ROWS["alpaca"] | {"kto_tag": False}, "it says that it is not to be learnt"),
+        (ROWS["alpaca"] | {"loss": False}, "it says that it is not to be learnt"),
         ({"messages": [USER | {"weight": 1}, ANSWER]}, "only answers are"),
         ({"messages": [USER, ANSWER | {"weight": 1, "mask": True}]}, "contradict"),
         ({"system": "S", "output": "A"}, "has system, output; expected"),

@@ -35,6 +35,8 @@ _SIDES = ("chosen", "rejected")
 _ANSWERS = ("output", "completion", "response")
 _SYSTEMS = ("system", "system_prompt", "system_message")
 _ALL_SYSTEMS = frozenset(_SYSTEMS)
+# Of a row, where they are true or false: whether its answer is good.
+_VERDICTS = frozenset({"label", "kto_tag", "desirable", "accepted", "approved", "loss"})
 _EXPECTED = (
     'expected "messages", or "conversations", or "instruction" and "output", or '
     '"prompt" and "completion"'
@@ -206,10 +208,11 @@ def _join(row, name: str, prompt: Messages, side: Messages) -> Messages:
 
 def _refuse_unlearnt(row: fields_lib.Fields) -> None:
     """A row may say that it is bad: KTO's `label`, `weight`."""
-    if "label" not in row.values and not row.is_marked():
+    if _VERDICTS.isdisjoint(row.values) and not row.is_marked():
         return
+    verdicts = [x for x in _VERDICTS if isinstance(row.values.get(x), bool)]
     labels = ["label"] if row.values.get("label") in (0, 1) else []
-    if row.learnt(*labels) is False:
+    if row.learnt(*{*verdicts, *labels}) is False:
         raise row.error("it says that it is not to be learnt; remove the row")
 
 

@@ -145,15 +145,16 @@ class Fields:
         """
         flat, others = _sort_names(tuple(self.values), of_message)
         for name in flat:
-            if type(self.values[name]) in (list, dict):
+            value = self.values[name]
+            if type(value) in (list, dict):
                 others = (*others, name)
-            elif name not in remarks and name not in self._read and self.says(name):
+            elif name not in remarks and name not in self._read and self._tells(name):
                 remarks.add(name)
         for name in others:
             value = self.values[name]
-            if not value or name in self._read or self._repeats(value):
+            if value is None or name in self._read or self._repeats(value):
                 continue
-            if _is_empty(value):
+            if type(value) not in (bool, int, float) and _is_empty(value):
                 continue
             if name in also or _is_remark(name, value, of_message):
                 remarks.add(name)
@@ -162,6 +163,10 @@ class Fields:
                     f"the field {name!r} is not read; write what it says into a "
                     'message, or put it into "metadata" if it is not to be learnt'
                 )
+
+    def _tells(self, name: str) -> bool:
+        """Whether a field has content, or says no."""
+        return self.values[name] is False or self.says(name)
 
     def _repeats(self, value: Any) -> bool:
         """Whether a value is that of a field which was read."""
