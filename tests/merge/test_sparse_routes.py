@@ -252,6 +252,7 @@ def test_leaves_of_more_elements_than_one_word_counts_are_taken(method, shape):
     assert (merged["w"].shape, merged["w"].dtype) == (shape, jnp.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", BY_SHARE)
 def test_leaves_that_are_counted_by_slices_merge_as_ever(method, monkeypatch):
     base, finetuned = models()

@@ -56,9 +56,8 @@ def split(flat, shapes, leaves):
     return tree
 
 
-@pytest.mark.parametrize(
-    "select", [pytest.param("host", marks=pytest.mark.slow), "bisect"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("select", ["host", "bisect"])
 @pytest.mark.parametrize("method", SPARSE)
 def test_what_mergekit_selects_and_sums_is_repeated(method, select):
     values = np.load(VALUES / "values.npz")

@@ -60,7 +60,8 @@ def losses_of(made, numbers, count=3):
     return seen
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.slow
+@pytest.mark.parametrize("row", trust_methods.ROWS)
 def test_a_number_that_is_an_argument_does_what_it_did_compiled_in(row):
     made = experiment(row, 2.0, 3.0)
     np.testing.assert_allclose(

@@ -80,6 +80,7 @@ def test_a_run_saved_on_one_device_continues_on_a_mesh(whole, tmp_path):
     np.testing.assert_allclose(losses(resumed), losses(whole), rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_microbatches_weigh_tokens_not_batches(tmp_path, whole):
     def uneven(step, rows=slice(None)):
         batch = runs.batches(step)

@@ -197,6 +197,7 @@ def test_preferences_begin_at_log_two_and_are_learnt(preferred):
     assert margins[-1] > margins[0] > 0
 
 
+@pytest.mark.slow
 def test_a_reference_asked_in_the_step_or_before_it_gives_one_loss(
     preferred, tuned, talk, tmp_path
 ):
@@ -257,7 +258,9 @@ def test_a_resumed_run_refuses_a_reference_of_other_pairs(
         run(config, resumed)
 
 
-@pytest.mark.parametrize("variant", ["tiny", "tiny_dpo"])
+@pytest.mark.parametrize(
+    "variant", [pytest.param("tiny", marks=pytest.mark.slow), "tiny_dpo"]
+)
 def test_a_mesh_and_microbatches_change_nothing_but_rounding(
     variant, tuned, talk, tmp_path
 ):
@@ -313,6 +316,7 @@ def test_a_packed_row_has_the_loss_of_its_conversations(start, talk, tmp_path):
     assert totals[0] == pytest.approx(totals[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_trust_region_tunes_as_well(start, talk, tmp_path):
     config = config_of("tiny", start, talk, **{"trust.method": "tram_theta"})
     run(config, tmp_path / "run")
