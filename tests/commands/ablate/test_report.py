@@ -18,7 +18,7 @@ def test_a_report_trains_nothing_unless_asked(said, copied, monkeypatch):
     page = (copied / "report.html").read_text()
     assert page.startswith("<!doctype html>")
     assert page.endswith("</html>")
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/svg+xml;base64,") == 2
     found = json.loads((copied / "report.json").read_text())
     assert {len(rows) for rows in found["ranking"].values()} == {7}
     assert found["correlation"]["law"]["n"] == 0

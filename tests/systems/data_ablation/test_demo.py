@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+import re
 import string
 
 import numpy as np
@@ -131,7 +132,10 @@ def test_the_correlation_is_that_of_the_mixtures_shown(done):
 def test_the_page_is_whole_and_self_contained(done):
     workdir, _ = done
     page = (workdir / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3
+    images = re.findall(r"(?s)<img .*?>", page)
+    assert len(images) >= 3
+    assert all('src="data:image/svg+xml;base64,' in image for image in images)
+    assert all(re.search(r'alt="[^"]{20,}', image) for image in images)
     assert "http" not in page.replace("https://arxiv.org", "")
     assert page.endswith("</html>")
 
