@@ -74,9 +74,12 @@ class Page:
             *figures: each a `matplotlib.figure.Figure`; one that is at most
                 `figures.WIDTH` inches wide can be read on a phone as a whole.
         """
-        images = [_image(figure, caption) for figure in figures]
-        for one in images[1:]:
-            one["alt"] = ""  # said once
+        first, *others = figures
+        images = [_image(first, caption)]
+        for figure in others:  # the caption is said once
+            titles = filter(None, (axes.get_title() for axes in figure.axes))
+            what = ", ".join(titles) or f"panel {len(images) + 1}"
+            images.append(_image(figure, f"The same for {what}; see the caption."))
         self._add("figures", images=images, caption=caption)
 
     def quote(self, lead: str, text: str) -> None:

@@ -98,7 +98,8 @@ def test_a_page_opens_with_its_finding_and_fits_a_phone():
     links = re.findall('href="#([^"]*)"', content)
     assert len(links) == 6
     assert links == re.findall('<h2 id="([^"]*)"', content)
-    assert re.findall('alt="([^"]*)"', content) == ["Losses rise.", ""]
+    said = re.findall('alt="([^"]*)"', content)
+    assert said == ["Losses rise.", "The same for panel 2; see the caption."]
     assert "<figcaption>Losses rise.</figcaption>" in content
     boxes = content.split('class="scroll"')
     assert len(boxes) == 4  # of the table, and of each figure
