@@ -62,7 +62,7 @@ def test_a_place_that_cannot_hold_a_run_is_one_line(place, message):
 
 def test_a_bucket_without_gcsfs_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(errors.UserError, match=r"pip install 'jaxlab\[gcs\]'"):
+    with pytest.raises(errors.UserError, match=r"pip install -e '.*\[gcs\]'"):
         paths.path("gs://bucket/run")
 
 

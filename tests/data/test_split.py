@@ -79,7 +79,8 @@ def test_the_limit_moves_where_a_side_would_be_empty():
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_domain_of_fewer_than_two_documents_is_named(count):
     documents = [documents_lib.Document("a", "text")] * count
-    with pytest.raises(errors.UserError, match=f"'law' has {count} documents; at leas"):
+    said = "one document" if count else "no document"
+    with pytest.raises(errors.UserError, match=f"'law' has {said} with text; two are"):
         split.find_rule(documents, 0.5, domain="law")
 
 

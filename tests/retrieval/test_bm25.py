@@ -26,7 +26,7 @@ def by_formula(terms, counts, k1=0.9, b=0.4):
 
 def test_a_missing_bm25s_is_said_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "bm25s", None)  # as if it were not installed
-    with pytest.raises(errors.UserError, match=r"pip install 'jaxlab\[bm25\]'$"):
+    with pytest.raises(errors.UserError, match=r"pip install -e '.*\[bm25\]'$"):
         bm25.Bm25(TEXTS)
 
 
