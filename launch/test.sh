@@ -25,5 +25,5 @@ fi
 jaxlab_install "${extras[@]}"
 
 cd "$JAXLAB_ROOT"
-exec "$JAXLAB_BIN/python" -m pytest -n "${JAXLAB_TEST_WORKERS:-2}" -rs \
+exec "$JAXLAB_BIN/python" -m pytest -n "${JAXLAB_TEST_WORKERS:-2}" -rsfE \
   ${select[@]+"${select[@]}"} "$@"
