@@ -15,25 +15,20 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 
-def read(
-    config: Mapping[str, Any], files: Iterable[pathlib.Path], prefix: str = ""
-) -> dict[str, str]:
+def read(config: Mapping[str, Any], files: Iterable[pathlib.Path]) -> dict[str, str]:
     """Dotted key -> its line, for every key that is not a section.
 
     Args:
-        config: a ConfigDict, or a section of one.
+        config: a ConfigDict.
         files: where its dicts are written; the first wins among equals.
-        prefix: of the keys.
     """
-    return _explain(
-        config, [each for file in files for each in _dicts_of(file)], prefix
-    )
+    return _explain(config, [each for file in files for each in _dicts_of(file)])
 
 
-def _explain(config, written, prefix):
+def _explain(config, written, prefix=""):
     lines = {}
     for name, value in config.items():
-        if isinstance(value, Mapping) or hasattr(value, "items"):
+        if hasattr(value, "items"):
             lines |= _explain(value, written, f"{prefix}{name}.")
             if len(value):
                 continue
