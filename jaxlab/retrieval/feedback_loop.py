@@ -36,7 +36,7 @@ import numpy as np
 from jaxlab.core import errors
 from jaxlab.retrieval import feedback as feedback_lib
 from jaxlab.retrieval import index as index_lib
-from jaxlab.retrieval import refit, rerank
+from jaxlab.retrieval import own_documents, refit, rerank
 
 MERGES = ("union_rerank", "second", "rrf")
 STAGES = ("retrieve", "rerank", "distil", "retrieve_again")
@@ -81,30 +81,29 @@ class Answer(NamedTuple):
 
 
 def retrieve(
-    index: index_lib.Index, queries: np.ndarray, *, depth: int = 100
+    index: index_lib.Index,
+    queries: np.ndarray,
+    *,
+    depth: int = 100,
+    candidates: Candidates | None = None,
+    own: np.ndarray | None = None,
 ) -> Answer:
-    """The nearest documents, without a reranker.
+    """The nearest documents, or the candidates themselves, without a reranker.
 
     Args:
         index: of the documents.
         queries: [Q, dim].
         depth: of the ranking; of fewer documents, all.
+        candidates: instead of the nearest documents.
+        own: each query's own document, which is left out; of `own_documents.find`.
     """
-    watch = _Watch()
+    watch = _Watch(candidates)
+    search = own_documents.Searches(index, own, candidates)
     with watch("retrieve"):
-        scores, rows = index.search_rows(queries, depth)
+        scores, rows = search.first(queries, depth)
     rows = rows.astype(np.int64)
     none = np.zeros(len(rows), np.int64)
     return Answer(rows, scores, _vectors(queries), none, watch.seconds)
-
-
-def answer_candidates(
-    candidates: Candidates, queries: np.ndarray, *, depth: int = 100
-) -> Answer:
-    """The candidates themselves, to `depth`; arguments are those of `feedback`."""
-    rows, scores = (np.asarray(x)[:, :depth] for x in candidates[:2])
-    none = np.zeros(len(rows), np.int64)
-    return Answer(rows, scores, _vectors(queries), none, _Watch(candidates).seconds)
 
 
 def retrieve_and_rerank(
@@ -115,21 +114,23 @@ def retrieve_and_rerank(
     pool: int = 100,
     depth: int = 100,
     candidates: Candidates | None = None,
+    own: np.ndarray | None = None,
 ) -> Answer:
     """The nearest `pool` documents in the reranker's order, then the next nearest.
 
     Args:
-        index, queries, depth: as for `retrieve`.
+        index, queries, depth, candidates, own: as for `retrieve`.
         reranker: see `rerank`.
         pool: how many documents it orders.
-        candidates: instead of the nearest documents.
 
     Raises:
         UserError: a score that is not a number (names query and document).
     """
     watch, ask = _Watch(candidates), _CountingReranker(index, reranker, len(queries))
+    search = own_documents.Searches(index, own, candidates)
+    pool = search.limit(pool)
     with watch("retrieve"):
-        rows = _first_rows(index, queries, max(pool, depth), candidates)
+        _, rows = search.first(queries, max(pool, depth))
     with watch("rerank"):
         scores = ask(0, rows[:, :pool])
     ranked = [
@@ -149,12 +150,13 @@ def feedback(
     depth: int = 100,
     batch: int = 64,
     candidates: Candidates | None = None,
+    own: np.ndarray | None = None,
 ) -> Answer:
     """Two rounds: the reranker's scores of the first one change the queries.
 
     Args:
-        index, queries, reranker, depth, candidates: as for `retrieve_and_rerank`; the
-            second round always searches the index.
+        index, queries, reranker, depth, candidates, own: as for `retrieve_and_rerank`;
+            the second round always searches the index.
         update: makes new queries, e.g. `refit_queries` with `functools.partial`.
             Encoders of unit length want `relative=True` there.
         merge: one of MERGES.
@@ -176,17 +178,19 @@ def feedback(
     if batch < 1:
         raise errors.UserError(f"batch {batch}; use 1 or more")
     watch, ask = _Watch(candidates), _CountingReranker(index, reranker, len(queries))
+    search = own_documents.Searches(index, own, candidates)
+    k = search.limit(k)
     ranked, moved = [], []
     for start in range(0, len(queries), batch):
         some = _vectors(queries[start : start + batch])
         with watch("retrieve"):
-            rows = _first_rows(index, some, k, candidates, start)
+            _, rows = search.first(some, k, start)
         with watch("rerank"):
             scores = ask(start, rows)
         with watch("distil"):
             new = _update_queries(update, some, index.take(rows), scores, batch)
         with watch("retrieve_again"):
-            near, again = index.search_rows(new, max(k, depth))
+            near, again = search.nearest(new, max(k, depth), start)
         moved.append(new)
         for i in range(len(some)):
             if merge == "second":
@@ -210,11 +214,12 @@ def tour(
     depth: int = 100,
     learning_rate: float = 1.2,
     candidates: Candidates | None = None,
+    own: np.ndarray | None = None,
 ) -> Answer:
     """TouR: `turns` times retrieve k, rerank, one step; then all that was reranked.
 
     Args:
-        index, queries, reranker, depth, candidates: as for `feedback`.
+        index, queries, reranker, depth, candidates, own: as for `feedback`.
         form: "hard" or "soft"; see `feedback.tour_queries`.
         turns, k, learning_rate: of the released loop.
 
@@ -223,8 +228,10 @@ def tour(
     """
     watch, ask = _Watch(candidates), _CountingReranker(index, reranker, len(queries))
     current, previous = _vectors(queries), None
+    search = own_documents.Searches(index, own, candidates)
+    k = search.limit(k)
     with watch("retrieve"):
-        rows = _first_rows(index, current, k, candidates)
+        _, rows = search.first(current, k)
     seen: list[dict[int, float]] = [{} for _ in current]
     for turn in range(turns):
         with watch("rerank"):
@@ -238,7 +245,7 @@ def tour(
             )  # fmt: skip
             previous, current = current, np.asarray(step.queries)
         with watch("retrieve_again"):
-            _, nearest = index.search_rows(current, max(k, depth))
+            _, nearest = search.nearest(current, max(k, depth))
         rows = nearest[:, :k]
     ranked = [
         _rank(np.array([*known]), np.array([*known.values()]), nearest[i], depth)
@@ -302,17 +309,6 @@ class _CountingReranker:
                 f"the reranker gave {scores[bad[0]]} for query {query[bad[0]]} and "
                 f"document {self._index.ids[row[bad[0]]]}; give finite scores"
             )
-
-
-def _first_rows(index, queries, count, candidates, start=0) -> np.ndarray:
-    """The first `count` documents of queries that begin at number `start`."""
-    if candidates is None:
-        return index.search_rows(queries, count)[1]
-    if candidates.rows.shape[1] < min(count, len(index)):
-        raise errors.UserError(
-            f"{candidates.rows.shape[1]} candidates per query; give {count}"
-        )
-    return np.asarray(candidates.rows[start : start + len(queries), :count])
 
 
 def _update_queries(update, queries, candidates, scores, batch) -> np.ndarray:

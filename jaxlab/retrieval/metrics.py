@@ -133,25 +133,6 @@ def compare(
     )
 
 
-def leave_out_identical(qrels: Qrels, run: Run) -> tuple[Run, int]:
-    """A run without the documents that are their own query, and how many those are.
-
-    Sets whose queries are documents (ArguAna, Quora) find each query first; BEIR leaves
-    it out, by its id. *Deviation*: one that is judged stays, its id is a coincidence.
-
-    >>> leave_out_identical({"q": {"a": 1}}, {"q": {"q": 2.0, "a": 1.0}})
-    ({'q': {'a': 1.0}}, 1)
-    """
-    own = {q for q, scores in run.items() if q in scores and q not in qrels.get(q, {})}
-    if not own:
-        return run, 0
-    kept = {
-        query: {x: s for x, s in scores.items() if query not in own or x != query}
-        for query, scores in run.items()
-    }
-    return kept, len(own)
-
-
 def as_run(
     queries: Sequence[str], scores: np.ndarray, ids: np.ndarray
 ) -> dict[str, dict[str, float]]:

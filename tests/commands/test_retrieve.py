@@ -248,7 +248,33 @@ def test_a_document_that_is_its_own_query_is_left_out_and_told(tmp_path, capsys)
         assert command(*case, *flag) == 0
         said = capsys.readouterr()
         assert value in said.out
-        assert ("run: 1 documents with the identical id" in said.err) == (not flag)
+        assert ("run: 1 queries have the identical id" in said.err) == (not flag)
+
+
+def test_a_search_leaves_out_a_querys_own_document(corpus, capsys):
+    pytest.importorskip("bm25s")
+    queries, run = corpus / "own.jsonl", corpus / "run.trec"
+    rows = [("d0", "stars"), ("d2", "law of the sea"), ("z", "stars")]
+    write_lines(queries, [{"_id": x, "text": text} for x, text in rows])
+    made = ("--corpus", corpus / "corpus.jsonl.gz", "--encoder", corpus / "bert")
+    assert command("index", corpus / "index", *made) == 0
+    for stage in ("encoder", "bm25"):
+        for k in ("2", "9"):
+            given = (corpus / "index", "--queries", queries, "--first-stage", stage)
+            case = ("search", *given, "--run", run, "--k", k)
+            assert command(*case) == 0
+            assert "2 queries have the identical id" in capsys.readouterr().err
+            mine = formats.read_run(run)
+            assert command(*case, "--keep-identical") == 0
+            assert "identical" not in capsys.readouterr().err
+            kept = formats.read_run(run)
+            assert mine["z"] == kept["z"]
+            assert "d2" in kept["d2"]
+            if stage == "encoder":
+                assert [len(mine[x]) for x in ("d0", "z")] == [
+                    min(int(k), n) for n in (5, 6)
+                ]
+            assert not any(x in mine.get(x, {}) for x in ("d0", "d2"))
 
 
 def test_as_many_documents_are_printed_as_one_reads(corpus, capsys):

@@ -55,7 +55,7 @@ def test_candidates_take_the_place_of_the_first_search():
     assert set(asked) == {3, 4, 5}  # the first two candidates were asked about again
     assert second.rows.shape == (1, 6)
     assert second.queries[0, 4] > 0.5  # moved towards the one that is liked
-    alone = feedback_loop.answer_candidates(candidates, queries, depth=2)
+    alone = feedback_loop.retrieve(index, queries, depth=2, candidates=candidates)
     assert alone.rows.tolist() == [[5, 4]]
     few = candidates._replace(rows=rows[:, :1])
     with pytest.raises(errors.UserError, match="1 candidates per query; give 3"):

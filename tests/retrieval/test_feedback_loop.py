@@ -145,3 +145,46 @@ def test_a_score_that_is_no_number_names_query_and_document():
         feedback_loop.retrieve_and_rerank(index, queries, lambda q, r: np.zeros(1))
     with pytest.raises(errors.UserError, match="use one of union_rerank"):
         feedback_loop.feedback(index, queries, lambda q, r: q, merge="best")
+
+
+ANSWERS = {
+    "retrieve": lambda *given, **own: feedback_loop.retrieve(*given[:2], **own),
+    "rerank": functools.partial(feedback_loop.retrieve_and_rerank, pool=4),
+    "tour": functools.partial(feedback_loop.tour, k=3),
+    **{
+        merge: functools.partial(
+            feedback_loop.feedback, update=relative, merge=merge, k=4, batch=2
+        )
+        for merge in feedback_loop.MERGES
+    },
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize("depth", [5, 8, 20])
+@pytest.mark.parametrize("by_words", [False, True])
+def test_a_querys_own_document_is_never_asked_about(name, depth, by_words):
+    vectors = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    queries, own = 3 * vectors[:5], np.array([0, 1, -1, 3, 4])
+    asked = []
+
+    def reranker(queries, rows):
+        asked.extend(zip(queries.tolist(), rows.tolist(), strict=True))
+        return -rows.astype(np.float32)
+
+    candidates = None
+    if by_words:
+        rows = np.array([np.roll(np.arange(8), -i) for i in range(5)])
+        scores = np.tile(-np.arange(8.0, dtype=np.float32), (5, 1))
+        candidates = feedback_loop.Candidates(rows, scores)
+    answer = ANSWERS[name](
+        retrieval.Index(vectors), queries, reranker, depth=depth,
+        own=own, candidates=candidates,
+    )  # fmt: skip
+    assert all(own[query] != row for query, row in asked)
+    assert answer.rows.shape == (5, min(depth, 8))
+    for query, rows in enumerate(answer.rows.tolist()):
+        assert len({*rows}) == len(rows)
+        if own[query] in rows:  # nothing else was left
+            assert rows.index(own[query]) == len(rows) - 1 == 7
+    assert (np.diff(answer.scores) <= 0).all()

@@ -22,18 +22,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="recall@k, ndcg@k, mrr@k, map@k",
     )  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="write values by query there")
-    parser.add_argument(
-        "--keep-identical",
-        action="store_true",
-        help="count a document that has its query's id; default: it is left out as "
-        "BEIR does, unless it is judged",
-    )
+    inputs.add_keep_identical(parser, ", unless it is judged")
 
 
 def run(args: argparse.Namespace) -> None:
     """Prints the metrics of every run, and how they differ from the first."""
     from jaxlab.core import process
-    from jaxlab.retrieval import formats, metrics
+    from jaxlab.retrieval import formats, metrics, own_documents
     from jaxlab.systems.refit import report
 
     process.start()
@@ -43,13 +38,9 @@ def run(args: argparse.Namespace) -> None:
     for name, path in zip(names, args.runs, strict=True):
         run = formats.read_run(path)
         if not args.keep_identical:
-            run, count = metrics.leave_out_identical(qrels, run)
+            run, count = own_documents.leave_out(run, qrels)
             if count:
-                print(
-                    f"{name}: {count} documents with the identical id of their query "
-                    "are left out, as BEIR does; --keep-identical counts them",
-                    file=sys.stderr,
-                )
+                print(f"{name}: {own_documents.say(count)}", file=sys.stderr)
         evaluations[name] = metrics.evaluate(qrels, run, args.metrics)
     output.table(*report.evaluation_cells(evaluations))
     for name, metric, interval in report.against_first(evaluations):

@@ -38,6 +38,16 @@ def add_qrels(parser: argparse.ArgumentParser, required: bool = False) -> None:
     )
 
 
+def add_keep_identical(parser: argparse.ArgumentParser, but: str = "") -> None:
+    """Adds --keep-identical."""
+    parser.add_argument(
+        "--keep-identical",
+        action="store_true",
+        help="keep a document that has its query's id; default: it is left out as "
+        f"BEIR does{but}",
+    )
+
+
 def add_prefix(parser: argparse.ArgumentParser, what: str, default: str) -> None:
     """Adds --query-prefix or --document-prefix."""
     parser.add_argument(

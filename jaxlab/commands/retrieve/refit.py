@@ -50,6 +50,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="of the retriever's score in the reranker's; default: its config's",
     )
+    inputs.add_keep_identical(parser, ", unless --qrels judge it")
     inputs.add_moved(parser)
 
 
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _compare(args: argparse.Namespace, mesh) -> None:
     from jaxlab.core import progress
-    from jaxlab.retrieval import bm25
+    from jaxlab.retrieval import bm25, own_documents
     from jaxlab.systems.refit import comparison, corpus_index, report
 
     watch, workdir = progress.Clock(), pathlib.Path(args.workdir)
@@ -78,6 +79,11 @@ def _compare(args: argparse.Namespace, mesh) -> None:
     index, corpus = opened.index, opened.corpus
     asked = list(texts.values())
     workdir.mkdir(parents=True, exist_ok=True)
+    own = None
+    if not args.keep_identical:
+        own = own_documents.find([*texts], index.ids, qrels)
+    if own is not None:
+        watch.say(own_documents.say((own >= 0).sum()))
     vectors = corpus_index.vectors(
         opened.encoder, asked, watch.meter("queries")
     ).vectors
@@ -86,19 +92,13 @@ def _compare(args: argparse.Namespace, mesh) -> None:
     if args.first_stage == "bm25":
         words = bm25.Bm25(corpus.passages())
         candidates = words.candidates(asked, settings.candidates)
-    queries = comparison.Queries([*texts], asked, vectors, qrels, candidates)
+    queries = comparison.Queries([*texts], asked, vectors, qrels, candidates, own)
     with watch.announce("answering"):
         outcomes = comparison.compare(
             index, queries, reranker, settings, workdir, done=watch.progress
         )
     curves = None
     if qrels is not None:
-        identical = sum(x in qrels and x not in qrels[x] for x in corpus.ids)
-        if identical:
-            watch.say(
-                f"{identical} queries have the identical id of a document, which is "
-                "left out of the measures, as BEIR does"
-            )
         watch.say("recall by updates and by documents of feedback")
         with watch.announce("curves"):
             curves = comparison.curves(index, queries, reranker, settings)

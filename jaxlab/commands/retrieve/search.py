@@ -1,6 +1,7 @@
 """`jaxlab retrieve search`: the nearest documents, by vectors or by words."""
 
 import argparse
+import itertools
 import pathlib
 
 from jaxlab.commands.retrieve import inputs
@@ -23,6 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="documents per query; default: 10, and 100 with --run",
     )  # fmt: skip
     parser.add_argument("--run", metavar="OUT", help="write a TREC run there")
+    inputs.add_keep_identical(parser)
     inputs.add_moved(parser)
 
 
@@ -35,6 +37,8 @@ def run(args: argparse.Namespace) -> None:
     watch, queries = progress.Clock(), inputs.read_queries(args)
     if args.k is None:
         args.k = 100 if args.run else 10
+    if args.k < 1:
+        raise errors.UserError(f"--k {args.k}; use 1 or more")
     if args.run:  # before hours of search
         formats.check_columns(queries)
         if not pathlib.Path(args.run).absolute().parent.is_dir():
@@ -59,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _search_vectors(args, queries, mesh, watch):
     """(run, corpus) by the encoder of the index."""
-    from jaxlab.retrieval import formats, metrics
+    from jaxlab.retrieval import formats
     from jaxlab.systems.refit import corpus_index
 
     if args.index is None:
@@ -71,13 +75,14 @@ def _search_vectors(args, queries, mesh, watch):
         formats.check_columns(map(str, opened.index.ids.tolist()))
     texts = list(queries.values())
     vectors = corpus_index.vectors(opened.encoder, texts, watch.meter("texts")).vectors
-    scores, ids = opened.index.search(vectors, args.k)
-    return metrics.as_run([*queries], scores, ids), opened.corpus
+    ids = opened.index.ids
+    run = _ask(args, queries, ids, lambda k: opened.index.search(vectors, k))
+    return run, opened.corpus
 
 
 def _search_words(args, queries, mesh, watch):
     """(run, corpus) by BM25; a document that shares no term is not found."""
-    from jaxlab.retrieval import bm25, formats, metrics
+    from jaxlab.retrieval import bm25, formats
     from jaxlab.systems.refit import corpus_index
 
     bm25.library()
@@ -89,9 +94,26 @@ def _search_words(args, queries, mesh, watch):
         raise errors.UserError("no texts to search; name an INDEX, or --corpus FILE")
     watch.say(f"indexing the words of {len(corpus.ids)} documents")
     model = bm25.Bm25(corpus.passages(), corpus.ids)
-    scores, ids = model.search(list(queries.values()), args.k)
-    run = metrics.as_run([*queries], scores, ids)
+    texts = list(queries.values())
+    run = _ask(args, queries, corpus.ids, lambda k: model.search(texts, k))
     return {
         query: {each: score for each, score in documents.items() if score > 0}
         for query, documents in run.items()
     }, corpus
+
+
+def _ask(args, queries, documents, search):
+    """The run of `search`, k -> (scores, ids), without the queries' own documents."""
+    from jaxlab.core import progress
+    from jaxlab.retrieval import metrics, own_documents
+
+    own = None if args.keep_identical else own_documents.find([*queries], documents)
+    run = metrics.as_run([*queries], *search(args.k + (own is not None)))
+    if own is None:
+        return run
+    progress.remark(own_documents.say((own >= 0).sum()))
+    run, _ = own_documents.leave_out(run)
+    return {
+        query: dict(itertools.islice(documents.items(), args.k))
+        for query, documents in run.items()
+    }

@@ -36,7 +36,14 @@ import numpy as np
 
 from jaxlab import retrieval
 from jaxlab.core import errors
-from jaxlab.retrieval import feedback, feedback_loop, formats, metrics, rerank
+from jaxlab.retrieval import (
+    feedback,
+    feedback_loop,
+    formats,
+    metrics,
+    own_documents,
+    rerank,
+)
 
 REFERENCES = ("rerank", "rerank_2k")  # that every row is compared with
 METRICS = ("recall@{depth}", "ndcg@10", "mrr@10")
@@ -76,8 +83,8 @@ class Settings:
 
     @property
     def candidates(self) -> int:
-        """How many documents per query a first stage must find."""
-        return max(2 * self.k, self.depth)
+        """How many documents per query a first stage must find, its own among them."""
+        return max(2 * self.k, self.depth) + 1
 
 
 class Queries(NamedTuple):
@@ -88,6 +95,8 @@ class Queries(NamedTuple):
         vectors: f32[Q, dim].
         qrels: judgments, or None.
         candidates: their first documents by BM25; None: by the bi-encoder.
+        own: each query's own document, which is left out of all that happens; of
+            `own_documents.find`.
     """
 
     ids: Sequence[str]
@@ -95,6 +104,14 @@ class Queries(NamedTuple):
     vectors: np.ndarray
     qrels: metrics.Qrels | None = None
     candidates: feedback_loop.Candidates | None = None
+    own: np.ndarray | None = None
+
+    def as_run(self, answer: feedback_loop.Answer, ids: np.ndarray) -> metrics.Run:
+        """The rankings by document id."""
+        run = metrics.as_run(self.ids, answer.scores, ids[answer.rows])
+        if self.own is None:
+            return run
+        return own_documents.leave_out(run, self.qrels)[0]
 
 
 class Outcome(NamedTuple):
@@ -157,11 +174,10 @@ def compare(
         before = reranker.seconds
         answer = rows[name](index, queries, reranker, settings)
         answer.seconds["rerank"] = reranker.seconds - before
-        run = metrics.as_run(queries.ids, answer.scores, index.ids[answer.rows])
+        run = queries.as_run(answer, index.ids)
         formats.write_run(workdir / "runs" / f"{name}.trec", run, tag=name)
         evaluation = None
         if queries.qrels is not None:
-            run, _ = metrics.leave_out_identical(queries.qrels, run)
             evaluation = metrics.evaluate(queries.qrels, run, settings.metrics)
             formats.write_results(workdir / "results" / f"{name}.tsv", evaluation)
         outcomes[name] = Outcome(answer, evaluation)
@@ -184,8 +200,7 @@ def curves(
     def recall(merge, **changed):
         changed = dataclasses.replace(settings, **changed)
         answer = _refit(index, queries, reranker, changed, merge=merge)
-        run = metrics.as_run(queries.ids, answer.scores, index.ids[answer.rows])
-        run, _ = metrics.leave_out_identical(queries.qrels, run)
+        run = queries.as_run(answer, index.ids)
         name = f"recall@{settings.depth}"
         return metrics.evaluate(queries.qrels, run, (name,)).means[name]
 
@@ -251,16 +266,23 @@ def _two_rounds(index, queries, reranker, settings, update, merge="union_rerank"
         k=settings.k,
         depth=settings.depth,
         candidates=queries.candidates,
+        own=queries.own,
     )
 
 
 def _retrieve(index, queries, reranker, settings):
-    return feedback_loop.retrieve(index, queries.vectors, depth=settings.depth)
+    return feedback_loop.retrieve(
+        index, queries.vectors, depth=settings.depth, own=queries.own
+    )
 
 
 def _retrieve_by_words(index, queries, reranker, settings):
-    return feedback_loop.answer_candidates(
-        queries.candidates, queries.vectors, depth=settings.depth
+    return feedback_loop.retrieve(
+        index,
+        queries.vectors,
+        depth=settings.depth,
+        candidates=queries.candidates,
+        own=queries.own,
     )
 
 
@@ -272,6 +294,7 @@ def _rerank(index, queries, reranker, settings, *, times):
         pool=times * settings.k,
         depth=settings.depth,
         candidates=queries.candidates,
+        own=queries.own,
     )
 
 
@@ -297,6 +320,7 @@ def _tour(index, queries, reranker, settings, *, form):
         form=form,
         depth=settings.depth,
         candidates=queries.candidates,
+        own=queries.own,
     )
 
 

@@ -20,7 +20,7 @@ from jaxlab import load, retrieval
 from jaxlab.core import errors
 from jaxlab.core import progress as progress_lib
 from jaxlab.data.examples import ranked_lists
-from jaxlab.retrieval import encode, formats
+from jaxlab.retrieval import encode, formats, own_documents
 from jaxlab.systems.refit import corpus_index
 
 _FIELDS = ("folder", "name", "split")
@@ -34,7 +34,8 @@ class MinedSet(NamedTuple):
         ids, passages: of the documents, by row.
         queries: id -> text.
         qrels: query id -> document id -> judgment.
-        rows: query id -> i64[depth], documents that were found, best first.
+        rows: query id -> i64[depth], documents that were found, best first; without
+            the query's own.
         scores: query id -> row -> the bi-encoder's score, of those and of the judged.
         held_out: ids of the queries that are not trained on.
     """
@@ -99,7 +100,9 @@ def mine(
         map(encoder.config.query, queries.values()),
         length=length,
     ).vectors
-    rows = index.search_rows(vectors, depth)[1].astype(np.int64)
+    own = own_documents.find([*queries], corpus.ids, beir.qrels)
+    search = own_documents.Searches(index, own)
+    rows = search.nearest(vectors, search.limit(depth))[1].astype(np.int64)
     return MinedSet(
         name,
         corpus.ids,

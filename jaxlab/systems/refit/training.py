@@ -27,7 +27,7 @@ from jaxlab.core import mesh as mesh_lib
 from jaxlab.data.examples import ranked_lists, text_rows
 from jaxlab.models import sections
 from jaxlab.models.bert import encoder as encoder_lib
-from jaxlab.retrieval import encode, metrics
+from jaxlab.retrieval import encode, metrics, own_documents
 from jaxlab.systems.refit import mining
 
 OBJECTIVES = {"listwise": objectives.listwise, "pointwise": objectives.pointwise}
@@ -304,9 +304,9 @@ def _measure(
 
     def means(scores) -> Mapping[str, float]:
         ids = np.array(one.ids, object)[rows]
-        return metrics.evaluate(
-            qrels, metrics.as_run(queries, scores, ids), _METRICS
-        ).means
+        run = metrics.as_run(queries, scores, ids)
+        run, _ = own_documents.leave_out(run, qrels)
+        return metrics.evaluate(qrels, run, _METRICS).means
 
     before = {} if first is None else means(first)
     return {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxlab.core import errors
-from jaxlab.retrieval import formats, metrics, rerank
+from jaxlab.retrieval import formats, metrics, own_documents, rerank
 from jaxlab.systems.refit import comparison, report
 from tests.support import reranking
 
@@ -69,3 +69,28 @@ def test_of_few_queries_there_is_no_interval_and_no_star():
     assert np.isnan([low, high]).all()
     (said,) = report.against_first({"b": few[1], "a": few[0]})
     assert said == ("a", "ndcg@10", "+0.500 (too few queries for an interval)")
+
+
+def test_a_querys_own_document_is_neither_read_nor_ranked_nor_measured(tmp_path):
+    index, vectors, _ = reranking.problem()
+    vectors = 2 * index.take(np.arange(len(vectors)))  # each query finds itself first
+    names = [str(i) for i in range(len(vectors))]
+    qrels = {x: {"0" if x == "1" else "1": 1} for x in names} | {"5": {"5": 1}}
+    asked = []
+
+    def reranker(queries, rows):
+        asked.extend(zip(queries.tolist(), rows.tolist(), strict=True))
+        return -np.asarray(rows, np.float32)
+
+    own = own_documents.find(names, index.ids, qrels)
+    queries = comparison.Queries(names, names, vectors, qrels, own=own)
+    rows = ("bi-encoder", "rerank", "average")
+    chosen = comparison.Settings(rows, k=10, depth=10, updates=(0,), feedback=())
+    kept = rerank.CachedReranker(reranker)
+    comparison.compare(index, queries, kept, chosen, tmp_path)
+    comparison.curves(index, queries, kept, chosen)
+    assert {query for query, row in asked if query == row} == {5}  # it is judged
+    for file in (tmp_path / "runs").iterdir():
+        run = formats.read_run(file)
+        assert {x for x in names if x in run[x]} <= {"5"}
+        assert {*map(len, run.values())} == {10}

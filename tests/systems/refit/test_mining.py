@@ -1,5 +1,7 @@
 """Mined negatives: one index, what is negative, who is held out."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -33,6 +35,24 @@ def test_an_index_is_made_once(toy, encoder, tmp_path, monkeypatch):
     assert again.held_out == first.held_out
     assert 0 < len(first.held_out) < len(first.queries)
     assert all(len(rows) == 4 for rows in again.rows.values())
+
+
+def test_a_querys_own_document_is_not_a_negative(encoder, tmp_path):
+    toy = toy_retrieval.write_set(tmp_path / "set")
+    own = [
+        json.loads(x)["title"] for x in (toy / "corpus.jsonl").read_text().split("\n")
+    ]
+    with open(toy / "corpus.jsonl", "a") as file:
+        file.writelines(
+            f'\n{{"_id": "q{i}", "title": "", "text": "{word}"}}'
+            for i, word in enumerate(own[::2])
+        )
+    opened, options = load.encoder(encoder), {"length": 16, "depth": 400}
+    options |= {"held_out": 0.0, "seed": 0}
+    found = mining.mine({"folder": toy}, encoder, opened, tmp_path / "x", **options)
+    for query, rows in found.rows.items():
+        assert query not in {found.ids[row] for row in rows}
+        assert len(rows) == len(found.ids) - 1
 
 
 def mined(name, held_out=()):
