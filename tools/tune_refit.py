@@ -20,7 +20,13 @@ from jaxlab import load, retrieval
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import progress, runs
 from jaxlab.retrieval import rerank
-from jaxlab.systems.refit import comparison, corpus_index, cross_encoder, mining
+from jaxlab.systems.refit import (
+    comparison,
+    corpus_index,
+    cross_encoder,
+    mining,
+    model_digests,
+)
 
 
 def main() -> None:
@@ -75,8 +81,8 @@ def _held_out(args, watch):
                 args.run, texts, one.passages, length=config.data.length
             ),
             args.out / f"{one.name}.bin",
-            made_from=corpus_index.identity(
-                corpus_index.model_sha256(str(args.run)), texts
+            made_from=model_digests.identity(
+                model_digests.model_sha256(str(args.run)), texts
             ),
             progress=watch.meter("pairs reranked"),
         )

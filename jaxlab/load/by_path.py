@@ -163,7 +163,13 @@ def encoder(
         UserError: not an encoder, a cross-encoder, one whose vectors are compared by a
             distance, no tokenizer, or unreadable weights.
     """
-    loaded = bert(path, step=step, mesh=mesh)
+    return as_encoder(path, bert(path, step=step, mesh=mesh), of_texts)
+
+
+def as_encoder(
+    path: str | pathlib.Path, loaded: Loaded, of_texts: Mapping[str, Any] | None = None
+) -> Loaded:
+    """What `bert` opened as a bi-encoder; as `encoder` says."""
     if loaded.config.head == "score":
         raise errors.UserError(
             f"{path} scores pairs, it has no vectors of texts; give a bi-encoder"

@@ -134,6 +134,16 @@ def read(folder: str | pathlib.Path, *, verify: bool = False) -> Stored:
     return Stored(vectors, ids, state["largest"], state["made_from"])
 
 
+def read_made_from(folder: str | pathlib.Path) -> dict[str, Any] | None:
+    """`made_from` of an index that is made or begun; None where there is none."""
+    for name in (_BUILDING, _INDEX):
+        file = pathlib.Path(folder) / name
+        state = json_text.read_object(file, "remove it to start anew", ("made_from",))
+        if state is not None:
+            return state["made_from"]
+    return None
+
+
 # ------------------------------------------------------------------ vectors
 
 

@@ -195,7 +195,7 @@ def test_prefixes_are_those_of_the_folder_or_of_the_flags(corpus, capsys):
     assert "document_prefix None, not 'ab '" in capsys.readouterr().err
 
 
-def test_an_index_of_before_prompts_were_followed_goes_on_as_it_was(corpus):
+def test_an_index_of_before_prompts_were_followed_goes_on_as_it_was(corpus, capsys):
     bert, index = corpus / "bert", corpus / "index"
     prompts = {"prompts": {"query": "xy ", "passage": "ab "}}
     (bert / "config_sentence_transformers.json").write_text(json.dumps(prompts))
@@ -204,12 +204,56 @@ def test_an_index_of_before_prompts_were_followed_goes_on_as_it_was(corpus):
     assert command("index", index, *made, *plain) == 0
     assert "texts" not in json.loads((index / "index.json").read_text())["made_from"]
     (index / "texts.bin").unlink()  # nor was there this one
+    corpus_index.open_index(index)
+    assert "was made before" not in capsys.readouterr().err  # the flags said so
+    source = json.loads((index / "source.json").read_text())
+    del source["encoder_says"]
+    (index / "source.json").write_text(json.dumps(source))
     opened = corpus_index.open_index(index)
     assert opened.encoder.config.query("a") == "a"
     write_lines(corpus / "more.jsonl", [{"_id": "new", "text": "a new one"}])
     more = ("--corpus", corpus / "more.jsonl", "--encoder", bert, "--append")
     assert command("index", index, *more) == 0
-    assert len(corpus_index.open_index(index).index) == 7
+    capsys.readouterr()
+    assert command("search", index, "--query", "a") == 0
+    told = capsys.readouterr().err
+    assert "was made before query_prefix 'xy ', document_prefix 'ab ' of" in told
+    assert command("search", index, "--query", "a", "--query-prefix", "") == 0
+    assert "was made before document_prefix" in capsys.readouterr().err
+
+
+def test_an_encoder_that_was_changed_is_another(corpus, capsys):
+    bert, index = corpus / "bert", corpus / "index"
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    settings = {
+        "modules.json": [{"path": x, "type": kinds[x]} for x in kinds],
+        "1_Pooling/config.json": {"pooling_mode_mean_tokens": True},
+        "2_Normalize/config.json": {},
+        "sentence_bert_config.json": {"max_seq_length": 16},
+        "config_sentence_transformers.json": {"similarity_fn_name": "cosine"},
+        "tokenizer_config.json": {},
+    }
+    for name, value in settings.items():
+        (bert / name).parent.mkdir(exist_ok=True)
+        (bert / name).write_text(json.dumps(value))
+    made = ("--corpus", corpus / "corpus.jsonl.gz", "--encoder", bert)
+    assert command("index", index, *made) == 0
+    for name in (*settings, "tokenizer.json"):
+        file = bert / name
+        text = file.read_text()
+        file.write_text(text.replace("}", " }", 1))
+        for case in (("search", index, "--query", "a"), ("index", index, *made)):
+            capsys.readouterr()
+            assert command(*case) == 2
+            assert "another encoder" in capsys.readouterr().err, name
+        file.write_text(text)
+    (bert / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
+    description = json.loads((index / "index.json").read_text())
+    del description["made_from"]["files"]  # as it was before
+    (index / "index.json").write_text(json.dumps(description))
+    assert command("search", index, "--query", "a") == 0
+    assert command("index", index, *made) == 0
+    assert "up to date" in capsys.readouterr().out
 
 
 def test_a_second_index_is_up_to_date_or_refused(corpus, capsys):

@@ -137,7 +137,7 @@ def _read_asked(args) -> tuple[dict[str, str], dict | None]:
 def _reranker(args, asked, vectors, opened, mesh, watch):
     """The cross-encoder; its scores are kept in WORKDIR/scores.bin."""
     from jaxlab.retrieval import rerank
-    from jaxlab.systems.refit import corpus_index, cross_encoder
+    from jaxlab.systems.refit import cross_encoder, model_digests
 
     prior = args.prior
     if prior is None:
@@ -154,7 +154,7 @@ def _reranker(args, asked, vectors, opened, mesh, watch):
         progress=watch.meter("pairs of this round scored"),
     )
     models = [
-        corpus_index.model_sha256(args.reranker),
+        model_digests.model_sha256(args.reranker),
         opened.index.made_from["encoder"],
     ]
     if prior and opened.encoder.config.of_texts:  # the vectors depend on these too
@@ -162,6 +162,6 @@ def _reranker(args, asked, vectors, opened, mesh, watch):
     return rerank.CachedReranker(
         score,
         pathlib.Path(args.workdir) / "scores.bin",
-        made_from=corpus_index.identity(models, prior, args.length, asked, passages),
+        made_from=model_digests.identity(models, prior, args.length, asked, passages),
         progress=watch.meter("pairs reranked"),
     )

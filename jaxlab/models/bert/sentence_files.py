@@ -62,6 +62,14 @@ def with_settings(config: BertConfig, folder: pathlib.Path) -> BertConfig:
     return dataclasses.replace(config, **chosen)
 
 
+def find(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files of the folders that modules.json names; [] where there is none."""
+    if not (folder / _MODULES).is_file():
+        return []
+    paths = [x.get("path") for x in _read_json(folder / _MODULES, list)]
+    return [x for path in paths if path for x in (folder / str(path)).glob("*")]
+
+
 def write_settings(config: BertConfig, folder: pathlib.Path) -> None:
     """Writes what `with_settings` and sentence-transformers read."""
     if config.head == "score":

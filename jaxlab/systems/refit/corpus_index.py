@@ -11,9 +11,7 @@ the index: it is written down where it is made, and followed when it is searched
 """
 
 import dataclasses
-import functools
-import hashlib
-import json
+import logging
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,14 +20,17 @@ import jax
 import numpy as np
 
 from jaxlab import load, models, retrieval
-from jaxlab.core import errors, json_text, report, runs, types
+from jaxlab.core import errors, json_text, report, types
 from jaxlab.core import progress as progress_lib
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.retrieval import encode, formats
-from jaxlab.systems.refit import text_digests
+from jaxlab.systems.refit import model_digests, text_digests
 
 _SOURCE = "source.json"
+_SAYS = "encoder_says"  # of texts, when the index was made, followed or not
 _WINDOW = 4096  # texts that are sorted by length together; a build resumes at one
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Encoder:
         length: of the longest rows, in tokens; what is beyond is cut.
         config: says what is done to texts.
         mesh: whose devices share the work; None is one device.
+        says: what its folder says of texts (`BertConfig.of_texts`), followed or not.
     """
 
     path: str
@@ -52,6 +54,7 @@ class Encoder:
     length: int
     config: models.BertConfig
     mesh: jax.sharding.Mesh | None = None
+    says: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def of_documents(self) -> dict[str, Any]:
@@ -107,15 +110,24 @@ def open_encoder(
     Raises:
         UserError: not such a folder, or longer rows than it has positions for.
     """
-    loaded = load.encoder(path, mesh=mesh, of_texts=of_texts)
+    raw = load.bert(path, mesh=mesh)
+    loaded = load.as_encoder(path, raw, of_texts)
     most = loaded.config.length
     longest = length or loaded.config.row_length or most
     if longest > most:
         raise errors.UserError(
             f"length {longest} is more than the {most} positions of {path}"
         )
-    apply, params, tokenizer = loaded.model.apply, loaded.params, loaded.tokenizer
-    return Encoder(str(path), apply, params, tokenizer, longest, loaded.config, mesh)
+    return Encoder(
+        str(path),
+        loaded.model.apply,
+        loaded.params,
+        loaded.tokenizer,
+        longest,
+        loaded.config,
+        mesh,
+        raw.config.of_texts,
+    )
 
 
 def build(
@@ -143,7 +155,7 @@ def build(
         UserError: a corpus that cannot be read, an index of something else.
     """
     folder, texts = pathlib.Path(folder), formats.read_corpus(corpus)
-    made_from = _made_from(encoder)
+    made_from = _made_from(folder, encoder)
     source = {
         "corpora": [str(pathlib.Path(corpus).resolve())],
         "encoder": str(pathlib.Path(encoder.path).resolve()),
@@ -153,9 +165,12 @@ def build(
         source["query_prefix"] = encoder.config.query_prefix
     if append:
         index, batches = _append(folder, texts, corpus, encoder, made_from, progress)
-        source["corpora"] = [*sources(folder)["corpora"], *source["corpora"]]
+        before = sources(folder)
+        source["corpora"] = [*before["corpora"], *source["corpora"]]
+        source |= {x: before[x] for x in (_SAYS,) if x in before}
     else:
-        made_from["corpus"] = identity(texts.passages())
+        source[_SAYS] = dict(encoder.says)
+        made_from["corpus"] = model_digests.identity(texts.passages())
         batches = _Batches(encoder, texts.passages(), progress)
         index = _read_complete(folder, texts.ids, made_from, dtype)
         if index is None:
@@ -172,7 +187,7 @@ def build(
 def _append(folder, texts, corpus, encoder, made_from, progress):
     """The index with the documents that it lacked, and those as batches."""
     index = retrieval.Index.open(folder)
-    _refuse_other(folder, index, made_from)
+    model_digests.refuse_other(folder, index.made_from, made_from)
     digests = text_digests.read(folder, len(index))
     text_digests.warn_of_changed(folder, index.ids.tolist(), digests, texts)
     ids, passages = _missing_from(index, texts)
@@ -254,7 +269,9 @@ def open_index(
         mesh=mesh,
         of_texts=of_texts(folder, query_prefix=query_prefix),
     )
-    _refuse_other(folder, index, _made_from(opened))
+    _tell_of_other_texts(folder, opened, query_prefix)
+    made_from = _made_from(folder, opened)
+    model_digests.refuse_other(folder, index.made_from, made_from)
     texts = read_texts(folder, index.ids.tolist(), corpora or source["corpora"])
     return OpenIndex(index, opened, texts)
 
@@ -277,6 +294,26 @@ def of_texts(
     values["query_prefix"] = sources(folder).get("query_prefix", "")
     given = {"query_prefix": query_prefix, "document_prefix": document_prefix}
     return values | {name: x for name, x in given.items() if x is not None}
+
+
+def _tell_of_other_texts(folder, encoder: Encoder, query_prefix) -> None:
+    """Says what the encoder's folder says of texts and was not known to the index.
+
+    As of an index from before sentence-transformers' prompts were read.
+    """
+    recorded = sources(folder).get(_SAYS)
+    before = of_texts(folder) if recorded is None else recorded
+    asked = () if query_prefix is None else ("query_prefix",)
+    now = encoder.says
+    other = [x for x in now if x not in asked and now[x] != before.get(x)]
+    if other:
+        _log.warning(
+            "%s was made before %s of %s was followed, and is searched as it was made; "
+            "to follow it, build the index again in another folder",
+            folder,
+            ", ".join(f"{x} {now[x]!r}" for x in other),
+            encoder.path,
+        )
 
 
 def read_texts(
@@ -328,47 +365,10 @@ def vectors(
     )
 
 
-def identity(*parts: Any) -> str:
-    """A name for what scores depend on: texts, files of models, numbers."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-@functools.cache
-def model_sha256(path: str) -> str:
-    """Of the files that a model's answers depend on, by name."""
-    digest = hashlib.sha256()
-    kinds = ("*.safetensors", "*.json", "*.model")
-    folder = pathlib.Path(path)
-    if runs.has_checkpoints(folder):  # the last one decides
-        kinds = (runs.CONFIG, f"{runs.CHECKPOINTS}/*/**/*", "data/*.json")
-    chosen = sorted({x for kind in kinds for x in folder.glob(kind) if x.is_file()})
-    for file in chosen:
-        digest.update(str(file.relative_to(folder)).encode() + b"\0")
-        with open(file, "rb") as opened:
-            while block := opened.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def _made_from(encoder: Encoder) -> dict[str, Any]:
-    """What an index remembers of the encoder."""
-    made_from = {"encoder": model_sha256(encoder.path), "length": encoder.length}
-    return made_from | ({"texts": x} if (x := encoder.of_documents) else {})
-
-
-def _refuse_other(folder, index, made_from) -> None:
-    for name in ("encoder", "length"):
-        if index.made_from.get(name) != made_from[name]:
-            raise errors.UserError(
-                f"{folder} was made with another {name}; use that one, or build the "
-                "index again"
-            )
-    old, new = (x.get("texts", {}) for x in (index.made_from, made_from))
-    if other := sorted(x for x in old.keys() | new.keys() if old.get(x) != new.get(x)):
-        shown = "; ".join(f"{x} {old.get(x)!r}, not {new.get(x)!r}" for x in other)
-        raise errors.UserError(
-            f"{folder} was made with {shown}; use the same, or build the index again"
-        )
+def _made_from(folder, encoder: Encoder) -> dict[str, Any]:
+    """What an index in `folder` remembers, or would, of the encoder."""
+    own = model_digests.made_from(encoder.path, encoder.length, encoder.of_documents)
+    return model_digests.as_recorded(folder, own)
 
 
 def _missing_from(index, corpus: formats.Corpus) -> tuple[list[str], list[str]]:

@@ -21,7 +21,7 @@ from jaxlab.core import errors
 from jaxlab.core import progress as progress_lib
 from jaxlab.data.examples import ranked_lists
 from jaxlab.retrieval import encode, formats, own_documents
-from jaxlab.systems.refit import corpus_index
+from jaxlab.systems.refit import model_digests
 
 _FIELDS = ("folder", "name", "split")
 
@@ -169,14 +169,10 @@ def training_lists(
 
 def _index(folder, ids, passages, path, encoder, length, progress) -> retrieval.Index:
     """The finished index of just these texts, or one that is made now."""
-    made_from = {
-        "encoder": corpus_index.model_sha256(str(path)),
-        "length": length,
-        "corpus": corpus_index.identity(passages),
-    }
     of_texts = {x: y for x, y in encoder.config.of_texts.items() if x != "query_prefix"}
-    if of_texts:
-        made_from["texts"] = of_texts
+    made_from = model_digests.made_from(path, length, of_texts)
+    made_from = model_digests.as_recorded(folder, made_from)
+    made_from["corpus"] = model_digests.identity(passages)
     try:
         index = retrieval.Index.open(folder)
     except errors.UserError:
