@@ -9,6 +9,7 @@ nothing.
 """
 
 import contextlib
+import errno
 import importlib.util
 import os
 import pathlib
@@ -84,29 +85,57 @@ def split(locations: str) -> list[str]:
     return found
 
 
-def list_files(folder: pathlib.Path) -> dict[str, int]:
+def list_files(
+    folder: pathlib.Path, left_out: dict[str, list[str]] | None = None
+) -> dict[str, int]:
     """Bytes of every file below a local folder by its name there, links followed.
 
     A link to a folder that it lies in leads nowhere new and is passed by.
+
+    Args:
+        folder: to be looked through.
+        left_out: gets what is no file that can be read, by the reason.
     """
     sizes: dict[str, int] = {}
-    above: dict[str, frozenset] = {}  # the real folders that a folder lies in
+    left_out = {} if left_out is None else left_out
+    parents = pathlib.Path(os.path.realpath(folder)).parents
+    # The real folders that a folder lies in.
+    above = {os.fspath(folder): frozenset(map(str, parents))}
     walk = os.walk(folder, onerror=_raise_but_missing, followlinks=True)
     for path, folders, files in walk:
         real = os.path.realpath(path)
-        within = above.pop(path, frozenset())
+        within = above.pop(path)
         if real in within:
+            _leave_out(left_out, "is a link to a folder it lies in", path, folder)
             folders.clear()
             continue
         above |= {os.path.join(path, name): within | {real} for name in folders}
         for name in files:
             file = os.path.join(path, name)
-            with contextlib.suppress(FileNotFoundError):  # somebody's temporary file
+            try:
                 status = os.stat(file)
-                if stat.S_ISREG(status.st_mode):
-                    name = os.path.relpath(file, folder).replace(os.sep, "/")
-                    sizes[name] = status.st_size
+            except FileNotFoundError:
+                if os.path.islink(file):  # else somebody's temporary file
+                    _leave_out(left_out, "is a broken link", file, folder)
+                continue
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise
+                _leave_out(left_out, "is a link to itself", file, folder)
+                continue
+            if stat.S_ISREG(status.st_mode):
+                sizes[_name_in(folder, file)] = status.st_size
+            else:
+                _leave_out(left_out, "is a pipe, socket or device", file, folder)
     return sizes
+
+
+def _leave_out(left_out, reason, file, folder) -> None:
+    left_out.setdefault(reason, []).append(_name_in(folder, file))
+
+
+def _name_in(folder, file) -> str:
+    return os.path.relpath(file, folder).replace(os.sep, "/")
 
 
 def _raise_but_missing(error: OSError) -> None:

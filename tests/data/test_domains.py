@@ -1,7 +1,9 @@
 """Domains: which a folder has, and what is wrong with those it should have."""
 
+import contextlib
 import json
 import os
+import socket
 
 import pytest
 
@@ -64,6 +66,35 @@ def test_text_behind_links_is_read_once_however_they_lead(tmp_path):
     (tmp_path / "law" / "itself").symlink_to(".")
     found = documents_lib.read_documents(tmp_path / "law")
     assert [d.id for d in found] == ["a.txt", "linked/deep/b.txt"]
+
+
+def test_what_leads_to_no_text_in_a_domain_is_named(tmp_path, caplog):
+    law = tmp_path / "law"
+    law.mkdir()
+    (law / "a.txt").write_text("near")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "c.txt").write_text("not law")
+    for name, target in (("gone.txt", "nowhere"), ("round.txt", "round.txt")):
+        (law / name).symlink_to(target)
+    (law / "up").symlink_to("..")  # to all domains
+    (law / ".hidden").symlink_to("nowhere")
+    os.mkfifo(law / "pipe.jsonl")
+    with socket.socket(socket.AF_UNIX) as opened, contextlib.chdir(law):
+        opened.bind("socket.txt")
+    for _ in range(2):
+        found = documents_lib.read_documents(law)
+        assert [d.id for d in found] == ["a.txt"]
+    reasons = {
+        "gone.txt": "broken link",
+        "round.txt": "link to itself",
+        "up": "folder it lies in",
+        "pipe.jsonl": "pipe",
+        "socket.txt": "socket",
+    }
+    for name, reason in reasons.items():
+        (said,) = (x for x in caplog.messages if f"{law / name} " in x)
+        assert reason in said
+    assert not any(".hidden" in x for x in caplog.messages)
 
 
 def test_ids_and_names_that_are_no_utf8_are_written_as_escapes(tmp_path):

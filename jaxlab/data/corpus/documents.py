@@ -83,7 +83,7 @@ def read_documents(
 def list_files(path: str | pathlib.Path) -> dict[str, int]:
     """Bytes of every file below a folder by its name there, or of one file.
 
-    Links are followed, to folders too.
+    Links are followed, to folders too; what leads to no file is named in a warning.
     """
     path = paths.path(path)
     if paths.is_remote(path):
@@ -99,7 +99,12 @@ def list_files(path: str | pathlib.Path) -> dict[str, int]:
         }
     if path.is_file():
         return {path.name: path.stat().st_size}
-    return paths.list_files(path)
+    left_out: dict[str, list[str]] = {}
+    names = paths.list_files(path, left_out)
+    for reason, own in left_out.items():
+        for name in filter(_is_visible, sorted(own)):
+            _warn_once(f"{path / name} is not read: it {reason}")
+    return names
 
 
 def readable_files(names: Mapping[str, int], folder: str | pathlib.Path) -> list[str]:
@@ -117,8 +122,7 @@ def readable_files(names: Mapping[str, int], folder: str | pathlib.Path) -> list
     """
     files, skipped, empty = [], [], []
     for name in sorted(names, key=lambda name: name.split("/")):
-        parts = name.split("/")
-        if any(part.startswith(".") or part == "__pycache__" for part in parts):
+        if not _is_visible(name):
             continue
         if PLAIN_TEXT.search(name) and names[name] == 0:
             empty.append(name)  # an __init__.py, say; an empty .jsonl is a mistake
@@ -136,6 +140,11 @@ def readable_files(names: Mapping[str, int], folder: str | pathlib.Path) -> list
             f"{folder} holds no document; put .txt, .md, .py or .jsonl files there"
         )
     return files
+
+
+def _is_visible(name: str) -> bool:
+    parts = name.split("/")
+    return not any(part.startswith(".") or part == "__pycache__" for part in parts)
 
 
 def warn_of_skipped(folder: str | pathlib.Path, names: Iterable[str]) -> None:
