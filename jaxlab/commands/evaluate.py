@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     from jaxlab import load
     from jaxlab.commands import devices
     from jaxlab.core import mesh as mesh_lib
-    from jaxlab.core import progress, report
+    from jaxlab.core import progress, ranges, report
     from jaxlab.data import evaluation_text
     from jaxlab.data.batches import loader
     from jaxlab.evals import perplexity
@@ -53,12 +53,9 @@ def run(args: argparse.Namespace) -> None:
             files = load.held_out(args.model)
         if not files:
             raise errors.UserError(f"{args.model} has no held-out text; give --data")
-        length, most = args.length or loaded.config.length, loaded.config.length
-        if length > most:
-            raise errors.UserError(
-                f"--length {length} is beyond the model's {most} tokens; use at most "
-                f"--length {most}"
-            )
+        most = loaded.config.length
+        length = most if args.length is None else args.length
+        ranges.check_length("--length", length, most)
         rows = mesh_lib.padded_rows(args.batch_size, mesh)
         with progress.announce("evaluating", progress.remark):
             results = {

@@ -71,3 +71,23 @@ def check(
         value = values.get(name)
         if isinstance(value, numbers.Real) and not one.holds(float(value)):
             raise errors.ArgumentError(f"{section}{name} {value}; use {one.words}")
+
+
+def check_length(flag: str, length: int, most: int) -> None:
+    """Refuses rows that a model has no positions for.
+
+    Args:
+        flag: that sets the length.
+        length: of the rows, in tokens.
+        most: the model's.
+
+    Raises:
+        UserError: with both, and the flag.
+    """
+    if length < 1:
+        raise errors.UserError(f"{flag} {length}; use 1 or more")
+    if length > most:
+        raise errors.UserError(
+            f"{flag} {length} is beyond the model's {most} tokens; use at most "
+            f"{flag} {most}"
+        )

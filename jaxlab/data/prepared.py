@@ -9,7 +9,7 @@ import json
 import logging
 import pathlib
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from jaxlab.core import errors, json_text, paths, progress, report
@@ -57,6 +57,7 @@ def prepare(
     max_bytes_per_domain: int | None = None,
     seed: int = 0,
     parts: int = 1,
+    added: Collection[str] = (),
 ) -> Prepared:
     """Opens the corpus prepared in `folder`, or prepares it there.
 
@@ -71,6 +72,7 @@ def prepare(
         seed: of the held-out split and of the tokenizer's sample.
         parts: disjoint training files NAME.1, NAME.2 ... of each domain; 1 leaves it
             whole.
+        added: names of token files that somebody put there beside the source's.
 
     Raises:
         UserError: the folder was prepared otherwise; unreadable or empty text.
@@ -107,7 +109,7 @@ def prepare(
         _prepare(folder, made_from)
     else:
         _check_settings(folder, saved, made_from)
-        _check_text(folder, saved, made_from)
+        _check_text(folder, saved, made_from, added)
     report.write_json(record, made_from)
     return open_folder(folder)
 
@@ -131,7 +133,9 @@ def _check_settings(folder: pathlib.Path, saved: Mapping, made_from: Mapping) ->
         )
 
 
-def _check_text(folder: pathlib.Path, saved: Mapping, made_from: Mapping) -> None:
+def _check_text(
+    folder: pathlib.Path, saved: Mapping, made_from: Mapping, added: Collection[str]
+) -> None:
     """Refuses text that is elsewhere now and is not what the folder was prepared from.
 
     It is prepared once more, with the folder's tokenizer, and has to be the same.
@@ -147,8 +151,9 @@ def _check_text(folder: pathlib.Path, saved: Mapping, made_from: Mapping) -> Non
             {p.stem: _checksum(p) for p in sorted(pathlib.Path(place).glob("*.npy"))}
             for place in (folder, part)
         )
+    then = {name: x for name, x in then.items() if name not in added or name in now}
     # A domain that is one file is called by it, and keeps the name it had.
-    is_one = len(open_folder(folder).train) == 1
+    is_one = len(open_folder(folder).train.keys() - set(added)) == 1
     if then != now and not (is_one and [*then.values()] == [*now.values()]):
         raise errors.UserError(
             f"{folder} was prepared from other text, {old}; use another folder, or "

@@ -7,7 +7,7 @@ perplexity_evals   held-out perplexity, per domain
 
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import ml_collections
 
@@ -23,11 +23,15 @@ _CHECKED_TOKENS = 1 << 22  # of each file before the run; every row is, as it is
 
 
 def open_corpus(
-    data: ml_collections.ConfigDict, workdir: pathlib.Path
+    data: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    added: Collection[str] = (),
 ) -> prepared.Prepared:
     """The corpus a data config names: token files, a folder of text, or "embedded".
 
-    A `data.folder` without a source is read as `jaxlab data prepare` left it.
+    A `data.folder` without a source is read as `jaxlab data prepare` left it. `added`
+    is that of `prepared.prepare`.
 
     Raises:
         UserError: nothing is named, or a file is missing.
@@ -70,6 +74,7 @@ def open_corpus(
         max_bytes_per_domain=data.max_bytes_per_domain or None,
         seed=data.split_seed,
         parts=data.parts,
+        added=added,
     )
 
 

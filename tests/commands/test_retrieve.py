@@ -122,7 +122,14 @@ def test_mistakes_are_one_line(corpus, capsys):
         "scores pairs": (
             "index", corpus / "x", *made[:3], corpus / "bert_scorer"
         ),
-        "positions": ("index", corpus / "x", *made, "--length", "9999"),
+        "--length 9999 is beyond the model's": (
+            "index", corpus / "x", *made, "--length", "9999"
+        ),
+        "--length 0; use 1 or more": ("index", corpus / "x", *made, "--length", "0"),
+        "--length 9998 is beyond the model's": (
+            "refit", corpus / "o", "--index", index, "--length", "9998", "--queries",
+            corpus / "queries.jsonl", "--reranker", corpus / "bert_scorer",
+        ),
         "no queries": ("search", index),
         "--query is empty": ("search", index, "--query", " "),
         "half a surrogate pair": ("search", index, "--query", "caf\udce9"),

@@ -41,7 +41,7 @@ def open_experts(
             text, an unknown target.
     """
     from jaxlab.commands import devices
-    from jaxlab.core import progress
+    from jaxlab.core import progress, ranges
     from jaxlab.systems.data_ablation import subjects
 
     _check(args)
@@ -55,6 +55,9 @@ def open_experts(
             else:
                 models = dict(args.experts)
                 source = subjects.open_models(models, args.seed_model, mesh)
+            if args.length is not None:
+                most = source.subject.decoder.config.length
+                ranges.check_length("--length", args.length, most)
             evaluation = subjects.read_targets(
                 source,
                 tuple(targets),

@@ -42,7 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="of the comparison, e.g. refit,rerank; default: all",
     )  # fmt: skip
     parser.add_argument(
-        "--length", type=int, default=128, metavar="TOKENS", help="per pair"
+        "--length", type=int, metavar="TOKENS", help="per pair; default: 128"
     )
     parser.add_argument(
         "--prior",
@@ -143,6 +143,7 @@ def _reranker(args, asked, vectors, opened, mesh, watch):
     if prior is None:
         prior = cross_encoder.prior_of(args.reranker)
     passages = opened.corpus.passages()
+    length = cross_encoder.LENGTH if args.length is None else args.length
     score = cross_encoder.reranker(
         args.reranker,
         asked,
@@ -162,6 +163,6 @@ def _reranker(args, asked, vectors, opened, mesh, watch):
     return rerank.CachedReranker(
         score,
         pathlib.Path(args.workdir) / "scores.bin",
-        made_from=model_digests.identity(models, prior, args.length, asked, passages),
+        made_from=model_digests.identity(models, prior, length, asked, passages),
         progress=watch.meter("pairs reranked"),
     )

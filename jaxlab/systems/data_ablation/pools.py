@@ -17,7 +17,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -102,9 +102,10 @@ def open_corpus(
     """
     source = recipe.base.data.source
     if recipe_lib.check(pool, recipe, units):
-        if recipe_lib.read(pool).base.data.source != source:  # moved, or other text
-            return _open_text(recipe, pool)
-        return prepared.open_folder(pool / "data")
+        if (before := recipe_lib.read(pool).base.data.source) == source:
+            return prepared.open_folder(pool / "data")
+        if not holds_tokens(source):  # moved, or other text
+            return _open_text(recipe, pool, _find_added(pool, before))
     sources = paths.split(source)
     token_folders = [path for path in sources if holds_tokens(path)]
     if token_folders and len(sources) > 1:
@@ -210,8 +211,26 @@ def _check_sizes(recipe: branches.Recipe, pool: pathlib.Path, files: Mapping) ->
             ) from None
 
 
-def _open_text(recipe: branches.Recipe, pool: pathlib.Path) -> prepared.Prepared:
-    return corpora.open_corpus(recipe.base.data, pool)
+def _open_text(
+    recipe: branches.Recipe, pool: pathlib.Path, added: Collection[str] = ()
+) -> prepared.Prepared:
+    return corpora.open_corpus(recipe.base.data, pool, added=added)
+
+
+def _find_added(pool: pathlib.Path, source: str) -> set[str]:
+    """Token files of a pool whose documents do not come from the source it began with.
+
+    Their tables say where they were read, wherever that text lies now.
+    """
+    roots = [str(pathlib.Path(path)) for path in paths.split(source)]
+    if prepared.EMBEDDED in roots:
+        roots.append(str(pool / "data" / "text"))
+
+    def is_added(path: pathlib.Path) -> bool:
+        origin = token_files.TokenFile.open(path).span(0).source
+        return not any(origin.startswith((f"{x}/", f"{x}:")) for x in roots)
+
+    return {path.stem for path in (pool / "data").glob("*.npy") if is_added(path)}
 
 
 def _take_corpus(recipe: branches.Recipe, pool: pathlib.Path) -> prepared.Prepared:
@@ -222,10 +241,9 @@ def _take_corpus(recipe: branches.Recipe, pool: pathlib.Path) -> prepared.Prepar
         folder / "corpus.json", f"remove {folder} to take the text again"
     )
     if saved is not None:
-        if saved != record:
-            raise errors.UserError(
-                f"{folder} was prepared from another source; use another pool folder"
-            )
+        if saved != record:  # moved, or other tokens
+            _refuse_other_tokens(pathlib.Path(source), folder)
+            report.write_json(folder / "corpus.json", record)
         return prepared.open_folder(folder)
     if recipe.base.data.parts > 1:
         raise errors.UserError(
@@ -252,6 +270,23 @@ def _take_corpus(recipe: branches.Recipe, pool: pathlib.Path) -> prepared.Prepar
         _link(file.path, folder / file.path.name)
     report.write_json(folder / "corpus.json", record)
     return prepared.open_folder(folder)
+
+
+def _refuse_other_tokens(source: pathlib.Path, folder: pathlib.Path) -> None:
+    """Raises where token files are not those in the folder."""
+    theirs, ours = prepared.open_folder(source), prepared.open_folder(folder)
+    same = theirs.tokenizer.fingerprint == ours.tokenizer.fingerprint
+    for new, old in ((theirs.train, ours.train), (theirs.held_out, ours.held_out)):
+        pairs = ((file, old.get(name)) for name, file in new.items())
+        same &= all(
+            other is not None and file.info.get("sha256") == other.info.get("sha256")
+            for file, other in pairs
+        )
+    if not same:
+        raise errors.UserError(
+            f"{folder} was prepared from other text than {source}; use another pool "
+            "folder"
+        )
 
 
 def _take(source, tokenizer, staging, name) -> None:

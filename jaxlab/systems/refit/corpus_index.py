@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from jaxlab import load, models, retrieval
-from jaxlab.core import errors, json_text, report, types
+from jaxlab.core import errors, json_text, ranges, report, types
 from jaxlab.core import progress as progress_lib
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.retrieval import encode, formats
@@ -113,11 +113,8 @@ def open_encoder(
     raw = load.bert(path, mesh=mesh)
     loaded = load.as_encoder(path, raw, of_texts)
     most = loaded.config.length
-    longest = length or loaded.config.row_length or most
-    if longest > most:
-        raise errors.UserError(
-            f"length {longest} is more than the {most} positions of {path}"
-        )
+    longest = loaded.config.row_length if length is None else length
+    ranges.check_length("--length", longest, most)
     return Encoder(
         str(path),
         loaded.model.apply,

@@ -7,10 +7,12 @@ import jax
 import numpy as np
 
 from jaxlab import load, retrieval
-from jaxlab.core import errors, runs
+from jaxlab.core import errors, ranges, runs
 from jaxlab.core import progress as progress_lib
 from jaxlab.data.examples import text_rows
 from jaxlab.retrieval import encode, rerank
+
+LENGTH = 128  # tokens of a pair
 
 
 def reranker(
@@ -18,7 +20,7 @@ def reranker(
     queries: Sequence[str],
     passages: Sequence[str],
     *,
-    length: int = 128,
+    length: int | None = None,
     prior: float = 0.0,
     retriever: tuple[retrieval.Index, np.ndarray] | None = None,
     batch_tokens: int = 8192,
@@ -33,7 +35,8 @@ def reranker(
     Args:
         path: a Hugging Face folder or a run of `configs/refit.py:cross_encoder`.
         queries, passages: all texts.
-        length: of the rows; of longer pairs the longer text is cut.
+        length: of the rows, of longer pairs the longer text is cut; None for LENGTH, or
+            the model's where that is shorter.
         prior: weight of the retriever; see `prior_of`.
         retriever: index and vectors of the queries, for the prior.
         batch_tokens: of a batch.
@@ -41,12 +44,15 @@ def reranker(
         progress: called with (pairs done of those that were asked for at once, None).
 
     Raises:
-        UserError: not a cross-encoder, or a prior without a retriever.
+        UserError: not a cross-encoder, a prior without a retriever, or rows that are
+            longer than the model's.
     """
     if prior and retriever is None:
         raise errors.UserError("a prior needs the retriever; give index and vectors")
     scorer = load.scorer(path, mesh=mesh)
-    length = min(length, scorer.config.length)
+    most = scorer.config.length
+    length = min(LENGTH, most) if length is None else length
+    ranges.check_length("--length", length, most)
 
     def score(numbers: np.ndarray, rows: np.ndarray) -> np.ndarray:
         encoded = text_rows.encode_pairs(

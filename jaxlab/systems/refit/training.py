@@ -22,7 +22,7 @@ import ml_collections
 import numpy as np
 
 from jaxlab import load, models, objectives, optim, retrieval
-from jaxlab.core import errors, paths, progress, runs, types
+from jaxlab.core import errors, paths, progress, ranges, runs, types
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data.examples import ranked_lists, text_rows
 from jaxlab.models import sections
@@ -49,7 +49,7 @@ def rerank(
         scorer, params = encoder_lib.as_scorer(
             scorer, params, jax.random.key(config.seed)
         )
-    _check_length(config.data.length, scorer)
+    ranges.check_length("--config.data.length", config.data.length, scorer.length)
     sets = _mine(config, workdir, mesh)
     batches = ranked_lists.Lists(
         mining.training_lists(sets, config.mine.depth, config.prior),
@@ -84,7 +84,10 @@ def embed(
     start = _open(config, mesh)
     if start.config.head == "score":
         raise errors.UserError(f"init_from {config.init_from} is a cross-encoder")
-    _check_length(max(config.data.length, config.data.query_length), start.config)
+    for key in ("length", "query_length"):
+        ranges.check_length(
+            f"--config.data.{key}", config.data[key], start.config.length
+        )
     try:
         encoder = start.config.for_search
     except errors.ArgumentError as error:
@@ -230,14 +233,6 @@ def _open(config, mesh) -> load.Loaded:
     return start._replace(config=changed)
 
 
-def _check_length(length: int, config: models.BertConfig) -> None:
-    if length > config.length:
-        raise errors.UserError(
-            f"data.length {length} is more than the {config.length} positions of the "
-            "encoder; cut it"
-        )
-
-
 def _mine(config, workdir, mesh) -> list[mining.MinedSet]:
     if not config.data.sets:
         raise errors.UserError(
@@ -247,7 +242,7 @@ def _mine(config, workdir, mesh) -> list[mining.MinedSet]:
     path = config.mine.encoder or config.init_from
     encoder = load.encoder(path, mesh=mesh)
     length = config.mine.length or encoder.config.row_length
-    _check_length(length, encoder.config)
+    ranges.check_length("--config.mine.length", length, encoder.config.length)
     folder = pathlib.Path(config.mine.index or workdir / "index")
     options = {
         "length": length,

@@ -29,7 +29,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxlab import load, models, objectives, optim
-from jaxlab.core import errors, runs, types
+from jaxlab.core import errors, ranges, runs, types
 from jaxlab.data.examples import labelled
 from jaxlab.evals import accuracy
 from jaxlab.systems import experiments, trust_regions
@@ -147,12 +147,8 @@ def _open_decoder(path, mesh) -> load.Loaded:
 
 
 def _length(config, opened) -> int:
-    length, most = config.data.length, opened.config.length
-    if length > most:
-        raise errors.UserError(
-            f"data.length {length} is longer than the {most} of {config.init_from}; "
-            "cut data.length"
-        )
+    length = config.data.length
+    ranges.check_length("--config.data.length", length, opened.config.length)
     return length
 
 

@@ -49,13 +49,17 @@ def protocol(
         UserError: as `languages.classify`.
     """
     config = config_lib.classification()
-    config.update({"init_from": model, "steps": steps or 100})
+    config.update({"init_from": model, "steps": 100 if steps is None else steps})
     config.data.source = data
     config.data.train_language = source or config.data.train_language
     config.optim.update(
-        {"learning_rate": rate or 2e-3, "warmup_steps": config.steps // 5}
+        {
+            "learning_rate": 2e-3 if rate is None else rate,
+            "warmup_steps": config.steps // 5,
+        }
     )
-    config.data.length = length or config.data.length
+    if length is not None:
+        config.data.length = length
     source = config.data.train_language
     if targets:
         config.data.languages = (source, *targets)

@@ -109,7 +109,7 @@ def test_unknown_partitions_are_named_and_spoil_nothing(line, said, text, tmp_pa
 
 
 def test_adding_trains_one_expert_and_changes_nothing_else(
-    said, copied, text, monkeypatch
+    said, line, copied, text, tmp_path, monkeypatch
 ):
     fits, fit = [], train.fit
     monkeypatch.setattr(
@@ -128,7 +128,14 @@ def test_adding_trains_one_expert_and_changes_nothing_else(
     held_out = json.loads(after["data/sea.held_out.json"])
     assert held_out["documents"] >= 1
     said(*argv)  # again: it is there
+    for name in ("one", "two"):  # the other text was moved, and moved again
+        moved = shutil.copytree(text / "text", tmp_path / name)
+        assert "4 experts" in said("pool", copied, "--data", moved, *pools.MADE)
     assert fits == ["expert sea"]
+    shutil.rmtree(next(path for path in moved.iterdir() if path.is_dir()))
+    moved = moved.rename(tmp_path / "three")
+    message = line("pool", copied, "--data", moved, *pools.MADE)
+    assert "was prepared from other text" in message
 
 
 def test_adding_that_was_killed_is_finished(run, said, copied, text, monkeypatch):

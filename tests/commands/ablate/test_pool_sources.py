@@ -28,6 +28,25 @@ def test_token_files_make_a_pool_without_their_text(
     said(*argv, "--units=law,code")
     shutil.rmtree(source)
     said(*argv, "--units=law,code")  # it is finished: the source is not asked for
+    moved = [token_folder if x == source else x for x in argv]
+    said(*moved, "--units=law,code")
+    other = tmp_path / "other"
+    assert (
+        cli.run(
+            [
+                "data",
+                "prepare",
+                str(text / "more"),
+                str(other),
+                "--tokenizer",
+                str(token_folder / "tokenizer"),
+                "--held-out=0.2",
+            ]
+        )
+        == 0
+    )
+    message = line(*(other if x == source else x for x in argv), "--units=law,code")
+    assert "was prepared from other text than" in message
     said("rank", pool, "--target", "cook", "--proxy=ensemble")
     added = said("pool", pool, "--add", f"food={token_folder / 'cook.npy'}")
     assert "3 experts" in added

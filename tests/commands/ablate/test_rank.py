@@ -134,6 +134,8 @@ def test_runs_and_published_folders_are_ranked_without_a_pool(
         (["--max-size=0"], "--max-size 0; use 1 or more"),
         (["--max-batches=0"], "--max-batches 0; use 1 or more"),
         (["--length=1"], "length 1"),
+        (["--length=0"], "--length 0; use 1 or more"),
+        (["--length=9999"], "--length 9999 is beyond the model's"),
         (["--mesh=fsdp=3"], "mesh fsdp=3 does not fit 8 devices"),
     ],
 )

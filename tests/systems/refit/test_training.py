@@ -110,7 +110,7 @@ def test_a_bi_encoder_learns_from_the_batch_on_any_mesh(toy, encoder, tmp_path):
         ({"init_from": ""}, "set --config.init_from to an encoder"),
         ({"init_from": "nowhere"}, "nowhere does not exist"),
         ({"objective": "pairwise"}, "'pairwise'; use one of listwise, pointwise"),
-        ({"data.length": 9999}, "9999 is more than the 512 positions"),
+        ({"data.length": 9999}, "9999 is beyond the model's 512 tokens"),
         ({"data.sets": ()}, "set --config.data.sets to BEIR folders"),
         ({"data.sets": ({"path": "x"},)}, "a set has a folder, and may have"),
     ],

@@ -235,7 +235,7 @@ def test_r4f_is_evaluated_with_its_normalised_head(decoder_run, toy, mesh):
         ({"data.eval_split": "train"}, "eval_split is data.train_split"),
         ({"data.eval_split": "dev"}, "no dev split of aa, bb"),
         ({"data.languages": ("aa", "dd")}, "no test split of dd"),
-        ({"data.length": 17}, "longer than the 16"),
+        ({"data.length": 17}, "beyond the model's 16 tokens"),
         ({"trust.method": "tram"}, "use one of"),
     ],
 )
