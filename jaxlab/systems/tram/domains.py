@@ -70,7 +70,7 @@ def protocol(
         branches.fit(branches.base_config(recipe, pretrained_on), start, mesh, "model")
 
     # ---- what is trained and measured
-    config = _fine_tuning(recipe, start, source)
+    config = fine_tuning(recipe, start, source)
     decoder = branches.decoder(recipe.base, corpus)
     held_out = branches.held_out_batches(config, corpus)
     batches = corpora.make_loader(config.data, corpus.train)
@@ -114,7 +114,7 @@ def _check_domains(data, corpus, trained, evaluated) -> None:
             )
 
 
-def _fine_tuning(recipe, start, source):
+def fine_tuning(recipe, start, source):
     """The paper's schedule: a fifth of warm-up, then down to nothing; no decay."""
     config = branches.branch_config(recipe, {source: 1.0}, start)
     # A run of the user's may have been trained without evaluations; here they decide.

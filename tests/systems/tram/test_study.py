@@ -13,7 +13,7 @@ from jaxlab import cli, models, objectives, optim
 from jaxlab.commands import arguments
 from jaxlab.core import errors, mesh, state
 from jaxlab.evals import perplexity
-from jaxlab.systems import trust_methods, trust_regions
+from jaxlab.systems import branches, trust_methods, trust_regions
 from jaxlab.systems.olmo import config as olmo_config
 from jaxlab.systems.tram import domains, report
 from jaxlab.systems.tram import study as study_lib
@@ -212,3 +212,14 @@ def test_the_command_line_knows_both_protocols():
     assert args.optimizers == ("adam", "asam")
     with pytest.raises(arguments.UsageError, match="--source"):
         cli.parse("tram", ["domains", "W", "--data", "embedded"])
+
+
+@pytest.mark.parametrize(("own", "batches"), [(0, 8), (3, 3)])
+def test_a_start_that_was_trained_without_evaluations_is_evaluated(
+    tmp_path, own, batches
+):
+    recipe = branches.recipe_at_size("quick", "embedded", tmp_path)
+    recipe.base.eval_batches = own
+    config = domains.fine_tuning(recipe, tmp_path / "start", "law")
+    assert config.eval_batches == batches
+    assert config.init_from == str(tmp_path / "start")
