@@ -95,15 +95,36 @@ def parse(data: bytes | str, file: str | os.PathLike, fix: str) -> Any:
         UserError: it is not UTF-8, or not JSON that can be read.
     """
     try:
-        return json.loads(data.decode("utf-8-sig") if isinstance(data, bytes) else data)
+        return read(data.decode("utf-8-sig") if isinstance(data, bytes) else data)
     except UnicodeDecodeError as error:
-        reason = f"it is not UTF-8 (at byte {error.start})"
+        reason = f"is not UTF-8 (at byte {error.start})"
+    except ReadError as error:
+        reason = str(error)
+    raise errors.UserError(f"{file} is damaged: it {reason}; {fix}")
+
+
+class ReadError(Exception):
+    """Why a text is no JSON, or JSON that Python does not read: "is ..."."""
+
+
+def read(text: str) -> Any:
+    """The value that a text spells.
+
+    Raises:
+        ReadError: it is not JSON, is nested too deep, or has a number of more than
+            4,300 digits.
+
+    >>> read("[1,")
+    Traceback (most recent call last):
+    jaxlab.core.json_text.ReadError: is not JSON (Expecting value at column 4)
+    """
+    try:
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        reason = (
-            f"it is not JSON ({error.msg} at line {error.lineno} column {error.colno})"
-        )
+        line = f"line {error.lineno}, " if "\n" in error.doc else ""
+        reason = f"is not JSON ({error.msg} at {line}column {error.colno})"
     except RecursionError:
-        reason = "it is nested too deep"
-    except ValueError:  # Python reads no number of more than 4,300 digits
-        reason = "it has a number of thousands of digits"
-    raise errors.UserError(f"{file} is damaged: {reason}; {fix}")
+        reason = "is nested too deep"
+    except ValueError:
+        reason = "holds a number of thousands of digits"
+    raise ReadError(reason)

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from jaxlab.core import errors, paths
+from jaxlab.core import errors, json_text, paths
 
 
 def read(
@@ -78,19 +78,12 @@ def parse_json(text: str, place: str, fix: str) -> Any:
     """The value that a text of JSON spells.
 
     Raises:
-        UserError: it is not JSON, or JSON that Python does not read: nested too deep,
-            or a number of thousands of digits; `place` and `fix` are in the message.
+        UserError: `json_text.read` cannot; `place` and `fix` are in the message.
     """
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = f"line {error.lineno}, " if "\n" in text else ""
-        reason = f"is not JSON ({error.msg} at {line}column {error.colno})"
-    except RecursionError:
-        reason = "is nested too deep"
-    except ValueError:
-        reason = "holds a number of too many digits"
-    raise errors.UserError(f"{place} {reason}; {fix}")
+        return json_text.read(text)
+    except json_text.ReadError as error:
+        raise errors.UserError(f"{place} {error}; {fix}") from None
 
 
 def decode(data: bytes, source: str | pathlib.Path) -> str:

@@ -29,10 +29,10 @@ def test_whatever_is_done_to_a_file_is_a_line_that_names_it_and_the_fix(cut, mor
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "it is not JSON (Expecting value at line 1 column 1)"),
+        (b"", "it is not JSON (Expecting value at column 1)"),
         (b"\xff\xfe{", "it is not UTF-8 (at byte 0)"),
         (b"[" * 100_000, "it is nested too deep"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "it has a number of thousands of digits"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "it holds a number of thousands of digits"),
         (b"[1]", "it is not a JSON object"),
         (b"null", "it is not a JSON object"),
         (b'{"b": 1}', "it has no 'a'"),

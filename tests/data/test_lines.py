@@ -56,7 +56,7 @@ def test_json_is_read_line_by_line(write):
         (b'{"a": 1}\n{"a": "\xff"}\n', r":2 is not UTF-8 \(byte 16 of the file\)"),
         (b"", "holds no line"),
         (b"1\n" + b"[" * 9999 + b"]" * 9999, r":2 is nested too deep; write one"),
-        (b'{"n": ' + b"1" * 5000 + b"}", r":1 holds a number of too many digits"),
+        (b'{"n": ' + b"1" * 5000 + b"}", r":1 holds a number of thousands of digits"),
     ],
 )
 def test_what_is_wrong_is_one_line_with_its_place(write, data, message):

@@ -181,7 +181,7 @@ def test_modules_that_are_not_computed_are_refused(tmp_path):
     with pytest.raises(errors.UserError, match="has a Dense module; supported are"):
         hf.load(folder)
     (folder / "modules.json").write_text("[")
-    with pytest.raises(errors.UserError, match="cannot be read as JSON"):
+    with pytest.raises(errors.UserError, match="is not JSON"):
         hf.load(folder)
 
 

@@ -91,7 +91,7 @@ def test_lower_case_is_of_the_prompt_too_and_in_the_files_of_older_versions(tmp_
         (SETTINGS, {"prompts": ["a"]}, "not an object of texts"),
         (SETTINGS, {"prompts": {"query": 1}}, "not an object of texts"),
         (SETTINGS, [], "is not a JSON object"),
-        (SETTINGS, "[" * 99_999, "cannot be read as JSON"),
+        (SETTINGS, "[" * 99_999, "is nested too deep"),
         ("sentence_bert_config.json", {"max_seq_length": "12"}, "'12' is not a number"),
         ("sentence_bert_config.json", {"do_lower_case": "no"}, "true or false"),
         ("modules.json", {}, "is not a JSON list"),

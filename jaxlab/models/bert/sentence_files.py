@@ -20,7 +20,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxlab.core import errors
+from jaxlab.core import errors, json_text, paths
 from jaxlab.models.bert.config import SIMILARITIES, BertConfig
 
 SETTINGS = "config_sentence_transformers.json"
@@ -246,12 +246,10 @@ def _prompt(prompts, default: str | None, names: Sequence[str]) -> str:
 
 
 def _read_json(file, kind: type) -> Any:
-    try:
-        value = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise errors.UserError(
-            f"{file} cannot be read as JSON; download it again"
-        ) from error
+    data = paths.read_bytes(file)
+    if data is None:
+        raise errors.UserError(f"{file} is missing; download it again")
+    value = json_text.parse(data, file, "download it again")
     if not isinstance(value, kind):
         word = {list: "list", dict: "object"}[kind]
         raise errors.UserError(f"{file} is not a JSON {word}; download it again")
