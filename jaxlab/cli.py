@@ -155,22 +155,30 @@ def _run(argv: Sequence[str]) -> int:
         return _command(verb).run(args) or 0
 
 
-def check(argv: Sequence[str]) -> int:
+def check(argv: Sequence[str], where: str = "", user: str = ".") -> int:
     """What `launch/` asks of a command line before it pays for the machine to run it.
 
     Args:
-        argv: as for `run`. Nothing is run, no device and no data is looked at.
+        argv: as for `run`. Nothing is run, no device is looked at.
+        where: it will run: "here"; "new", on a machine that has yet to be made from
+            the checkout in this folder; "there", on one that was. Whether it has the
+            text and the models that are named is looked for; "": it is not.
+        user: the folder where the user is.
 
     Returns:
-        0; 2 after one line on stderr where `run` would refuse it; 3 where this Python
-        lacks what is needed to say.
+        0, perhaps after notes on stdout; 2 after one line on stderr where `run` would
+        refuse it; 3 where this Python lacks what is needed to say.
     """
     verb, *rest = [*argv, ""][: max(len(argv), 1)]
     try:
         args = parse(verb, rest)
+        from jaxlab.commands import local_inputs
+
         look = getattr(_command(verb), "check", None)
         if look is not None:
             look(args)
+        for note in local_inputs.check(_command(verb), args, where, user):
+            print(note)
     except arguments.UsageError as error:
         return _fail(str(error))
     except SystemExit:  # --help was printed

@@ -63,7 +63,7 @@ check() {
   for pair in "time=$time" "partition=$partition" "account=$account" "job=$job"; do
     [[ "$pair" =~ ^[a-z]+=[A-Za-z0-9_.,:-]*$ ]] || fail "--$pair: use letters, digits and _.,:-"
   done
-  check_command . ${command[@]+"${command[@]}"}
+  check_command . here ${command[@]+"${command[@]}"}
   script="${script:-$job.sbatch}"
 }
 

@@ -47,20 +47,21 @@ step() {
   ((code == 0)) || fail "exit code $code from: $(quoted "$@")" "$code"
 }
 
-# FOLDER jaxlab VERB ...: the command, in one line, that will run in FOLDER. What jaxlab
-# would refuse (a verb, a flag, a variant, a setting) is found here, before a machine is
-# paid for, if there is a Python that can ask it.
+# FOLDER WHERE jaxlab VERB ...: the command, in one line, that will run in FOLDER. What
+# jaxlab would refuse (a verb, a flag, a variant, a setting) is found here, before a machine
+# is paid for, if there is a Python that can ask it; and so is what only this machine has.
+# WHERE: here, new (a machine that is made for it), there (one that was).
 check_command() {
-  local folder="$1" python message code
-  shift
+  local folder="$1" where="$2" from="$PWD" python message code
+  shift 2
   [[ "${1:-}" == jaxlab && $# -gt 1 ]] || fail "a command is needed: -- jaxlab train --config=..."
   [[ "$*" != *$'\n'* ]] || fail "the command must be one line"
   for python in "${JAXLAB_VENV:-$root/.venv}/bin/python" python3; do
     type "$python" >/dev/null 2>&1 || continue
     code=0
-    message="$(cd "$folder" && PYTHONPATH="$root" "$python" -c "$ask_jaxlab" "${@:2}" 2>&1)" || code=$?
+    message="$(cd "$folder" && PYTHONPATH="$root" "$python" -c "$ask_jaxlab" "$where" "$from" "${@:2}" 2>&1)" || code=$?
     ((code != 2)) || fail "${message##*$'\n'}"
-    ((code)) || return 0
+    ((code)) || { sed -n 's/^--/# --/p' <<<"$message" && return 0; }
   done
 }
-ask_jaxlab='import sys; from jaxlab import cli; sys.exit(cli.check(sys.argv[1:]))'
+ask_jaxlab='import sys; from jaxlab import cli; sys.exit(cli.check(sys.argv[3:], *sys.argv[1:3]))'

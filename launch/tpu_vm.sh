@@ -85,7 +85,8 @@ check() {
   done
   case "$verb" in create | watch) check_type ;; esac
   case "$verb" in
-    run | watch) check_command "$root" ${command[@]+"${command[@]}"} ;;
+    run) check_command "$root" there ${command[@]+"${command[@]}"} ;;
+    watch) check_command "$root" new ${command[@]+"${command[@]}"} ;;
     *) ((${#command[@]} == 0)) || fail "$verb takes no command" ;;
   esac
   [[ "$verb" != watch || "${command[*]}" == *"--workdir"[\ =]"gs://"* ]] ||

@@ -40,16 +40,31 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         UserError: as `train.main`, before it looks for devices and data.
     """
+    from jaxlab.systems import checks
+
+    checks.check(_parse(args)[0])
+
+
+def inputs(args: argparse.Namespace) -> tuple[list[tuple[str, str]], str]:
+    """What the run reads, as `local_inputs.of_config` has it, and its workdir."""
+    from jaxlab.commands import local_inputs
+
+    parsed, plain = _parse(args)
+    file = plain["config"].rpartition(":")[0] or plain["config"]
+    named = [("--config", file)] if "/" in file or file.endswith(".py") else []
+    return [*named, *local_inputs.of_config(parsed.to_dict())], plain["workdir"]
+
+
+def _parse(args: argparse.Namespace):
+    """(config, --config and --workdir as they were given)."""
     from jaxlab.core import config
     from jaxlab.systems import short_runs
 
+    plain, _ = config.split_flags(args.flags)
     flags = list(args.flags)
-    if any(flag.lstrip("-").startswith("workdir") for flag in flags):
+    if plain.get("workdir"):
         flags += ["--workdir=."]  # a bucket is reached from there, not from here
-    parsed, _ = config.parse(flags, short_runs.shorten_schedule)
-    from jaxlab.systems import checks
-
-    checks.check(parsed)
+    return config.parse(flags, short_runs.shorten_schedule)[0], plain
 
 
 def run(args: argparse.Namespace) -> int:

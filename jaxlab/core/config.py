@@ -51,7 +51,7 @@ def parse(
         UserError: an unknown flag or key (with the nearest one), a wrong type, a
             missing file, variant or workdir, or a config file that fails.
     """
-    plain, overrides = _split(argv)
+    plain, overrides = split_flags(argv)
     if not plain.get("config"):
         _refuse(f"give --config=FILE[:VARIANT], e.g. {_EXAMPLE}")
     if not plain.get("workdir"):
@@ -145,7 +145,7 @@ def is_shipped(path: str) -> bool:
     return file in [shipped.resolve() for shipped in installation.configs().values()]
 
 
-def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def split_flags(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """({"config": FILE, "workdir": DIR}, overrides), all as `--flag=value`."""
     plain: dict[str, str] = {}
     overrides: list[str] = []

@@ -10,6 +10,7 @@ import pytest
 
 from jaxlab import cli, commands
 from jaxlab.commands import arguments, convert
+from jaxlab.core import installation
 
 ACTIONS = {
     "ablate": ("pool", "rank", "search", "report"),
@@ -57,7 +58,7 @@ def test_every_file_of_a_verb_is_in_the_table():
     files = {file.stem for file in folder.glob("*.py")}
     files |= {file.parent.name for file in folder.glob("*/__init__.py")}
     modules = {module.rpartition(".")[2] for _, module in cli.VERBS.values()}
-    shared = {"__init__", "arguments", "devices", "output"}
+    shared = {"__init__", "arguments", "devices", "local_inputs", "output"}
     assert files - shared == modules
 
 
@@ -211,6 +212,48 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback(argv):
 def test_a_command_line_is_checked_without_being_run(capsys, argv, code, message):
     assert cli.check(argv) == code
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "here", "new", "there"),
+    [
+        (["--config.data.source=text"], "", "text is on this", "text is on this"),
+        (["--config.data.source=gone"], "gone does not exist", "", ""),
+        (["--config.data.source=embedded"], "", "", ""),
+        (["--config.data.source=gs://b/t"], "", "", ""),
+        (["--config.init_from=gone"], "model gone does not exist", "", ""),
+        (["--config.init_from=text"], "", "text is on this", "text is on this"),
+        (["--config.data.files=('a.npy',)"], "a.npy does not exist", "", ""),
+        (
+            ["--config.data.folder=text", "--config.data.source="],
+            "",
+            "text is on this",
+            "text is on this",
+        ),
+        (["--config=my.py:tiny"], "", "--config: my.py is on", "--config: my.py is on"),
+    ],
+)
+def test_inputs_that_will_not_be_where_a_command_runs_are_named(
+    tmp_path, monkeypatch, capsys, words, here, new, there
+):
+    (tmp_path / "text").mkdir()
+    olmo = installation.configs()["olmo"]
+    (tmp_path / "my.py").write_text(olmo.read_text() + "\n")
+    monkeypatch.chdir(tmp_path)
+    argv = ["train", "--config=olmo:tiny", *words, "--workdir=gs://b/r"]
+    if "init_from" in words[0]:
+        argv[1] = "--config=tulu:tiny"
+    for where, message in (("new", new), ("there", there)):
+        code = 2 if message and where == "new" else 0
+        assert cli.check(argv, where, str(tmp_path)) == code
+        said = capsys.readouterr()
+        assert message in said.err + said.out
+        assert bool(message) == bool(said.err + said.out)
+    argv[-1] = "--workdir=run"
+    assert cli.check(argv, "here", ".") == (2 if here else 0)
+    assert here in capsys.readouterr().err
+    (tmp_path / "run").mkdir()  # it has begun: its text was read
+    assert cli.check(argv, "here", ".") == 0
 
 
 def test_help_and_verbose_may_come_before_the_verb(said, capsys):

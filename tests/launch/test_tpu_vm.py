@@ -111,6 +111,14 @@ def actions(words):
     return found
 
 
+def with_python(home):
+    """The environment's python, which can ask jaxlab."""
+    (home / "venv" / "bin").mkdir(parents=True)
+    python = f'exec {sys.executable} "$@"\n'
+    launched.program(home / "venv" / "bin" / "python", python, "/bin/bash")
+    return {"JAXLAB_VENV": str(home / "venv")}
+
+
 def calls(home):
     lines = (home / "calls").read_text().splitlines()
     return [["gcloud", *json.loads(line)] for line in lines]
@@ -227,20 +235,32 @@ def test_a_usage_error_is_one_line_and_exit_code_2(home, words, message):
         (["jaxlab", "train", "--config=configs/olmo.py:1c"], "variant '1c'; use one"),
         ([*TRAIN, "--config.modle.heads=8"], "unknown config key 'modle.heads'; did"),
         ([*TRAIN, "--config.model.kv_heads=3"], "16 heads do not share 3 kv_heads"),
+        ([*TRAIN, "--config.data.source=text"], "text is on this machine and not on"),
     ],
 )
 def test_a_command_that_jaxlab_refuses_makes_no_tpu(cloud, words, message):
-    (cloud / "venv" / "bin").mkdir(parents=True)
-    python = f'exec {sys.executable} "$@"\n'
-    launched.program(cloud / "venv" / "bin" / "python", python, "/bin/bash")
+    (cloud / "text").mkdir()
+    more = with_python(cloud)
     words = [*words, "--workdir=gs://bucket/run"]
-    more = {"JAXLAB_VENV": str(cloud / "venv")}
     done = tpu(cloud, "watch", "--type=v4-8", "--", *words, **more)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("tpu_vm.sh: jaxlab")
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
     assert not (cloud / "calls").exists()
+
+
+def test_what_the_workers_need_is_said_where_the_tpu_is_there(cloud):
+    (cloud / "text").mkdir()
+    words = ["--config.data.source=text,embedded", "--workdir=runs/x"]
+    script_states(cloud, "READY")
+    done = tpu(cloud, "run", "--dry-run", "--", *TRAIN, *words, **with_python(cloud))
+    assert (done.returncode, done.stderr) == (0, "")
+    notes = [line for line in done.stdout.splitlines() if line.startswith("# --")]
+    assert notes == [
+        "# --config.data.source: text is on this machine; every worker needs a copy",
+        "# --workdir: runs/x is lost with the TPU; gs://BUCKET/RUN is not",
+    ]
 
 
 # ------------------------------------------------------------------ tpu_vm.sh, running
