@@ -10,8 +10,9 @@ import pytest
 from tests.support import readme_lines, toy_retrieval
 
 ROOT = pathlib.Path(__file__).parents[1]
-README = ROOT / "README.md"
-SYSTEMS = ROOT / "jaxlab" / "systems"
+ALL = [ROOT / "README.md", *sorted(ROOT.glob("[!.]*/**/README.md"))]
+READMES = [path for path in ALL if readme_lines.read(path)]
+PYTHON = [path for path in ALL if readme_lines.python_blocks(path)]
 
 
 @pytest.fixture
@@ -31,17 +32,26 @@ def clone(tmp_path):
     return tmp_path
 
 
+def test_every_readme_with_commands_is_run():
+    names = {path.parent.name for path in READMES}
+    assert names >= {ROOT.name, "plan", "olmo", "tulu", "refit", "data_ablation"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "readme",
-    [README, *(SYSTEMS / name / "README.md" for name in ("olmo", "tulu", "refit"))],
-    ids=lambda path: path.parent.name,
-)
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
 def test_the_commands_of_a_readme_run_one_after_the_other(readme, clone):
-    assert len(readme_lines.read(readme)) >= 4
     command = [sys.executable, "-m", "tests.support.readme_lines", readme]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command, cwd=clone, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("readme", PYTHON, ids=lambda path: path.parent.name)
+def test_the_python_of_a_readme_runs_as_it_stands(readme, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {"__name__": "readme"}
+    for block in readme_lines.python_blocks(readme):
+        exec(compile(block, str(readme), "exec"), names)

@@ -1,8 +1,8 @@
 """Shell lines of a README, run one after the other: `python -m` this, FILE.
 
 In a process of its own, since a reader has one device and the tests have eight. Lines
-that begin with `jaxlab` run in that process, others in bash. Left out is what needs a
-network; studies are made shorter, by flags alone.
+that begin with `jaxlab` run in that process, others in bash. What is left out is listed
+with its reason; studies are made shorter, by flags alone.
 """
 
 import pathlib
@@ -11,12 +11,15 @@ import shlex
 import subprocess
 import sys
 
-ELSEWHERE = re.compile(
-    r"^(\.venv|hf|curl|unzip|git|bash|python3? -m venv|pip|source)\b|gs://"
-)
+ELSEWHERE = {
+    r"^(hf|curl|unzip|git|python3? -m venv|pip|source|\.venv)\b": "needs a network",
+    r"^bash ": "scripts and what CI runs have tests of their own",
+    r"gs://": "needs a bucket",
+    r"\b(DIR|TEXT|POOL|DOMAINS|SIB200)\b": "stands for data of hours, which it says",
+}
 SHORTER = {
     "=olmo:tiny": "=olmo:tiny --config.steps=20",
-    "--size small": "--size quick",
+    "--size small": "--size quick --unit-steps=4 --units=core,legal,python_source",
     "--trained 5": "--trained 1",
     "=refit:cross_encoder": "=refit:cross_encoder --config.steps=4"
     " --config.mine.depth=10 --config.eval.depth=5",
@@ -29,7 +32,13 @@ def read(readme: pathlib.Path) -> list[str]:
     text = "\n".join(blocks).replace("\\\n", " ")
     lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
-    return [line for line in lines if not ELSEWHERE.search(line)]
+    elsewhere = re.compile("|".join(ELSEWHERE))
+    return [line for line in lines if not elsewhere.search(line)]
+
+
+def python_blocks(readme: pathlib.Path) -> list[str]:
+    """Its ```python blocks."""
+    return re.findall(r"(?ms)^```python\n(.*?)^```", readme.read_text("utf-8"))
 
 
 def run(line: str) -> int:
