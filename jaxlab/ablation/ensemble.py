@@ -44,11 +44,14 @@ class TokenLogps(NamedTuple):
         logps: f32[M, T], log p of each token, in nats.
         weights: f32[T], all positive.
         document: i32[T], 0 .. D-1 in order: tokens of one document stand together.
+        window: i32[T], 0 .. W-1 in order: those of one row of a batch. None where a
+            document is one row.
     """
 
     logps: np.ndarray
     weights: np.ndarray
     document: np.ndarray
+    window: np.ndarray | None = None
 
 
 def expert_logps(
@@ -77,26 +80,31 @@ def expert_logps(
             np.asarray,
             _expert_logps(logps_fn, pool.stacked, documents.for_model(batch)),
         )
-        document = documents.numbers(batch, len(weights), rows)
+        row, counted = np.nonzero(weights > 0)[0], weights > 0
+        document = documents.numbers(batch, len(weights), rows)[row]
+        parts.append((logps[:, counted], weights[counted], document, rows + row))
         rows += len(weights)
-        document = np.broadcast_to(document[:, None], weights.shape)
-        counted = weights > 0
-        parts.append((logps[:, counted], weights[counted], document[counted]))
         if progress is not None:
             progress(done, count)
     if not parts:
         raise errors.UserError("no batches to evaluate on")
     columns = zip(*parts, strict=True)
-    logps, weights, document = (np.concatenate(c, axis=-1) for c in columns)
+    logps, weights, document, row = (np.concatenate(c, axis=-1) for c in columns)
     if not weights.size:
         raise errors.UserError("the batches hold no token that counts (all weights 0)")
     order = np.argsort(document, kind="stable")
     _, document = np.unique(document[order], return_inverse=True)
-    return TokenLogps(logps[:, order], weights[order], document.astype(np.int32))
+    window = np.cumsum(np.diff(row[order], prepend=row[order][0]) != 0)
+    return TokenLogps(
+        logps[:, order],
+        weights[order],
+        document.astype(np.int32),
+        window.astype(np.int32),
+    )
 
 
 def document_losses(logps: TokenLogps, rows: np.ndarray) -> documents.DocumentLosses:
-    """The loss of K ensembles, by document.
+    """The loss of K ensembles, by window.
 
     Args:
         logps: of M experts.
@@ -118,19 +126,19 @@ def document_losses(logps: TokenLogps, rows: np.ndarray) -> documents.DocumentLo
         )
     size = logps.weights.size
     block = min(size, max(_BLOCK_NUMBERS // len(rows), 256))
-    nats = np.zeros((len(rows), int(logps.document[-1]) + 1))
+    window = logps.document if logps.window is None else logps.window
+    nats = np.zeros((len(rows), int(window[-1]) + 1))
     for start in range(0, size, block):
         part = logps.logps[:, start : start + block]
         short = block - part.shape[1]
         losses = _ensemble_nats(rows, np.pad(part, ((0, 0), (0, short))))
         losses = np.asarray(losses, np.float64)[:, : block - short]
         losses *= logps.weights[start : start + block]
-        found, starts = np.unique(
-            logps.document[start : start + block], return_index=True
-        )
+        found, starts = np.unique(window[start : start + block], return_index=True)
         nats[:, found] += np.add.reduceat(losses, starts, axis=1)
-    tokens = np.bincount(logps.document, weights=np.float64(logps.weights))
-    return documents.DocumentLosses(nats, tokens)
+    tokens = np.bincount(window, weights=np.float64(logps.weights))
+    firsts = np.unique(window, return_index=True)[1]
+    return documents.DocumentLosses(nats, tokens, logps.document[firsts])
 
 
 @functools.partial(jax.jit, static_argnames="logps_fn")

@@ -200,7 +200,11 @@ def _document_draws(predicted, trained, targets, key, resamples):
         ours, theirs = predicted[target], trained[target]
         both = np.concatenate([ours.nats, theirs.nats])
         draws = ratios.resample_ratios(
-            both, ours.tokens, key=jax.random.fold_in(key, number), resamples=resamples
+            both,
+            ours.tokens,
+            ours.document,
+            key=jax.random.fold_in(key, number),
+            resamples=resamples,
         )
         columns.append(jnp.split(draws, 2, axis=1))
     return [np.stack(side, axis=2) for side in zip(*columns, strict=True)]

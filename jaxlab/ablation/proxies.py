@@ -49,7 +49,7 @@ def document_losses(
     mode: Mode = "map",
     progress: progress_lib.Progress | None = None,
 ) -> documents.DocumentLosses:
-    """The losses of each mixture's merged model, by document.
+    """The losses of each mixture's merged model, by window of a document.
 
     Args:
         pool: the experts.
@@ -112,8 +112,10 @@ def proxy_losses(
     losses = document_losses(
         pool, mixtures, losses_fn, batches, mode=mode, progress=progress
     )
-    losses = losses.nats / losses.tokens[None] if by_document else losses.loss
-    return losses.astype(np.float32)
+    if by_document:
+        losses = losses.by_document()
+        return (losses.nats / losses.tokens[None]).astype(np.float32)
+    return losses.loss.astype(np.float32)
 
 
 def predictions(
@@ -138,7 +140,7 @@ def predictions(
         progress: as for `document_losses`, of the merged models.
 
     Returns:
-        Proxy -> losses of K mixtures on the same documents: "merged"; "ensemble" with
+        Proxy -> losses of K mixtures on the same windows: "merged"; "ensemble" with
         `logps`; "mean_of_individual", the members' own losses under the mixture's
         weights; "best_single", the mixture's best member; "seed" where the pool has
         one, the same number for all.
@@ -153,15 +155,15 @@ def predictions(
     )
     count, rows = len(mixtures), pool.weights(mixtures)
     members = [every.index(single) for single in alone]
-    individual = merged._replace(nats=merged.nats[members])
-    result = {"merged": merged._replace(nats=merged.nats[:count])}
+    individual = merged.models(members)
+    result = {"merged": merged.models(slice(count))}
     if logps is not None:
         result["ensemble"] = ensemble.document_losses(logps, rows)
         if not np.array_equal(result["ensemble"].tokens, merged.tokens):
             raise errors.UserError("the cached log-probabilities are of other text")
     result["mean_of_individual"] = _mean_of_members(individual, rows)
     best = np.argmin(np.where(rows > 0, individual.loss[None], np.inf), axis=1)
-    result["best_single"] = individual._replace(nats=individual.nats[best])
+    result["best_single"] = individual.models(best)
     if pool.seed is not None:
         seed = model_losses([pool.seed], losses_fn, batches)
         result["seed"] = seed._replace(nats=np.repeat(seed.nats, count, axis=0))

@@ -1,8 +1,9 @@
 """Which mixture is best by a proxy, and how sure that is.
 
-A ranking is of one target and one proxy. Documents are resampled with replacement, the
-same ones for all mixtures (`stats/ratios.py`), which gives every mixture an interval
-and the probability that it is the best: the share of resamples that it wins.
+A ranking is of one target and one proxy. Documents are resampled with replacement, and
+where they are few their windows too, the same ones for all mixtures
+(`stats/ratios.py`), which gives every mixture an interval and the probability that it
+is the best: the share of resamples that it wins.
 """
 
 import functools
@@ -28,10 +29,11 @@ class RankedMixture(NamedTuple):
         mixture: expert -> weight.
         predicted_loss: nats per token.
         predicted_perplexity: its exponential.
-        low: lower end of the loss's interval; NaN where there is one document.
+        low: lower end of the loss's interval; NaN where there is one window.
         high: upper end.
         best_probability: share of resamples that it wins.
         rank: from 1; equal losses share the better rank.
+        resampled: what the interval is over, in words; or why there is none.
     """
 
     mixture: dict[str, float]
@@ -41,6 +43,7 @@ class RankedMixture(NamedTuple):
     high: float = math.nan
     best_probability: float = math.nan
     rank: int = 0
+    resampled: str = ""
 
     @property
     def perplexity_interval(self) -> tuple[float, float]:
@@ -118,6 +121,7 @@ def rank(
     """
     key = jax.random.key(0) if key is None else key
     found = ratios.ratios(*losses, key=key, resamples=resamples, confidence=confidence)
+    resampled = losses.resampled
     order = np.argsort(found.value, kind="stable")  # NaN comes last
     ranks = np.searchsorted(found.value[order], found.value) + 1
     return [
@@ -129,6 +133,7 @@ def rank(
             high=float(found.high[i]),
             best_probability=float(found.least_probability[i]),
             rank=int(ranks[i]),
+            resampled=resampled,
         )
         for i in order
     ]

@@ -131,8 +131,9 @@ def test_predictions_hold_every_proxy_and_every_baseline_on_the_same_documents()
         "merged", "ensemble", "mean_of_individual", "best_single", "seed"
     ]  # fmt: skip
     for proxy in found.values():
-        chex.assert_shape(proxy.nats, (3, 3))
-        assert proxy.tokens.tolist() == [4, 12, 4]
+        chex.assert_shape(proxy.nats, (3, 5))
+        assert proxy.document.tolist() == [0, 1, 1, 1, 2]
+        assert proxy.by_document().tokens.tolist() == [4, 12, 4]
     own = ablation.document_losses(
         pool(), [{name: 1.0} for name in "abc"], losses, BATCHES
     )

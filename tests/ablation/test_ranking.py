@@ -74,6 +74,67 @@ def test_one_document_gives_a_ranking_without_intervals():
     rows = ablation.rank(named(2), losses)
     assert [row.predicted_loss for row in rows] == [2, 3]
     assert np.isnan([rows[0].low, rows[0].high, rows[0].best_probability]).all()
+    assert rows[0].resampled == "nothing: one window"
+
+
+def windows(draw, documents, each, between, within):
+    """Losses of windows around 3: what a document adds, and what a window adds."""
+    document = np.repeat(np.arange(documents), each)
+    losses = 3 + draw.normal(0, between, documents)[document]
+    losses = losses + draw.normal(0, within, (1, len(document)))
+    tokens = np.full(len(document), 100.0)
+    return ablation.DocumentLosses(losses * tokens, tokens, document)
+
+
+@pytest.mark.parametrize(
+    ("documents", "each", "words"),
+    [
+        (1, 12, "12 windows of the only document"),
+        (5, 4, "5 documents and the windows within them"),
+        (40, 3, "40 documents"),
+        (5, 1, "5 documents"),
+    ],
+)
+def test_few_documents_have_an_interval_that_says_what_it_is_over(
+    documents, each, words
+):
+    losses = windows(np.random.default_rng(0), documents, each, 0.2, 0.3)
+    (row,) = ablation.rank(named(1), losses)
+    assert row.low < row.predicted_loss < row.high
+    assert row.resampled == words
+
+
+@pytest.mark.parametrize(
+    ("documents", "each", "between", "within", "least"),
+    [(5, 8, 0.3, 0.3, 0.9), (5, 1, 0.3, 0.3, 0.85), (8, 4, 0.05, 0.5, 0.9),
+     (12, 4, 0.3, 0.3, 0.9), (1, 12, 0.0, 0.5, 0.9)],
+)  # fmt: skip
+def test_intervals_of_few_documents_cover_the_truth(
+    documents, each, between, within, least
+):
+    draw = np.random.default_rng(0)
+    covered = []
+    for _ in range(300):
+        losses = windows(draw, documents, each, between, within)
+        found = ratios.ratios(*losses, key=KEY)
+        covered.append(found.low[0] <= 3 <= found.high[0])
+    assert np.mean(covered) >= least
+
+
+def test_groups_are_resampled_whole_where_they_are_many():
+    losses = windows(np.random.default_rng(0), 30, 4, 0.2, 0.3)
+    by_window = ratios.resample_ratios(*losses, key=KEY, resamples=50)
+    by_document = ratios.resample_ratios(*losses.by_document(), key=KEY, resamples=50)
+    np.testing.assert_allclose(by_window, by_document, rtol=1e-6)
+
+
+def test_windows_are_taken_as_often_as_their_document_has_some():
+    nats = np.array([[1.0, 1.0, 1.0, 1.0, 5.0]])  # four windows of one, one of another
+    losses = ablation.DocumentLosses(nats, np.ones(5), np.array([0, 0, 0, 0, 1]))
+    drawn = np.asarray(ratios.resample_ratios(*losses, key=KEY, resamples=400))
+    # Both documents once, the first twice, or the second twice.
+    assert np.unique(drawn.round(4)).tolist() == pytest.approx([1.0, 1.8, 5.0])
+    assert np.mean(np.abs(drawn - 1.8) < 1e-4) == pytest.approx(0.5, abs=0.08)
 
 
 def test_another_proxy_ranks_every_target_by_what_it_predicts():
@@ -122,6 +183,9 @@ def test_bad_ratios_are_refused():
         ratios.ratios(np.ones((2, 2)), [1, 1], key=KEY, confidence=2)
     with pytest.raises(ValueError, match="resamples 0"):
         ratios.ratios(np.ones((2, 2)), [1, 1], key=KEY, resamples=0)
+    for groups in ([1, 1], [1, 0], [0, 2], [0]):
+        with pytest.raises(ValueError, match="groups must be D numbers"):
+            ratios.ratios(np.ones((2, 2)), [1, 1], groups, key=KEY)
 
 
 def test_masked_correlations_equal_those_of_scipy_without_the_rest():

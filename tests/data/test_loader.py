@@ -332,3 +332,18 @@ def test_few_held_out_batches_are_a_fixed_sample_of_documents(two):
     seen = np.concatenate([batch["document"] for batch in few])
     assert np.array_equal(seen, np.concatenate([b["document"] for b in again]))
     assert seen.max() > 20  # not the file's beginning
+
+
+def test_few_held_out_batches_spread_over_long_documents(tmp_path):
+    file = make(tmp_path, "long", [150, 90, 3, 120])  # 11, 7, 1 and 9 windows
+    seen = [
+        np.concatenate([b["document"] for b in loader.eval_batches(file, 16, 2, most)])
+        for most in (2, 4, 14)
+    ]
+    assert sorted(seen[0].tolist()) == [0, 1, 2, 3]
+    assert np.bincount(seen[1]).tolist() in ([3, 2, 1, 2], [2, 3, 1, 2], [2, 2, 1, 3])
+    assert np.bincount(seen[2][seen[2] >= 0]).tolist() == [11, 7, 1, 9]
+    # Windows of a document are drawn, not its first ones.
+    (batch,) = loader.eval_batches(file, 16, 4, 1)
+    first = batch["tokens"][:, 0] == EOS
+    assert not first[batch["document"] != 2].all()

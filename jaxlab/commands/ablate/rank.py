@@ -96,8 +96,7 @@ def _print(target: str, result: "ranking.Ranking", proxy: str, top: int) -> None
         print(f"the seed model: {result.seed:,.2f}")
     single = result.best_single
     print(f"the best single expert: {single['expert']}, {single['perplexity']:,.2f}")
-    if None in result.rows[0]["interval"]:
-        print("too few held-out documents for an interval and P(best)")
+    print(f"resampled for intervals and P(best): {result.rows[0]['resampled']}")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -107,8 +106,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [
         experts.name_of(row["mixture"]),
         f"{row['predicted_perplexity']:,.2f}",
-        "" if None in interval else "{:,.2f} to {:,.2f}".format(*interval),
-        "" if best is None else f"{best:.0%}",
+        "none" if None in interval else "{:,.2f} to {:,.2f}".format(*interval),
+        "none" if best is None else f"{best:.0%}",
         f"{row['ensemble_perplexity']:,.2f}",
         f"{row['mean_of_members_perplexity']:,.2f}",
     ]

@@ -5,6 +5,9 @@ length - 1 labels. Each window begins with one context token: the end-of-text to
 the first window, the token before it for the later ones. That is the "post-hoc
 perplexity" of Na et al. (2024, arXiv:2410.15661) and the rolling windows of the LM
 evaluation harness. Rows are never shared, so attention sees one document only.
+
+Where not all windows can be read, they are spread: one of each document, then a second
+of those that have one, and so on, so that no long document stands for a whole text.
 """
 
 from collections.abc import Iterator
@@ -30,9 +33,9 @@ def eval_batches(
         file: held-out documents.
         length: tokens of a row.
         batch_size: rows of a batch; the last batch is filled up with padding rows.
-        max_batches: at most so many; then documents are visited in an order drawn from
-            `seed` (1234 in the released code of the paper) instead of the file's.
-        seed: of that order.
+        max_batches: at most so many; then windows are drawn by `seed` (1234 in the
+            released code of the paper), spread over documents.
+        seed: of that draw.
 
     Yields:
         `tokens` i32[B, L]; `loss_mask` f32[B, L], 1 on the labels; `document` i32[B],
@@ -51,13 +54,27 @@ def eval_batches(
     pieces = packing.cut(file.ends, length)
     order = np.arange(len(pieces.start))
     if max_batches is not None:
-        rank = np.random.Generator(np.random.PCG64(seed)).permutation(len(file.ends))
-        order = np.argsort(rank[pieces.document], kind="stable")
-        order = order[: max_batches * batch_size]
+        order = _spread(pieces.document, seed)[: max_batches * batch_size]
     shares = _text_bytes(file, pieces)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         yield _batch(file, pieces, shares, chosen, (batch_size, length))
+
+
+def _spread(document: np.ndarray, seed: int) -> np.ndarray:
+    """Windows in rounds: one drawn from each document, in an order that is drawn too.
+
+    >>> document = np.array([0, 0, 0, 1, 2, 2])
+    >>> document[_spread(document, seed=0)].tolist()
+    [1, 2, 0, 2, 0, 0]
+    """
+    draw = np.random.Generator(np.random.PCG64(seed))
+    rank = draw.permutation(document[-1] + 1)[document]
+    order = np.lexsort((draw.random(len(document)), document))
+    first = np.searchsorted(document, document[order])  # documents are in order
+    turn = np.empty_like(order)
+    turn[order] = np.arange(len(order)) - first
+    return np.lexsort((rank, turn))
 
 
 def _text_bytes(

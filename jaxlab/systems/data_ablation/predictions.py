@@ -56,7 +56,7 @@ def expert_logps(
         return ablation.expert_logps(pool, logps_fn, batches, progress=progress)
     text = ablation.cache.digest(list(batches))
     keys = {
-        name: ablation.cache.digest("logps", subject.fingerprints[name], text)
+        name: ablation.cache.digest("logps by window", subject.fingerprints[name], text)
         for name in pool.names
     }
     by_expert = {
@@ -117,7 +117,7 @@ def seed_loss(subject: Subject, batches: Sequence[types.Batch]) -> float | None:
 def _load_or_compute(subject, key, batches, compute) -> ablation.DocumentLosses:
     if subject.cache is None:
         return compute()
-    digest = ablation.cache.digest(key(), list(batches))
+    digest = ablation.cache.digest("by window", key(), list(batches))
     path = _path(subject, digest)
     return ablation.cache.load_or_compute(
         path, ablation.DocumentLosses, digest, compute

@@ -64,8 +64,8 @@ def write(
     page.terms(
         _PREDICTORS
         | {
-            "95 % interval": "of the predicted perplexity, over the choice of "
-            "documents (bootstrap); empty where there are too few",
+            "95 % interval": "of the predicted perplexity, over the choice of held-out "
+            "documents (bootstrap), and of windows within them where they are few",
             "best": "in how many of those resamples no mixture is predicted better",
             "trained": "perplexity of a model that was trained on the mixture",
         }
@@ -259,8 +259,8 @@ def _add_ranking(page, outcome, target: str, shown: int = 8) -> None:
                 [
                     f"{rank}. {name}",
                     f"{row.predicted_perplexity:.2f}",
-                    f"{low:.2f} to {high:.2f}" if math.isfinite(low) else "",
-                    f"{row.best_probability:.0%}" if math.isfinite(low) else "",
+                    f"{low:.2f} to {high:.2f}" if math.isfinite(low) else _why(row),
+                    f"{row.best_probability:.0%}" if math.isfinite(low) else _why(row),
                     *(f"{other[name]:.2f}" for other in others),
                     "" if actual is None else f"{actual:.2f}",
                 ]
@@ -268,6 +268,13 @@ def _add_ranking(page, outcome, target: str, shown: int = 8) -> None:
     head = ["mixture", "predicted perplexity", "95 % interval", "best", "ensemble"]
     page.heading(target, level=3, aside=f"seed model {outcome.seed[target]:.2f}")
     page.table([*head, "mean of members", "trained"], rows)
+    resampled = outcome.ranking[target][0].resampled
+    page.note(f"Resampled for intervals: {resampled}.")
+
+
+def _why(row) -> str:
+    """Why a row has no interval."""
+    return "one window" if math.isfinite(row.predicted_loss) else "not finite"
 
 
 def _add_samples(page, samples: Sequence[tuple[str, str]]) -> None:

@@ -60,7 +60,7 @@ def losses(outcome: Outcome, proxy: str) -> dict[str, ablation.DocumentLosses]:
     names = [experts.name_of(mixture) for mixture in outcome.mixtures]
     rows = [names.index(_name(outcome, i)) for i in outcome.comparisons]
     return {
-        target: by_proxy[proxy]._replace(nats=by_proxy[proxy].nats[rows])
+        target: by_proxy[proxy].models(rows)
         for target, by_proxy in outcome.predicted.items()
     }
 
@@ -68,7 +68,7 @@ def losses(outcome: Outcome, proxy: str) -> dict[str, ablation.DocumentLosses]:
 def trained_losses(outcome: Outcome) -> dict[str, ablation.DocumentLosses]:
     """Target -> losses of those mixtures, trained for real."""
     return {
-        target: every._replace(nats=every.nats[outcome.comparisons])
+        target: every.models(outcome.comparisons)
         for target, every in outcome.actual.items()
     }
 
@@ -289,6 +289,7 @@ def ranking_rows(
             "predicted_perplexity": row.predicted_perplexity,
             "interval": json_text.json_value(row.perplexity_interval),
             "best_probability": json_text.json_value(row.best_probability),
+            "resampled": row.resampled,
             "trained_perplexity": trained.get(name),
             "ensemble_perplexity": ensemble[name],
             "mean_of_members_perplexity": means[name],
