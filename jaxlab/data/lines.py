@@ -15,6 +15,8 @@ from typing import Any
 
 from jaxlab.core import errors, json_text, paths
 
+_DECODE = json.JSONDecoder().raw_decode
+
 
 def read(
     path: str | pathlib.Path, *, keep_blank: bool = False
@@ -52,9 +54,11 @@ def read_json(path: str | pathlib.Path) -> Iterator[tuple[int, Any]]:
         UserError: as `read`; a line that is not JSON.
     """
     for number, text in read(path):
-        try:
-            value = json.loads(text)
+        try:  # as json.loads, which looks for white space first
+            value, end = _DECODE(text)
         except (ValueError, RecursionError):
+            end = None
+        if end != len(text):
             place = f"{path}:{number}"
             value = parse_json(text, place, "write one JSON object per line")
         yield number, value

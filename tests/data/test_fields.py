@@ -153,7 +153,13 @@ def test_a_prompt_that_its_sides_do_not_follow_is_refused():
         read(pair, True)
 
 
-@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"masked": True}])
+@pytest.mark.parametrize(
+    "mark",
+    [
+        {"weight": 0}, {"train": False}, {"masked": True}, {"loss_weight": 0.0},
+        {"is_masked": True}, {"shouldTrain": False}, {"requires_grad": False},
+    ],
+)  # fmt: skip
 def test_an_answer_that_is_marked_is_read_and_not_learnt(mark):
     row = {
         "messages": [USER, ANSWER | mark, USER, {"role": "assistant", "content": "B"}]
@@ -175,6 +181,11 @@ def test_an_answer_that_is_marked_is_read_and_not_learnt(mark):
         (ROWS["alpaca"] | {"label": False}, "it says that it is not to be learnt"),
         (ROWS["alpaca"] | {"kto_tag": False}, "it says that it is not to be learnt"),
         (ROWS["alpaca"] | {"loss": False}, "it says that it is not to be learnt"),
+        (ROWS["alpaca"] | {"label": "False"}, "it says that it is not to be learnt"),
+        (ROWS["alpaca"] | {"is_good": False}, "it says that it is not to be learnt"),
+        (ROWS["alpaca"] | {"deleted": True}, "it says that it is not to be learnt"),
+        (ROWS["alpaca"] | {"sample_weight": 0.2}, "sample_weight is 0.2; only 0 and 1"),
+        ({"messages": [USER, ANSWER | {"mask_loss": 1}]}, "does not say what 1 means"),
         ({"messages": [USER | {"weight": 1}, ANSWER]}, "only answers are"),
         ({"messages": [USER, ANSWER | {"weight": 1, "mask": True}]}, "contradict"),
         ({"system": "S", "output": "A"}, "has system, output; expected"),
@@ -184,6 +195,56 @@ def test_an_answer_that_is_marked_is_read_and_not_learnt(mark):
 def test_marks_that_cannot_be_followed_are_refused(row, message):
     with pytest.raises(errors.UserError, match=message):
         read(row)
+
+
+@pytest.mark.parametrize(
+    "field", [{"avg_loss": 2.3}, {"train_split": 3}, {"no_robots": True}]
+)
+def test_what_is_called_like_a_mark_and_is_none_is_a_remark(field, caplog):
+    assert [m.content for m in read(ROWS["alpaca"] | field).messages] == ["Q", "A"]
+    assert caplog.messages[-1].endswith(f"not read: {next(iter(field))}")
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(["None", "null", "nan", "[]", "{}", " x"]))
+def test_text_is_read_as_it_is_written(text):
+    assert read(ROWS["alpaca"] | {"input": text}).messages[0].content == f"Q\n\n{text}"
+    assert read(ROWS["alpaca"] | {"system": text}).messages[0].content == text
+
+
+@pytest.mark.parametrize("value", [0, 1.5, False, ["x"], {"a": 1}])
+def test_what_is_to_be_text_and_is_not_is_refused(value):
+    for key in ("input", "system"):
+        with pytest.raises(errors.UserError, match=f":1: {key} is not text"):
+            read(ROWS["alpaca"] | {key: value})
+
+
+def test_a_text_of_something_else_is_refused():
+    whole = "### Instruction:\nQ\n### Input:\nC\n### Response:\nA"
+    row = ROWS["alpaca"] | {"input": "C", "text": whole}
+    assert read(row).messages[0].content == "Q\n\nC"
+    with pytest.raises(errors.UserError, match="the field 'text' is not read"):
+        read(row | {"text": "another"})
+
+
+def test_messages_beside_a_pair_that_are_of_neither_side_are_refused():
+    pair = {"messages": [USER, ANSWER], "chosen": [USER, ANSWER]}
+    assert read(pair | {"rejected": [USER, OTHER]}, True).chosen[-1].content == "A"
+    other = [{"role": "user", "content": "else"}, ANSWER]
+    with pytest.raises(errors.UserError, match="neither a prompt nor one of chosen"):
+        read(pair | {"rejected": [USER, OTHER], "messages": other}, True)
+
+
+def test_hidden_files_of_a_folder_are_not_read_and_broken_links_are_named(
+    tmp_path, caplog
+):
+    row = json.dumps(ROWS["alpaca"]) + "\n"
+    for name in ("a.jsonl", "__MACOSX/._a.jsonl", ".cache/b.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(row)
+    (tmp_path / "gone.jsonl").symlink_to("nowhere")
+    assert len(conversations.read(str(tmp_path))) == 1
+    assert caplog.messages[-1].endswith("gone.jsonl is not read: it is a broken link")
 
 
 @pytest.mark.parametrize("speaker", [["human"], {"name": "human"}, None, 3, "chatgpt"])

@@ -31,6 +31,7 @@ PLAIN_TEXT = re.compile(
     r"|rb|php|sh|sql|r|jl|scala|kt|swift|lua|pl|toml|yaml|yml|ini|cfg)$",
     re.IGNORECASE,
 )
+UNREAD = ("__pycache__", "__MACOSX")
 TFDS = "dataset_info.json"  # a folder with this file is a prepared TFDS data set
 
 
@@ -102,7 +103,7 @@ def list_files(path: str | pathlib.Path) -> dict[str, int]:
     left_out: dict[str, list[str]] = {}
     names = paths.list_files(path, left_out)
     for reason, own in left_out.items():
-        for name in filter(_is_visible, sorted(own)):
+        for name in filter(is_visible, sorted(own)):
             _warn_once(f"{path / name} is not read: it {reason}")
     return names
 
@@ -122,7 +123,7 @@ def readable_files(names: Mapping[str, int], folder: str | pathlib.Path) -> list
     """
     files, skipped, empty = [], [], []
     for name in sorted(names, key=lambda name: name.split("/")):
-        if not _is_visible(name):
+        if not is_visible(name):
             continue
         if PLAIN_TEXT.search(name) and names[name] == 0:
             empty.append(name)  # an __init__.py, say; an empty .jsonl is a mistake
@@ -142,9 +143,10 @@ def readable_files(names: Mapping[str, int], folder: str | pathlib.Path) -> list
     return files
 
 
-def _is_visible(name: str) -> bool:
+def is_visible(name: str) -> bool:
+    """Whether a file, by its name in a folder, is for reading, unlike .cache/x.txt."""
     parts = name.split("/")
-    return not any(part.startswith(".") or part == "__pycache__" for part in parts)
+    return not any(part.startswith(".") or part in UNREAD for part in parts)
 
 
 def warn_of_skipped(folder: str | pathlib.Path, names: Iterable[str]) -> None:

@@ -30,13 +30,17 @@ from jaxlab.data.examples import fields as fields_lib
 _log = logging.getLogger(__name__)
 
 _ROLES = {"human": "user", "gpt": "assistant"} | {role: role for role in chat.ROLES}
+_TURNS = ("messages", "conversations")
+_MORE = ("input", "context")
+_CONTENTS = ("content", "value")
 _ASKED = ("instruction", "prompt")
 _SIDES = ("chosen", "rejected")
 _ANSWERS = ("output", "completion", "response")
 _SYSTEMS = ("system", "system_prompt", "system_message")
 _ALL_SYSTEMS = frozenset(_SYSTEMS)
-# Of a row, where they are true or false: whether its answer is good.
-_VERDICTS = frozenset({"label", "kto_tag", "desirable", "accepted", "approved", "loss"})
+_UNLEARNT = (
+    "it says that it is not to be learnt; remove the row"  # or its answer is bad
+)
 _EXPECTED = (
     'expected "messages", or "conversations", or "instruction" and "output", or '
     '"prompt" and "completion"'
@@ -87,14 +91,15 @@ def _read(source: str, parse: Callable, expected: str) -> list:
     examples, remarks = [], set()
     for name in paths.split(source):
         for path in _files(pathlib.Path(name)):
+            file, base = str(path), path.name
             for number, values in _rows(path):
-                place = f"{path}:{number}"
+                place = f"{file}:{number}"
                 if not isinstance(values, dict):
                     raise errors.UserError(f"{place} is not a JSON object; {expected}")
                 row = fields_lib.Fields(values, place, expected)
                 identity = row.read("id")
-                identity = f"{path.name}:{number}" if identity is None else identity
-                examples.append(parse(row, str(identity), remarks))
+                identity = f"{base}:{number}" if identity is None else str(identity)
+                examples.append(parse(row, identity, remarks))
     if not examples:
         raise errors.UserError(
             f"no conversation in {source!r}; set --config.data.source to .jsonl files"
@@ -110,9 +115,10 @@ def _files(path: pathlib.Path) -> list[pathlib.Path]:
         chosen = [
             name
             for name in sorted(names, key=lambda n: n.split("/"))
-            if _is_readable(name)
+            if _is_readable(name) and documents.is_visible(name)
         ]
-        documents.warn_of_skipped(path, names.keys() - set(chosen))
+        others = {name for name in names if documents.is_visible(name)}
+        documents.warn_of_skipped(path, others - set(chosen))
         return [path / name for name in chosen]
     if not path.is_file():
         raise errors.UserError(f"{path} does not exist; give a .jsonl file or a folder")
@@ -142,19 +148,22 @@ def _rows(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
 
 
 def _conversation(row: fields_lib.Fields, id: str, remarks: set[str]) -> Conversation:
-    _refuse_unlearnt(row)
-    turns = row.first("messages", "conversations")
+    if row.learnt() is False:
+        raise row.error(_UNLEARNT)
+    turns = row.first(_TURNS)
     if turns:
         messages = _with_system(row, _parse_turns(row, turns, remarks))
     else:
-        answer = row.first(*_ANSWERS)
-        prompt = _prompt(row, remarks)
-        if answer is None or row.first(*_ASKED) is None:
+        answer, asked = row.first(_ANSWERS), row.first(_ASKED)
+        prompt = _prompt(row, asked, remarks)
+        if answer is None or asked is None:
             names = ", ".join(row.values)
             raise errors.UserError(f"{row.place} has {names}; {_EXPECTED}")
         messages = (*prompt, *_parse_answer(row, answer, remarks))
     row.check(lambda: [m.content for m in messages], remarks, also=_SIDES)
-    if not any(message.role == "assistant" for message in messages):
+    if messages[-1].role != "assistant" and all(
+        message.role != "assistant" for message in messages
+    ):
         raise errors.UserError(
             f"{row.place} has no answer of an assistant; add or remove it"
         )
@@ -162,17 +171,24 @@ def _conversation(row: fields_lib.Fields, id: str, remarks: set[str]) -> Convers
 
 
 def _pair(row: fields_lib.Fields, id: str, remarks: set[str]) -> Pair:
-    _refuse_unlearnt(row)
-    if not row.values.keys() >= {*_SIDES}:
+    if row.learnt() is False:
+        raise row.error(_UNLEARNT)
+    if "chosen" not in row.values or "rejected" not in row.values:
         names = ", ".join(row.values)
         raise errors.UserError(f"{row.place} has {names}; {_EXPECTED_PAIR}")
-    prompt = _prompt(row, remarks)
-    turns = row.first("messages", "conversations")
-    if turns and row.first(*_ASKED) is None:
+    asked, before = row.first(_ASKED), ()
+    prompt = _prompt(row, asked, remarks)
+    turns = row.first(_TURNS)
+    if turns and asked is None:
         before = _parse_turns(row, turns, remarks)
-        if before[-1].role == "user":  # else they repeat one of the sides
-            prompt = _with_system(row, before)
-    chosen, rejected = (_side(row, name, prompt, remarks) for name in _SIDES)
+        if before[-1].role == "user":
+            prompt, before = _with_system(row, before), ()
+    chosen = _side(row, "chosen", prompt, remarks)
+    rejected = _side(row, "rejected", prompt, remarks)
+    if before and not (_ends_with(chosen, before) or _ends_with(rejected, before)):
+        raise row.error(
+            f"{turns} are neither a prompt nor one of chosen and rejected; remove them"
+        )
     if chosen[:-1] != rejected[:-1]:
         raise errors.UserError(
             f"{row.place}: chosen and rejected answer different prompts; remove the row"
@@ -192,8 +208,10 @@ def _side(row, name: str, prompt: Messages, remarks: set[str]) -> Messages:
 
 def _join(row, name: str, prompt: Messages, side: Messages) -> Messages:
     """A side behind what of the prompt it does not repeat itself."""
-    if not prompt or (side[: len(prompt)] == prompt and len(side) > len(prompt)):
+    if not prompt or (len(side) > len(prompt) and side[: len(prompt)] == prompt):
         return side
+    if len(side) == 1 and (prompt[-1].role, side[0].role) == ("user", "assistant"):
+        return (*prompt, *side)  # nearly all
     asked, said = ([(m.role, m.content.strip()) for m in x] for x in (prompt, side))
     if any(said[i : i + len(asked)] == asked for i in range(len(said))):
         return side
@@ -206,22 +224,17 @@ def _join(row, name: str, prompt: Messages, side: Messages) -> Messages:
     raise row.error(f"{name} repeats another prompt; leave out one of the two")
 
 
-def _refuse_unlearnt(row: fields_lib.Fields) -> None:
-    """A row may say that it is bad: KTO's `label`, `weight`."""
-    if _VERDICTS.isdisjoint(row.values) and not row.is_marked():
-        return
-    verdicts = [x for x in _VERDICTS if isinstance(row.values.get(x), bool)]
-    labels = ["label"] if row.values.get("label") in (0, 1) else []
-    if row.learnt(*{*verdicts, *labels}) is False:
-        raise row.error("it says that it is not to be learnt; remove the row")
+def _ends_with(side: Messages, messages: Messages) -> bool:
+    said, end = ([(m.role, m.content.strip()) for m in x] for x in (side, messages))
+    return said[-len(end) :] == end
 
 
 def _with_system(row: fields_lib.Fields, messages: Messages) -> Messages:
     """Behind the row's own system message, if it has one that is not there yet."""
     if _ALL_SYSTEMS.isdisjoint(row.values):
         return messages
-    name = row.first(*_SYSTEMS)
-    text = "" if name is None or not row.says(name) else row.text(name)
+    name = row.first(_SYSTEMS)
+    text = "" if name is None or not row.holds(name) else row.text(name)
     there = [m.content.strip() for m in messages if m.role == "system"]
     if not text or there == [text.strip()]:
         return messages
@@ -230,15 +243,14 @@ def _with_system(row: fields_lib.Fields, messages: Messages) -> Messages:
     return (chat.Message("system", text), *messages)
 
 
-def _prompt(row: fields_lib.Fields, remarks: set[str]) -> Messages:
+def _prompt(row: fields_lib.Fields, name: str | None, remarks: set[str]) -> Messages:
     """What is asked; nothing but the system message where nothing is."""
-    name = row.first(*_ASKED)
     if name is None:
         return _with_system(row, ())
     if isinstance(row.values[name], list):
         return _with_system(row, _parse_turns(row, name, remarks))
-    text, more = row.text(name), row.first("input", "context")
-    if more and row.says(more):
+    text, more = row.text(name), row.first(_MORE)
+    if more and row.holds(more):
         text = f"{text}\n\n{row.text(more)}"
     return _with_system(row, (*_history(row, remarks), chat.Message("user", text)))
 
@@ -246,7 +258,7 @@ def _prompt(row: fields_lib.Fields, remarks: set[str]) -> Messages:
 def _history(row: fields_lib.Fields, remarks: set[str]) -> Messages:
     """Earlier turns: [[asked, answered], ...], or messages."""
     turns = row.values.get("history")
-    if not row.says("history") or not isinstance(turns, list):
+    if not isinstance(turns, list) or not row.says("history"):
         return ()  # refused as any field is that is not read
     if all(isinstance(turn, dict) for turn in turns):
         return _parse_turns(row, "history", remarks)
@@ -263,7 +275,8 @@ def _history(row: fields_lib.Fields, remarks: set[str]) -> Messages:
 
 def _parse_answer(row: fields_lib.Fields, name: str, remarks: set[str]) -> Messages:
     """A text, a message, or a list of them."""
-    if isinstance(row.values[name], list | dict):
+    value = row.values[name]
+    if not isinstance(value, str) and isinstance(value, list | dict):
         return _parse_turns(row, name, remarks)
     return (chat.Message("assistant", row.text(name)),)
 
@@ -273,27 +286,33 @@ def _parse_turns(row: fields_lib.Fields, name: str, remarks: set[str]) -> Messag
     turns = [turns] if isinstance(turns, dict) else turns
     if not isinstance(turns, list) or not turns:
         raise errors.UserError(f"{row.place} has no list of messages; {_EXPECTED}")
-    return tuple(_message(turn, row.place, remarks) for turn in turns)
+    return tuple([_message(turn, row.place, remarks) for turn in turns])
 
 
 def _message(turn: Any, place: str, remarks: set[str]) -> chat.Message:
     if not isinstance(turn, dict):
         raise errors.UserError(f"{place}: a message is not an object; {_EXPECTED}")
-    role, content = turn.get("role"), turn.get("content")
-    if len(turn) == 2 and role in chat.ROLES and isinstance(content, str):
-        return chat.Message(role, lines.require_utf8(content, place))  # nearly all
-    fields = fields_lib.Fields(turn, place, _EXPECTED)
-    named = fields.read("role" if "role" in turn else "from")
+    if len(turn) == 2:  # nearly all
+        role = turn.get("role") or turn.get("from")
+        content = turn.get("content") or turn.get("value")
+        role = _ROLES.get(role) if isinstance(role, str) else None
+        if role is not None and isinstance(content, str):
+            if not content.isascii():
+                lines.require_utf8(content, place)
+            return chat.Message(role, content)
+    speaker = "role" if "role" in turn else "from"
+    named = turn.get(speaker)
     role = _ROLES.get(named) if isinstance(named, str) else None
     if role is None:
-        raise fields.error(
-            f"the role of a message is {named!r}; use {', '.join(chat.ROLES)}, or "
-            "human, gpt"
+        raise errors.UserError(
+            f"{place}: the role of a message is {named!r}; use "
+            f"{', '.join(chat.ROLES)}, or human, gpt"
         )
-    name = fields.first("content", "value") or "content"
-    content = fields.read(name)
-    learnt = fields.learnt("loss")
-    fields.check(lambda: [role, str(content)], remarks, of_message=True)
+    fields = fields_lib.Fields(turn, place, _EXPECTED, role)
+    fields.read(speaker)
+    name = fields.first(_CONTENTS) or "content"
+    content, learnt = fields.read(name), fields.learnt()
+    fields.check(lambda: [role, str(content)], remarks)
     if learnt and role != "assistant":
         raise fields.error(f"a message of {role} is to be learnt; only answers are")
     is_learnt = role != "assistant" or learnt is not False
