@@ -348,6 +348,11 @@ def _refuse_shared_names(sources: Sequence[pathlib.Path], parts: int) -> None:
                     f"no domain may be called {name!r}, which is the held-out set of "
                     f"another; rename {path}"
                 )
+            if name.endswith(".npy"):  # the file of `law` is law.npy
+                raise errors.UserError(
+                    f"no domain may be called {name!r}, as token files are; "
+                    f"rename {path}"
+                )
             stems = [name] if parts == 1 else _part_names(name, parts)
             for stem in (*stems, name + _HELD_OUT):
                 if stem in takers:

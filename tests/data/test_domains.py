@@ -31,7 +31,7 @@ def test_domains_are_subfolders_and_json_lines_of_the_wanted_split(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["loose.txt", "NEWS.json", "t.parquet", "README.md", "x.val.jsonl", "gone"]
+    "name", ["loose.txt", "NEWS.json", "t.parquet", "README.md", "x.Val.jsonl", "gone"]
 )
 def test_what_is_beside_the_domains_is_named(tmp_path, name, caplog):
     (tmp_path / "law").mkdir()

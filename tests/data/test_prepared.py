@@ -118,7 +118,14 @@ def test_other_text_elsewhere_is_refused(text):
 
 
 @pytest.mark.parametrize(
-    "names", [("law", "law.held_out"), ("corpus",), ("plan",), ("manifest",)]
+    "names",
+    [
+        ("law", "law.held_out"),
+        ("law", "law.npy"),
+        ("corpus",),
+        ("plan",),
+        ("manifest",),
+    ],
 )
 def test_domains_that_would_share_a_file_are_refused(names, tmp_path):
     for name in names:

@@ -15,7 +15,6 @@ from jaxlab.data.corpus import documents as documents_lib
 
 _log = logging.getLogger(__name__)
 
-_NO_DOMAINS = ("__pycache__", "__MACOSX")
 SPLITS = ("train", "val", "valid", "validation", "dev", "test")
 
 
@@ -44,7 +43,7 @@ def find_domains(
     others, of_other_splits = [], []
     for path in sorted(source.iterdir()):
         name, of_split = path.name, None
-        if path.name.startswith(".") or path.name in _NO_DOMAINS:
+        if path.name.startswith(".") or path.name in documents_lib.UNREAD:
             continue
         if not path.is_dir():
             if not (path.is_file() and documents_lib.JSON_LINES.search(path.name)):
@@ -52,8 +51,8 @@ def find_domains(
                 continue
             name = documents_lib.JSON_LINES.sub("", path.name)
             stem, _, last = name.rpartition(".")
-            if stem and last in SPLITS:
-                name, of_split = stem, last
+            if stem and last.lower() in SPLITS:
+                name, of_split = stem, last.lower()
         if of_split not in (None, split):
             of_other_splits.append(path.name)
             continue
