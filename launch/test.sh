@@ -25,5 +25,6 @@ fi
 jaxlab_install "${extras[@]}"
 
 cd "$JAXLAB_ROOT"
-exec "$JAXLAB_BIN/python" -m pytest -n "${JAXLAB_TEST_WORKERS:-2}" -rsfE \
+# By files: the tests of one share its fixtures and its compiled programs.
+exec "$JAXLAB_BIN/python" -m pytest -n "${JAXLAB_TEST_WORKERS:-2}" --dist loadfile -rsfE \
   ${select[@]+"${select[@]}"} "$@"

@@ -38,3 +38,19 @@ def programs_of_a_module():
     """Drops compiled programs module by module: all of them take gigabytes."""
     yield
     jax.clear_caches()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `--dist loadfile`, a process also gets the whole room of the verbs.
+
+    Its files share a run and a pool, which take longer to make than most of them.
+    """
+    from xdist import scheduler
+
+    class Together(scheduler.LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            room = "tests/commands/"
+            return room if nodeid.startswith(room) else super()._split_scope(nodeid)
+
+    return Together(config, log) if config.option.dist == "loadfile" else None
