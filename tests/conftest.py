@@ -3,19 +3,17 @@
 import os
 import pathlib
 
+from tests.support import compiling
+
 # Before jax is imported. Without JAX_PLATFORMS=cpu an installed libtpu is probed for.
 os.environ["JAX_PLATFORMS"] = "cpu"
 _CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax-tests"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-# Hundreds of tiny programs run once: compiling them with all of LLVM's passes would
-# take a third of the time. launch/test.sh --oracles sets JAXLAB_TEST_OPTIMIZED=1.
+# launch/test.sh --oracles sets JAXLAB_TEST_OPTIMIZED=1, to compile as users do.
 if os.environ.get("JAXLAB_TEST_OPTIMIZED") != "1":
-    os.environ["XLA_FLAGS"] = (
-        f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0 "
-        "--xla_llvm_disable_expensive_passes=true"
-    )
+    os.environ.update(compiling.quickly(dict(os.environ)))
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

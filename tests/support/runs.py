@@ -16,6 +16,7 @@ import numpy as np
 from jaxlab import models, objectives, optim, train
 from jaxlab.core import process, types
 from jaxlab.evals import perplexity
+from tests.support import compiling
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = models.TransformerConfig(
@@ -62,7 +63,7 @@ def losses(workdir) -> list[float]:
 
 
 def launch(workdir, steps=12, save_every=2, **extra) -> subprocess.Popen:
-    environment = os.environ | {
+    environment = compiling.quickly(dict(os.environ)) | {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
         **extra,
