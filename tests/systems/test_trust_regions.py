@@ -1,6 +1,7 @@
 """Trust regions in the training loop: every row of TRAM's tables, by config alone."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -12,21 +13,10 @@ import optax
 import pytest
 
 from jaxlab import models, objectives, optim, train
-from jaxlab.core import checkpoint, errors, factored_logits, mesh, state, step, types
+from jaxlab.core import checkpoint, errors, factored_logits, mesh, step, types
 from jaxlab.systems import sections, trust_methods, trust_regions
 from tests.support import climbs, devices, peers, runs
-
-# One method of each kind is tried always, the others with the oracles.
-FIRST = ("plain", "asam", "tram_x", "mesa")
-
-
-def with_slow(methods, always=FIRST):
-    """Parameters of a test: those of `always`, and the others marked slow."""
-    return [
-        method if method in always else pytest.param(method, marks=pytest.mark.slow)
-        for method in methods
-    ]
-
+from tests.support.steps import check_what_is_said, furthest, steps_of
 
 MODEL = dataclasses.replace(runs.CONFIG, scan=True)
 
@@ -46,35 +36,6 @@ def experiment(method, *, model=MODEL, **changes):
 _FIELDS = {field.name for field in dataclasses.fields(trust_methods.TrustConfig)}
 
 
-def steps_of(run, count=3, at=None):
-    """Parameters and metrics after a few steps, without the loop."""
-    at, traced = at or devices.one(), []
-
-    def objective(*arguments, **named):
-        traced.append(True)
-        return run.objective(*arguments, **named)
-
-    with mesh.use(at):
-        target, _ = state.abstract(run, at)
-        now = state.initial(run, target)
-        once = step.make_step(dataclasses.replace(run, objective=objective), target)
-        rows, traces = [], set()
-        for i in range(count):
-            batch = mesh.global_batch(run.batches, i, at)
-            now, metrics = once(now, batch, run.frozen)
-            rows.append({name: float(value) for name, value in metrics.items()})
-            traces.add(len(traced))
-    assert len(traces) <= 1  # nothing is traced again, or compiled, after the first
-    return jax.device_get(now.params), rows
-
-
-def furthest(a, b):
-    return max(
-        float(np.abs(x - y).max())
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
-
-
 def apart(a, b):
     """Relative distance; of single numbers Adam moves tiny gradients either way."""
     flat = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(t)]) for t in (a, b)]
@@ -86,20 +47,11 @@ def plain():
     return steps_of(experiment("plain"))
 
 
-@pytest.mark.parametrize("method", with_slow(trust_methods.methods()))
+# Every row of the tables, with the oracles: test_experiments.py.
+@pytest.mark.parametrize("method", ["plain", "asam"])
 def test_every_method_steps_and_says_what_it_did(method, plain):
-    params, rows = steps_of(experiment(method))
-    assert all(np.isfinite(row["loss"]) and not row["skipped"] for row in rows)
-    if method != "plain":
-        assert 0 < furthest(params, plain[0]) < 0.1
-    climbs = method.startswith(("tram", "sam", "asam", "fsam"))
-    assert ("radius" in rows[-1]) == climbs
-    assert ("penalty" in rows[-1]) == (method in ("trpo", "mesa", "r3f", "r4f"))
-    if climbs:
-        assert rows[-1]["radius"] > 0
-        assert rows[-1]["ascent_norm"] > 0
-    if method in ("tram_theta", "tram_theta0", "tram_ema"):
-        assert rows[0]["radius"] == 0.0  # the first step is at its own anchor
+    found = plain if method == "plain" else steps_of(experiment(method))
+    check_what_is_said(method, *found, plain[0])
 
 
 @pytest.mark.slow
@@ -115,14 +67,24 @@ def test_the_radius_in_the_metrics_is_the_divergence_from_the_start():
     assert furthest(params, before) > 0
 
 
-@pytest.mark.parametrize(
-    "method", with_slow(["tram_theta0", "tram_x", "asam", "tram_fisher"], [])
-)
-def test_microbatches_change_nothing_but_rounding(method):
+def climbing(method, **changes):
+    """An experiment whose radius is not lost in rounding."""
     # No noise for the Fisher information: every part would draw its own.
-    settings = {"radius_scale": 10.0, "sigma": 0.0 if method == "tram_fisher" else 0.01}
-    whole, rows = steps_of(experiment(method, **settings))
-    parts, rows_in_parts = steps_of(experiment(method, micro_batches=4, **settings))
+    sigma = 0.0 if method == "tram_fisher" else 0.01
+    return experiment(method, radius_scale=10.0, sigma=sigma, **changes)
+
+
+@functools.cache
+def alone(method):
+    """Its steps on one device, the whole batch at once."""
+    return steps_of(climbing(method))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["tram_theta", "tram_x", "asam", "tram_fisher"])
+def test_microbatches_change_nothing_but_rounding(method):
+    whole, rows = alone(method)
+    parts, rows_in_parts = steps_of(climbing(method, micro_batches=4))
     assert apart(whole, parts) < 1e-4
     for one, other in zip(rows, rows_in_parts, strict=True):
         assert one["radius"] == pytest.approx(other["radius"], rel=1e-3, abs=1e-9)
@@ -136,13 +98,11 @@ def test_blocks_of_the_vocabulary_change_nothing_but_rounding():
     assert furthest(whole, blocks) < 1e-5
 
 
-@pytest.mark.parametrize(
-    "method", with_slow(["tram_theta", "tram_x", "asam", "mesa"], [])
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["tram_theta", "tram_x", "asam", "mesa"])
 def test_a_mesh_changes_nothing_but_rounding(method):
     shape = mesh.make_mesh({"fsdp": 4, "tensor": 2})
-    run = experiment(method, radius_scale=10.0, sigma=0.01)
-    one, eight = steps_of(run), steps_of(run, at=shape)
+    one, eight = alone(method), steps_of(climbing(method), at=shape)
     for a, b in zip(one[1], eight[1], strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=2e-5)
     assert apart(one[0], eight[0]) < 1e-4

@@ -12,15 +12,13 @@ from jaxlab import objectives, train
 from jaxlab.core import checkpoint, errors, runs
 from jaxlab.core import config as config_lib
 from jaxlab.core import mesh as mesh_lib
-from jaxlab.core import state as state_lib
-from jaxlab.core import step as step_lib
 from jaxlab.data.examples import labelled
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.evals import accuracy
 from jaxlab.systems import trust_methods
 from jaxlab.systems.olmo import pretraining
 from jaxlab.systems.tram import classification
-from tests.support import devices, sib
+from tests.support import compiling, devices, sib, steps
 
 CONFIGS = pathlib.Path(__file__).parents[3] / "configs"
 
@@ -202,17 +200,13 @@ def test_every_trust_region_trains_the_classifier(decoder_run, toy, mesh, method
     config = config_of(decoder_run, toy, {"plain": "adam"}.get(method, method))
     assert config.trust.method == method
     experiment = experiment_of(config, mesh)
-    with mesh_lib.use(mesh):
-        target, _ = state_lib.abstract(experiment, mesh)
-        state = state_lib.initial(experiment, target)
-        take = step_lib.make_step(experiment)
-        for step in range(2):
-            before = np.asarray(state.params["classify"]["kernel"])
-            state, metrics = take(state, experiment.batches(step), None)
-            assert np.isfinite(metrics["loss"])
-            assert not metrics["skipped"]
+    options = compiling.QUICKLY
+    params, rows = steps.steps_of(experiment, 2, mesh, compiler_options=options)
+    for metrics in rows:
+        assert np.isfinite(metrics["loss"])
+        assert not metrics["skipped"]
     before = experiment.init_from["classify"]["kernel"]
-    assert (before != state.params["classify"]["kernel"]).any()
+    assert (before != params["classify"]["kernel"]).any()
 
 
 def test_r4f_is_evaluated_with_its_normalised_head(decoder_run, toy, mesh):
