@@ -134,7 +134,7 @@ def half_and_half(domains):
 
 
 def timed(name, search, *args, **kwargs):
-    search(*args, **kwargs)  # compiles
+    """What a search finds; prints its row, with seconds that include compiling."""
     begun = time.monotonic()
     found = search(*args, **kwargs)
     seconds = time.monotonic() - begun

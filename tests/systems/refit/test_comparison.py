@@ -11,6 +11,7 @@ from jaxlab.systems.refit import comparison, report
 from tests.support import reranking
 
 
+@pytest.mark.slow
 def test_a_comparison_writes_runs_measures_and_a_page(tmp_path):
     index, vectors, reranker = reranking.problem()
     best = np.argsort(-reranker.wanted @ reranker.vectors.T, axis=1)[:, :5]

@@ -20,7 +20,7 @@ from jaxlab.models import sections as sections_lib
 from jaxlab.systems.olmo import pretraining
 from jaxlab.systems.planning import shapes
 from jaxlab.systems.tulu import instruction_tuning
-from tests.support import devices
+from tests.support import compiling, devices
 from tests.support.runs import hosts, losses
 
 CONFIGS = pathlib.Path(__file__).parents[3] / "configs"
@@ -215,6 +215,7 @@ def test_a_reference_asked_in_the_step_or_before_it_gives_one_loss(
     assert first == pytest.approx(losses(tmp_path / "before"), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_reference_that_was_replaced_is_refused_by_the_resumed_run(
     tuned, talk, tmp_path
 ):
@@ -258,9 +259,8 @@ def test_a_resumed_run_refuses_a_reference_of_other_pairs(
         run(config, resumed)
 
 
-@pytest.mark.parametrize(
-    "variant", [pytest.param("tiny", marks=pytest.mark.slow), "tiny_dpo"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["tiny", "tiny_dpo"])
 def test_a_mesh_and_microbatches_change_nothing_but_rounding(
     variant, tuned, talk, tmp_path
 ):
@@ -282,7 +282,8 @@ def test_two_hosts_learn_preferences_as_one_does(preferred, tuned, talk, tmp_pat
     command = [sys.executable, "-m", "jaxlab.train", f"--workdir={tmp_path}"]
     command += [f"--config={CONFIGS / 'tulu.py'}:tiny_dpo"]
     command += [f"--config.{name}={value}" for name, value in flags.items()]
-    shared = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(CONFIGS.parent)}
+    shared = compiling.quickly(dict(os.environ))
+    shared |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(CONFIGS.parent)}
     found = [
         subprocess.Popen(
             command, env=shared | variables, stdout=subprocess.PIPE,
