@@ -60,7 +60,7 @@ def _parse(args: argparse.Namespace):
     from jaxlab.core import config
     from jaxlab.systems import short_runs
 
-    plain, _ = config.split_flags(args.flags)
+    plain, *_ = config.split_flags(args.flags)
     flags = list(args.flags)
     if plain.get("workdir"):
         flags += ["--workdir=."]  # a bucket is reached from there, not from here

@@ -15,6 +15,7 @@ jax is not imported before a mistake has to be raised.
 import contextlib
 import difflib
 import importlib.util
+import inspect
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -51,13 +52,15 @@ def parse(
         UserError: an unknown flag or key (with the nearest one), a wrong type, a
             missing file, variant or workdir, or a config file that fails.
     """
-    plain, overrides = split_flags(argv)
+    plain, overrides, unknown = split_flags(argv)
     if not plain.get("config"):
         _refuse(f"give --config=FILE[:VARIANT], e.g. {_EXAMPLE}")
     if not plain.get("workdir"):
         _refuse("give --workdir=DIR, the folder that the run is written to")
     workdir = paths.path(plain["workdir"])
     config = load(plain["config"])
+    if unknown:
+        _refuse(f"unknown flag {unknown[0]!r}; {_flag_like(unknown[0], config)}")
     _check_keys(config, overrides)
     _override(config, overrides)
     if settle is not None:
@@ -78,8 +81,13 @@ def load(path: str) -> ml_collections.ConfigDict:
         module = _module(file)
         variants = tuple(getattr(module, "VARIANTS", ()))
         if variant and variants and variant not in variants:
-            hint = _hint(variant, variants, "use one of")
-            raise ValueError(f"variant {variant!r}; {hint}")
+            near = difflib.get_close_matches(variant, variants, n=1)
+            hint = f"did you mean {near[0]}? U" if near else "u"
+            raise ValueError(
+                f"variant {variant!r}; {hint}se one of {', '.join(variants)}"
+            )
+        if variant and not inspect.signature(module.get_config).parameters:
+            raise ValueError(f"get_config takes no variant; use --config={name}")
         config = module.get_config(*([variant] if variant else []))
     if not isinstance(config, ml_collections.ConfigDict):
         _refuse(
@@ -99,9 +107,11 @@ def find(name: str) -> pathlib.Path:
         if file.suffix != ".py":
             _refuse(f"config file {name!r} is not a Python file; e.g. {_EXAMPLE}")
         return file
+    is_name = str(file) in (file.stem, f"configs/{file.stem}.py")
+    if file.is_dir() and not (is_name and file.stem in shipped):
+        _refuse(f"config {name!r} is a folder; name a Python file, or {_EXAMPLE}")
     if file.with_suffix(".py").is_file():
         _refuse(f"config file {name!r} does not exist; did you mean {name}.py?")
-    is_name = str(file) in (file.stem, f"configs/{file.stem}.py")
     if not is_name or file.stem not in shipped:
         hint = _hint(file.stem, shipped, "of jaxlab's own there are")
         _refuse(f"config file {name!r} does not exist; {hint}")
@@ -145,16 +155,18 @@ def is_shipped(path: str) -> bool:
     return file in [shipped.resolve() for shipped in installation.configs().values()]
 
 
-def split_flags(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """({"config": FILE, "workdir": DIR}, overrides), all as `--flag=value`."""
+def split_flags(argv: Sequence[str]) -> tuple[dict[str, str], list[str], list[str]]:
+    """({"config": FILE, "workdir": DIR}, overrides as `--flag=value`, other flags)."""
     plain: dict[str, str] = {}
     overrides: list[str] = []
+    unknown: list[str] = []
     rest = list(argv)
     while rest:
         argument = re.sub("^-(?!-)", "--", rest.pop(0))
         name, equals, value = argument.partition("=")
         if not name.startswith("--"):
-            _refuse(f"unexpected argument {argument!r}; flags begin with --")
+            hint = _flag_for(argument, "config" in plain)
+            _refuse(f"unexpected argument {argument!r}; flags begin with --{hint}")
         if not equals and rest and not rest[0].startswith("--"):
             value, equals = rest.pop(0), "="
         if name in ("--config", "--workdir"):
@@ -163,9 +175,29 @@ def split_flags(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             overrides.append(name + equals + value)
         else:
             near = difflib.get_close_matches(name, ["--config", "--workdir"], n=1)
-            hint = f"did you mean {near[0]}?" if near else "use --config, --workdir"
-            _refuse(f"unknown flag {name!r}; {hint}")
-    return plain, overrides
+            if near:
+                _refuse(f"unknown flag {name!r}; did you mean {near[0]}?")
+            unknown.append(name)
+    return plain, overrides, unknown
+
+
+def _flag_for(word: str, has_config: bool) -> str:
+    """What a word without -- may have been meant as."""
+    if word.startswith("config."):
+        return f": --{word}"
+    name = pathlib.Path(word.partition(":")[0])
+    is_config = name.suffix == ".py" or str(name) in installation.configs()
+    return f": --config={word}" if is_config and not has_config else ""
+
+
+def _flag_like(flag: str, config: ml_collections.ConfigDict) -> str:
+    """Keys are flags with `config.` in front, which is easily left out."""
+    key, keys = flag.removeprefix("--").replace("-", "_"), _keys(config)
+    meant = [name for name in keys if key in (name, name.rpartition(".")[2])]
+    meant = meant or difflib.get_close_matches(key, keys, n=1, cutoff=0.8)
+    if meant:
+        return f"did you mean --config.{meant[0]}?"
+    return "use --config, --workdir, or a key of the config: --config.KEY=VALUE"
 
 
 def _check_keys(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
@@ -187,11 +219,15 @@ def _nearest(key: str, keys: Mapping[str, object]) -> str:
     # Not a section: "optim" is near to every misspelt key of it.
     sections = [k for k, v in keys.items() if isinstance(v, ml_collections.ConfigDict)]
     leaves = [name for name in keys if name not in sections]
-    near = difflib.get_close_matches(key, leaves, n=1, cutoff=0.6)
+    siblings = [name for name in keys if name.rpartition(".")[0] == section]
+    if siblings and section:  # of one section all begin alike: their ends are compared
+        ends = {name.rpartition(".")[2]: name for name in siblings if name in leaves}
+        near = [ends[end] for end in difflib.get_close_matches(last, ends, n=1)]
+    else:
+        near = difflib.get_close_matches(key, leaves, n=1)
     near = near or [name for name in keys if name.rpartition(".")[2] == last]
     if near:
         return f"did you mean {near[0]}?"
-    siblings = [name for name in keys if name.rpartition(".")[0] == section]
     siblings = siblings or [name for name in keys if "." not in name]
     return f"there are {', '.join(siblings)}"
 
@@ -211,12 +247,19 @@ def _override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> No
         refusal = re.match(r"flag --config\.(?P<key>[\w.]+)=(?P<value>.*?): ", message)
         if not refusal:
             _refuse(message[:300] or type(error).__name__)
-        kind = type(_keys(config)[refusal["key"]]).__name__
-        kind = {"ConfigDict": "dict, e.g. {'web': 0.5}"}.get(kind, kind)
-        _refuse(
-            f"config key {refusal['key']!r} cannot be {refusal['value']!r}; it takes a "
-            f"value of type {kind}"
-        )
+        key, value = refusal["key"], refusal["value"]
+        _refuse(f"config key {key!r} cannot be {value!r}; {_wanted(config, key)}")
+
+
+def _wanted(config: ml_collections.ConfigDict, key: str) -> str:
+    """What a key takes, in words."""
+    old = _keys(config)[key]
+    if isinstance(old, ml_collections.ConfigDict) and len(old):
+        return f"it is a section: set a key of it, e.g. --config.{key}.{[*old][0]}="
+    if isinstance(old, Mapping):
+        return "it takes a value of type dict, e.g. {'web': 0.5}"
+    example = "" if old in ("", None) else f", e.g. {old}"
+    return f"it takes a value of type {type(old).__name__}{example}"
 
 
 def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, object]:

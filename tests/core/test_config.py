@@ -126,11 +126,19 @@ def test_the_arguments_of_this_process_do_not_matter(file, monkeypatch):
             "config key 'model.tied' cannot be 'maybe'; it takes a value of type bool",
         ),
         ("--config.data.weights.web=x", "'data.weights.web' cannot be 'x'"),
-        ("--config.model=3", "config key 'model' cannot be '3'; it takes a value of"),
+        (
+            "--config.model=3",
+            "config key 'model' cannot be '3'; it is a section: set a key of it, e.g. "
+            "--config.model.",
+        ),
+        ("--config.optim.rate=3", "'optim.rate'; there are optim.learning_rate"),
         ("--config.steps", "Missing value for flag --config.steps"),
         ("--wrkdir=x", "unknown flag '--wrkdir'; did you mean --workdir?"),
-        ("--quiet", "unknown flag '--quiet'; use --config, --workdir"),
+        ("--quiet", "unknown flag '--quiet'; use --config, --workdir, or a key of"),
+        ("--steps=10", "unknown flag '--steps'; did you mean --config.steps?"),
+        ("--learning-rate=1", "did you mean --config.optim.learning_rate?"),
         ("steps=3", "unexpected argument 'steps=3'; flags begin with --"),
+        ("config.steps=3", "flags begin with --: --config.steps=3"),
     ],
 )
 def test_a_mistake_names_what_was_meant(file, override, message):
@@ -144,6 +152,14 @@ def test_an_unknown_variant_shows_only_what_the_file_says(file):
     with pytest.raises(errors.UserError) as error:
         parse(file, variant=":huge")
     assert str(error.value) == f"{file}: variant 'huge'; use one of small, large"
+
+
+def test_a_file_without_variants_says_so(tmp_path):
+    (tmp_path / "mine.py").write_text("def get_config(): return {}")
+    with pytest.raises(
+        errors.UserError, match=r"takes no variant; use --config=.*mine"
+    ):
+        config.load(f"{tmp_path / 'mine.py'}:tiny")
 
 
 def test_the_variants_that_a_file_lists_are_told_before_it_is_asked(tmp_path):
@@ -182,6 +198,8 @@ def test_what_comes_with_jaxlab_is_found_by_its_name_anywhere(
         (["--config=configs/olmo", "--workdir=w"], "did you mean configs/olmo.py?"),
         (["--config=configs/olmo.py"], "give --workdir=DIR"),
         (["--config=pyproject.toml", "--workdir=w"], "is not a Python file"),
+        (["--config=tests", "--workdir=w"], "config 'tests' is a folder; name a Py"),
+        (["olmo:tiny", "--workdir=w"], "flags begin with --: --config=olmo:tiny"),
     ],
 )
 def test_missing_files_and_flags_are_said(argv, message):
