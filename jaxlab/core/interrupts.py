@@ -3,19 +3,22 @@
 Libraries swallow exceptions: Orbax reads a description in an event loop and goes on
 without it, and what is raised while Python collects garbage is printed and forgotten.
 So a signal is remembered too, and whoever is about to say that a file is corrupt, or
-that the work is done, asks `check` first.
+that the work is done, asks `check` first. An import that is interrupted prints a
+traceback of some extension's, or leaves half a module: the first signal waits for its
+end, a second one does not.
 """
 
 import contextlib
-import functools
 import signal
 import sys
 import threading
+import types
 from collections.abc import Iterator
 
 _AGAIN_SECONDS = 0.05  # after a signal whose exception was dropped
 
 _received: list[int] = []
+_sent_again: list[int] = []  # by us, to come
 
 
 class Interrupt(KeyboardInterrupt):
@@ -46,12 +49,19 @@ def raise_signals() -> Iterator[None]:
     A signal that is ignored, as that of a command behind `nohup` or `&`, stays so.
     """
     _received.clear()
+    _sent_again.clear()
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def receive(number, frame):
-        _received.append(number)
+        if _sent_again:
+            _sent_again.clear()
+        else:
+            _received.append(number)
+        if len(_received) < 2 and _is_importing(frame):
+            _send_later(number)
+            return
         raise Interrupt(number)
 
     handlers = {}
@@ -84,11 +94,27 @@ def _send_again(hook):
         if not isinstance(dropped.exc_value, Interrupt):
             hook(dropped)
             return
-        signal_main = functools.partial(
-            signal.pthread_kill, threading.main_thread().ident, dropped.exc_value.number
-        )
-        timer = threading.Timer(_AGAIN_SECONDS, signal_main)
-        timer.daemon = True
-        timer.start()
+        _send_later(dropped.exc_value.number)
 
     return unraisable
+
+
+def _send_later(number: int) -> None:
+    """Sends a signal to the main thread again, if its command still runs then."""
+
+    def send():
+        if _received:
+            _sent_again.append(number)
+            signal.pthread_kill(threading.main_thread().ident, number)
+
+    timer = threading.Timer(_AGAIN_SECONDS, send)
+    timer.daemon = True
+    timer.start()
+
+
+def _is_importing(frame: types.FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False

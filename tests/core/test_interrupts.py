@@ -1,6 +1,7 @@
 """Signals: raised once, remembered, never taken for corruption or for success."""
 
 import gc
+import importlib
 import os
 import signal
 import time
@@ -67,6 +68,26 @@ def test_a_signal_that_a_garbage_collection_drops_is_sent_again(monkeypatch, cap
     begin = time.monotonic()
     assert run(monkeypatch, collect) == 130
     assert time.monotonic() - begin < 4
+    assert capsys.readouterr().err == "jaxlab convert: interrupted\n"
+
+
+def test_an_import_is_ended_before_a_signal_is_raised(monkeypatch, tmp_path, capsys):
+    (tmp_path / "slow_to_import.py").write_text(
+        "import os, signal, time\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "time.sleep(0.2)\n"
+        "done = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    seen = []
+
+    def work():
+        seen.append(importlib.import_module("slow_to_import").done)
+        time.sleep(5)  # ended by the signal, which is sent again
+        seen.append("worked on")
+
+    assert run(monkeypatch, work) == 130
+    assert seen == [True]
     assert capsys.readouterr().err == "jaxlab convert: interrupted\n"
 
 
