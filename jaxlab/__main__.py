@@ -14,7 +14,7 @@ def main() -> int:
 
     def end(number, frame):
         if not ended:
-            print("jaxlab: interrupted", file=sys.stderr, flush=True)
+            os.write(2, b"jaxlab: interrupted\n")
         os._exit(ended[0] if ended else 128 + number)
 
     ended: list[int] = []

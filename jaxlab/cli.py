@@ -94,6 +94,8 @@ _FIXES = {  # of what the operating system refuses, where its words are not enou
     errno.EFBIG: _SPACE,
     errno.ENOTDIR: "a part of that path is a file; use another path",
     errno.EISDIR: "that is a folder; name a file",
+    errno.EEXIST: "that is a file; remove it, or name another folder",
+    errno.ENOENT: "look at its spelling, or make its folder first",
     errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
     errno.ENAMETOOLONG: "use a shorter name",
 }

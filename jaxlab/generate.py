@@ -88,6 +88,9 @@ def generate(
             f"{max_new_tokens}",
             len(prompt) + max_new_tokens,
             model,
+            f"use at most {model.config.length - len(prompt)} (--max-new-tokens)"
+            if len(prompt) < model.config.length
+            else "shorten the prompt",
         )
     longest = max(len(prompt) for prompt in prompts)
     length = _padded_length(longest, model.config.length)
@@ -312,8 +315,10 @@ def _check(temperature, top_k, top_p, vocab) -> None:
         raise errors.UserError(f"top_p {top_p}; use a number above 0, at most 1")
 
 
-def _check_length(what: str, size: int, model: models.Decoder) -> None:
+def _check_length(
+    what: str, size: int, model: models.Decoder, fix: str = "shorten them"
+) -> None:
     if size > model.config.length:
         raise errors.UserError(
-            f"{what} exceed the model's length of {model.config.length}; shorten them"
+            f"{what} exceed the model's length of {model.config.length}; {fix}"
         )

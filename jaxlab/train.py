@@ -109,6 +109,7 @@ def fit(
         stack.enter_context(mesh_lib.use(mesh))
         stop = stack.enter_context(process.stop_on_signal())
         paths.make_folder(workdir)
+        runs.refuse_other_folder(workdir)
         if checkpoint.steps(folder):  # else there is nothing to be spoilt
             runs.check_config(workdir, experiment.config, free=_free_keys(experiment))
 
@@ -212,6 +213,7 @@ def main(argv: Sequence[str], *, dry_run: bool = False) -> int:
     system = systems.resolve(systems.entry(config.system).experiment)
     if paths.is_remote(workdir):
         paths.make_folder(workdir)  # asked before the work, not after it
+    runs.refuse_other_folder(workdir)
     with _hold(workdir):
         try:
             with mesh_lib.use(mesh), progress.announce("preparing data and model"):

@@ -5,7 +5,7 @@ import time
 
 from jaxlab.commands import arguments as arguments_lib
 from jaxlab.commands import convert, output
-from jaxlab.core import accelerators, errors, paths, runs
+from jaxlab.core import accelerators, errors, missing_models, paths, runs
 
 SUMMARY = "List, verify or export the checkpoints of a run"
 DETAILS = """\
@@ -114,6 +114,8 @@ def _entries(run: str) -> list:
     from jaxlab.core import checkpoint
 
     entries = checkpoint.entries(checkpoint.folder_of(run))
+    if not paths.is_folder(paths.path(run)):
+        raise missing_models.explain(run)
     if not entries:
         raise errors.UserError(f"{run} has no checkpoint; give a run directory")
     return entries

@@ -205,4 +205,9 @@ def _inspect(args: argparse.Namespace) -> None:
             f"the data is not what {args.workdir} was trained on (other files or "
             "sizes); restore it"
         )
+    steps = trained.config.get("steps")
+    if isinstance(steps, int) and args.step >= steps:
+        raise errors.UserError(
+            f"{args.workdir} is a run of {steps} steps; use --step 0 to {steps - 1}"
+        )
     inspect.print_order(batches, args.step, corpus.tokenizer if args.text else None)

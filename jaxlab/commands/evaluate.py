@@ -39,6 +39,8 @@ def run(args: argparse.Namespace) -> None:
     from jaxlab.data.batches import loader
     from jaxlab.evals import perplexity
 
+    if args.max_batches is not None and args.max_batches < 1:
+        raise errors.UserError(f"--max-batches {args.max_batches}; use 1 or more")
     with devices.using(args.mesh) as mesh, tempfile.TemporaryDirectory() as folder:
         loaded = load.decoder(
             args.model,

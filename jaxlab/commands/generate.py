@@ -12,6 +12,9 @@ SUMMARY = "Continue prompts"
 DETAILS = ""
 
 
+_NEW_TOKENS = 64
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the model, the prompts, and how tokens are drawn."""
     arguments_lib.add_model(parser)
@@ -20,7 +23,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chat", action="store_true", help="ask as a user does: of a tuned model"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="N",
+        help=f"default: {_NEW_TOKENS}, or what the model has room for",
+    )  # fmt: skip
     parser.add_argument(
         "--temperature", type=float, default=1.0, help="0 always takes the likeliest"
     )
@@ -59,6 +65,9 @@ def run(args: argparse.Namespace) -> None:
         written = (_chat if args.chat else _text)(args)
         rows = [written(tokenizer, prompt) for prompt in prompts]
         rows = [row for row in rows for _ in range(args.n)]
+        if args.max_new_tokens is None:
+            room = loaded.config.length - max(map(len, rows))
+            args.max_new_tokens = max(1, min(_NEW_TOKENS, room))
         for start in range(0, len(rows), args.batch_size):
             batch = rows[start : start + args.batch_size]
             missing = mesh_lib.padded_rows(len(batch), mesh) - len(batch)

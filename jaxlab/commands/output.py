@@ -7,6 +7,8 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 
+from jaxlab.core import folders
+
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints columns: the first on the left, the others, which are numbers, right.
@@ -35,9 +37,13 @@ def say_step(model: str, step: int | None) -> None:
 def json_on_stdout(args: argparse.Namespace) -> Iterator[None]:
     """With `--json -`, a verb's JSON goes to stdout and all that it prints to stderr.
 
-    The verb writes a file, as always; nothing is printed of one that fails.
+    The verb writes a file, as always; nothing is printed of one that fails. A file that
+    cannot be written is refused before the work.
     """
-    if getattr(args, "json", None) != "-":
+    wanted = getattr(args, "json", None)
+    if wanted != "-":
+        if wanted:
+            folders.check_target("--json", wanted)
         yield
         return
     with tempfile.TemporaryDirectory() as folder:

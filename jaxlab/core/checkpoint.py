@@ -250,7 +250,8 @@ def load_step(
             if saved_steps
             else "it has no checkpoint"
         )
-        raise errors.UserError(f"{folder}: no checkpoint to load; {have}")
+        which = "" if step is None else f" of step {step}"
+        raise errors.UserError(f"{folder}: no checkpoint to load{which}; {have}")
     for candidate in saved_steps if step is None else [step]:
         try:
             params = _load_params(folder / str(candidate), mesh, dtype, average)

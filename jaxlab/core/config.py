@@ -79,13 +79,15 @@ def load(path: str) -> ml_collections.ConfigDict:
     file = find(name)
     with _one_line(name, file):
         module = _module(file)
+        if not callable(getattr(module, "get_config", None)):
+            raise ValueError(
+                "it defines no get_config(variant), which returns a config"
+            )
         variants = tuple(getattr(module, "VARIANTS", ()))
         if variant and variants and variant not in variants:
             near = difflib.get_close_matches(variant, variants, n=1)
-            hint = f"did you mean {near[0]}? U" if near else "u"
-            raise ValueError(
-                f"variant {variant!r}; {hint}se one of {', '.join(variants)}"
-            )
+            hint = f"did you mean {near[0]}? There are" if near else "use one of"
+            raise ValueError(f"variant {variant!r}; {hint} {', '.join(variants)}")
         if variant and not inspect.signature(module.get_config).parameters:
             raise ValueError(f"get_config takes no variant; use --config={name}")
         config = module.get_config(*([variant] if variant else []))
@@ -248,14 +250,17 @@ def _override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> No
         if not refusal:
             _refuse(message[:300] or type(error).__name__)
         key, value = refusal["key"], refusal["value"]
-        _refuse(f"config key {key!r} cannot be {value!r}; {_wanted(config, key)}")
+        _refuse(
+            f"config key {key!r} cannot be {value!r}; {_describe_type(config, key)}"
+        )
 
 
-def _wanted(config: ml_collections.ConfigDict, key: str) -> str:
+def _describe_type(config: ml_collections.ConfigDict, key: str) -> str:
     """What a key takes, in words."""
     old = _keys(config)[key]
     if isinstance(old, ml_collections.ConfigDict) and len(old):
-        return f"it is a section: set a key of it, e.g. --config.{key}.{[*old][0]}="
+        inner = next(iter(old))
+        return f"it is a section: set a key of it, e.g. --config.{key}.{inner}="
     if isinstance(old, Mapping):
         return "it takes a value of type dict, e.g. {'web': 0.5}"
     example = "" if old in ("", None) else f", e.g. {old}"
@@ -276,12 +281,13 @@ def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, obje
 
 def _reason(error: Exception, file: pathlib.Path) -> str:
     """The message of a config file that refuses, or the line where it fails."""
-    message = " ".join(str(error).split()) or "no reason given"
+    message = getattr(error, "msg", "") or str(error)  # a SyntaxError's without place
+    message = " ".join(message.split()) or "no reason given"
     if isinstance(error, ValueError):
         return message
     trace, line = error.__traceback__, getattr(error, "lineno", None)
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(file):
+        if trace.tb_frame.f_code.co_filename == str(file.absolute()):
             line = trace.tb_lineno
         trace = trace.tb_next
     where = f" (line {line})" if line else ""

@@ -63,11 +63,28 @@ def whole_file(
         yield part
         publish({part: file}, durable=durable)
     except OSError as error:
-        if error.errno is not None and error.filename is None:
+        if error.errno is not None and error.filename in (None, str(part)):
             error.filename = str(file)  # of a full disk Python does not say which
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_target(flag: str, file: str | os.PathLike) -> None:
+    """Refuses a file that cannot be written, before the work that it is for.
+
+    Raises:
+        UserError: it is a folder, or its own folder is not there.
+    """
+    local = pathlib.Path(file).absolute()
+    if paths.is_remote(file):
+        return
+    if local.is_dir():
+        raise errors.UserError(f"{flag} {file} is a folder; name a file")
+    if not local.parent.is_dir():
+        raise errors.UserError(
+            f"{flag} {file}: there is no folder {local.parent}; make it first"
+        )
 
 
 def temporary_name(file: pathlib.Path) -> pathlib.Path:

@@ -49,6 +49,23 @@ def explain(path: str | os.PathLike, *, step: str = "") -> errors.UserError:
     return errors.UserError(f"model {path} does not exist; {wanted}{hint}")
 
 
+def explain_data(path: str | os.PathLike) -> errors.UserError:
+    """The error of text that is not there, to be raised."""
+    if re.match(r"\w+:/", str(path)):
+        return errors.UserError(
+            f"{path} is an address; download it, and give the folder or file here"
+        )
+    hint = _nearest(pathlib.Path(path))
+    return errors.UserError(f"no data at {path}; give a folder or a file{hint}")
+
+
+def explain_tokenizer(path: str | os.PathLike) -> errors.UserError:
+    """The error of a tokenizer that is not there, to be raised."""
+    wanted = "give a folder, tokenizer.json or .model"
+    hint = _nearest(pathlib.Path(path)) or _download(str(path))
+    return errors.UserError(f"tokenizer {path} does not exist; {wanted}{hint}")
+
+
 def is_address(path: str | os.PathLike) -> bool:
     """Whether a path is an address of the Hub, or another of the web."""
     return str(path).startswith(("hf://", "http://", "https://", "huggingface.co/"))
@@ -95,7 +112,8 @@ def _download(path) -> str:
     if parent != pathlib.Path() and parent.exists():
         return ""
     folder = name[1].split("/")[-1]
+    full = name[1] if "/" in name[1] else f"OWNER/{name[1]}"
     return (
-        f". Names on the Hugging Face Hub are not downloaded: `hf download {name[1]} "
+        f". Names on the Hugging Face Hub are not downloaded: `hf download {full} "
         f"--local-dir {folder}`, then give {folder}"
     )

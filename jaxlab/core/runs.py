@@ -27,6 +27,7 @@ from typing import Any
 from jaxlab.core import errors, folders, json_text, missing_models, paths
 
 CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
+_DERIVED = ("data_order", "data_shares", "truncated", "dropped")
 _RESTORE = "restore it from a copy"
 # `system` of what no config of ours trained: a merge of Hugging Face folders, and an
 # Experiment that somebody gave to `train.fit`.
@@ -281,11 +282,36 @@ def check_config(
         and not paths.is_same(old.get(key), new.get(key))
         and not any(key == f or key.startswith(f + ".") for f in free)
     )
+    # What follows from the settings is told where they alone do not differ.
+    set_by_hand = [k for k in keys if k.partition(".")[0] not in _DERIVED]
     if keys:
-        shown = "; ".join(f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in keys)
+        shown = "; ".join(
+            f"{k}: {_short(old.get(k))} -> {_short(new.get(k))}"
+            for k in set_by_hand or keys
+        )
         raise errors.UserError(
             f"{folder} holds a run with another config: {shown}. Use another "
             "--workdir, or the old values to resume"
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]} ..."
+
+
+def refuse_other_folder(folder: str | os.PathLike) -> None:
+    """Refuses a run directory to be whose config.json is somebody else's.
+
+    Raises:
+        UserError: it is of a Hugging Face model, say, and would be written over.
+    """
+    raw = json_text.read_object(paths.path(folder) / CONFIG, _RESTORE)
+    is_run = has_checkpoints(folder) or (paths.path(folder) / METRICS).exists()
+    if raw and not is_run and _recognise(raw) is None:
+        what = "a Hugging Face folder" if "model_type" in raw else "no run directory"
+        raise errors.UserError(
+            f"{folder} is {what}, and its {CONFIG} would be lost; use another --workdir"
         )
 
 

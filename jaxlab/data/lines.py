@@ -5,6 +5,9 @@ Windows and a byte-order mark are taken off. Lines without anything are left out
 counted, so that a line's number is that of an editor.
 """
 
+import codecs
+import contextlib
+import errno
 import gzip
 import io
 import json
@@ -141,6 +144,7 @@ def _raw_lines(path: pathlib.Path) -> Iterator[bytes]:
         if getattr(error, "errno", None):  # of the disk or of its rights
             raise errors.UserError(
                 f"{path} cannot be read: {error.strerror}; see to it, or name another"
+                f"{' file' if error.errno == errno.EISDIR else ''}"
             ) from None
         raise errors.UserError(
             f"{path} cannot be read ({error}); it is damaged or cut short: copy it anew"
@@ -187,7 +191,13 @@ class _Frames(io.RawIOBase):
 
 
 def _not_utf8(source, number: int, byte: int) -> errors.UserError:
+    fix = "convert it, e.g. iconv -f latin1 -t utf-8"
+    with contextlib.suppress(OSError, errors.UserError):
+        head = next(_raw_lines(pathlib.Path(source)))[:1024]
+        if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            fix = "convert it: iconv -f utf-16 -t utf-8"
+        elif b"\0" in head or head.startswith(b"%PDF"):
+            fix = "it is no text; give a text file"
     return errors.UserError(
-        f"{source}:{number} is not UTF-8 (byte {byte} of the file); convert it, e.g. "
-        "iconv -f latin1 -t utf-8"
+        f"{source}:{number} is not UTF-8 (byte {byte} of the file); {fix}"
     )

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from jaxlab.core import errors, json_text, paths, progress, report
+from jaxlab.core import errors, json_text, missing_models, paths, progress, report
 from jaxlab.data.corpus import (
     documents,
     domains,
@@ -102,9 +102,9 @@ def prepare(
         return open_folder(folder)  # the text may be gone
     for path in sources:
         if path != EMBEDDED and not pathlib.Path(path).exists():
-            raise errors.UserError(f"no data at {path}; give a folder or a file")
+            raise missing_models.explain_data(path)
     if tokenizer and not pathlib.Path(tokenizer).exists():
-        raise errors.UserError(f"no tokenizer at {tokenizer}; give a folder or a file")
+        raise missing_models.explain_tokenizer(tokenizer)
     if saved is None:
         _prepare(folder, made_from)
     else:

@@ -103,7 +103,8 @@ class TransformerConfig:
             )
         if self.head_dim % 2:
             raise errors.ArgumentError(
-                f"head_dim {self.head_dim} is odd; rope needs it even"
+                f"head_dim {self.head_dim} is odd, with heads {self.heads} of embed "
+                f"{self.embed}; rope needs it even"
             )
         if self.window is not None and self.window < 1:
             raise errors.ArgumentError(

@@ -193,7 +193,9 @@ def parse(text: str, slices: int = 1) -> Topology:
         )
     sizes = tuple(map(int, grid.split("x")))
     if min(sizes) < 1 or slices < 1:
-        raise errors.UserError(f"topology {text!r} x {slices} slices has no chips")
+        raise errors.UserError(
+            f"topology {text!r} x {slices} slices has no chips; use 1 or more"
+        )
     if CHIPS[kind].platform == "cuda" and (sizes[1] > 8 or slices > 1):
         raise errors.UserError(
             f"topology {text!r}: a node has at most 8 GPUs, and nodes are not slices; "

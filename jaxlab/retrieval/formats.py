@@ -137,13 +137,17 @@ def read_queries(path: str | pathlib.Path) -> dict[str, str]:
 
 
 def read_qrels(
-    path: str | pathlib.Path, *, split: str | None = None
+    path: str | pathlib.Path,
+    *,
+    split: str | None = None,
+    has_split: bool = False,
 ) -> dict[str, dict[str, int]]:
     """Query id -> document id -> judgment.
 
     Args:
         path: of BEIR's or TREC's judgments.
         split: where the file has a column of that name, which to keep; None keeps all.
+        has_split: whether a file without such a column is refused then.
 
     Raises:
         UserError: a malformed line, two judgments of one document, or none that is of
@@ -160,6 +164,8 @@ def read_qrels(
                     f"{location}: columns {', '.join(header)}; use {', '.join(_HEADER)}"
                 )
             continue
+        if split and has_split and not qrels and "split" not in (header or ()):
+            raise errors.UserError(f"{path} has no column split; leave out --split")
         first = False
         row = _judgment(columns, header, location)
         if header and split and row.get("split", split) != split:

@@ -255,7 +255,8 @@ def _read_description(folder) -> dict[str, Any]:
     if not path.is_file():
         fix = "was not finished; build it again, it goes on"
         if not (folder / _BUILDING).exists():
-            fix = "is not an index; build one with Index.build"
+            what = "is not an index" if folder.exists() else "does not exist"
+            fix = f"{what}; make an index with `jaxlab retrieve index`"
         raise errors.UserError(f"{folder} {fix}")
     state = json_text.read_object(path, "build it again", ("format",))
     if state["format"] != _FORMAT:

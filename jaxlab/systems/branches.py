@@ -10,7 +10,6 @@ fresh; a constant learning rate without warm-up; another data order than the bas
 
 import dataclasses
 import json
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +18,7 @@ import jax
 import ml_collections
 
 from jaxlab import load, models
-from jaxlab.core import checkpoint, errors, paths, runs
+from jaxlab.core import checkpoint, errors, paths, ranges, runs
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data import prepared
 from jaxlab.data.batches import loader
@@ -29,6 +28,11 @@ from jaxlab.systems.olmo import config as olmo_config
 from jaxlab.systems.olmo import pretraining
 
 Mixture = Mapping[str, float]
+_RANGES = {
+    "unit_steps": ranges.AT_LEAST_1,
+    "unit_rate": ranges.ABOVE_0,
+    "parts": ranges.AT_LEAST_1,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,11 +224,7 @@ def held_out_batches(
 
 
 def _recipe(base, source, pool, parts, **fields) -> Recipe:
-    if fields["unit_steps"] < 1 or not 0 < fields["unit_rate"] < math.inf or parts < 1:
-        raise errors.UserError(
-            f"unit steps {fields['unit_steps']}, unit rate {fields['unit_rate']}, "
-            f"parts {parts}: use 1 or more, above 0, 1 or more"
-        )
+    ranges.check("", fields | {"parts": parts}, _RANGES)
     source = ",".join(str(pathlib.Path(part)) for part in paths.split(str(source)))
     base.data.update(
         {

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 
 from jaxlab import optim
-from jaxlab.core import checkpoint, errors, locks, paths, runs
+from jaxlab.core import checkpoint, errors, locks, missing_models, paths, runs
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data import prepared
 from jaxlab.data.corpus import domains
@@ -136,7 +136,7 @@ def _data(data: Mapping) -> Iterator[str]:
             yield "the embedded text"
             continue
         if not pathlib.Path(source).exists():
-            raise errors.UserError(f"no data at {source}; give a folder or a file")
+            raise missing_models.explain_data(source)
         if "layout" not in data:  # conversations and labelled texts are no domains
             yield f"{source}, {_megabytes(pathlib.Path(source))}"
             continue
@@ -146,7 +146,7 @@ def _data(data: Mapping) -> Iterator[str]:
 
 def _megabytes(path: pathlib.Path) -> str:
     if not path.exists():
-        raise errors.UserError(f"no data at {path}; give a folder or a file")
+        raise missing_models.explain_data(path)
     size = path.stat().st_size if path.is_file() else paths.size_bytes(path)
     return f"{math.ceil(size / 1e5) / 10:,.1f} MB"
 

@@ -59,3 +59,10 @@ def test_a_text_begins_as_the_folder_says(said, tmp_path):
     begin = [] if said is False else [7]
     assert write(made, "some") == [*begin, *made.encode("some")]
     assert write(made, "") == [7]
+
+
+def test_as_many_tokens_as_there_is_room_for_where_none_are_asked(said, line, workdir):
+    prompt = ["--prompt", "The court " * 2]
+    assert said("generate", workdir, *prompt)
+    wanted = "of 64; use at most "
+    assert wanted in line("generate", workdir, *prompt, "--max-new-tokens", "99")

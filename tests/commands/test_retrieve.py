@@ -143,7 +143,7 @@ def test_mistakes_are_one_line(corpus, capsys):
             "refit", corpus / "o", "--index", index, "--queries",
             corpus / "queries.jsonl", "--reranker", bert,
         ),
-        "is not an index": ("search", corpus / "nothing", "--query", "a"),
+        "does not exist; make an index": ("search", corpus / "nothing", "--query", "a"),
     }  # fmt: skip
     for words, case in cases.items():
         assert command(*case) == 2, words

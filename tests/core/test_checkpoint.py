@@ -148,7 +148,7 @@ def test_parameters_are_loaded_without_the_optimizer(tmp_path):
     kernel = params["blocks"]["kernel"]
     assert kernel.dtype == jnp.bfloat16
     assert kernel.sharding.shard_shape(kernel.shape) == (4, 4)
-    with pytest.raises(errors.UserError, match="to load; it has steps 2, 1"):
+    with pytest.raises(errors.UserError, match="to load of step 7; it has steps 2, 1"):
         checkpoint.load_params(tmp_path, 7)
 
 
@@ -399,8 +399,8 @@ def test_checkpoints_are_listed_newest_first(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["ls", "{none}"], "none has no checkpoint; give a run directory"),
-        (["verify", "{none}"], "none has no checkpoint"),
+        (["ls", "{none}"], "none does not exist; give a run directory"),
+        (["verify", "{none}"], "none does not exist"),
         (["verify", "{run}", "--step=7"], "no such checkpoint; finished are 1"),
         (["export", "{run}", "{out}"], "has no config.json"),
         (["export", "{run}", "gs://bucket/out"], "no local folder; export, then copy"),

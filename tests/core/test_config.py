@@ -218,7 +218,7 @@ def test_missing_files_and_flags_are_said(argv, message):
         ("def get_config():\n  return {}['a']", "KeyError: 'a' (line 2)"),
         ("def get_config():\n  return 3", "get_config returned int, not a ConfigDict"),
         ("x = (", "SyntaxError: '(' was never closed"),
-        ("", "has no attribute 'get_config'"),
+        ("", "it defines no get_config(variant)"),
     ],
 )
 def test_a_config_file_that_fails_says_where(tmp_path, content, message):

@@ -245,3 +245,19 @@ def test_a_full_disk_names_the_file_that_it_had_no_room_for(tmp_path):
         raise OSError(28, "No space left on device")
     assert caught.value.filename == str(tmp_path / "report.json")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+    folders.check_target("--json", tmp_path / "new.json")
+    with pytest.raises(errors.UserError, match=r"--json .* is a folder; name a file"):
+        folders.check_target("--json", tmp_path)
+    (tmp_path / "file").write_text("")
+    for parent in ("none", "file"):
+        with pytest.raises(errors.UserError, match=f"there is no folder .*{parent}"):
+            folders.check_target("--json", tmp_path / parent / "new.json")
+
+
+def test_a_file_that_was_not_written_is_named_without_its_temporary_name(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        folders.write_text(tmp_path / "none" / "file", "text")
+    assert caught.value.filename == str(tmp_path / "none" / "file")

@@ -25,13 +25,26 @@ def test_a_name_of_the_hub_says_how_to_download_it(here, name):
 
 
 def test_one_word_may_be_a_name_of_the_hub_and_a_path_is_none(here):
-    assert "hf download all-MiniLM-L6-v2" in str(
+    assert "hf download OWNER/all-MiniLM-L6-v2" in str(
         missing_models.explain("all-MiniLM-L6-v2")
     )
     (here / "runs" / "tiny").mkdir(parents=True)
     for path in ("/data/model", "./model", "~/model", "runs/other", "a/b/c"):
         assert "hf download" not in str(missing_models.explain(path)), path
     assert "did you mean runs/tiny?" in str(missing_models.explain("runs/tny"))
+
+
+def test_text_and_tokenizers_that_are_not_there_say_how_to_get_them(here):
+    (here / "text").mkdir()
+    assert "no data at txt; give a folder or a file; did you mean text?" in str(
+        missing_models.explain_data("txt")
+    )
+    assert "is an address; download it" in str(
+        missing_models.explain_data("https://a.b/c.txt")
+    )
+    assert "`hf download allenai/OLMo-1B --local-dir OLMo-1B`" in str(
+        missing_models.explain_tokenizer("allenai/OLMo-1B")
+    )
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,25 @@ def test_an_old_run_of_somebodys_own_goes_on(tmp_path):
         runs.check_config(tmp_path / "run", {"steps": 4})
 
 
+def test_a_folder_of_somebody_else_is_no_run_directory_to_be(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(errors.UserError, match="would be lost"):
+        runs.refuse_other_folder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"system": "olmo.pretrain"}))
+    runs.refuse_other_folder(tmp_path)  # of a run that was killed before it saved
+    runs.refuse_other_folder(tmp_path / "new")
+
+
+def test_what_follows_from_settings_is_not_told_beside_them(tmp_path):
+    saved(tmp_path / "run", {"steps": 3, "data_order": {"files": ["x" * 999]}})
+    with pytest.raises(errors.UserError) as caught:
+        runs.check_config(tmp_path / "run", {"steps": 4, "data_order": {}})
+    assert "steps: 3 -> 4. Use" in str(caught.value)
+    assert "data_order" not in str(caught.value)
+    with pytest.raises(errors.UserError, match=r"data_order.files: .*x \.\.\. -> None"):
+        runs.check_config(tmp_path / "run", {"steps": 3, "data_order": {}})
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import pathlib
+import re
 import tempfile
 
 import pytest
@@ -63,6 +64,20 @@ def test_what_is_wrong_is_one_line_with_its_place(write, data, message):
     with pytest.raises(errors.UserError, match=message) as error:
         list(lines.read_json(write(data)))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "fix"),
+    [
+        ("a".encode("utf-16"), "convert it: iconv -f utf-16"),
+        (b"%PDF-1.4\n\xff", "it is no text; give a text file"),
+        (b"\x00\xff", "it is no text"),
+        (b"caf\xe9", "iconv -f latin1"),
+    ],
+)
+def test_bytes_of_another_kind_are_told_what_to_do(write, data, fix):
+    with pytest.raises(errors.UserError, match=re.escape(fix)):
+        list(lines.read(write(data)))
 
 
 def test_lines_before_a_mistake_are_read(write):

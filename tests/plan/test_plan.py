@@ -220,7 +220,7 @@ def test_slices_exchange_gradients_over_the_network():
         ([V5E, "--config.model.remat=some"], "use one of none, dots"),
         ([V5E, "--config.optim.lr=1"], "unknown config key 'optim.lr'"),
         ([V5E, "--pric=1"], "did you mean --price?"),
-        ([V5E, "--tokens=nan"], "--tokens nan is no amount"),
+        ([V5E, "--tokens=nan"], "--tokens nan; use 0 or more"),
         ([V5E, "--plot=bars.xyz"], "end it in .png"),
         ([V5E, "--merge=tise"], "--merge tise: use one of linear, slerp"),
         ([V5E, "--merge=slerp", "--models=3"], "slerp takes 2"),

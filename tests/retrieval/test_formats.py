@@ -136,3 +136,11 @@ def test_results_have_one_line_per_query_and_values_in_full(tmp_path):
         evaluation = metrics.Evaluation((query,), {"map": np.zeros(1)})
         with pytest.raises(errors.UserError, match="cannot be a line of results"):
             formats.write_results(path, evaluation)
+
+
+def test_a_split_of_judgments_without_such_a_column_is_refused(tmp_path):
+    path = tmp_path / "qrels.tsv"
+    path.write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
+    assert formats.read_qrels(path, split="test") == {"q": {"d": 1}}
+    with pytest.raises(errors.UserError, match="no column split; leave out --split"):
+        formats.read_qrels(path, split="test", has_split=True)

@@ -139,7 +139,7 @@ def test_an_unfinished_index_of_something_else_is_not_continued(tmp_path):
 
 def test_damage_is_found_when_an_index_is_opened(tmp_path):
     open_ = retrieval.Index.open
-    with pytest.raises(errors.UserError, match="is not an index; build one"):
+    with pytest.raises(errors.UserError, match="is not an index; make an index"):
         open_(tmp_path)
     retrieval.Index.build(tmp_path, [VECTORS], IDS)
     whole = contents(tmp_path)

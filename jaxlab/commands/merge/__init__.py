@@ -22,6 +22,9 @@ was merged, and is a recipe that makes the same bytes again. For example:
   jaxlab merge general math -o merged --weights 0.7,0.3
   jaxlab merge recipe.yaml -o merged --memory 256MB"""
 
+_RECIPES = (".yaml", ".yml", ".json")
+_CHUNKS = 16  # of the memory that a merge may take
+_LEAST_MEMORY = _CHUNKS << 12
 _BLOCKS = r"^blocks/"  # leaves of our decoder that stack the layers
 
 
@@ -79,6 +82,10 @@ def run(args: argparse.Namespace) -> None:
     """Reads the recipe or makes one of the models given, and merges."""
     from jaxlab.merge.files import stream
 
+    if args.memory < _LEAST_MEMORY:
+        raise errors.UserError(f"--memory of {args.memory} bytes; use 64kB or more")
+    if args.shard_size is not None and args.shard_size < 1:
+        raise errors.UserError("--shard-size 0; use 1 byte or more, e.g. 5GB")
     plan = _plan(args)
     are_runs = [runs.has_checkpoints(model) for model in plan.models]
     if any(are_runs):  # Orbax asks jax for its devices
@@ -106,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
     report = stream.merge_recipe(
         plan,
         args.out,
-        chunk_bytes=args.memory // 16,
+        chunk_bytes=args.memory // _CHUNKS,
         progress=meter,
         free_keys=_free_keys if any(are_runs) else (),
         spell_out=_spell_out,
@@ -127,12 +134,17 @@ def _plan(args):
     from jaxlab.merge.files.recipe import recipe
 
     first = pathlib.Path(args.models[0])
+    for recipe_file in map(pathlib.Path, args.models[1:] and args.models):
+        if recipe_file.is_file() and recipe_file.suffix in _RECIPES[:2]:
+            raise errors.UserError(
+                f"{recipe_file} is a recipe, which names its models: give it alone"
+            )
     if len(args.models) > 1:
         weights = {"weights": args.weights} if args.weights else {}
         return recipe.from_arguments(
             args.models, "linear", dtype=args.dtype, parameters=weights
         )
-    if first.is_dir() or first.suffix not in (".yaml", ".yml", ".json"):
+    if first.is_dir() or first.suffix not in _RECIPES:
         raise errors.UserError("give two or more models to merge, or a recipe (.yaml)")
     if args.weights:
         raise errors.UserError("--weights is for models; a recipe has its own")

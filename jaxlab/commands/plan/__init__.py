@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxlab.commands import arguments as arguments_lib
-from jaxlab.core import errors
+from jaxlab.core import errors, folders
 
 SUMMARY = "Memory, time and cost of a training step on TPUs that are not here"
 DETAILS = """\
@@ -100,7 +100,9 @@ def run(args: argparse.Namespace) -> int:
     tokens = config.steps * shape.step_tokens if args.tokens is None else args.tokens
     for name, number in (("--tokens", tokens), ("--price", args.price or 0.0)):
         if not (math.isfinite(number) and number >= 0):
-            raise errors.UserError(f"{name} {number} is no amount")
+            raise errors.UserError(f"{name} {number}; use 0 or more")
+    if args.plot:
+        folders.check_target("--plot", args.plot)
     if args.plot and pathlib.Path(args.plot).suffix not in (".png", ".svg", ".pdf"):
         raise errors.UserError(f"--plot {args.plot}: end it in .png, .svg or .pdf")
     plans = planning.best(shape, topology) if args.search else []

@@ -121,7 +121,7 @@ def _read_asked(args) -> tuple[dict[str, str], dict | None]:
 
     texts, qrels = inputs.read_queries(args), None
     if args.qrels:
-        qrels = formats.read_qrels(args.qrels, split=args.split)
+        qrels = formats.read_qrels(args.qrels, split=args.split, has_split=True)
         texts = {query: text for query, text in texts.items() if query in qrels}
         if not texts:
             raise errors.UserError(f"{args.qrels} judges none of {args.queries}")

@@ -2,10 +2,9 @@
 
 import argparse
 import itertools
-import pathlib
 
 from jaxlab.commands.retrieve import inputs
-from jaxlab.core import errors
+from jaxlab.core import errors, folders
 
 SUMMARY = "Find the nearest documents"
 DETAILS = ""
@@ -41,8 +40,7 @@ def run(args: argparse.Namespace) -> None:
         raise errors.UserError(f"--k {args.k}; use 1 or more")
     if args.run:  # before hours of search
         formats.check_columns(queries)
-        if not pathlib.Path(args.run).absolute().parent.is_dir():
-            raise errors.UserError(f"--run {args.run}: its folder does not exist")
+        folders.check_target("--run", args.run)
     search = {"encoder": _search_vectors, "bm25": _search_words}[args.first_stage]
     with (
         devices.using(args.mesh) as mesh,

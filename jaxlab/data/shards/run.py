@@ -165,7 +165,8 @@ def verify(folder: str) -> int:
     manifest = json_text.read_object(root / plan.MANIFEST, plan.FIX, plan.KEYS)
     if manifest is None:
         raise errors.UserError(
-            f"{folder} has no {plan.MANIFEST}; finish it with `jaxlab data tokenize`"
+            f"{folder} has no {plan.MANIFEST}, which `jaxlab data tokenize` writes at "
+            "its end; give its OUT, finished"
         )
     files = {
         name: entry

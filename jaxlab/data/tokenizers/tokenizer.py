@@ -19,7 +19,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Protocol
 
-from jaxlab.core import errors
+from jaxlab.core import errors, missing_models
 from jaxlab.data.tokenizers import byte_pairs, sentence_pieces, special_tokens
 
 
@@ -82,9 +82,7 @@ def load(path: str | pathlib.Path) -> Tokenizer:
             raise errors.UserError(f"{path} holds none of {', '.join(names)}; add one")
         path = file
     if not path.is_file():
-        raise errors.UserError(
-            f"tokenizer {path} does not exist; give a folder, tokenizer.json or .model"
-        )
+        raise missing_models.explain_tokenizer(path)
     data = path.read_bytes()
     try:
         if path.suffix == ".gz":

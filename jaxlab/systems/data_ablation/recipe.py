@@ -79,6 +79,13 @@ def _content(recipe: branches.Recipe, units: Sequence[str]) -> dict[str, Any]:
     return json.loads(json.dumps(fields))
 
 
+def _what_is_there(pool) -> str:
+    path = pathlib.Path(pool)
+    if path.is_dir():
+        return f"is not a pool: it has no {_FILE}"
+    return "is a file and not a pool" if path.exists() else "does not exist"
+
+
 def _read(pool: pathlib.Path) -> dict[str, Any]:
     path = pathlib.Path(pool) / _FILE
     try:
@@ -89,8 +96,7 @@ def _read(pool: pathlib.Path) -> dict[str, Any]:
             raise ValueError(f"version {content['version']}")
     except (FileNotFoundError, NotADirectoryError):
         raise errors.UserError(
-            f"{pool} is not a pool: it has no {_FILE}; make one with `jaxlab "
-            "ablate pool`"
+            f"{pool} {_what_is_there(pool)}; make a pool with `jaxlab ablate pool`"
         ) from None
     except (KeyError, TypeError, ValueError) as error:
         raise errors.UserError(f"{path} cannot be understood ({error!r})") from None

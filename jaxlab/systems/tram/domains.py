@@ -61,6 +61,10 @@ def protocol(
     recipe = _recipe(data, workdir, model, size, steps, rate)
     corpus = corpora.open_corpus(recipe.base.data, workdir)
     targets = tuple(targets) or tuple(n for n in corpus.held_out if n != source)
+    if source in targets:
+        raise errors.UserError(
+            f"{source} is what is fine-tuned on; leave it out of --targets"
+        )
     others = tuple(name for name in corpus.train if name != source)
     pretrained_on = tuple(pretrained_on) or others
     _check_domains(data, corpus, (source, *pretrained_on), (source, *targets))

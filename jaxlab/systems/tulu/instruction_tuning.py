@@ -28,9 +28,10 @@ def sft(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh
 ) -> types.Experiment:
     """Instruction tuning: the experiment that `configs/tulu.py` describes."""
+    start_lib.check(config)
+    messages = [row.messages for row in conversations.read(config.data.source)]
     start, config = start_lib.load_start(config, workdir, mesh)
     data = config.data
-    messages = [row.messages for row in conversations.read(data.source)]
     examples = start_lib.encode(start.tokenizer, messages, data)
     parts = [
         conversation_rows.Rows(

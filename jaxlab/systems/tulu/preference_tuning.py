@@ -34,9 +34,10 @@ def dpo(
         raise errors.UserError(f"preference.reference {asks!r}; use before or step")
 
     # ---- the model to tune, and pairs as rows
+    start_lib.check(config)
+    pairs = conversations.read_pairs(config.data.source)
     start, config = start_lib.load_start(config, workdir, mesh)
     data, most = config.data, config.eval_batches
-    pairs = conversations.read_pairs(data.source)
     chosen, rejected = (
         start_lib.encode(start.tokenizer, side, data, last_only=data.last_only)
         for side in ([x.chosen for x in pairs], [x.rejected for x in pairs])

@@ -1,5 +1,6 @@
 """What both stages of TULU begin with: a model to tune, conversations, a length.
 
+check          what a config must name
 load_start     the model of `init_from`, and the config with its sizes
 encode         conversations -> tokens and labels, counted where they are cut
 with_steps     the config with the steps that its epochs come to
@@ -23,15 +24,11 @@ from jaxlab.models import sections as sections_lib
 _log = logging.getLogger(__name__)
 
 
-def load_start(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh
-) -> tuple[load.Loaded, ml_collections.ConfigDict]:
-    """The model to tune, and the config with its sizes.
-
-    A run that resumes has both, and no parameters are loaded.
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses a config that names no data or no start, before either is read.
 
     Raises:
-        UserError: no data, no start, or one of other sizes than the config says.
+        UserError: one is not named, or the start is not there.
     """
     if not config.data.source:
         raise errors.UserError(
@@ -42,6 +39,19 @@ def load_start(
             "set --config.init_from to the model to tune: a run of jaxlab train, or a "
             "Hugging Face folder"
         )
+    runs.find(config.init_from)
+
+
+def load_start(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+) -> tuple[load.Loaded, ml_collections.ConfigDict]:
+    """The model to tune, and the config with its sizes.
+
+    A run that resumes has both, and no parameters are loaded.
+
+    Raises:
+        UserError: a start of other sizes than the config says.
+    """
     if checkpoint.steps(runs.checkpoints(workdir)):
         start = load.architecture(workdir)
     else:
@@ -54,8 +64,9 @@ def load_start(
     _check_sizes(config, made)
     if config.data.length > made.length:
         _log.warning(
-            "rows of %d tokens, %s was trained on %d",
-            *(config.data.length, config.init_from, made.length),
+            "rows of %d tokens, and %s was trained on %d: it has not learnt the "
+            "positions beyond; --config.data.length=%d stays within",
+            *(config.data.length, config.init_from, made.length, made.length),
         )
     # How it is computed is this run's; what it is, that of the start.
     settings = {x: config.model[x] for x in made.FREE if x in config.model}

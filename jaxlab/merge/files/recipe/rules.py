@@ -43,7 +43,10 @@ class Parser:
     def fields(self, raw: Any) -> dict[str, Any]:
         """The fields of a `Recipe`; raises one UserError with all that is wrong."""
         if not isinstance(raw, Mapping):
-            raise errors.UserError(f"{self.file}: a recipe is a mapping of keys")
+            raise errors.UserError(
+                f"{self.file}: a recipe is a mapping of keys, such as "
+                "merge_method: linear, and models: with one model per line"
+            )
         for key in raw:
             if key not in KEYS:
                 self.say((key,), f"key {key!r}", methods.nearest(key, KEYS))
