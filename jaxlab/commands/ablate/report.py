@@ -4,7 +4,7 @@ import argparse
 import pathlib
 
 from jaxlab.commands import arguments as arguments_lib
-from jaxlab.core import errors, json_text
+from jaxlab.core import errors
 
 SUMMARY = "Write POOL/report.html and POOL/report.json"
 DETAILS = """\
@@ -53,59 +53,35 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     arguments_lib.add_mesh(parser, "default: all devices, each with rows of its own")
 
 
-_CHECKED = "checked.json"  # what the last report trained, for one that trains nothing
+_TRAINING = ("trained", "repeated", "repeats", "searched", "budget", "largest")
 
 
 def run(args: argparse.Namespace) -> None:
     """Writes POOL/report.html and POOL/report.json."""
-    from jaxlab import ablation
-    from jaxlab.core import process, progress, report
-    from jaxlab.data import prepared
-    from jaxlab.systems.data_ablation import mixtures as mixtures_lib
-    from jaxlab.systems.data_ablation import recipe as recipe_lib
+    from jaxlab.core import process, progress
+    from jaxlab.systems.data_ablation import existing, results
     from jaxlab.systems.data_ablation import report as report_lib
-    from jaxlab.systems.data_ablation import results
-    from jaxlab.systems.data_ablation import study as study_lib
 
     process.start()
     pool, watch = pathlib.Path(args.pool), progress.Clock()
-    recipe = recipe_lib.read(pool)
-    recipe.base.mesh.update(args.mesh or {})
-    options, to_check = _options(args, pool)
-    study = study_lib.Study(recipe, candidates=args.candidates, **options)
-    names = [unit.name for unit in ablation.pool_folder.members(pool)]
-    corpus = prepared.open_folder(pool / "data")
-    study_lib.check(study, names, corpus)
-    if to_check is None:
-        to_check = mixtures_lib.choose(names, study.trained, study.seed, study.largest)
-    targets = len(corpus.held_out)
-    total = study_lib.judging_steps(study, len(names), to_check, targets)
-    plan = progress.Stages(total, watch.progress)
-    outcome = study_lib.judge(study, pool, plan, to_check=to_check, say=watch.say)
+    training = None
     if args.trained:
-        report.write_json(pool / _CHECKED, {"options": options, "mixtures": to_check})
+        training = {name: getattr(args, name) for name in _TRAINING}
+    elif args.searched or args.repeated:
+        raise errors.UserError(
+            "--searched and --repeated train models; give --trained N"
+        )
+    outcome = existing.judge(
+        pool,
+        training,
+        candidates=args.candidates,
+        mesh_shape=args.mesh,
+        say=watch.say,
+        done=watch.progress,
+    )
     seconds = {**outcome.seconds, "total": watch.elapsed()}
     with watch.announce("writing the report"):
         report_lib.write(pool, outcome, seconds)
     for line in results.headlines(outcome):
         watch.say(line)
     watch.say(f"report: {pool / 'report.html'}")
-
-
-def _options(args: argparse.Namespace, pool: pathlib.Path) -> tuple[dict, list | None]:
-    """(fields of the Study, mixtures that are trained already or None)."""
-    if args.trained:
-        names = (
-            "trained", "repeated", "repeats", "searched", "budget", "largest",
-        )  # fmt: skip
-        return {name: getattr(args, name) for name in names}, None
-    if args.searched or args.repeated:
-        raise errors.UserError(
-            "--searched and --repeated train models; give --trained N"
-        )
-    fix = "remove it, and train the mixtures again with --trained N"
-    before = json_text.read_object(pool / _CHECKED, fix, ("options", "mixtures"))
-    if before is None:
-        return {"trained": 0}, []
-    # The choices of the searches are left out: in a larger pool they are others.
-    return before["options"] | {"searched": ()}, before["mixtures"]
