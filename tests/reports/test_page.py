@@ -2,6 +2,7 @@
 
 import base64
 import html
+import itertools
 import json
 import math
 import re
@@ -9,6 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib import text as text_lib
 
 from jaxlab.reports import figures
 from jaxlab.reports import page as page_lib
@@ -194,3 +198,25 @@ def test_page_and_json_say_the_same_numbers(tmp_path):
         "report.html",
         "report.json",
     ]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30).map(sorted))
+def test_names_beside_points_are_apart_in_order_and_inside(places):
+    gap = min(0.07, 1 / max(len(places) - 1, 1))
+    moved = np.array(figures.spread(places, 0.07))
+    assert (np.diff(moved) >= gap - 1e-9).all()
+    assert moved.min() >= -1e-9
+    assert moved.max() <= 1 + 1e-9
+    if len(places) == 1 or min(np.diff(places)) > gap:
+        np.testing.assert_allclose(moved, places, atol=1e-9)
+
+
+def test_no_name_of_a_point_covers_another():
+    figure, [[axes]] = figures.panels(size=(figures.HALF, 3.4))
+    points = {f"tram_{i}": (1 + 1e-3 * i, 34 + 1e-3 * i, 0.4) for i in range(12)}
+    figures.points_with_names(axes, points, "tram_3")
+    figure.tight_layout()
+    boxes = [text_lib.Text.get_window_extent(text) for text in axes.texts]  # no line
+    boxes = sorted((box.y0, box.y1) for box in boxes)
+    assert all(a[1] <= b[0] + 1 for a, b in itertools.pairwise(boxes))

@@ -207,8 +207,8 @@ def cells(table: Sequence[Row], protocol: study.Protocol) -> tuple[list, list]:
     """Head and rows of the table as text."""
     references = [name for name in REFERENCES if any(r.row == name for r in table)]
     head = [
-        "optimizer", "rate, strength", f"{protocol.source}", "zero-shot",
-        *(f"less {name}" for name in references), "Hessian", "sharpness", "drift",
+        "optimizer", "zero-shot", *(f"less {name}" for name in references),
+        f"{protocol.source}", "rate, strength", "Hessian", "sharpness", "drift",
         "time",
     ]  # fmt: skip
     adam = next((row.seconds for row in table if row.row == "adam"), None)
@@ -217,10 +217,10 @@ def cells(table: Sequence[Row], protocol: study.Protocol) -> tuple[list, list]:
         body.append(
             [
                 row.row,
-                f"{row.setting.rate:g}, {row.setting.strength:g}",
-                _with_interval(row.source),
                 _with_interval(row.zero_shot),
                 *(_difference(row.against.get(name)) for name in references),
+                _with_interval(row.source),
+                f"{row.setting.rate:g}, {row.setting.strength:g}",
                 f"{row.eigenvalue:.2f}",
                 f"{row.sharpness:.4f}",
                 f"{row.drift:.4f}",
@@ -257,7 +257,8 @@ def _bars(table, protocol):
 def _scatters(table, protocol):
     drawn = []
     for name in ("sharpness", "drift"):
-        figure, [[axes]] = figures.panels(size=(figures.HALF, 3.2))
+        height = max(3.2, 0.2 * len(table) + 1)  # a line per name
+        figure, [[axes]] = figures.panels(size=(figures.HALF, height))
         points = {row.row: (getattr(row, name), *row.zero_shot) for row in table}
         figures.points_with_names(axes, points, table[0].row)
         axes.set_xlabel(name)
