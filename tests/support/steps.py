@@ -4,14 +4,14 @@ import jax
 import numpy as np
 
 from jaxlab.core import mesh, state, step
-from tests.support import devices
+from tests.support import compiling, devices
 
 
-def steps_of(run, count=3, at=None, numbers=None, compiler_options=None):
+def steps_of(run, count=3, at=None, numbers=None):
     """Parameters and metrics after a few steps; `numbers` as `make_step` has them.
 
-    The step is compiled once and serves all of them: it would refuse a state that is
-    of another shape or placed otherwise than the first.
+    The step is compiled once, quickly, and serves all of them: it would refuse a state
+    that is of another shape or placed otherwise than the first.
     """
     at = at or devices.one()
     with mesh.use(at):
@@ -22,7 +22,7 @@ def steps_of(run, count=3, at=None, numbers=None, compiler_options=None):
             given = now, mesh.global_batch(run.batches, i, at), run.frozen, numbers
             if once is None:
                 once = step.make_step(run, target).lower(*given)
-                once = once.compile(compiler_options=compiler_options)
+                once = once.compile(compiling.QUICKLY)
             now, metrics = once(*given)
             rows.append({name: float(value) for name, value in metrics.items()})
     return jax.device_get(now.params), rows

@@ -14,7 +14,7 @@ from jaxlab.core import step as step_lib
 from jaxlab.systems import trust_methods
 from jaxlab.systems.olmo import config as olmo_config
 from jaxlab.systems.olmo import pretraining
-from tests.support import compiling, devices, runs, steps
+from tests.support import devices, runs, steps
 
 SETTINGS = ((1.0, 1.0), (2.0, 3.0))
 # One of each kind is tried always, the others with the oracles.
@@ -49,24 +49,19 @@ def test_another_rate_or_strength_is_no_other_program(row):
     assert len({*programs}) == 1
 
 
-def steps_of(made, numbers=None):
-    options = compiling.QUICKLY
-    return steps.steps_of(made, numbers=numbers, compiler_options=options)
-
-
 @pytest.fixture(scope="module")
 def adam():
     made = experiment("adam", 2.0, 3.0)
-    return steps_of(made, made.traced)
+    return steps.steps_of(made, numbers=made.traced)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", trust_methods.ROWS)
 def test_a_row_says_what_it_did_and_a_number_does_what_it_did_compiled_in(row, adam):
     made, method = experiment(row, 2.0, 3.0), trust_methods.ROWS[row].method
-    given = adam if row == "adam" else steps_of(made, made.traced)
+    given = adam if row == "adam" else steps.steps_of(made, numbers=made.traced)
     steps.check_what_is_said(method, *given, adam[0])
-    compiled_in = steps_of(made)
+    compiled_in = steps.steps_of(made)
     np.testing.assert_allclose(
         *([row["loss"] for row in rows] for _, rows in (given, compiled_in)), rtol=1e-6
     )

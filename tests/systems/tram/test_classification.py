@@ -18,7 +18,7 @@ from jaxlab.evals import accuracy
 from jaxlab.systems import trust_methods
 from jaxlab.systems.olmo import pretraining
 from jaxlab.systems.tram import classification
-from tests.support import compiling, devices, sib, steps
+from tests.support import devices, sib, steps
 
 CONFIGS = pathlib.Path(__file__).parents[3] / "configs"
 
@@ -200,8 +200,7 @@ def test_every_trust_region_trains_the_classifier(decoder_run, toy, mesh, method
     config = config_of(decoder_run, toy, {"plain": "adam"}.get(method, method))
     assert config.trust.method == method
     experiment = experiment_of(config, mesh)
-    options = compiling.QUICKLY
-    params, rows = steps.steps_of(experiment, 2, mesh, compiler_options=options)
+    params, rows = steps.steps_of(experiment, 2, mesh)
     for metrics in rows:
         assert np.isfinite(metrics["loss"])
         assert not metrics["skipped"]
