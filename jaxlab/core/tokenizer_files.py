@@ -21,6 +21,7 @@ _NAMES = re.compile(
     r"|chat_template.*|.*\.model"
 )
 _TEMPLATE = "chat_template.jinja"
+_JSON_TEMPLATE = "chat_template.json"  # of models that also take images
 _MORE_TEMPLATES = "additional_chat_templates"  # a folder of NAME.jinja
 _PACKED = "tokenizer.json.gz"
 
@@ -68,7 +69,8 @@ def chat_templates(folder: str | os.PathLike) -> dict[str, str]:
     if not folder.is_dir():
         return found
     config = json_text.read_object(folder / CONFIG, "restore it from a copy") or {}
-    said = config.get("chat_template")
+    other = json_text.read_object(folder / _JSON_TEMPLATE, "restore it from a copy")
+    said = config.get("chat_template") or (other or {}).get("chat_template")
     if isinstance(said, str) and said:
         found["default"] = said
     for entry in said if isinstance(said, list) else ():
@@ -93,7 +95,8 @@ def chat_templates(folder: str | os.PathLike) -> dict[str, str]:
 def set_chat_template(folder: str | os.PathLike, template: str) -> None:
     """Makes a template the only one of a folder that has a tokenizer_config.json."""
     folder = pathlib.Path(folder)
-    (folder / _TEMPLATE).unlink(missing_ok=True)
+    for name in (_TEMPLATE, _JSON_TEMPLATE):
+        (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / _MORE_TEMPLATES, ignore_errors=True)
     config = json_text.read_object(folder / CONFIG, "restore it from a copy") or {}
     config["chat_template"] = template

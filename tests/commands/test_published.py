@@ -77,7 +77,7 @@ def test_a_model_whose_logits_are_nan_is_refused_with_a_line(line, tmp_path, cap
 # ------------------------------------------------------------------ conversations
 
 
-@pytest.mark.parametrize("place", ["settings", "named", "file", "additional"])
+@pytest.mark.parametrize("place", ["settings", "named", "file", "json", "additional"])
 def test_another_chat_template_is_never_tulus(line, said, tmp_path, place):
     settings = {"chat_template": published.TEMPLATE} if place == "settings" else {}
     if place == "named":
@@ -86,6 +86,9 @@ def test_another_chat_template_is_never_tulus(line, said, tmp_path, place):
     folder = published.write(tmp_path / "m", settings=settings)
     if place == "file":
         (folder / "chat_template.jinja").write_text(published.TEMPLATE)
+    if place == "json":
+        said_there = json.dumps({"chat_template": published.TEMPLATE})
+        (folder / "chat_template.json").write_text(said_there)
     if place == "additional":
         (folder / "additional_chat_templates").mkdir()
         file = folder / "additional_chat_templates" / "tool_use.jinja"

@@ -31,6 +31,12 @@ def drop(name):
         ({"attention_dropout": 0.1}, "attention_dropout 0.1 is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"logits_scaling": 8.0}, "logits_scaling 8.0 is not supported"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0 is not"),
+        (
+            {"model_type": "mistral"},
+            "'mistral' and architectures Llama.* are different",
+        ),
         ({"num_key_value_heads": 3}, "4 heads do not share 3 kv_heads"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic'"),
         ({"rope_scaling": {"type": "linear"}}, "linear rope lacks factor"),
@@ -67,6 +73,15 @@ def test_layer_types_that_cannot_be_followed_are_refused(tmp_path, changes, mess
     folder = peers.copy("models/olmo3_window_yarn", tmp_path / "m")
     peers.edit(folder / "config.json", **changes)
     with pytest.raises(errors.UserError, match=message):
+        hf.load(folder)
+
+
+def test_an_adapter_beside_a_model_is_not_passed_by(tmp_path):
+    folder = peers.copy("models/llama2_gqa", tmp_path / "m")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(
+        errors.UserError, match="adapter beside the model, which is not"
+    ):
         hf.load(folder)
 
 

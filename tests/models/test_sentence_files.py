@@ -98,6 +98,15 @@ def test_lower_case_is_of_the_prompt_too_and_in_the_files_of_older_versions(tmp_
         ("modules.json", [{"path": "x"}], "is not a module"),
         ("modules.json", [{"type": "a.Dense", "path": "2_Dense"}], "a Dense module"),
         ("modules.json", [{"type": "a.Transformer", "path": "0_X"}], "is in 0_X/"),
+        (
+            "modules.json",
+            [
+                {"type": f"a.{kind}", "path": ""}
+                for kind in ("Normalize", "Transformer")
+            ],
+            "has Normalize, Transformer; .* in this order",
+        ),
+        ("modules.json", [{"type": "me/x--own.Transformer"}], "the model's own code"),
         ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "pools by max"),
         (
             "1_Pooling/config.json",

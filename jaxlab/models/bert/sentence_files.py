@@ -32,6 +32,7 @@ _ROWS = tuple(
         "bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet",
     )
 )  # fmt: skip
+_ORDER = ("Transformer", "Pooling", "Normalize")
 _NOTHING_AT_INFERENCE = ("Transformer", "Dropout")
 
 _log = logging.getLogger(__name__)
@@ -120,14 +121,21 @@ def write_settings(config: BertConfig, folder: pathlib.Path) -> None:
 def _modules(config, folder) -> dict[str, Any]:
     """What modules.json and the files that it names say."""
     chosen: dict[str, Any] = {"pooling": "none"}
-    listed = _read_json(folder / _MODULES, list)
+    listed, kinds = _read_json(folder / _MODULES, list), []
     for module in listed:
         if not (isinstance(module, dict) and isinstance(module.get("type"), str)):
             raise errors.UserError(
                 f"{folder / _MODULES}: {str(module)[:60]!r} is not a module; download "
                 "it again"
             )
-        kind = module["type"].rpartition(".")[2]
+        package, _, kind = module["type"].rpartition(".")
+        code = folder / f"{package.replace('.', '/')}.py"
+        if "--" in package or code.is_file():
+            raise errors.UserError(
+                f"{folder / _MODULES}: {module['type']} is the model's own code, which "
+                "is not run; use a model of sentence-transformers' modules"
+            )
+        kinds.append(kind)
         if kind == "Pooling":
             file = folder / str(module.get("path")) / "config.json"
             chosen["pooling"], chosen["include_prompt"] = _pooling(file, config)
@@ -143,6 +151,12 @@ def _modules(config, folder) -> dict[str, Any]:
                 f"{folder / _MODULES} has a {kind} module; supported are "
                 "Transformer, Pooling and Normalize"
             )
+    kinds = [kind for kind in kinds if kind != "Dropout"]
+    if kinds != [kind for kind in _ORDER if kind in kinds]:
+        raise errors.UserError(
+            f"{folder / _MODULES} has {', '.join(kinds)}; supported are "
+            f"{', '.join(_ORDER)} in this order"
+        )
     return chosen | _rows(config, folder)
 
 

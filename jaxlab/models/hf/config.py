@@ -79,6 +79,27 @@ _SUPPORTED = {
     "hidden_act": ("silu", "swish"),
     "partial_rotary_factor": (1, None),
     "quantization_config": (None,),
+    # Of other families, whose models are now and then called llama.
+    **dict.fromkeys(
+        (
+            "attention_multiplier",
+            "query_pre_attn_scalar",
+            "final_logit_softcapping",
+            "attn_logit_softcapping",
+        ),
+        (None,),
+    ),
+    **dict.fromkeys(
+        (
+            "embedding_multiplier",
+            "residual_multiplier",
+            "logits_scaling",
+            "logit_scale",
+        ),
+        (1, None),
+    ),
+    **dict.fromkeys(("num_experts", "num_local_experts"), (None, 0, 1)),
+    "use_qk_norm": (False, None),
 }
 
 _SIZES = {
@@ -208,6 +229,11 @@ def _family_of_json(raw):
     architectures = raw.get("architectures") or ()
     for name, family in FAMILIES.items():
         if family.architecture in architectures:
+            if (said := raw.get("model_type")) not in (None, name):
+                raise errors.UserError(
+                    f"config.json: model_type {said!r} and architectures "
+                    f"{family.architecture} are different models; correct one of them"
+                )
             return name
     if not architectures and raw.get("model_type") in FAMILIES:
         return raw["model_type"]

@@ -118,9 +118,15 @@ def read_config(path: str | os.PathLike) -> TransformerConfig | BertConfig:
     raw = json_text.read_object(file, "download it again")
     if raw is None:
         raise missing_models.explain(path)
+    if (adapter := file.with_name("adapter_config.json")).is_file():
+        raise errors.UserError(
+            f"{adapter} is of an adapter beside the model, which is not followed; "
+            "merge it into the model (peft's merge_and_unload), or remove it"
+        )
     if not json_lib.is_named(raw):
         return _name_folder(file.parent, config_lib.from_json, raw)
-    config = sentence_files.with_settings(json_lib.from_json(raw), file.parent)
+    config = _name_folder(file.parent, json_lib.from_json, raw)
+    config = sentence_files.with_settings(config, file.parent)
     names = (
         name
         for part in safetensors.files(path)
