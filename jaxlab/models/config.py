@@ -1,6 +1,7 @@
 """What distinguishes one decoder from another: `TransformerConfig`."""
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import jax
@@ -161,6 +162,10 @@ _RANGES = {
     **dict.fromkeys(("norm_epsilon", "initializer_std"), ranges.AT_LEAST_0),
     **dict.fromkeys(("kv_heads", "head_dim"), ranges.AT_LEAST_0),
     "clip_qkv": ranges.ABOVE_0,
+    **dict.fromkeys(
+        ("vocab", "embed", "layers", "heads", "mlp", "length", "window"),
+        ranges.Range("at most 2^31 - 1", -math.inf, 2.0**31 - 1),  # positions' type
+    ),
 }
 _CHOICES = {
     "norm": ("layernorm", "rmsnorm"),

@@ -280,7 +280,10 @@ def _identity(row, location) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not (isinstance(value, str) and value):
-        raise errors.UserError(f'{location} has no "_id"; give every line its own')
+        raise errors.UserError(
+            f'{location} has no "_id" (fields: {", ".join(map(str, row))}); give every '
+            "line its own"
+        )
     if any(character < " " for character in value):
         raise errors.UserError(
             f'{location}: "_id" {value!r} has a tab or a line break, which runs and '
@@ -291,7 +294,10 @@ def _identity(row, location) -> str:
 
 def _string(row, field, location) -> str:
     if not isinstance(row.get(field), str):
-        raise errors.UserError(f'{location} has no string "{field}"; add it, or ""')
+        raise errors.UserError(
+            f'{location} has no string "{field}" (fields: {", ".join(map(str, row))}); '
+            'add it, or ""'
+        )
     return lines_lib.require_utf8(row[field], f'{location}: "{field}"')
 
 
@@ -307,7 +313,8 @@ def _judgment(columns, header, location) -> dict[str, str]:
         int(row["score"])
     except ValueError:
         raise errors.UserError(
-            f"{location}: judgment {row['score']!r} is not a whole number"
+            f"{location}: judgment {row['score']!r} is not a whole number; a "
+            f"header names {', '.join(_HEADER)}"
         ) from None
     return row
 

@@ -372,6 +372,7 @@ def test_initialisation_under_a_mesh_takes_a_single_short_row():
         ({"kv_heads": 3}, "4 heads do not share 3 kv_heads evenly"),
         ({"head_dim": 5}, "head_dim 5 is odd"),
         ({"window": 0}, "window 0 sees nothing"),
+        ({"window": 2**31}, r"model.window 2147483648; use at most 2\^31 - 1"),
         ({"full_layers": (1,)}, "full_layers without a window"),
         ({"window": 3, "full_layers": (2,)}, r"full_layers \[2\] are not among 2"),
     ],

@@ -217,7 +217,7 @@ def test_slices_exchange_gradients_over_the_network():
         ([V5E, "--slices=3"], "use a multiple of 768"),
         ([V5E, "--config.model.embed=0"], "set --config.model.embed"),
         ([V5E, "--config.model.embed=4100"], "embed 4100 is not divisible by fsdp=16"),
-        ([V5E, "--config.model.remat=some"], "use one of none, dots"),
+        ([V5E, "--config.model.remat=some"], "remat 'some'; use one of"),
         ([V5E, "--config.optim.lr=1"], "unknown config key 'optim.lr'"),
         ([V5E, "--pric=1"], "did you mean --price?"),
         ([V5E, "--tokens=nan"], "--tokens nan; use 0 or more"),

@@ -87,13 +87,13 @@ def run(args: argparse.Namespace) -> int:
         environment.prepare(topology.chip.platform)  # before anything imports jax
     flags = [f"--config={args.config}", *args.flags, "--workdir=."]
     config, _ = config_lib.parse(flags, short_runs.shorten_schedule)
-    shape = shapes.shape(config)
     if args.flags or not config_lib.is_shipped(args.config):
         from jaxlab.systems import (
             checks,  # imports jax, which what ships can do without
         )
 
-        checks.check(config)
+        checks.check(config)  # first: `train` gives the same answer
+    shape = shapes.shape(config)
     sizes = args.mesh or {**config.mesh.to_dict(), "slice": topology.slices}
     if args.merge:
         return merge.run(args, config, shape, topology, sizes)
