@@ -61,7 +61,7 @@ def next_token_loss(
     chex.assert_equal_shape([logps, partition, mask])  # else they broadcast
     total = -jnp.sum(logps * mask)
     metrics = {"cross_entropy": total}
-    if z_loss:
+    if not ranges.is_zero(z_loss):
         metrics["z_loss"] = z_loss * jnp.sum(partition**2 * mask)
         total += metrics["z_loss"]
     return types.Loss(total, jnp.sum(mask), metrics)

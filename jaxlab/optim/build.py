@@ -103,9 +103,9 @@ def build(
         )
     direction = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
     if config.optimizer == "sgd":
-        direction = (
-            optax.trace(config.momentum) if config.momentum else optax.identity()
-        )
+        direction = optax.identity()
+        if not ranges.is_zero(config.momentum):
+            direction = optax.trace(config.momentum)
     parts = [
         direction,
         optax.add_decayed_weights(config.weight_decay, mask=_decay_mask(config)),
@@ -120,7 +120,7 @@ def build(
                 )
             bound = _clip_schedule(config)
         parts.insert(0, clip_by_global_norm(bound))
-    if config.ema:
+    if not ranges.is_zero(config.ema):
         parts.append(parameter_ema(config.ema))
     return optax.chain(*parts), rate
 

@@ -21,11 +21,13 @@ class Entry(NamedTuple):
             the model that a run starts from knows them.
         step: (config, model) -> planning.untrained.Untrained, the experiment without
             data and the shapes of its batches; needed where there is a `shape`.
+        check: config -> None, what refuses its settings where there is no `step`.
     """
 
     experiment: str
     shape: str = ""
     step: str = ""
+    check: str = ""
 
 
 SYSTEMS = {
@@ -44,9 +46,18 @@ SYSTEMS = {
         shape="jaxlab.systems.tulu.step_shape:dpo_shape",
         step="jaxlab.systems.tulu.preference_tuning:dpo_untrained",
     ),
-    "languages.classify": Entry("jaxlab.systems.tram.classification:classify"),
-    "encoders.rerank": Entry("jaxlab.systems.refit.training:rerank"),
-    "encoders.embed": Entry("jaxlab.systems.refit.training:embed"),
+    "languages.classify": Entry(
+        "jaxlab.systems.tram.classification:classify",
+        check="jaxlab.systems.tram.classification:check",
+    ),
+    "encoders.rerank": Entry(
+        "jaxlab.systems.refit.training:rerank",
+        check="jaxlab.systems.refit.training:check",
+    ),
+    "encoders.embed": Entry(
+        "jaxlab.systems.refit.training:embed",
+        check="jaxlab.systems.refit.training:check",
+    ),
 }
 
 

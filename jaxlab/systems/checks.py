@@ -11,7 +11,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from jaxlab import optim, systems
+from jaxlab import systems
 from jaxlab.core import errors, ranges, types
 from jaxlab.data.batches import loader
 from jaxlab.data.examples import chat
@@ -89,8 +89,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             if config.model.embed:  # else its parameters are not known yet
                 _check_optimizer(built.experiment)
         else:
-            steps = _with_sizes(config).steps
-            optim.build(optim.OptimConfig(**config.optim.to_dict()), steps)
+            systems.resolve(entry.check)(config)
     except errors.ArgumentError as error:
         raise errors.UserError(f"this config does not work: {error}") from error
 

@@ -16,12 +16,36 @@ import ml_collections
 import numpy as np
 
 from jaxlab import models, optim, train
-from jaxlab.core import interrupts, types
+from jaxlab.core import interrupts, shares, types
 
-# Those of which 1 - x is taken are not among them: in float32 it would be another.
+# Section ("" is the config itself) -> the numbers that a step may take as arguments.
 _NUMBERS = {
-    "optim": ("learning_rate", "weight_decay", "epsilon", "clip_norm"),
-    "trust": ("rho", "gamma", "eta", "radius_scale", "sigma", "weight"),
+    "": ("z_loss",),
+    "optim": (
+        *("learning_rate", "weight_decay", "epsilon", "clip_norm", "clip_norm_start"),
+        *("beta1", "beta2", "momentum", "ema", "warmup_start", "final"),
+    ),
+    "trust": (
+        *("rho", "gamma", "eta", "radius_scale", "max_radius", "sigma", "weight"),
+        "anchor_decay",
+    ),
+    "preference": ("beta", "label_smoothing", "target_margin"),
+}
+# Those of which 1 - x is taken.
+_SHARES = {
+    *("optim.beta1", "optim.beta2", "optim.ema", "optim.warmup_start", "optim.final"),
+    *("trust.anchor_decay", "preference.label_smoothing"),
+}
+# 0 is a program of its own: one that leaves out work, a metric, or a part of the state.
+_OFF_AT_ZERO = {
+    *("z_loss", "optim.weight_decay", "optim.clip_norm", "optim.clip_norm_start"),
+    *("optim.momentum", "optim.ema", "trust.max_radius"),
+}
+# Losses that compute more of a number than float32 keeps: there it is compiled in.
+_COMPILED_IN = {
+    "ipo": {"preference.beta"},
+    "ipo_sum": {"preference.beta"},
+    "robust": {"preference.label_smoothing"},
 }
 
 _log = logging.getLogger(__name__)
@@ -62,27 +86,50 @@ def with_numbers(
     build: Callable[..., types.Experiment],
     data: Mapping[str, Any],
 ) -> types.Experiment:
-    """`build(config, **data)`; its step is compiled once for all rates and strengths.
-
-    A number that is 0 is compiled in: it may turn something off.
-    """
-    values = {
-        f"{section}.{name}": float(config[section][name])
-        for section, names in _NUMBERS.items()
-        for name in names
-        if section in config and config[section][name]
-    }
+    """`build(config, **data)`, whose step is compiled once for all its numbers."""
+    values = _numbers(config)
 
     def remake(traced):
         changed = ml_collections.ConfigDict(config.to_dict(), allow_dotted_keys=True)
         with changed.ignore_type():
-            for key, value in traced.items():
-                section, name = key.split(".")
-                changed[section][name] = value
+            for key in values:
+                number = traced[key]
+                if key in _SHARES:
+                    number = shares.Share(number, traced[_rest_of(key)])
+                section, _, name = key.rpartition(".")
+                (changed[section] if section else changed)[name] = number
         return build(changed, batches=None)
 
+    rests = {
+        _rest_of(key): 1 - value for key, value in values.items() if key in _SHARES
+    }
     made = build(config, **data)
-    return dataclasses.replace(made, numbers=types.Numbers(values, remake, made.parts))
+    return dataclasses.replace(
+        made, numbers=types.Numbers(values | rests, remake, made.parts)
+    )
+
+
+def _numbers(config: ml_collections.ConfigDict) -> dict[str, float]:
+    """The numbers of a config that are arguments of its step, by their flags' names."""
+    loss = config.preference.loss if "preference" in config else ""
+    found = {}
+    for section, names in _NUMBERS.items():
+        values = config.get(section, {}) if section else config
+        for name in names:
+            key = f"{section}.{name}" if section else name
+            value = values.get(name)
+            is_off = not value and key in _OFF_AT_ZERO
+            if (
+                value is not None
+                and not is_off
+                and key not in _COMPILED_IN.get(loss, ())
+            ):
+                found[key] = float(value)
+    return found
+
+
+def _rest_of(key: str) -> str:
+    return f"1 - {key}"
 
 
 def finish(

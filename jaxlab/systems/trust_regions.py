@@ -23,7 +23,7 @@ import ml_collections
 import optax
 
 from jaxlab import objectives, optim, systems
-from jaxlab.core import errors, factored_logits, step, types
+from jaxlab.core import errors, factored_logits, ranges, step, types
 from jaxlab.systems import trust_methods
 
 # Settings of a section, which has no None, whose empty value is None.
@@ -137,7 +137,9 @@ def _transform(optimizer, row, config):
         return optimizer
     arguments = {name: getattr(config, name) for name in row.arguments}
     for name in _EMPTY_IS_NONE & arguments.keys():
-        arguments[name] = arguments[name] or None
+        value = arguments[name]
+        if ranges.is_zero(value) or (isinstance(value, str) and not value):
+            arguments[name] = None
     if row.compares:
         arguments["anchor"] = row.anchor or None
         arguments["divergence_fn"] = functools.partial(

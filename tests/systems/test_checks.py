@@ -107,6 +107,15 @@ def test_configs_of_tuning_are_checked_before_their_start_is_opened(override, me
         ("refit:bi_encoder", "mine.depth=0", "mine.depth 0; use 1 or more"),
         ("refit:cross_encoder", "data.candidates=1", "candidates 1; use 2 or more"),
         ("refit:cross_encoder", "prior=nan", "prior nan; use 0 or more"),
+        ("refit:cross_encoder", "objective=pairs", "use one of listwise, pointwise"),
+        ("refit:cross_encoder", "model.dtype=f12", "dtype 'f12'; use one of"),
+        ("refit:bi_encoder", "micro_batches=2", "would leave out negatives: use 1"),
+        ("refit:bi_encoder", "contrastive.chunks=3", "does not divide a batch of 32"),
+        ("refit:bi_encoder", "model.attention=flash", "'flash'; use one of"),
+        ("languages:adam", "trust.method=sma", "trust.method 'sma'; use one of"),
+        ("languages:adam", "trust.anchor_decay=2.0", "use 0 to 1"),
+        ("languages:adam", "data.eval_split=train", "use another split"),
+        ("languages:adam", "model.remat=half", "remat 'half'; use one of"),
     ],
 )
 def test_what_has_its_sizes_from_its_start_is_checked_too(name, override, message):

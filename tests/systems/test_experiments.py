@@ -9,11 +9,14 @@ import pytest
 
 from jaxlab import models, train
 from jaxlab.core import mesh as mesh_lib
+from jaxlab.core import shares
 from jaxlab.core import state as state_lib
 from jaxlab.core import step as step_lib
 from jaxlab.systems import trust_methods
 from jaxlab.systems.olmo import config as olmo_config
 from jaxlab.systems.olmo import pretraining
+from jaxlab.systems.tulu import config as tulu_config
+from jaxlab.systems.tulu import preference_tuning
 from tests.support import devices, runs, steps
 
 SETTINGS = ((1.0, 1.0), (2.0, 3.0))
@@ -33,6 +36,19 @@ def experiment(row, rate=1.0, strength=1.0, seed=0):
     return pretraining.experiment(config, model, batches=runs.batches)
 
 
+def with_other_numbers(share):
+    """An experiment whose optimizer and loss have other numbers than another's."""
+    config = olmo_config.pretraining()
+    config.steps, config.data.length, config.z_loss = 4, 16, 1e-5 * share
+    for name in ("learning_rate", "weight_decay", "epsilon", "clip_norm", "ema"):
+        config.optim[name] = 0.1 * share
+    for name in ("beta1", "beta2", "warmup_start", "final"):
+        config.optim[name] = 0.9 * share
+    return pretraining.experiment(
+        config, models.Decoder(runs.CONFIG), batches=runs.batches
+    )
+
+
 def lowered(made):
     with mesh_lib.use(devices.one()):
         target, _ = state_lib.abstract(made, devices.one())
@@ -47,6 +63,35 @@ def test_another_rate_or_strength_is_no_other_program(row):
         for seed, (rate, strength) in enumerate(SETTINGS)
     ]
     assert len({*programs}) == 1
+
+
+def test_another_number_of_an_optimizer_or_a_loss_is_no_other_program():
+    assert lowered(with_other_numbers(0.5)) == lowered(with_other_numbers(0.75))
+
+
+@pytest.mark.parametrize(
+    ("loss", "is_compiled_in"),
+    [("sigmoid", set()), ("ipo", {"beta"}), ("robust", {"label_smoothing"})],
+)
+def test_numbers_of_a_preference_are_arguments_where_no_bit_changes(
+    loss, is_compiled_in
+):
+    config = tulu_config.preferences()
+    config.steps, config.preference.loss = 4, loss
+    made = preference_tuning.dpo_experiment(
+        config, models.Decoder(runs.CONFIG), batches=None
+    )
+    names = {"beta", "label_smoothing", "target_margin"}
+    traced = {name for name in names if f"preference.{name}" in made.traced}
+    assert traced == names - is_compiled_in
+
+
+def test_one_minus_a_decay_is_taken_before_it_is_rounded():
+    made = with_other_numbers(0.5)
+    assert made.traced["1 - optim.beta1"] == 1 - made.traced["optim.beta1"]
+    decay = shares.Share(0.999, 1 - 0.999)
+    assert jax.jit(lambda x: 1 - x)(decay) == np.float32(1 - 0.999)
+    assert jax.jit(lambda x: 1 - x.value)(decay) != np.float32(1 - 0.999)
 
 
 @pytest.fixture(scope="module")

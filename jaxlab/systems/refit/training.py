@@ -28,9 +28,12 @@ from jaxlab.data.examples import ranked_lists, text_rows
 from jaxlab.models import sections
 from jaxlab.models.bert import encoder as encoder_lib
 from jaxlab.retrieval import encode, metrics, own_documents
+from jaxlab.systems import experiments
 from jaxlab.systems.refit import mining
 
 OBJECTIVES = {"listwise": objectives.listwise, "pointwise": objectives.pointwise}
+# Where they are those of the model that a run starts from.
+_SOME_SIZES = {"embed": 64, "layers": 1, "heads": 1, "mlp": 64}
 _METRICS = ("ndcg@10", "mrr@10")
 
 
@@ -39,10 +42,6 @@ def rerank(
 ) -> types.Experiment:
     """The cross-encoder that `configs/refit.py:cross_encoder` describes."""
     paths.refuse_buckets(workdir, "encoders.rerank")
-    if config.objective not in OBJECTIVES:
-        raise errors.UserError(
-            f"objective {config.objective!r}; use one of {', '.join(OBJECTIVES)}"
-        )
     start = _open(config, mesh)
     scorer, params = start.config, start.params
     if scorer.head != "score" or len(scorer.labels) != 1:
@@ -64,7 +63,6 @@ def rerank(
         config,
         workdir,
         model=model,
-        objective=OBJECTIVES[config.objective](model.apply),
         start=start._replace(config=scorer, model=model, params=params),
         batches=batches,
         evals=rerank_evals(model.apply, start.tokenizer, sets, config),
@@ -76,11 +74,6 @@ def embed(
 ) -> types.Experiment:
     """The bi-encoder that `configs/refit.py:bi_encoder` describes."""
     paths.refuse_buckets(workdir, "encoders.embed")
-    if config.micro_batches != 1:
-        raise errors.UserError(
-            f"micro_batches {config.micro_batches} would leave out negatives: use 1, "
-            "and contrastive.chunks to save memory"
-        )
     start = _open(config, mesh)
     if start.config.head == "score":
         raise errors.UserError(f"init_from {config.init_from} is a cross-encoder")
@@ -108,18 +101,39 @@ def embed(
         seed=config.data.seed,
     )
     model = models.BertEncoder(start.config)
-    objective = objectives.contrastive(
-        model.apply, queries=config.data.batch_size, **config.contrastive.to_dict()
-    )
     return _experiment(
         config,
         workdir,
         model=model,
-        objective=objective,
         start=start,
         batches=batches,
         evals=embed_evals(model.apply, start, sets, config),
     )
+
+
+def experiment(
+    config: ml_collections.ConfigDict,
+    model: models.BertScorer | models.BertEncoder,
+    /,
+    **data: Any,
+) -> types.Experiment:
+    """What a config of `rerank` or `embed` trains.
+
+    Args:
+        config: the whole of it.
+        model: of its sizes.
+        **data: the fields of an Experiment that need data or a start.
+
+    Raises:
+        UserError: a setting that the objective or the optimizer cannot use.
+    """
+    return experiments.with_numbers(config, functools.partial(_build, model), data)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses what no start could be trained by; opens neither device nor file."""
+    some = models.BertConfig(vocab=128, **{**config.model.to_dict(), **_SOME_SIZES})
+    experiment(config, models.BertEncoder(some), batches=None)
 
 
 def rerank_evals(
@@ -194,21 +208,15 @@ def embed_evals(
 # ------------------------------------------------------------------ parts
 
 
-def _experiment(config, workdir, *, model, objective, start, batches, evals):
-    tx, rate = optim.build(optim.OptimConfig(**config.optim.to_dict()), config.steps)
+def _experiment(config, workdir, *, model, start, batches, evals):
     if jax.process_index() == 0:
         start.tokenizer.save(runs.encoder_tokenizer_folder(workdir))
-    return types.Experiment(
-        model=model,
-        objective=objective,
-        tx=tx,
+    return experiment(
+        config,
+        model,
         batches=batches,
-        steps=config.steps,
-        example=(np.zeros((1, 8), np.int32), np.ones((1, 8), bool)),
         init_from=start.params,
         evals=evals,
-        micro_batches=config.micro_batches,
-        seed=config.seed,
         config={
             **config.to_dict(),
             "encoder": sections.encoder_section(start.config),
@@ -218,8 +226,46 @@ def _experiment(config, workdir, *, model, objective, start, batches, evals):
                 "truncated": batches.count_truncated(),
             },
         },
-        learning_rate=rate,
     )
+
+
+def _build(model, config, /, **data: Any) -> types.Experiment:
+    tx, rate = optim.build(optim.OptimConfig(**config.optim.to_dict()), config.steps)
+    return types.Experiment(
+        model=model,
+        objective=_objective(config, model.apply),
+        tx=tx,
+        steps=config.steps,
+        example=(np.zeros((1, 8), np.int32), np.ones((1, 8), bool)),
+        micro_batches=config.micro_batches,
+        seed=config.seed,
+        learning_rate=rate,
+        **data,
+    )
+
+
+def _objective(config, apply: Callable) -> types.Objective:
+    if "contrastive" not in config:
+        if config.objective not in OBJECTIVES:
+            raise errors.UserError(
+                f"objective {config.objective!r}; use one of {', '.join(OBJECTIVES)}"
+            )
+        return OBJECTIVES[config.objective](apply)
+    if config.micro_batches != 1:
+        raise errors.UserError(
+            f"micro_batches {config.micro_batches} would leave out negatives: use 1, "
+            "and contrastive.chunks to save memory"
+        )
+    queries, chunks = config.data.batch_size, config.contrastive.chunks
+    objective = objectives.contrastive(
+        apply, queries=queries, **config.contrastive.to_dict()
+    )
+    if queries % chunks:
+        raise errors.UserError(
+            f"contrastive.chunks {chunks} does not divide a batch of {queries} queries;"
+            " set it to a divisor of data.batch_size"
+        )
+    return objective
 
 
 def _open(config, mesh) -> load.Loaded:

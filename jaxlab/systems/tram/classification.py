@@ -85,6 +85,17 @@ def classify(
     return dataclasses.replace(made, init_from=start)
 
 
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses what no start could be trained by; opens neither device nor file."""
+    _check_splits(config.data)
+    some = models.TransformerConfig(
+        vocab=128, embed=64, layers=1, heads=1, mlp=64, **config.model.to_dict()
+    )
+    experiments.with_numbers(
+        config, functools.partial(_build, models.Classifier(some, 2)), {"batches": None}
+    )
+
+
 def _build(model, config, /, **data) -> types.Experiment:
     tx, rate = optim.build(optim.OptimConfig(**config.optim.to_dict()), config.steps)
     experiment = types.Experiment(
@@ -179,11 +190,7 @@ def _read_texts(data: ml_collections.ConfigDict) -> _Texts:
             f"{data.source} has no {data.train_language} {data.train_split}; there are "
             f"{', '.join(there)}"
         )
-    if data.eval_split == data.train_split:
-        raise errors.UserError(
-            f"data.eval_split is data.train_split, {data.train_split!r}: its texts are "
-            "translations of those that are trained on; use another split"
-        )
+    _check_splits(data)
     wanted = list(data.languages) or list(sets)
     if missing := [n for n in wanted if data.eval_split not in sets.get(n, {})]:
         raise errors.UserError(
@@ -198,6 +205,14 @@ def _read_texts(data: ml_collections.ConfigDict) -> _Texts:
             f"{', '.join(never)}; add some"
         )
     return _Texts(train, tests, labels)
+
+
+def _check_splits(data: ml_collections.ConfigDict) -> None:
+    if data.eval_split == data.train_split:
+        raise errors.UserError(
+            f"data.eval_split is data.train_split, {data.train_split!r}: its texts are "
+            "translations of those that are trained on; use another split"
+        )
 
 
 def _with_fresh_head(
