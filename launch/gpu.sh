@@ -89,7 +89,7 @@ install() {
     step jaxlab_install cuda
   else
     step jaxlab_install ""
-    step "$JAXLAB_BIN/python" -m pip install "jax[cuda12]"
+    step "$JAXLAB_BIN/python" -P -m pip install "jax[cuda12]"
   fi
 }
 
@@ -146,7 +146,7 @@ if [[ -n "$slurm" ]]; then
 else
   detect_cuda
   install
-  step "$JAXLAB_BIN/python" -c "import jax; print(jax.devices('gpu'))"
+  step "$JAXLAB_BIN/python" -P -c "import jax; print(jax.devices('gpu'))"
   command[0]="$JAXLAB_BIN/jaxlab"
   echo "+ $(quoted "${command[@]}")"
   [[ -n "$dry_run" ]] || exec "${command[@]}" # signals reach it, and not a shell

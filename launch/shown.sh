@@ -47,6 +47,12 @@ step() {
   ((code == 0)) || fail "exit code $code from: $(quoted "$@")" "$code"
 }
 
+# A dry run starts nothing: it shows what it can, and says what would be refused.
+refuse() {
+  [[ -n "$dry_run" ]] || fail "$1"
+  echo "${0##*/}: would refuse: $1" >&2
+}
+
 # FOLDER WHERE jaxlab VERB ...: the command, in one line, that will run in FOLDER. What
 # jaxlab would refuse (a verb, a flag, a variant, a setting) is found here, before a machine
 # is paid for, if there is a Python that can ask it; and so is what only this machine has.
@@ -59,8 +65,8 @@ check_command() {
   for python in "${JAXLAB_VENV:-$root/.venv}/bin/python" python3; do
     type "$python" >/dev/null 2>&1 || continue
     code=0
-    message="$(cd "$folder" && PYTHONPATH="$root" "$python" -c "$ask_jaxlab" "$where" "$from" "${@:2}" 2>&1)" || code=$?
-    ((code != 2)) || fail "${message##*$'\n'}"
+    message="$(cd "$folder" && PYTHONPATH="$root" PYTHONSAFEPATH=1 "$python" -c "$ask_jaxlab" "$where" "$from" "${@:2}" 2>&1)" || code=$?
+    ((code != 2)) || { refuse "${message##*$'\n'}" && return 0; }
     ((code)) || { sed -n 's/^--/# --/p' <<<"$message" && return 0; }
   done
 }

@@ -10,6 +10,8 @@
 # extras or the folder changed: their hash is kept inside. JAX comes as it does by
 # default, for CPU: `pip install -e '.[cuda]'` or `'.[tpu]'` is left to the user.
 
+# -P and -I below: no module beside whoever starts a script is imported, of whatever name.
+
 set -euo pipefail
 
 JAXLAB_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -45,13 +47,13 @@ _jaxlab_pip() {
   extras="$(IFS=,; echo "$*")"
   extras="${extras#,}"
   echo "==> installing jaxlab[$extras] into $JAXLAB_VENV (minutes the first time)"
-  if [[ ",$extras," == *,oracles,* ]] && ! "$JAXLAB_BIN/python" -c "import torch" 2>/dev/null; then
+  if [[ ",$extras," == *,oracles,* ]] && ! "$JAXLAB_BIN/python" -P -c "import torch" 2>/dev/null; then
     # The exact version, so that an index which carries a build for CPU under it gives
     # that one; asking for the newest may pull gigabytes of CUDA, for tests that run on
     # CPU. A torch that is there already is kept: install your own first if you like.
-    "$JAXLAB_BIN/python" -m pip install "torch==2.13.0"
+    "$JAXLAB_BIN/python" -P -m pip install "torch==2.13.0"
   fi
-  "$JAXLAB_BIN/python" -m pip install --editable "$JAXLAB_ROOT${extras:+[$extras]}"
+  "$JAXLAB_BIN/python" -P -m pip install --editable "$JAXLAB_ROOT${extras:+[$extras]}"
 }
 
 _jaxlab_make_venv() {
@@ -62,18 +64,18 @@ _jaxlab_make_venv() {
     _jaxlab_is_new_enough "$python" && break
   done
   echo "==> making $JAXLAB_VENV with $("$python" --version)"
-  if ! "$python" -m venv "$JAXLAB_VENV"; then
+  if ! "$python" -P -m venv "$JAXLAB_VENV"; then
     rm -f "$JAXLAB_BIN/python"  # half made: the next start tries again
     _jaxlab_fail "$python -m venv failed; on Debian and Ubuntu: apt install python3-venv"
   fi
 }
 
 _jaxlab_is_new_enough() {
-  "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+  "$1" -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
 
 _jaxlab_state() {
-  "$JAXLAB_BIN/python" - "$JAXLAB_ROOT" <<'PYTHON'
+  "$JAXLAB_BIN/python" -P - "$JAXLAB_ROOT" <<'PYTHON'
 import hashlib, pathlib, sys
 root = pathlib.Path(sys.argv[1])
 text = (root / "pyproject.toml").read_bytes() + str(root).encode()

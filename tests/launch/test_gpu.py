@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 
 import pytest
 
@@ -14,7 +15,7 @@ from tests.support.launched import ODD, PROGRAM, TRAIN
 # Stands for the environment's python: notes what it is asked, but for the check.
 PYTHON = """
 [[ "$*" == *cli.check* ]] || echo "$*" >>"$HOME/python.calls"
-[[ "$1" == - ]] && echo state || true
+[[ "$2" == - ]] && echo state || true
 """
 
 
@@ -164,3 +165,29 @@ def test_a_batch_job_ends_with_the_code_of_its_step(machine):
         ["bash", str(script)], env=launched.environment(machine), check=False
     )
     assert done.returncode == 3
+
+
+def test_a_dry_run_says_what_would_be_refused_and_shows_the_rest(machine):
+    python = (
+        PYTHON + '[[ "$*" != *cli.check* ]] || { echo "jaxlab: no such verb"; exit 2; }'
+    )
+    launched.program(machine / "venv" / "bin" / "python", python, "/bin/bash")
+    done = gpu(machine, "--slurm", "--dry-run", "--", *TRAIN)
+    refused = "gpu.sh: would refuse: jaxlab: no such verb\n"
+    assert (done.returncode, done.stderr) == (0, refused)
+    assert any(" srun " in line for line in done.stdout.splitlines())
+    assert gpu(machine, "--slurm", "--", *TRAIN).returncode == 2
+
+
+def test_no_module_beside_whoever_starts_a_script_is_imported(tmp_path):
+    (tmp_path / "hashlib.py").write_text("open('ran', 'w')\n")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    asked = "source $0; _jaxlab_is_new_enough $JAXLAB_BIN/python; _jaxlab_state"
+    done = subprocess.run(
+        ["bash", "-c", asked, str(launched.ROOT / "launch" / "venv.sh")],
+        env=os.environ | {"JAXLAB_VENV": str(tmp_path)}, cwd=tmp_path,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, len(done.stdout), done.stderr) == (0, 65, "")
+    assert not (tmp_path / "ran").exists()
