@@ -99,7 +99,9 @@ def non_finite(tree: Any) -> list[str]:
 
 @jax.jit
 def _all_finite(flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {name: jnp.isfinite(leaf).all() for name, leaf in flat.items()}
+    # 0 x is NaN where x is not finite. XLA:CPU sums three times as fast as it takes
+    # `all`, and its maximum loses a NaN now and then.
+    return {name: jnp.sum(leaf * 0) == 0 for name, leaf in flat.items()}
 
 
 def fingerprint(tree: Any) -> dict[str, int]:

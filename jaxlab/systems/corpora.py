@@ -113,22 +113,41 @@ def make_loader(
     )
 
 
+def held_out_windows(workdir: pathlib.Path) -> str:
+    """How a run draws its held-out windows: "spread" over documents.
+
+    "" where it began without a word of that in its config.json: document by document,
+    so that its numbers before and after a resume are of the same text.
+    """
+    saved = runs.find(workdir) if runs.has_checkpoints(workdir) else None
+    return "spread" if saved is None else saved.config.get("held_out_windows", "")
+
+
 def perplexity_evals(
     model: models.Decoder,
     held_out: Mapping[str, token_files.TokenFile],
     data: ml_collections.ConfigDict,
     max_batches: int,
+    windows: str = "spread",
 ) -> dict:
     """Domain -> function of params that returns its held-out perplexity.
 
-    `max_batches` 0 evaluates nothing.
+    `max_batches` 0 evaluates nothing; `windows` is of `held_out_windows`.
     """
     if not max_batches:
         return {}
     return {
         name: functools.partial(
             lambda batches, params: perplexity.evaluate(model.apply, params, batches),
-            list(loader.eval_batches(file, data.length, data.batch_size, max_batches)),
+            list(
+                loader.eval_batches(
+                    file,
+                    data.length,
+                    data.batch_size,
+                    max_batches,
+                    spread=windows == "spread",
+                )
+            ),
         )
         for name, file in held_out.items()
     }

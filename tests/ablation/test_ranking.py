@@ -106,8 +106,10 @@ def test_few_documents_have_an_interval_that_says_what_it_is_over(
 
 @pytest.mark.parametrize(
     ("documents", "each", "between", "within", "least"),
-    [(5, 8, 0.3, 0.3, 0.9), (5, 1, 0.3, 0.3, 0.85), (8, 4, 0.05, 0.5, 0.9),
-     (12, 4, 0.3, 0.3, 0.9), (1, 12, 0.0, 0.5, 0.9)],
+    [(5, 8, 0.3, 0.3, 0.9),
+     *(pytest.param(*each, marks=pytest.mark.slow) for each in
+       [(5, 1, 0.3, 0.3, 0.85), (8, 4, 0.05, 0.5, 0.9), (12, 4, 0.3, 0.3, 0.9),
+        (1, 12, 0.0, 0.5, 0.9)])],
 )  # fmt: skip
 def test_intervals_of_few_documents_cover_the_truth(
     documents, each, between, within, least

@@ -47,6 +47,7 @@ print(jax.config.jax_enable_compilation_cache, jax.config.jax_compilation_cache_
 """
 
 
+@pytest.mark.slow
 def test_programs_are_cached_in_the_users_folder_unless_told_otherwise(tmp_path):
     home = {"XDG_CACHE_HOME": str(tmp_path), "JAX_COMPILATION_CACHE_DIR": ""}
     assert words(CACHE, **home) == ["True", str(tmp_path / "jaxlab" / "compiled")]

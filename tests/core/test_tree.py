@@ -1,5 +1,7 @@
 """Trees: paths, differences, layers, finite leaves, fingerprints."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,6 +52,18 @@ def test_leaves_that_are_not_finite_are_named_and_integers_are_not_asked():
         "good": jnp.zeros(2),
     }
     assert tree.non_finite(params) == ["bad", "worse"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_one_number_of_many_that_is_not_finite_is_seen(dtype):
+    for size, place in itertools.product((7, 1000, 100_003), (0, 0.5, -1)):
+        place = int(size * place)
+        for bad in (np.nan, np.inf, -np.inf):
+            values = np.full(size, -1e-30, np.float32)
+            assert tree.non_finite({"w": jnp.asarray(values, dtype)}) == []
+            values[place] = bad
+            assert tree.non_finite({"w": jnp.asarray(values, dtype)}) == ["w"]
+    assert tree.non_finite({"w": jnp.zeros(0, dtype)}) == []
 
 
 def test_a_fingerprint_does_not_depend_on_how_a_leaf_is_sharded():

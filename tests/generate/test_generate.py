@@ -96,6 +96,15 @@ def test_one_new_token_is_one_token(plain):
     assert [len(row) for row in run(*plain, max_new_tokens=1)] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("token", [3, 50, VOCAB - 1])
+def test_a_single_weight_that_is_no_number_is_told(plain, token):
+    model, params = plain
+    names = [name for name in params if "head" in name]
+    head = jax.tree.map(lambda x: x.at[5, token].set(jnp.nan), params[names[0]])
+    with pytest.raises(errors.UserError, match="logits are not finite"):
+        run(model, params | {names[0]: head})
+
+
 def test_no_prompts_give_no_rows(plain):
     assert run(*plain, prompts=[]) == []
 

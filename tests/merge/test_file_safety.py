@@ -265,8 +265,8 @@ def large(tmp_path_factory):
     ("method", "chunk_bytes"),
     [
         ("linear", 1 << 20),
-        ("slerp", 2 << 20),
-        ("model_stock", 2 << 20),
+        pytest.param("slerp", 2 << 20, marks=pytest.mark.slow),
+        pytest.param("model_stock", 2 << 20, marks=pytest.mark.slow),
         ("ties", 2 << 20),
     ],
 )

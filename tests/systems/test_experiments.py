@@ -124,6 +124,7 @@ def test_an_experiment_whose_parts_were_replaced_trains_what_they_say(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state.params, start)
 
 
+@pytest.mark.slow
 def test_runs_of_a_study_share_one_program_and_keep_their_own_numbers(tmp_path):
     shared, alone = {}, tmp_path / "alone"
     for rate, strength in SETTINGS:

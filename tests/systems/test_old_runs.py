@@ -81,6 +81,7 @@ def test_an_old_run_goes_on_with_the_numbers_of_the_uninterrupted_one(name, old)
     assert (old / name / "metrics.jsonl").read_bytes() == rows
 
 
+@pytest.mark.slow
 def test_an_old_run_is_read_by_every_verb(old, capsys):
     for command in (
         ["checkpoint", "ls", "olmo"],

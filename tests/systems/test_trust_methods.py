@@ -67,6 +67,7 @@ def test_a_new_row_is_planned_with_its_passes(table):
     assert planning.shape(config).passes == TOY.passes
 
 
+@pytest.mark.slow
 def test_a_new_row_trains(table):
     base = runs.experiment()
     task = objectives.language_model(base.model.apply)

@@ -293,6 +293,7 @@ def test_a_run_without_an_average_is_named(tmp_path):
         checkpoint.load_params(tmp_path, average=True)
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_asks_for_gradients_elsewhere_gets_them():
     seen = {}
 

@@ -26,6 +26,7 @@ def eval_batches(
     max_batches: int | None = None,
     *,
     seed: int = 1234,
+    spread: bool = True,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of one shape that go through a token file once.
 
@@ -36,6 +37,7 @@ def eval_batches(
         max_batches: at most so many; then windows are drawn by `seed` (1234 in the
             released code of the paper), spread over documents.
         seed: of that draw.
+        spread: False takes all windows of a drawn document before the next document.
 
     Yields:
         `tokens` i32[B, L]; `loss_mask` f32[B, L], 1 on the labels; `document` i32[B],
@@ -54,22 +56,26 @@ def eval_batches(
     pieces = packing.cut(file.ends, length)
     order = np.arange(len(pieces.start))
     if max_batches is not None:
-        order = _spread(pieces.document, seed)[: max_batches * batch_size]
+        order = _draw(pieces.document, seed, spread)[: max_batches * batch_size]
     shares = _text_bytes(file, pieces)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         yield _batch(file, pieces, shares, chosen, (batch_size, length))
 
 
-def _spread(document: np.ndarray, seed: int) -> np.ndarray:
-    """Windows in rounds: one drawn from each document, in an order that is drawn too.
+def _draw(document: np.ndarray, seed: int, spread: bool) -> np.ndarray:
+    """Windows by document, in an order of documents that is drawn.
+
+    Spread: in rounds, one window drawn from each document.
 
     >>> document = np.array([0, 0, 0, 1, 2, 2])
-    >>> document[_spread(document, seed=0)].tolist()
+    >>> document[_draw(document, seed=0, spread=True)].tolist()
     [1, 2, 0, 2, 0, 0]
     """
     draw = np.random.Generator(np.random.PCG64(seed))
     rank = draw.permutation(document[-1] + 1)[document]
+    if not spread:
+        return np.argsort(rank, kind="stable")
     order = np.lexsort((draw.random(len(document)), document))
     first = np.searchsorted(document, document[order])  # documents are in order
     turn = np.empty_like(order)

@@ -36,18 +36,20 @@ def pretrain(
     model_config = sections_lib.transformer_config(config.model, corpus.tokenizer, mesh)
     model = models.Decoder(model_config)
     batches = corpora.make_loader(config.data, corpus.train)
+    windows = corpora.held_out_windows(workdir)
     return experiment(
         config,
         model,
         batches=batches,
         init_from=_start(config.init_from, workdir, mesh),
         evals=corpora.perplexity_evals(
-            model, corpus.held_out, config.data, config.eval_batches
+            model, corpus.held_out, config.data, config.eval_batches, windows
         ),
         config={
             **config.to_dict(),
             "data_order": batches.fingerprint,
             "data_shares": batches.shares(config.steps),  # what the run will have read
+            **({"held_out_windows": windows} if windows else {}),
         },
     )
 

@@ -138,6 +138,7 @@ def test_adding_trains_one_expert_and_changes_nothing_else(
     assert "was prepared from other text" in message
 
 
+@pytest.mark.slow
 def test_adding_that_was_killed_is_finished(run, said, copied, text, monkeypatch):
     def killed(folder, unit):
         raise KeyboardInterrupt

@@ -250,6 +250,7 @@ def test_a_label_that_is_only_tested_is_refused(decoder_run, toy, tmp_path, mesh
         experiment_of(config, mesh)
 
 
+@pytest.mark.slow
 def test_a_classifier_does_not_start_a_classifier(decoder_run, toy, tmp_path, mesh):
     config = config_of(decoder_run, toy)
     train.fit(experiment_of(config, mesh), tmp_path, mesh=mesh)

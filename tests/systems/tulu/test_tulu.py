@@ -148,7 +148,9 @@ def test_a_tuned_model_answers_in_chat(tuned, capsys):
     assert said.startswith("<|user|>\nWhich colour has number 2?\n<|assistant|>\nIt is")
 
 
-@pytest.mark.parametrize("out_format", ["hf", "orbax"])
+@pytest.mark.parametrize(
+    "out_format", [pytest.param("hf", marks=pytest.mark.slow), "orbax"]
+)
 def test_a_tuned_model_is_merged_with_its_start(
     out_format, tuned, preferred, start, tmp_path
 ):
