@@ -238,7 +238,7 @@ def _quiet(verbose: bool):
     for name in ("jax", "orbax", "flax", "asyncio"):
         logging.getLogger(name).setLevel(logging.ERROR if verbose else logging.CRITICAL)
     ours, handler = logging.getLogger("jaxlab"), logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(_Line("%(levelname)s: %(message)s"))
     level, propagate = ours.level, ours.propagate
     ours.propagate = False  # some library installs a root handler: every line twice
     ours.setLevel(logging.INFO if verbose else logging.WARNING)
@@ -249,6 +249,13 @@ def _quiet(verbose: bool):
         ours.removeHandler(handler)
         ours.setLevel(level)
         ours.propagate = propagate
+
+
+class _Line(logging.Formatter):
+    """Names of others cannot command the terminal, nor forge a line."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return errors.spell_out(super().formatMessage(record))
 
 
 def _write_any_character() -> None:
@@ -274,7 +281,7 @@ def _user_message(error: Exception) -> str | None:
 
 
 def _fail(message: str, code: int = 2) -> int:
-    print(" ".join(message.split()), file=sys.stderr)
+    print(errors.spell_out(" ".join(message.split())), file=sys.stderr)
     return code
 
 

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 
-from jaxlab.core import folders
+from jaxlab.core import errors, folders
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -18,7 +18,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     law      3.1
     code    10.2
     """
-    rows = [list(header), *map(list, rows)]
+    rows = [[errors.spell_out(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     for first, *others in rows:
         cells = [

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 SUMMARY = "Train what a config describes, or resume it"
 DETAILS = """\
 Every key of the config is a flag: --config.optim.learning_rate=3e-4; `jaxlab
-configs` lists configs and explains their keys. A stopped run continues, bit for
-bit, with the same command. For example:
+configs` lists configs and explains their keys. A config file is Python and runs as
+code: read one of others first. A stopped run continues, bit for bit, with the same
+command. For example:
 
   jaxlab train --config=olmo:tiny --workdir=runs/tiny"""
 

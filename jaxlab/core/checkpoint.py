@@ -328,6 +328,11 @@ def _set_aside(directory: pathlib.Path, broken: list[int]) -> None:
     if not broken or jax.process_index() != 0:
         return
     aside = directory.parent / "corrupt"
+    if not paths.is_remote(aside) and aside.is_symlink():
+        raise errors.UserError(
+            f"{aside} is a link, and checkpoints that are corrupt are moved there "
+            f"({_words(broken)}); remove it"
+        )
     for step in broken:
         target = aside / str(step)
         paths.move(directory / str(step), target)

@@ -4,6 +4,30 @@
 takes longer than many a command.
 """
 
+import re
+
+# Controls, line ends of Unicode, marks of direction, halves of surrogate pairs.
+_COMMANDS = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def spell_out(text: str) -> str:
+    r"""A text of one line, for a terminal: what is no character to be seen is spelled.
+
+    Names in files of others may hold line ends, escape codes that a terminal obeys, and
+    marks that turn the direction of writing.
+
+    >>> print(spell_out("a\x1b[2K\nb\u202ec, é 你"))
+    a\x1b[2K\nb\u202ec, é 你
+    """
+    return _COMMANDS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def has_commands(text: str) -> bool:
+    """Whether `spell_out` would change it."""
+    return _COMMANDS.search(text) is not None
+
 
 class UserError(Exception):
     """A mistake of the user's: its message is one line that names the fix.

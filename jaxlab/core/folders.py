@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from jaxlab.core import errors, paths
 
 _LOCK = ".unfinished"  # in a folder in the making; locked while its writer runs
+_REPLACED = ".replaced"  # in NAME.old, a folder that a new one is taking the place of
 _STALE_SECONDS = 86_400.0  # a temporary file that is unchanged for so long is removed
 _UPLOAD_SECONDS = 30.0  # between uploads of a file that grows
 _UPLOAD_SHARE = 0.02  # of the time goes into them at most, however long it is
@@ -246,20 +247,25 @@ def new_folder(
     old = folder.with_name(f"{folder.name}.old")
     if replaced is None:
         refuse_existing(folder)
+    elif not is_free(folder) and old.exists() and not (old / _REPLACED).is_file():
+        raise errors.UserError(f"{old} is in the way; rename it or use another folder")
     part.parent.mkdir(parents=True, exist_ok=True)
     lock = _claim(part, folder, writer)
     try:
-        if replaced is not None and old.exists() and not folder.exists():
+        is_ours = (old / _REPLACED).is_file()
+        if replaced is not None and is_ours and not folder.exists():
             old.rename(folder)  # a writer was killed between the two renames
         yield part
-        if replaced is not None and folder.exists():
+        moves = replaced is not None and not is_free(folder)
+        if moves:
             shutil.rmtree(old, ignore_errors=True)
+            (folder / _REPLACED).touch()
             folder.rename(old)
         elif folder.exists():
             folder.rmdir()  # empty, or another writer came in between
         part.rename(folder)
         (folder / _LOCK).unlink()
-        if replaced is not None and old.exists():
+        if moves:
             _move_others(old, folder, replaced)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
@@ -300,6 +306,7 @@ def _move_others(
     old: pathlib.Path, folder: pathlib.Path, replaced: Callable[[str], object]
 ) -> None:
     for file in old.iterdir():
-        if not replaced(file.name) and not (folder / file.name).exists():
+        is_kept = file.name != _REPLACED and not replaced(file.name)
+        if is_kept and not (folder / file.name).exists():
             file.rename(folder / file.name)
     shutil.rmtree(old)

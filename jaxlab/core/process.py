@@ -86,7 +86,7 @@ def _join_hosts() -> None:
 def _wait_for(coordinator: str, seconds: int) -> None:
     """Until somebody listens there: jax itself would abort the process in the end."""
     host, _, port = coordinator.rpartition(":")
-    if not port.isdigit():
+    if not (port.isascii() and port.isdigit()):
         raise errors.UserError(f"JAXLAB_COORDINATOR is {coordinator!r}; use HOST:PORT")
     end = time.monotonic() + seconds
     while True:
@@ -105,7 +105,7 @@ def _wait_for(coordinator: str, seconds: int) -> None:
 
 def _number(name: str, default: int | None = None) -> int:
     text = os.environ.get(name, "" if default is None else str(default))
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit()):
         raise errors.UserError(f"{name} is {text!r}; set it to a whole number")
     return int(text)
 

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
+from jaxlab.core import errors
+
 Progress = Callable[[int, int | None], None]  # called with (done, all or None)
 
 _EVERY_SECONDS = 5.0  # between two lines of a meter, and of silence
@@ -23,6 +25,8 @@ def line(text: str, out: TextIO | None = None) -> None:
     """One line to stdout, at once; where nobody can read it, the work goes on."""
     _last_line[0] = time.monotonic()
     with contextlib.suppress(OSError):  # a reader that left, or a disk that is full
+        # Line ends are ours: a command may say several lines at once.
+        text = "\n".join(map(errors.spell_out, text.split("\n")))
         print(text, file=sys.stdout if out is None else out, flush=True)
 
 

@@ -38,6 +38,7 @@ DTYPES = {
 }
 Specs = Mapping[str, tuple[tuple[int, ...], np.dtype]]  # name -> (shape, dtype)
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_MOST_HEADER_BYTES = 100_000_000  # as the reference library has it
 _ALIGNMENT = 8  # where the tensors begin; readers in other languages count on it
 
 WEIGHTS = "model.safetensors"
@@ -307,9 +308,14 @@ def _header(path: pathlib.Path) -> tuple[dict, int]:
                 f"{path}: not a whole safetensors file ({size} bytes, header of "
                 f"{length}); download it again"
             )
+        if length > _MOST_HEADER_BYTES:
+            raise errors.UserError(
+                f"{path}: its header has {length:,} bytes, more than the "
+                f"{_MOST_HEADER_BYTES:,} of any model; download it again"
+            )
         text = file.read(length)
     try:
-        header = json.loads(text)
+        header = json.loads(text, object_pairs_hook=_once)
         header.pop("__metadata__", None)
         for entry in header.values():
             start, stop = entry["data_offsets"]
@@ -324,7 +330,29 @@ def _header(path: pathlib.Path) -> tuple[dict, int]:
         raise errors.UserError(
             f"{path}: its safetensors header cannot be read; download it again"
         ) from error
+    _check_places(path, header)
     return header, 8 + length
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object in which no key stands twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice")
+    return found
+
+
+def _check_places(path: pathlib.Path, header: dict) -> None:
+    """Refuses tensors that share bytes, and bytes that are of none."""
+    places = sorted((e["data_offsets"], name) for name, e in header.items())
+    end = 0
+    for (start, stop), name in places:
+        if start != end:
+            what = "shares bytes with another" if start < end else "follows a hole"
+            raise errors.UserError(
+                f"{path}: {name} {what}; the file is damaged, download it again"
+            )
+        end = stop
 
 
 def _tensor_offset(path, name, entry, begin) -> TensorOffset:

@@ -24,6 +24,7 @@ _TEMPLATE = "chat_template.jinja"
 _JSON_TEMPLATE = "chat_template.json"  # of models that also take images
 _MORE_TEMPLATES = "additional_chat_templates"  # a folder of NAME.jinja
 _PACKED = "tokenizer.json.gz"
+_MOST_BYTES = 1 << 28  # the largest that is known has 40 MB
 
 
 def find(folder: str | os.PathLike) -> list[pathlib.Path]:
@@ -43,18 +44,55 @@ def copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
     """
     source, target = pathlib.Path(source), pathlib.Path(target)
     for file in find(source):
+        refuse_outside(file, source)
         to = target / file.relative_to(source)
         to.parent.mkdir(exist_ok=True)
         if file.name != _PACKED:
             shutil.copyfile(file, to)
         elif not (source / "tokenizer.json").is_file():
             try:
-                data = gzip.decompress(file.read_bytes())
+                data = read(file)
             except (gzip.BadGzipFile, EOFError, zlib.error):
                 raise errors.UserError(
                     f"{file} is damaged or cut short; restore it from a copy"
                 ) from None
             (target / "tokenizer.json").write_bytes(data)
+
+
+def read(file: pathlib.Path) -> bytes:
+    """What is in a file of a tokenizer, unpacked.
+
+    Raises:
+        UserError: more than any tokenizer has.
+        BadGzipFile, EOFError, zlib.error: a damaged .gz.
+    """
+    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+        data = stream.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise errors.UserError(
+            f"{file} holds more than {_MOST_BYTES:,} bytes, which no tokenizer does; "
+            "download it again"
+        )
+    return data
+
+
+def refuse_outside(file: pathlib.Path, folder: pathlib.Path) -> None:
+    """Refuses a link to what does not belong to a folder: it would be copied.
+
+    The hub's cache has links, to `blobs` beside the `snapshots` that the folder is in.
+
+    Raises:
+        UserError: the file is such a link.
+    """
+    home, target = folder.resolve(), file.resolve()
+    homes = [home]
+    if home.parent.name == "snapshots":
+        homes.append(home.parent.parent / "blobs")
+    if not any(target.is_relative_to(each) for each in homes):
+        raise errors.UserError(
+            f"{file} is a link to {target}, outside of the model's folder; put a copy "
+            "there, or remove it"
+        )
 
 
 def chat_templates(folder: str | os.PathLike) -> dict[str, str]:

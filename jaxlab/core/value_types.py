@@ -41,6 +41,9 @@ def _is_list(accepts) -> Callable[[Any], bool]:
 
 
 SIZE = Kind("a whole number above 0", lambda x: _is_whole(x) and 0 < x < 2**31)
+LAYERS = Kind(  # a few hundred are known; each costs memory before anything is read
+    "a whole number from 1 to 10,000", lambda x: _is_whole(x) and 0 < x <= 10_000
+)
 NUMBER = Kind("a number", _is_number)
 POSITIVE = Kind("a number above 0", lambda x: _is_number(x) and x > 0)
 SWITCH = Kind("true or false", lambda x: isinstance(x, bool))
@@ -58,6 +61,19 @@ TOKEN_ID = Kind("a token id", _is_whole)
 TOKEN_IDS = Kind(
     "a token id or a list of them", lambda x: _is_whole(x) or _is_list(_is_whole)(x)
 ).or_null()
+
+
+def check_fields(config: Any, kinds: Mapping[str, Kind]) -> None:
+    """Refuses fields of a dataclass that are of another kind.
+
+    Raises:
+        ArgumentError: the first of them, its value, and what it must be.
+    """
+    for name, kind in kinds.items():
+        if not kind.accepts(getattr(config, name)):
+            raise errors.ArgumentError(
+                f"{name} is {getattr(config, name)!r:.100}; it must be {kind.words}"
+            )
 
 
 def check(

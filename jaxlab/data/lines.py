@@ -14,10 +14,12 @@ import json
 import pathlib
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from jaxlab.core import errors, json_text, paths
 
+_BLOCK_BYTES = 1 << 20
+_MOST_LINE_BYTES = 1 << 28
 _DECODE = json.JSONDecoder().raw_decode
 
 
@@ -127,17 +129,49 @@ def require_utf8(text: str, place: str) -> str:
     return text
 
 
+def _is_large(file: IO[bytes]) -> bool:
+    """Whether a line of it could be longer than is read."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    return size > _MOST_LINE_BYTES
+
+
+def _cut_lines(stream: IO[bytes], path: pathlib.Path) -> Iterator[bytes]:
+    """Lines with their ends; a packed file may hold a line larger than the memory."""
+    parts: list[bytes] = []  # of a line that is longer than a block
+    size = 0
+    while block := stream.read(_BLOCK_BYTES):
+        first, *others = block.split(b"\n")
+        size += len(first)
+        if size > _MOST_LINE_BYTES:
+            raise errors.UserError(
+                f"{path} holds a line of more than {_MOST_LINE_BYTES:,} bytes; cut it "
+                "into documents"
+            )
+        parts.append(first)
+        if others:
+            yield b"".join(parts) + b"\n"
+            *whole, last = others
+            for line in whole:
+                yield line + b"\n"
+            parts, size = [last], len(last)
+    if size:
+        yield b"".join(parts)
+
+
 def _raw_lines(path: pathlib.Path) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
             suffix = path.suffix.lower()
             if suffix == ".gz":
                 with gzip.open(file, "rb") as stream:
-                    yield from stream
+                    yield from _cut_lines(stream, path)
             elif suffix == ".zst":
-                yield from io.BufferedReader(_Frames(file), 1 << 17)
-            else:
+                yield from _cut_lines(io.BufferedReader(_Frames(file), 1 << 17), path)
+            elif file.seekable() and not _is_large(file):
                 yield from file
+            else:
+                yield from _cut_lines(file, path)
     except FileNotFoundError:
         raise errors.UserError(f"{path} does not exist; name another file") from None
     except (OSError, EOFError, zlib.error) as error:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import jax
 
-from jaxlab.core import errors, ranges
+from jaxlab.core import errors, ranges, value_types
 from jaxlab.models import attention
 from jaxlab.models import rope as rope_lib
 
@@ -86,11 +86,9 @@ class TransformerConfig:
 
     def __post_init__(self):
         """Fills in what follows from the rest, and refuses what does not fit."""
-        for name in ("vocab", "embed", "layers", "heads", "mlp", "length"):
-            if getattr(self, name) < 1:
-                raise errors.ArgumentError(
-                    f"{name} is {getattr(self, name)}; it must be >= 1"
-                )
+        sizes = ("vocab", "embed", "heads", "mlp", "length")
+        kinds = dict.fromkeys(sizes, value_types.SIZE)
+        value_types.check_fields(self, kinds | {"layers": value_types.LAYERS})
         ranges.check("model.", vars(self), _RANGES)
         fill = object.__setattr__
         fill(self, "kv_heads", self.kv_heads or self.heads)

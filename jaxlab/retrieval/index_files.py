@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.core import errors, folders, json_text, report
+from jaxlab.core import errors, folders, json_text, report, value_types
 
 DTYPES = ("float32", "bfloat16")
 Batches = Iterable[np.ndarray] | Callable[[int], Iterable[np.ndarray]]
@@ -31,6 +31,28 @@ _VECTORS, _IDS, _INDEX, _BUILDING = (
     "vectors.bin", "ids.jsonl", "index.json", "building.json",
 )  # fmt: skip
 _FORMAT = 1
+_COUNT = value_types.Kind(
+    "a whole number from 0", lambda x: type(x) is int and 0 <= x < 2**48
+)
+_KINDS = {
+    "rows": _COUNT,
+    "dim": value_types.SIZE,
+    "dtype": value_types.Kind(" or ".join(DTYPES), lambda x: x in DTYPES),
+    "crc32": _COUNT,
+    "largest": value_types.NUMBER,
+    "made_from": value_types.OBJECT,
+    "ids": value_types.Kind(
+        "null or {bytes, crc32}",
+        lambda x: (
+            x is None
+            or (
+                isinstance(x, dict)
+                and {*x} == {"bytes", "crc32"}
+                and all(type(n) is int and n >= 0 for n in x.values())
+            )
+        ),
+    ),
+}
 _CHUNK = 1 << 24
 
 
@@ -261,6 +283,9 @@ def _read_description(folder) -> dict[str, Any]:
     state = json_text.read_object(path, "build it again", ("format",))
     if state["format"] != _FORMAT:
         raise errors.UserError(f"{path} is damaged or newer than this; build it again")
+    value_types.check(state, _KINDS, file=str(path))
+    if lost := [key for key in _KINDS if key not in state]:
+        raise errors.UserError(f"{path} has no {', '.join(lost)}; build it again")
     return state
 
 

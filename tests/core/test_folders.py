@@ -230,6 +230,22 @@ def test_a_kill_while_a_folder_is_replaced_loses_neither_weights_nor_notes(tmp_p
     assert names(tmp_path) == ["m"]
 
 
+def test_a_neighbour_called_old_is_never_touched(tmp_path):
+    folder, mine = tmp_path / "m", tmp_path / "m.old"
+    mine.mkdir()
+    (mine / "notes").write_text("mine")
+
+    def write():
+        with folders.new_folder(folder, replaced=lambda name: name == "a") as part:
+            (part / "a").write_text("new")
+
+    write()  # nothing is replaced, and no other name is needed
+    with pytest.raises(errors.UserError, match=r"m\.old is in the way; rename it"):
+        write()
+    assert (mine / "notes").read_text() == "mine"
+    assert names(tmp_path) == ["m", "m.old"]
+
+
 @pytest.mark.parametrize("module", ["core.folders", "core.paths"])
 def test_what_writes_files_does_not_wait_for_jax(module):
     code = f"import sys, jaxlab.{module}; print('jax' in sys.modules)"

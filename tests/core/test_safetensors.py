@@ -90,3 +90,37 @@ def test_a_header_of_other_types_is_one_line(tmp_path, entry):
     (tmp_path / "x").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
     with pytest.raises(errors.UserError, match="header cannot be read"):
         safetensors.read(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        ({"a": [0, 4], "b": [0, 4]}, "b shares bytes with another"),
+        ({"a": [0, 4], "b": [2, 6]}, "b shares bytes with another"),
+        ({"a": [0, 4], "b": [8, 12]}, "b follows a hole"),
+        ({"a": [4, 8]}, "a follows a hole"),
+    ],
+)
+def test_tensors_that_share_bytes_or_leave_holes_are_refused(tmp_path, places, message):
+    header = {
+        name: {"dtype": "U8", "shape": [stop - start], "data_offsets": [start, stop]}
+        for name, (start, stop) in places.items()
+    }
+    text = json.dumps(header).encode()
+    stop = max(stop for _, stop in places.values())
+    (tmp_path / "x").write_bytes(len(text).to_bytes(8, "little") + text + bytes(stop))
+    with pytest.raises(errors.UserError, match=message):
+        safetensors.read(tmp_path / "x")
+
+
+def test_a_name_twice_and_a_header_beyond_any_model_are_refused(tmp_path):
+    entry = '{"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}'
+    text = f'{{"a": {entry}, "a": {entry}}}'.encode()
+    (tmp_path / "x").write_bytes(len(text).to_bytes(8, "little") + text + bytes(1))
+    with pytest.raises(errors.UserError, match="header cannot be read"):
+        safetensors.read(tmp_path / "x")
+    with open(tmp_path / "y", "wb") as file:
+        file.write((1 << 32).to_bytes(8, "little"))
+        file.truncate((1 << 32) + 8)  # sparse
+    with pytest.raises(errors.UserError, match="its header has 4,294,967,296 bytes"):
+        safetensors.read(tmp_path / "y")

@@ -101,3 +101,20 @@ def test_a_tfds_folder_is_read_without_tensorflow(tmp_path):
     (builder.data_path / "dataset_info.json").write_text("{")
     with pytest.raises(errors.UserError, match="cannot be read by TFDS"):
         list(documents_lib.read_documents(builder.data_path))
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        {"pythonClassName": "planted.Thing", "jsonFeature": {"json": "{}"}},
+        {
+            "pythonClassName": "tensorflow_datasets.core.features.features_dict.F",
+            "featuresDict": {"features": {"text": {"pythonClassName": "planted.T"}}},
+        },
+    ],
+)
+def test_a_tfds_folder_whose_features_are_code_of_others_is_refused(tmp_path, features):
+    (tmp_path / "dataset_info.json").write_text("{}")
+    (tmp_path / "features.json").write_text(json.dumps(features))
+    with pytest.raises(errors.UserError, match=r"asks for planted\.T.*not of TFDS"):
+        list(documents_lib.read_documents(tmp_path))

@@ -119,3 +119,10 @@ def test_missing_and_empty_domains_are_named(tmp_path):
         domains_lib.read_domains(tmp_path)
     with pytest.raises(errors.UserError, match="does not exist"):
         list(documents_lib.read_documents(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize("name", ["b\nTOTAL 0", "b\x1b[2K", "b\u202e.jsonl", "\x07"])
+def test_a_name_that_would_command_a_terminal_is_refused_and_spelled(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(errors.UserError, match="holds a control character; rename"):
+        domains_lib.find_domains(tmp_path)

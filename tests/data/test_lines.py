@@ -150,3 +150,38 @@ def test_half_a_surrogate_pair_is_not_text():
     assert lines.require_utf8("é", "a:1") == "é"
     with pytest.raises(errors.UserError, match="a:1 holds half a surrogate pair at ch"):
         lines.require_utf8("ab\ud800", "a:1")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    parts=st.lists(st.text("ab\r\u2028 ", max_size=40), max_size=12),
+    block=st.integers(1, 50),
+    ends=st.booleans(),
+)
+def test_lines_of_a_packed_file_are_those_of_a_plain_one(parts, block, ends):
+    data = "\n".join(parts).encode() + b"\n" * ends
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lines, "_BLOCK_BYTES", block)
+        found = []
+        for name, pack in PACKED.items():
+            path = pathlib.Path(folder, name)
+            path.write_bytes(pack(data))
+            if data:
+                found.append(list(lines.read(path, keep_blank=True)))
+        assert found in ([], 3 * found[:1])
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(lines, "_MOST_LINE_BYTES", 1000)
+    monkeypatch.setattr(lines, "_BLOCK_BYTES", 64)
+    path = tmp_path / name
+    path.write_bytes(PACKED[name](b"short\n" * 500 + b"x" * 5000))
+    read = lines.read(path)
+    assert [next(read)[1] for _ in range(500)] == 500 * ["short"]
+    with pytest.raises(errors.UserError, match="a line of more than 1,000 bytes; cut"):
+        next(read)
+    path.write_bytes(PACKED[name](b"x" * 900 + b"\n" + b"y" * 900 + b"\n"))
+    assert [len(line) for _, line in lines.read(path)] == [900, 900]

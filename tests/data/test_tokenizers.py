@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import pytest
 import sentencepiece
 
-from jaxlab.core import errors
+from jaxlab.core import errors, tokenizer_files
 from jaxlab.data.tokenizers import sentence_pieces, tokenizer
 from jaxlab.models import sections
 
@@ -356,3 +356,30 @@ def test_transformers_reads_what_is_saved(olmo, tmp_path):
     assert (theirs.eos_token_id, theirs.pad_token_id) == (50279, 1)
     for text in TEXTS[:2]:
         assert theirs.encode(text, add_special_tokens=False) == olmo.encode(text)
+
+
+def test_a_packed_tokenizer_that_would_fill_the_memory_is_refused(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tokenizer_files, "_MOST_BYTES", 1000)
+    path = tmp_path / "tokenizer.json.gz"
+    path.write_bytes(gzip.compress(bytes(100_000)))
+    with pytest.raises(errors.UserError, match="more than 1,000 bytes, which no token"):
+        tokenizer.load(path)
+    with pytest.raises(errors.UserError, match="more than 1,000 bytes"):
+        tokenizer_files.copy(tmp_path, tmp_path)
+
+
+def test_links_out_of_a_models_folder_are_not_copied(tmp_path):
+    hub = tmp_path / "models--a--b"
+    snapshot, blobs = hub / "snapshots" / "1", hub / "blobs"
+    for folder in (snapshot, blobs, tmp_path / "out"):
+        folder.mkdir(parents=True)
+    (blobs / "abc").write_text("{}")
+    (snapshot / "tokenizer.json").symlink_to("../../blobs/abc")
+    tokenizer_files.copy(snapshot, tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
+    (tmp_path / "key").write_text("secret")
+    (snapshot / "chat_template.jinja").symlink_to(tmp_path / "key")
+    with pytest.raises(errors.UserError, match="outside of the model's folder; put a"):
+        tokenizer_files.copy(snapshot, tmp_path / "out")

@@ -1,5 +1,6 @@
 """Indexes on disk: the same bytes whatever happened, kills, damage, appends."""
 
+import json
 import os
 import pathlib
 import signal
@@ -183,3 +184,34 @@ def test_what_cannot_be_appended_is_said(tmp_path):
         with pytest.raises(errors.UserError, match=message):
             retrieval.Index.append(tmp_path, [np.ones((1, 3))], ids)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "O"}, "dtype is 'O', it must be float32 or bfloat16"),
+        ({"dtype": ["float32"]}, "it must be float32 or bfloat16"),
+        ({"rows": -1}, "rows is -1, it must be a whole number from 0"),
+        ({"rows": "2"}, "rows is '2', it must be"),
+        ({"dim": 0}, "dim is 0, it must be"),
+        ({"largest": None}, "largest is null, it must be a number"),
+        ({"made_from": 3}, "made_from is 3, it must be an object"),
+        ({"ids": {"bytes": 1}}, "ids is .* it must be null or"),
+    ],
+)
+def test_a_description_of_other_types_is_one_line(tmp_path, change, message):
+    retrieval.Index.build(tmp_path, in_batches(50), IDS)
+    file = tmp_path / "index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(errors.UserError, match=message):
+        retrieval.Index.open(tmp_path)
+
+
+def test_a_description_without_a_key_is_one_line(tmp_path):
+    retrieval.Index.build(tmp_path, in_batches(50), IDS)
+    file = tmp_path / "index.json"
+    state = json.loads(file.read_text())
+    del state["largest"]
+    file.write_text(json.dumps(state))
+    with pytest.raises(errors.UserError, match="has no largest; build it again"):
+        retrieval.Index.open(tmp_path)

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from jaxlab.core import errors, paths
+from jaxlab.core import errors, json_text, paths
 from jaxlab.data import lines
 
 _log = logging.getLogger(__name__)
@@ -211,6 +211,7 @@ def _read_tfds(
     """Reads a prepared TFDS folder without TensorFlow (array_record only)."""
     import tensorflow_datasets as tfds
 
+    _refuse_foreign_features(folder)
     try:
         builder = tfds.builder_from_directory(folder)
     except Exception as error:  # protobuf's own, when dataset_info.json is damaged
@@ -231,6 +232,26 @@ def _read_tfds(
         ) from None
     except (OSError, RuntimeError, ValueError) as error:
         raise errors.UserError(_tfds_damage(folder, error)) from None
+
+
+def _refuse_foreign_features(folder: pathlib.Path) -> None:
+    """TFDS imports the module of every class that features.json names.
+
+    Raises:
+        UserError: one is not of TFDS itself.
+    """
+    file = folder / "features.json"
+    asked = [json_text.read_object(file, "prepare the data set again")]
+    while asked:
+        value = asked.pop()
+        asked += value.values() if isinstance(value, dict) else ()
+        asked += value if isinstance(value, list) else ()
+        name = value.get("pythonClassName", "") if isinstance(value, dict) else ""
+        if name and not str(name).startswith("tensorflow_datasets.core.features."):
+            raise errors.UserError(
+                f"{file} asks for {name}, code that is not of TFDS; prepare the data "
+                "set again with its own features"
+            )
 
 
 def _tfds_damage(folder: pathlib.Path, error: Exception) -> str:

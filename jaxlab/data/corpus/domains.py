@@ -88,6 +88,10 @@ def _require_utf8(path: pathlib.Path) -> None:
         raise errors.UserError(
             f"the name of {os.fsencode(path)!r} is not UTF-8; rename it"
         ) from None
+    if errors.has_commands(path.name):
+        raise errors.UserError(
+            f"the name of {str(path)!r} holds a control character; rename it"
+        )
 
 
 def _list_some(names: list[str]) -> str:

@@ -5,11 +5,12 @@ characters unless `special` is asked for (see `tokenizer`), so two models are ke
 which the second is made when it is first needed.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxlab.core import errors
@@ -77,15 +78,30 @@ class BytePairs:
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """See `tokenizer.Tokenizer`."""
         model = self._parsing if special else self.plain
-        return model.encode(text, add_special_tokens=False).ids
+        with self._explain_failure():
+            return model.encode(text, add_special_tokens=False).ids
 
     def encode_batch(
         self, texts: Sequence[str], *, special: bool = False
     ) -> list[list[int]]:
         """See `tokenizer.Tokenizer`."""
         model = self._parsing if special else self.plain
-        encoded = model.encode_batch_fast(list(texts), add_special_tokens=False)
+        with self._explain_failure():
+            encoded = model.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
+
+    @contextlib.contextmanager
+    def _explain_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            if not is_failure(error):
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise errors.UserError(
+                f"{self.path} cannot encode this text ({reason:.200}); take the "
+                "tokenizer from where the model is published"
+            ) from None
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """See `tokenizer.Tokenizer`."""
@@ -104,6 +120,12 @@ class BytePairs:
             self.config,
             "PreTrainedTokenizerFast",
         )
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether an error is the library's own: a bare Exception, or a panic of Rust."""
+    is_panic = type(error).__name__ == "PanicException"  # no Exception
+    return is_panic or isinstance(error, Exception)
 
 
 def _read(data: bytes, config: Mapping[str, Any], path: pathlib.Path) -> Any:

@@ -14,12 +14,11 @@ document could end itself. `encode(text, special=True)` is their behaviour, whic
 templates need.
 """
 
-import gzip
 import pathlib
 from collections.abc import Sequence
 from typing import Protocol
 
-from jaxlab.core import errors, missing_models
+from jaxlab.core import errors, missing_models, tokenizer_files
 from jaxlab.data.tokenizers import byte_pairs, sentence_pieces, special_tokens
 
 
@@ -83,17 +82,19 @@ def load(path: str | pathlib.Path) -> Tokenizer:
         path = file
     if not path.is_file():
         raise missing_models.explain_tokenizer(path)
-    data = path.read_bytes()
     try:
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
+        data = tokenizer_files.read(path)
         if path.name.endswith(".model"):
             return sentence_pieces.SentencePiece.from_bytes(data, config, path)
         return byte_pairs.BytePairs.from_bytes(data, config, path)
-    except errors.UserError:
-        raise
-    except Exception as error:  # tokenizers raises bare Exception
+    except BaseException as error:  # tokenizers raises bare Exception, and panics
+        is_of_the_disk = getattr(error, "errno", None) is not None
+        if isinstance(error, errors.UserError) or is_of_the_disk:
+            raise
+        if not byte_pairs.is_failure(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise errors.UserError(
-            f"{path} is not a tokenizer ({str(error).splitlines()[0]}); give a "
-            "tokenizer.json or a SentencePiece .model"
+            f"{path} is not a tokenizer ({reason}); give a tokenizer.json or a "
+            "SentencePiece .model"
         ) from None

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from jaxlab.core import errors
+from jaxlab.core import errors, value_types
 from jaxlab.models import attention
 
 FAMILIES = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta"}
@@ -94,11 +94,9 @@ class BertConfig:
 
     def __post_init__(self):
         """Refuses what does not fit together."""
-        for name in ("vocab", "embed", "layers", "heads", "mlp", "length"):
-            if getattr(self, name) < 1:
-                raise errors.ArgumentError(
-                    f"{name} is {getattr(self, name)}; it must be >= 1"
-                )
+        sizes = ("vocab", "embed", "heads", "mlp", "length")
+        kinds = dict.fromkeys(sizes, value_types.SIZE)
+        value_types.check_fields(self, kinds | {"layers": value_types.LAYERS})
         object.__setattr__(self, "labels", tuple(self.labels))
         object.__setattr__(self, "row_length", self.row_length or self.length)
         for name, choices in _CHOICES.items():

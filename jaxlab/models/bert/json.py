@@ -41,6 +41,7 @@ def is_named(raw: Mapping[str, Any]) -> bool:
 _KINDS = {
     "architectures": value_types.TEXTS.or_null(),
     **dict.fromkeys(_SIZES, value_types.SIZE),
+    "num_hidden_layers": value_types.LAYERS,
     "max_position_embeddings": value_types.SIZE,
     "type_vocab_size": value_types.SIZE,
     "layer_norm_eps": value_types.POSITIVE,

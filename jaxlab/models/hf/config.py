@@ -114,6 +114,7 @@ _KINDS = {
     "architectures": value_types.TEXTS.or_null(),
     "model_type": value_types.TEXT.or_null(),
     **dict.fromkeys(_SIZES, value_types.SIZE),
+    "num_hidden_layers": value_types.LAYERS,
     "num_key_value_heads": value_types.SIZE.or_null(),
     "head_dim": value_types.SIZE.or_null(),
     "max_position_embeddings": value_types.SIZE,

@@ -169,6 +169,7 @@ def copy_extras(source: str | os.PathLike, target: pathlib.Path) -> None:
     tokenizer_files.copy(source, target)
     for file in sorted(source.iterdir()):
         if file.is_file() and _COPIED.fullmatch(file.name):
+            tokenizer_files.refuse_outside(file, source)
             shutil.copyfile(file, target / file.name)
         elif file.is_dir() and _MODULE.fullmatch(file.name):
             if weights := [*file.glob("*.safetensors"), *file.glob("*.bin")]:
@@ -176,6 +177,8 @@ def copy_extras(source: str | os.PathLike, target: pathlib.Path) -> None:
                     f"{weights[0]} has weights beside the model's, and they are not "
                     "merged; merge models without such a module"
                 )
+            for inner in file.rglob("*"):
+                tokenizer_files.refuse_outside(inner, source)
             shutil.copytree(file, target / file.name)
 
 
