@@ -23,6 +23,8 @@ from jaxlab.core import errors, folders
 from jaxlab.data import lines as lines_lib
 from jaxlab.retrieval import metrics
 
+# Of two judgments of one pair, in the order of the file, the one that counts.
+DUPLICATES = {"max": max, "first": lambda a, b: a, "last": lambda a, b: b}
 _HEADER = ["query-id", "corpus-id", "score"]
 Row = TypeVar("Row")
 
@@ -141,6 +143,7 @@ def read_qrels(
     *,
     split: str | None = None,
     has_split: bool = False,
+    duplicates: str | None = None,
 ) -> dict[str, dict[str, int]]:
     """Query id -> document id -> judgment.
 
@@ -148,6 +151,8 @@ def read_qrels(
         path: of BEIR's or TREC's judgments.
         split: where the file has a column of that name, which to keep; None keeps all.
         has_split: whether a file without such a column is refused then.
+        duplicates: which of two unlike judgments of one pair counts, of DUPLICATES;
+            None refuses them.
 
     Raises:
         UserError: a malformed line, two judgments of one document, or none that is of
@@ -172,10 +177,15 @@ def read_qrels(
             continue
         judgments = qrels.setdefault(row["query-id"], {})
         score, document = int(row["score"]), row["corpus-id"]
-        if judgments.setdefault(document, score) != score:
+        before = judgments.setdefault(document, score)
+        if before == score:
+            continue
+        if duplicates is None:
             raise errors.UserError(
-                f"{location}: {document!r} was judged {judgments[document]} before"
+                f"{location}: {document!r} was judged {before} before; remove one, or "
+                f"say which counts: --duplicates={'|'.join(DUPLICATES)}"
             )
+        judgments[document] = DUPLICATES[duplicates](before, score)
     if not qrels:
         raise errors.UserError(
             f"{path} holds no judgment{f' of split {split!r}' if split else ''}"

@@ -61,7 +61,11 @@ def test_a_beir_folder_is_read(tmp_path):
         ("qrels", "query-id\tcorpus-id\n", "test.tsv:1: columns query-id, corpus-id;"),
         ("qrels", "q1\td1\tgood\n", "test.tsv:1: judgment 'good' is not a whole"),
         ("qrels", "q1\td1\t1\nq1\td1\n", "test.tsv:2: 2 columns"),
-        ("qrels", "q1\td1\t1\nq1\td1\t0\n", "test.tsv:2: 'd1' was judged 1 before"),
+        (
+            "qrels",
+            "q1\td1\t1\nq1\td1\t0\n",
+            "test.tsv:2: 'd1' was judged 1 before; remove one, or say which counts",
+        ),
         ("qrels", "query-id\tcorpus-id\tscore\n", "holds no judgment of split 'test'"),
     ],
 )
@@ -69,6 +73,18 @@ def test_malformed_files_are_named_by_line(part, text, message, tmp_path):
     beir(tmp_path, **{part: text})
     with pytest.raises(errors.UserError, match=message):
         formats.read_beir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("which", "kept"), [("max", (2, 1)), ("first", (1, 1)), ("last", (2, 0))]
+)
+def test_of_two_judgments_of_a_pair_the_one_that_is_named_counts(which, kept, tmp_path):
+    file = tmp_path / "qrels.tsv"
+    file.write_text("q 0 a 1\nq 0 b 1\nq 0 a 2\nq 0 b 0\nq 0 a 2\n")
+    found = formats.read_qrels(file, duplicates=which)["q"]
+    assert (found["a"], found["b"]) == kept
+    with pytest.raises(errors.UserError, match=r"--duplicates=max\|first\|last"):
+        formats.read_qrels(file)
 
 
 def test_bytes_that_are_not_text_or_not_there_are_said(tmp_path):

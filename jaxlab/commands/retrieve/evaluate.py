@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     from jaxlab.systems.refit import report
 
     process.start()
-    qrels = formats.read_qrels(args.qrels, split=args.split, has_split=True)
+    qrels = inputs.read_judgments(args)
     names = _names(args.runs)
     evaluations = {}
     for name, path in zip(names, args.runs, strict=True):

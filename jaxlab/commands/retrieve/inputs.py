@@ -36,6 +36,20 @@ def add_qrels(parser: argparse.ArgumentParser, required: bool = False) -> None:
     parser.add_argument(
         "--split", metavar="NAME", help="of judgments with a column of that name"
     )
+    parser.add_argument(
+        "--duplicates",
+        choices=("max", "first", "last"),
+        help="which of two unlike judgments of one pair counts; default: refuse them",
+    )
+
+
+def read_judgments(args: argparse.Namespace) -> dict[str, dict[str, int]]:
+    """Those of --qrels, as --split and --duplicates say."""
+    from jaxlab.retrieval import formats
+
+    return formats.read_qrels(
+        args.qrels, split=args.split, has_split=True, duplicates=args.duplicates
+    )
 
 
 def add_keep_identical(parser: argparse.ArgumentParser, but: str = "") -> None:

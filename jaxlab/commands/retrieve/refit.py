@@ -117,11 +117,9 @@ def _read_asked(args) -> tuple[dict[str, str], dict | None]:
     """Texts of the queries that are judged, where there are judgments, and those."""
     import numpy as np
 
-    from jaxlab.retrieval import formats
-
     texts, qrels = inputs.read_queries(args), None
     if args.qrels:
-        qrels = formats.read_qrels(args.qrels, split=args.split, has_split=True)
+        qrels = inputs.read_judgments(args)
         texts = {query: text for query, text in texts.items() if query in qrels}
         if not texts:
             raise errors.UserError(f"{args.qrels} judges none of {args.queries}")
