@@ -76,6 +76,9 @@ def test_an_ensemble_of_one_expert_has_that_experts_loss_by_document():
     merged = ablation.document_losses(pool(), alone, losses, BATCHES)
     found = ensemble.document_losses(known(), np.eye(3))
     np.testing.assert_allclose(found.nats, merged.nats, rtol=1e-5)
+    assert found.document.tolist() == merged.document.tolist() == [0, 1, 1, 1, 2]
+    found, merged = found.by_document(), merged.by_document()
+    np.testing.assert_allclose(found.nats, merged.nats, rtol=1e-5)
     assert found.tokens.tolist() == merged.tokens.tolist() == [4, 12, 4]  # 3, 7, 9
 
 
@@ -85,7 +88,7 @@ def test_rows_of_one_document_are_summed_wherever_they_stand():
     nats = np.concatenate([row[0] for row in rows])
     found = ablation.document_losses(pool(), [{"a": 1}], losses, BATCHES)
     expected = [nats[1], nats[0] + nats[2] + nats[4], nats[3]]
-    np.testing.assert_allclose(found.nats[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(found.by_document().nats[0], expected, rtol=1e-5)
 
 
 def test_blocks_of_tokens_do_not_change_a_loss(monkeypatch):
