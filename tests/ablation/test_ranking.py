@@ -116,7 +116,7 @@ def test_intervals_of_few_documents_cover_the_truth(
 ):
     draw = np.random.default_rng(0)
     covered = []
-    for _ in range(300):
+    for _ in range(150):
         losses = windows(draw, documents, each, between, within)
         found = ratios.ratios(*losses, key=KEY)
         covered.append(found.low[0] <= 3 <= found.high[0])

@@ -45,7 +45,10 @@ def test_mistakes_in_flags_of_train_are_one_line(line, flags, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.heads=0", "this config does not work: heads is 0; it must be >= 1"),
+        (
+            "model.heads=0",
+            "this config does not work: heads is 0; it must be a whole",
+        ),
         ("model.norm=batch", "this config does not work: norm 'batch'; use one of"),
         ("loss_denominator=x", "loss_denominator 'x'; use labels or olmo"),
         ("system=olmo.pretrian", "config.system 'olmo.pretrian' is unknown"),

@@ -368,7 +368,7 @@ def test_initialisation_under_a_mesh_takes_a_single_short_row():
         ({"remat": "some"}, "remat 'some'; use one of"),
         ({"dtype": "int8"}, "dtype 'int8'; use one of"),
         ({"norm": "batchnorm"}, "norm 'batchnorm'; use one of"),
-        ({"layers": 0}, "layers is 0; it must be >= 1"),
+        ({"layers": 0}, "layers is 0; it must be a whole number from 1"),
         ({"kv_heads": 3}, "4 heads do not share 3 kv_heads evenly"),
         ({"head_dim": 5}, "head_dim 5 is odd"),
         ({"window": 0}, "window 0 sees nothing"),

@@ -343,6 +343,7 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path):
     assert f"stopped at step {saved}, saved" in output
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_same_folder_is_refused_at_once(tmp_path):
     process = launch(tmp_path, steps=100_000, save_every=100_000)
     wait_for_rows(tmp_path, 1, process)
