@@ -257,7 +257,9 @@ def _free_keys(experiment: types.Experiment) -> tuple[str, ...]:
     names = [name for name in getattr(config, "FREE", ()) if name != "dtype"]
     order = experiment.config.get("data_order")
     data = _DATA_PATHS if order else ()  # it says what is read, wherever that lies now
-    return ("mesh", "run", *(f"model.{name}" for name in names), *data)
+    # Told by what the run began with (`corpora.held_out_windows`), not set by anybody.
+    told = ("held_out_windows",)
+    return ("mesh", "run", *told, *(f"model.{name}" for name in names), *data)
 
 
 def _check_finite(params: types.Params, step_folder: pathlib.Path | None) -> None:
