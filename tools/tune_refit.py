@@ -6,7 +6,7 @@ RUN is a run of `configs/refit.py:cross_encoder`. Its sets and the queries that 
 not trained on are those of its config.json; every pair is scored once and kept in OUT.
 The weight is that of the best mean nDCG@10 of reranking the first K. The rate, with
 that weight, is that of the best mean nDCG@10 of what the moved query finds; the recall
-of the first 20 is printed beside it.
+of the first K is printed beside it.
 """
 
 import argparse
@@ -46,12 +46,13 @@ def main() -> None:
         sets = _held_out(args, watch)
         print(f"nDCG@10 of reranking {args.k}, by the weight of the retriever")
         prior = _table(args, sets, args.priors, lambda x: (x, 0.02), "rerank")
-        print(f"nDCG@10, then recall@20, of ReFIT by rate, with the weight {prior:g}")
+        recall = f"recall@{args.k}"
+        print(f"nDCG@10, then {recall}, of ReFIT by rate, with the weight {prior:g}")
         rated = functools.partial(
             _table, args, sets, args.rates, lambda x: (prior, x), "refit_second"
         )
         rate = rated()
-        rated("recall@20")
+        rated(recall)
     print(f"chosen: --prior {prior:g} --rate {rate:g}")
 
 
@@ -104,7 +105,7 @@ def _table(args, sets, values, settings, row, measure="ndcg@10"):
                 rerank.CachedReranker(
                     _with_prior(scores, prior, index, queries.vectors)
                 ),
-                comparison.Settings((row,), args.k, depth=20, learning_rate=rate),
+                comparison.Settings((row,), args.k, learning_rate=rate),
                 args.out / f"{name}_{prior:g}_{rate:g}",
             )[row]
             found.append(outcome.evaluation.means[measure])

@@ -67,10 +67,13 @@ def test_a_corpus_is_indexed_searched_refitted_and_evaluated(corpus, capsys):
     given = ("--index", index, "--queries", corpus / "queries.jsonl")
     judged = ("--qrels", corpus / "qrels.tsv")
     reranker = ("--reranker", corpus / "bert_scorer")
-    assert command("refit", out, *given, *judged, *reranker, "--k", "3") == 0
-    assert "recall@100" in capsys.readouterr().out
+    three = (*reranker, "--k", "3", "--depth", "6")
+    assert command("refit", out, *given, *judged, *three) == 0
+    printed = capsys.readouterr().out
+    assert "recall@3" in printed
+    assert "recall@100" not in printed
     again = corpus / "prior"
-    assert command("refit", again, *given, *reranker, "--k", "3", "--prior", "50") == 0
+    assert command("refit", again, *given, *three, "--prior", "50") == 0
     found = [formats.read_run(x / "runs" / "rerank_2k.trec")["a"] for x in (out, again)]
     opened = corpus_index.open_index(index)
     asked = corpus_index.vectors(opened.encoder, ["the sea"]).vectors[0]

@@ -28,8 +28,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", type=int, metavar="N", help="only so many queries, drawn by --seed"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--k", type=int, default=100, metavar="N", help="of feedback")
-    parser.add_argument("--depth", type=int, default=100, metavar="N", help="of runs")
+    parser.add_argument(
+        "--k", type=int, default=100, metavar="N",
+        help="documents that are read in a round, and the depth of recall",
+    )  # fmt: skip
+    parser.add_argument(
+        "--depth", type=int, metavar="N", help="of runs, K or more; default: K"
+    )
     parser.add_argument("--updates", type=int, default=100, metavar="N")
     parser.add_argument(
         "--rate", type=float, default=0.02, help="relative to the query's coordinates"

@@ -13,6 +13,9 @@
     refit_rrf      ReFIT, ranks of both rounds fused                    K
     refit          ReFIT, both rounds by the reranker                   up to 2 K
 
+Recall is that of the first K, as in the paper: there "rerank" has what the bi-encoder
+has, and "rerank_2k" the best K of 2 K. Deeper, rerank_2k could change nothing.
+
 Reddy et al. 2023 (arXiv:2305.11744); the others: `jaxlab.retrieval.feedback` and
 `feedback_loop`. All share one reranker whose answers are kept, so that a pair is scored
 once and a killed comparison goes on; a row is charged for each pair it asks for, as if
@@ -46,7 +49,7 @@ from jaxlab.retrieval import (
 )
 
 REFERENCES = ("rerank", "rerank_2k")  # that every row is compared with
-METRICS = ("recall@{depth}", "ndcg@10", "mrr@10")
+METRICS = ("recall@{k}", "ndcg@10", "mrr@10")
 LEAST_QUERIES = 6  # of five no sign-flip test can say less than p = 0.06
 
 
@@ -56,8 +59,8 @@ class Settings:
 
     Attributes:
         rows: of the table, names of ROWS or "bm25".
-        k: documents that the reranker reads in a round.
-        depth: of the rankings.
+        k: documents that the reranker reads in a round, and the depth of recall.
+        depth: of the rankings, k or more; None: k.
         learning_rate: of Adam, relative to the query's coordinates: the released 0.005
             suits vectors of length 20 and more, see `retrieval.refit`. Chosen on
             training queries: see README.
@@ -69,7 +72,7 @@ class Settings:
 
     rows: tuple[str, ...] = ()
     k: int = 100
-    depth: int = 100
+    depth: int | None = None
     learning_rate: float = 0.02
     num_updates: int = 100
     max_drift: float | None = None
@@ -79,12 +82,22 @@ class Settings:
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of the measures."""
-        return tuple(name.format(depth=self.depth) for name in METRICS)
+        return tuple(name.format(k=self.k) for name in METRICS)
+
+    @property
+    def recall(self) -> str:
+        """The name of the recall."""
+        return self.metrics[0]
+
+    @property
+    def ranked(self) -> int:
+        """How many documents a ranking has."""
+        return self.k if self.depth is None else self.depth
 
     @property
     def candidates(self) -> int:
         """How many documents per query a first stage must find, its own among them."""
-        return max(2 * self.k, self.depth) + 1
+        return max(2 * self.k, self.ranked) + 1
 
 
 class Queries(NamedTuple):
@@ -128,7 +141,7 @@ class Outcome(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """Recall at the depth: by updates and by documents of feedback."""
+    """Recall of the first K: by updates and by documents of feedback."""
 
     by_updates: dict[int, float]
     by_feedback: dict[int, dict[str, float]]
@@ -157,8 +170,14 @@ def compare(
         Row -> outcome, in the table's order.
 
     Raises:
-        UserError: no query, an unknown row, judgments of other queries.
+        UserError: no query, an unknown row, judgments of other queries, rankings of
+            fewer than K documents.
     """
+    if settings.ranked < settings.k:
+        raise errors.UserError(
+            f"depth {settings.depth} is less than k {settings.k}, the depth of recall; "
+            f"use {settings.k} or more, or leave it out"
+        )
     rows = dict(ROWS)
     if queries.candidates is not None:
         rows = {"bm25": _retrieve_by_words, **rows}
@@ -198,10 +217,11 @@ def curves(
     """
 
     def recall(merge, **changed):
-        changed = dataclasses.replace(settings, **changed)
+        # As deep for fewer documents of feedback.
+        changed = dataclasses.replace(settings, depth=settings.ranked, **changed)
         answer = _refit(index, queries, reranker, changed, merge=merge)
         run = queries.as_run(answer, index.ids)
-        name = f"recall@{settings.depth}"
+        name = settings.recall
         return metrics.evaluate(queries.qrels, run, (name,)).means[name]
 
     return Curves(
@@ -264,7 +284,7 @@ def _two_rounds(index, queries, reranker, settings, update, merge="union_rerank"
         update=update,
         merge=merge,
         k=settings.k,
-        depth=settings.depth,
+        depth=settings.ranked,
         candidates=queries.candidates,
         own=queries.own,
     )
@@ -272,7 +292,7 @@ def _two_rounds(index, queries, reranker, settings, update, merge="union_rerank"
 
 def _retrieve(index, queries, reranker, settings):
     return feedback_loop.retrieve(
-        index, queries.vectors, depth=settings.depth, own=queries.own
+        index, queries.vectors, depth=settings.ranked, own=queries.own
     )
 
 
@@ -280,7 +300,7 @@ def _retrieve_by_words(index, queries, reranker, settings):
     return feedback_loop.retrieve(
         index,
         queries.vectors,
-        depth=settings.depth,
+        depth=settings.ranked,
         candidates=queries.candidates,
         own=queries.own,
     )
@@ -292,7 +312,7 @@ def _rerank(index, queries, reranker, settings, *, times):
         queries.vectors,
         reranker,
         pool=times * settings.k,
-        depth=settings.depth,
+        depth=settings.ranked,
         candidates=queries.candidates,
         own=queries.own,
     )
@@ -318,7 +338,7 @@ def _tour(index, queries, reranker, settings, *, form):
         queries.vectors,
         reranker,
         form=form,
-        depth=settings.depth,
+        depth=settings.ranked,
         candidates=queries.candidates,
         own=queries.own,
     )

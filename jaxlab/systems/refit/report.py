@@ -94,9 +94,9 @@ def finding(
         )
     row = next((x for x in ("refit", *outcomes) if x in differences), None)
     if row is None:
-        best = max(outcomes, key=lambda x: _means(outcomes[x])[settings.metrics[0]])
-        value = _means(outcomes[best])[settings.metrics[0]]
-        return f"{best} has {settings.metrics[0]} {value:.3f}; {asked}."
+        best = max(outcomes, key=lambda x: _means(outcomes[x])[settings.recall])
+        value = _means(outcomes[best])[settings.recall]
+        return f"{best} has {settings.recall} {value:.3f}; {asked}."
     sentences = []
     for reference, by_metric in differences[row].items():
         gaps = ", ".join(
@@ -105,7 +105,7 @@ def finding(
         )
         pairs = outcomes[reference].answer.reranked.mean()
         sentences.append(f"against {reference} ({pairs:.0f} pairs per query) {gaps}")
-    recall = settings.metrics[0]
+    recall = settings.recall
     gaps = [x[recall] for x in differences[row].values()]
     word = "differs from none of them"
     if all(low > 0 for _, low, _ in gaps):
@@ -217,7 +217,7 @@ def _difference(estimate: tuple[float, float, float] | None) -> str:
 
 def _curves(curves, settings):
     """What the figures show, and recall by updates and by documents of feedback."""
-    recall = f"recall@{settings.depth}"
+    recall = settings.recall
     left, [[axes]] = figures.panels(size=(figures.HALF, 3))
     updates = [*curves.by_updates]
     axes.plot(updates, [*curves.by_updates.values()], "o-")
@@ -265,7 +265,7 @@ def _latency(outcomes, count):
 
 def _add_examples(page, outcomes, queries, corpus, settings) -> None:
     """Queries whose recall changed most, and a document that came or went."""
-    recall = settings.metrics[0]
+    recall = settings.recall
     after, before = outcomes["refit"], outcomes["rerank"]
     change = after.evaluation.values[recall] - before.evaluation.values[recall]
     won, lost = int(np.sum(change > 0)), int(np.sum(change < 0))

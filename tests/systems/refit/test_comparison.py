@@ -1,6 +1,7 @@
 """The comparison of feedback: every row, its files and its page."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def test_a_comparison_writes_runs_measures_and_a_page(tmp_path):
     }
     queries = comparison.Queries(names, [""] * len(names), vectors, qrels)
     chosen = comparison.Settings(
-        k=20, depth=20, learning_rate=0.05, updates=(0, 10), feedback=(5, 20)
+        k=20, learning_rate=0.05, updates=(0, 10), feedback=(5, 20)
     )
     kept = rerank.CachedReranker(reranker)
     outcomes = comparison.compare(index, queries, kept, chosen, tmp_path)
@@ -58,6 +59,53 @@ def test_a_comparison_writes_runs_measures_and_a_page(tmp_path):
         comparison.compare(
             index, queries, kept, comparison.Settings(rows=("best",)), tmp_path
         )
+
+
+@pytest.mark.parametrize(("k", "depth"), [(4, None), (7, 7), (7, 30)])
+def test_recall_is_of_the_first_k_whatever_the_rankings_hold(tmp_path, k, depth):
+    index, vectors, _ = reranking.problem()
+    names = [str(i) for i in range(len(vectors))]
+    near = index.search_rows(vectors, 2 * k)[1]
+    # Relevant: one document that K reach, and one that only 2 K reach.
+    qrels = {
+        name: {str(rows[0]): 1, str(rows[2 * k - 1]): 1}
+        for name, rows in zip(names, near, strict=True)
+    }
+
+    def knows(queries, rows):
+        judged = zip(queries.tolist(), rows.tolist(), strict=True)
+        return np.array([float(str(row) in qrels[names[i]]) for i, row in judged])
+
+    rows = ("bi-encoder", "rerank", "rerank_2k")
+    chosen = comparison.Settings(rows, k=k, depth=depth, updates=(0,), feedback=(k,))
+    queries = comparison.Queries(names, names, vectors, qrels)
+    kept = rerank.CachedReranker(knows)
+    outcomes = comparison.compare(index, queries, kept, chosen, tmp_path)
+    found = {name: x.evaluation.means[f"recall@{k}"] for name, x in outcomes.items()}
+    assert found == {"bi-encoder": 0.5, "rerank": 0.5, "rerank_2k": 1.0}
+    assert outcomes["rerank"].answer.rows.shape == (len(names), depth or k)
+    curves = comparison.curves(index, queries, kept, chosen)
+    assert curves.by_updates == {0: 0.5}
+    differences = comparison.differences(outcomes, chosen)
+    report.write(
+        tmp_path, "A", outcomes, queries,
+        formats.Corpus([str(i) for i in range(300)], [""] * 300, [""] * 300),
+        chosen, curves, 1.0,
+    )  # fmt: skip
+    page = (tmp_path / "report.html").read_text()
+    written = json.loads((tmp_path / "report.json").read_text())["rows"]["rerank_2k"]
+    printed = str(report.cells(outcomes, differences, chosen))
+    for text in (page, printed, json.dumps(written)):
+        assert {*re.findall(r"recall@\d+", text)} == {f"recall@{k}"}
+    assert written["less"]["rerank"][f"recall@{k}"] == [0.5, 0.5, 0.5]
+
+
+def test_rankings_that_are_shorter_than_k_are_refused(tmp_path):
+    index, vectors, reranker = reranking.problem()
+    queries = comparison.Queries([*range(len(vectors))], [], vectors)
+    chosen = comparison.Settings(k=10, depth=9)
+    with pytest.raises(errors.UserError, match="depth 9 is less than k 10"):
+        comparison.compare(index, queries, reranker, chosen, tmp_path)
 
 
 def test_of_few_queries_there_is_no_interval_and_no_star():
