@@ -77,11 +77,11 @@ def test_one_document_gives_a_ranking_without_intervals():
     assert rows[0].resampled == "nothing: one window"
 
 
-def windows(draw, documents, each, between, within):
+def windows(draw, documents, each, between, within, texts=1):
     """Losses of windows around 3: what a document adds, and what a window adds."""
     document = np.repeat(np.arange(documents), each)
-    losses = 3 + draw.normal(0, between, documents)[document]
-    losses = losses + draw.normal(0, within, (1, len(document)))
+    losses = 3 + draw.normal(0, between, (texts, documents))[:, document]
+    losses = losses + draw.normal(0, within, losses.shape)
     tokens = np.full(len(document), 100.0)
     return ablation.DocumentLosses(losses * tokens, tokens, document)
 
@@ -104,23 +104,43 @@ def test_few_documents_have_an_interval_that_says_what_it_is_over(
     assert row.resampled == words
 
 
-@pytest.mark.parametrize(
-    ("documents", "each", "between", "within", "least"),
-    [(5, 8, 0.3, 0.3, 0.9),
-     *(pytest.param(*each, marks=pytest.mark.slow) for each in
-       [(5, 1, 0.3, 0.3, 0.85), (8, 4, 0.05, 0.5, 0.9), (12, 4, 0.3, 0.3, 0.9),
-        (1, 12, 0.0, 0.5, 0.9)])],
-)  # fmt: skip
-def test_intervals_of_few_documents_cover_the_truth(
-    documents, each, between, within, least
-):
+def coverage(documents, each, between, within):
+    """Share of 2000 texts, of four resamplings, whose interval has the truth in it."""
     draw = np.random.default_rng(0)
     covered = []
-    for _ in range(150):
-        losses = windows(draw, documents, each, between, within)
-        found = ratios.ratios(*losses, key=KEY)
-        covered.append(found.low[0] <= 3 <= found.high[0])
-    assert np.mean(covered) >= least
+    for number in range(4):
+        losses = windows(draw, documents, each, between, within, texts=500)
+        found = ratios.ratios(*losses, key=jax.random.key(number))
+        covered.append((found.low <= 3) & (found.high >= 3))
+    return np.mean(covered)
+
+
+# Of 2000 texts, 0.95 of which are covered, four standard errors: chance stays within.
+FOUR_ERRORS = 4 * (0.95 * 0.05 / 2000) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("documents", "each"),
+    [(2, 1), (5, 1), (12, 4),
+     *(pytest.param(*each, marks=pytest.mark.slow) for each in
+       [(1, 12), (3, 1), (4, 1), (8, 1), (40, 1)])],
+)  # fmt: skip
+def test_intervals_cover_the_truth_of_few_documents_as_of_many(documents, each):
+    between = 0.3 if documents > 1 else 0.0
+    found = coverage(documents, each, between, 0.3)
+    assert found == pytest.approx(0.95, abs=FOUR_ERRORS)
+
+
+@pytest.mark.parametrize(
+    ("documents", "each", "between", "within"),
+    [(5, 8, 0.3, 0.3),
+     *(pytest.param(*each, marks=pytest.mark.slow) for each in
+       [(2, 4, 0.3, 0.3), (5, 4, 0.3, 0.05), (8, 4, 0.05, 0.5)])],
+)  # fmt: skip
+def test_intervals_over_windows_too_cover_the_truth_at_least_as_often(
+    documents, each, between, within
+):
+    assert coverage(documents, each, between, within) >= 0.95 - FOUR_ERRORS
 
 
 def test_groups_are_resampled_whole_where_they_are_many():
