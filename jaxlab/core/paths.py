@@ -157,6 +157,17 @@ def is_same(first: object, second: object) -> bool:
         return False
 
 
+def was_moved(first: object, second: object) -> bool:
+    """Whether one path is of nothing any more, and another of something.
+
+    >>> was_moved("gone", "/tmp"), was_moved("/tmp", "/"), was_moved("", "/tmp")
+    (True, False, False)
+    """
+    if not (isinstance(first, str) and isinstance(second, str) and first and second):
+        return False
+    return not path(first).exists() and path(second).exists()
+
+
 def refuse_buckets(folder: str | os.PathLike, name: str) -> None:
     """For a system, by its name, that keeps files of its own in a run directory.
 

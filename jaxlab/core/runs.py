@@ -264,7 +264,8 @@ def check_config(
         folder: of the run; nothing is checked when it has no config.json.
         config: of this start.
         free: prefixes of keys that may differ, e.g. `mesh`: they change how the run
-            is computed, not what. A path that is spelled otherwise may, too.
+            is computed, not what. A path that is spelled otherwise may, too, and
+            that of a start which was moved: its weights are not read again.
 
     Raises:
         UserError: with every differing key, its old and its new value.
@@ -280,6 +281,7 @@ def check_config(
         for key in old.keys() | new.keys()
         if old.get(key) != new.get(key)
         and not paths.is_same(old.get(key), new.get(key))
+        and not (key == "init_from" and paths.was_moved(old.get(key), new.get(key)))
         and not any(key == f or key.startswith(f + ".") for f in free)
     )
     # What follows from the settings is told where they alone do not differ.

@@ -21,6 +21,9 @@ from jaxlab.core import errors, json_text, paths
 _BLOCK_BYTES = 1 << 20
 _MOST_LINE_BYTES = 1 << 28
 _DECODE = json.JSONDecoder().raw_decode
+# In the first lines and characters names that stand twice are looked for: who writes
+# them does so from the beginning, and in all of a file they would take twice the time.
+_LOOKED_THROUGH_LINES, _LOOKED_THROUGH_CHARACTERS = 100, 1 << 17
 
 
 def read(
@@ -56,14 +59,14 @@ def read_json(path: str | pathlib.Path) -> Iterator[tuple[int, Any]]:
     """(number from 1, value) of the lines of a JSON-lines file that are not blank.
 
     Raises:
-        UserError: as `read`; a line that is not JSON.
+        UserError: as `read`; a line that is not JSON, or has a name twice.
     """
     for number, text in read(path):
         try:  # as json.loads, which looks for white space first
             value, end = _DECODE(text)
         except (ValueError, RecursionError):
             end = None
-        if end != len(text):
+        if end != len(text) or number <= _LOOKED_THROUGH_LINES:
             place = f"{path}:{number}"
             value = parse_json(text, place, "write one JSON object per line")
         yield number, value
@@ -90,7 +93,7 @@ def parse_json(text: str, place: str, fix: str) -> Any:
         UserError: `json_text.read` cannot; `place` and `fix` are in the message.
     """
     try:
-        return json_text.read(text)
+        return json_text.read(text, once=len(text) <= _LOOKED_THROUGH_CHARACTERS)
     except json_text.ReadError as error:
         raise errors.UserError(f"{place} {error}; {fix}") from None
 

@@ -187,6 +187,11 @@ def check_init(params: types.Params, climb: Climb) -> None:
                 "gradient of the last one; give tx.update a grad_fn over all of them "
                 "(jaxlab.optim.accumulated, or micro_batches of the Experiment)"
             )
+        if frame.f_globals.get("__name__") == optax.flatten.__module__:
+            raise ValueError(
+                "optax.flatten makes one vector of the parameters that grad_fn needs; "
+                "put it inside, e.g. sam(optax.flatten(optimizer))"
+            )
         frame = frame.f_back
     is_hole = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
     if any(map(is_hole, jax.tree.leaves(params, is_leaf=is_hole))):

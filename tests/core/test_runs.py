@@ -175,6 +175,18 @@ def test_an_old_run_without_a_system_goes_on_with_one(tmp_path):
         runs.check_config(tmp_path / "run", {**config, "system": "tulu.dpo"})
 
 
+def test_a_run_whose_start_was_moved_goes_on(tmp_path):
+    before, after = tmp_path / "before", tmp_path / "after"
+    after.mkdir()
+    saved(tmp_path / "run", {"steps": 3, "init_from": str(before)})
+    runs.check_config(tmp_path / "run", {"steps": 3, "init_from": str(after)})
+    before.mkdir()  # a copy, or another start: not to be told apart
+    with pytest.raises(errors.UserError, match=r"init_from: .*before' -> .*after"):
+        runs.check_config(tmp_path / "run", {"steps": 3, "init_from": str(after)})
+    with pytest.raises(errors.UserError, match=r"init_from: .*before' -> .*gone"):
+        runs.check_config(tmp_path / "run", {"steps": 3, "init_from": "gone"})
+
+
 def test_an_old_run_of_somebodys_own_goes_on(tmp_path):
     saved(tmp_path / "run", {"steps": 3})
     runs.check_config(tmp_path / "run", {"steps": 3})

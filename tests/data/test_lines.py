@@ -58,6 +58,7 @@ def test_json_is_read_line_by_line(write):
         (b"", "holds no line"),
         (b"1\n" + b"[" * 9999 + b"]" * 9999, r":2 is nested too deep; write one"),
         (b'{"n": ' + b"1" * 5000 + b"}", r":1 holds a number of thousands of digits"),
+        (b'1\n{"a": [{"b": 1, "c": 2, "b": 1}]}', r":2 has 'b' twice in one object"),
     ],
 )
 def test_what_is_wrong_is_one_line_with_its_place(write, data, message):

@@ -93,6 +93,16 @@ def test_an_injected_schedule_is_followed():
     equal(step(injected), step(optim.sam(optax.adam(0.1), rho=rho)))
 
 
+@pytest.mark.parametrize("name", FACTORIES)
+def test_flattening_goes_inside_a_climb(name):
+    make, settings = FACTORIES[name]
+    outside = optax.flatten(make(optax.sgd(0.1), **settings))
+    with pytest.raises(ValueError, match=r"put it inside, e\.g\. sam\(optax\.flatten"):
+        outside.init(PARAMS)
+    inside = make(optax.flatten(optax.sgd(0.1)), **settings)
+    equal(step(inside), step(make(optax.sgd(0.1), **settings)))
+
+
 @pytest.mark.parametrize(
     "wrap",
     [

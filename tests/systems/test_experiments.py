@@ -25,6 +25,8 @@ ROWS = [
     row if row in ("adam", "tram_theta") else pytest.param(row, marks=pytest.mark.slow)
     for row in trust_methods.ROWS
 ]
+# Of every way in which a number gets into a step, one row.
+COMPILED_IN = ("adam", "asam", "mesa", "r4f", "tram_x", "tram_ema")
 
 
 def experiment(row, rate=1.0, strength=1.0, seed=0):
@@ -106,10 +108,11 @@ def test_a_row_says_what_it_did_and_a_number_does_what_it_did_compiled_in(row, a
     made, method = experiment(row, 2.0, 3.0), trust_methods.ROWS[row].method
     given = adam if row == "adam" else steps.steps_of(made, numbers=made.traced)
     steps.check_what_is_said(method, *given, adam[0])
-    compiled_in = steps.steps_of(made)
-    np.testing.assert_allclose(
-        *([row["loss"] for row in rows] for _, rows in (given, compiled_in)), rtol=1e-6
-    )
+    if row in COMPILED_IN:
+        losses = [
+            [row["loss"] for row in rows] for _, rows in (given, steps.steps_of(made))
+        ]
+        np.testing.assert_allclose(*losses, rtol=1e-6)
 
 
 def test_an_experiment_whose_parts_were_replaced_trains_what_they_say(tmp_path):

@@ -5,7 +5,7 @@
 They are computed by the model that the run starts from, before its first step, and
 kept in WORKDIR/reference.json with what they were computed of; so the run holds one
 model and not two. A run that resumes has the weights of the start no more: it reads the
-file, and refuses one of other pairs or another start.
+file, and refuses one of other pairs.
 
 Where the reference is asked in every step it is read again by its path, at which there
 may be another model by then: the file keeps a digest of its weights.
@@ -41,7 +41,7 @@ def attach_reference_logps(
         start: the name of the start.
 
     Raises:
-        UserError: a run resumes and its file is missing, or is of something else.
+        UserError: a run resumes and its file is missing, or is of other pairs.
     """
     file = paths.path(workdir) / "reference.json"
     made_of = {"init_from": start, "pairs": [part.fingerprint for part in parts]}
@@ -53,10 +53,10 @@ def attach_reference_logps(
         if jax.process_index() == 0:
             paths.make_folder(file.parent)
             folders.write_text(file, json.dumps(saved))
-    elif {name: saved.get(name) for name in made_of} != made_of:
+    elif saved.get("pairs") != made_of["pairs"]:  # another start is refused by `train`
         raise errors.UserError(
-            f"{file} is missing or is of other pairs or another start; restore it and "
-            "the data, or start again with another --workdir"
+            f"{file} is missing or is of other pairs; restore it and the data, or "
+            "start again with another --workdir"
         )
     for part, logps in zip(parts, saved["logps"], strict=True):
         part.reference = np.array(logps, np.float32)
