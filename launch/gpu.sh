@@ -63,6 +63,9 @@ check() {
   for pair in "time=$time" "partition=$partition" "account=$account" "job=$job"; do
     [[ "$pair" =~ ^[a-z]+=[A-Za-z0-9_.,:-]*$ ]] || fail "--$pair: use letters, digits and _.,:-"
   done
+  for pair in "job=$job" "script=$script"; do
+    [[ "$pair" != *=-* ]] || fail "--$pair: sbatch would take it for an option; begin otherwise"
+  done
   check_command . here ${command[@]+"${command[@]}"}
   script="${script:-$job.sbatch}"
 }

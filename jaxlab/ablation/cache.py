@@ -61,14 +61,23 @@ def load(path: pathlib.Path, kind: type[Arrays], fingerprint: str) -> Arrays | N
     if not path.exists():
         return None
     try:
+        _refuse_packed(path)
         with np.load(path) as file:
             if str(file[_FINGERPRINT]) != fingerprint:
                 _log.warning("%s is of other models or other text", path)
                 return None
             return kind(**{name: file[name] for name in kind._fields})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile and numpy raise whatever comes of damage
         _log.warning("%s is damaged (%s)", path, error)
         return None
+
+
+def _refuse_packed(path: pathlib.Path) -> None:
+    """`save` packs nothing: an array larger than its file would be a bomb."""
+    with zipfile.ZipFile(path) as file:
+        size = sum(entry.file_size for entry in file.infolist())
+    if size > path.stat().st_size:
+        raise ValueError("its arrays are packed")
 
 
 def load_or_compute(

@@ -18,6 +18,7 @@ config.
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any, Literal
@@ -26,7 +27,7 @@ import jax
 
 from jaxlab.ablation import cache
 from jaxlab.ablation import pool as pools
-from jaxlab.core import checkpoint, errors, json_text, report, tree, types
+from jaxlab.core import checkpoint, errors, json_text, locks, report, tree, types
 
 _FILE = "pool.json"
 _VERSION = 1
@@ -181,9 +182,9 @@ def read(folder: pathlib.Path) -> Contents:
     """
     path = pathlib.Path(folder) / _FILE
     try:
-        content = json_text.parse_object(
-            path.read_bytes(), path, "restore it from a copy"
-        )
+        content = json_text.read_object(path, "restore it from a copy")
+        if content is None:
+            raise errors.UserError(f"{folder} is not a pool: it has no {_FILE}")
         if content["version"] != _VERSION:
             raise ValueError(f"version {content['version']}")
         for unit in content["units"]:
@@ -196,8 +197,6 @@ def read(folder: pathlib.Path) -> Contents:
             Branch(**content["branch"]),
             {unit.name: unit for unit in units},
         )
-    except FileNotFoundError:
-        raise errors.UserError(f"{folder} is not a pool: it has no {_FILE}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise errors.UserError(f"{path} cannot be understood ({error!r})") from None
 
@@ -278,9 +277,12 @@ def _lock(folder: pathlib.Path):
 
     if not folder.is_dir():
         raise errors.UserError(f"{folder} is not a pool: it has no {_FILE}")
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released by a process that dies
+    handle = locks.create(folder / locks.NAME)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # released by a process that dies
         yield
+    finally:
+        os.close(handle)
 
 
 def _inside(path: str) -> str:

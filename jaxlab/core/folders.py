@@ -17,12 +17,13 @@ import glob
 import os
 import pathlib
 import shutil
+import stat
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 
-from jaxlab.core import errors, paths
+from jaxlab.core import errors, locks, paths
 
 _LOCK = ".unfinished"  # in a folder in the making; locked while its writer runs
 _REPLACED = ".replaced"  # in NAME.old, a folder that a new one is taking the place of
@@ -86,6 +87,31 @@ def check_target(flag: str, file: str | os.PathLike) -> None:
         raise errors.UserError(
             f"{flag} {file}: there is no folder {local.parent}; make it first"
         )
+
+
+def is_link(file: pathlib.Path) -> bool:
+    """Whether a name leads to a file that has, or could have, another one."""
+    try:
+        status = file.lstat()
+    except OSError:
+        return False
+    return not stat.S_ISREG(status.st_mode) or status.st_nlink > 1
+
+
+def remove_link(file: pathlib.Path) -> None:
+    """Removes a link with the name of a temporary file: it would be written through."""
+    if is_link(file):
+        file.unlink()
+
+
+def refuse_link(file: pathlib.Path, fix: str) -> None:
+    """Refuses to add to a file that has another name: it may be another's.
+
+    Raises:
+        UserError: it is a link, or has a second name.
+    """
+    if is_link(file):
+        raise errors.UserError(f"{file} is a link to another file; {fix}")
 
 
 def temporary_name(file: pathlib.Path) -> pathlib.Path:
@@ -247,13 +273,13 @@ def new_folder(
     old = folder.with_name(f"{folder.name}.old")
     if replaced is None:
         refuse_existing(folder)
-    elif not is_free(folder) and old.exists() and not (old / _REPLACED).is_file():
+    elif not is_free(folder) and os.path.lexists(old) and not _is_ours(old, _REPLACED):
         raise errors.UserError(f"{old} is in the way; rename it or use another folder")
     part.parent.mkdir(parents=True, exist_ok=True)
     lock = _claim(part, folder, writer)
     try:
-        is_ours = (old / _REPLACED).is_file()
-        if replaced is not None and is_ours and not folder.exists():
+        is_left = replaced is not None and _is_ours(old, _REPLACED)
+        if is_left and not folder.exists():
             old.rename(folder)  # a writer was killed between the two renames
         yield part
         moves = replaced is not None and not is_free(folder)
@@ -276,8 +302,8 @@ def new_folder(
 
 def _claim(part: pathlib.Path, folder: pathlib.Path, writer: str) -> int:
     """Makes NAME.part anew and locks it; the open lock."""
-    if part.exists():
-        if not (part / _LOCK).is_file():
+    if os.path.lexists(part):
+        if not _is_ours(part, _LOCK):
             raise errors.UserError(
                 f"{part} is in the way; remove it or choose another folder"
             )
@@ -288,8 +314,13 @@ def _claim(part: pathlib.Path, folder: pathlib.Path, writer: str) -> int:
     return _lock(part, folder, writer)
 
 
+def _is_ours(folder: pathlib.Path, mark: str) -> bool:
+    """Whether a folder, and no link to one, was made here: it has our mark."""
+    return not folder.is_symlink() and (folder / mark).is_file()
+
+
 def _lock(part: pathlib.Path, folder: pathlib.Path, writer: str) -> int:
-    handle = os.open(part / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
+    handle = locks.create(part / _LOCK)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -9,11 +9,13 @@ left behind holds nobody up. A bucket and a file system without locks take none.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import pathlib
 import socket
+import stat
 import threading
 from collections.abc import Iterator
 
@@ -63,7 +65,7 @@ def hold(folder: str | os.PathLike, what: str) -> Iterator[None]:
 def owner(folder: str | os.PathLike) -> str | None:
     """Who holds a folder, in words; None where nobody does."""
     try:
-        handle = os.open(pathlib.Path(folder) / NAME, os.O_RDONLY)
+        handle = os.open(pathlib.Path(folder) / NAME, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:  # no lock, or a bucket
         return None
     try:
@@ -81,7 +83,7 @@ def _lock(folder: pathlib.Path, what: str) -> int | None:
     """The open, locked file, which says whose it is; None where there are no locks."""
     file = folder / NAME
     while True:
-        handle = os.open(file, os.O_CREAT | os.O_RDWR, 0o644)
+        handle = create(file)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -101,6 +103,28 @@ def _lock(folder: pathlib.Path, what: str) -> int | None:
     os.ftruncate(handle, 0)
     os.pwrite(handle, json.dumps(mine).encode(), 0)
     return handle
+
+
+def create(file: pathlib.Path) -> int:
+    """Opens a lock file, made if it is missing, which is that and nothing else.
+
+    In a folder of others it may be a link to a file that the user needs.
+
+    Raises:
+        UserError: it is a link, or has a second name.
+    """
+    flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        handle = os.open(file, flags, 0o644)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):
+            raise
+    else:
+        status = os.fstat(handle)
+        if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
+            return handle
+        os.close(handle)
+    raise errors.UserError(f"{file} is a link or a pipe, and no lock; remove it")
 
 
 def _is_there(file: pathlib.Path, handle: int) -> bool:

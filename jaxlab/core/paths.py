@@ -20,6 +20,8 @@ from collections.abc import Iterator
 
 from jaxlab.core import errors, installation
 
+MOST_BYTES = 1 << 27  # of a file that is read whole: some have 10 MB
+
 
 def path(location: str | os.PathLike) -> pathlib.Path:
     """A location as a path; gs:// as etils' `epath.Path`, which has the same names.
@@ -61,6 +63,24 @@ def is_remote(location: str | os.PathLike) -> bool:
 def absolute(location: str | os.PathLike) -> pathlib.Path:
     """The location as a path that does not depend on the working folder."""
     return path(location) if is_remote(location) else pathlib.Path(location).absolute()
+
+
+def inside(folder: pathlib.Path, name: str, said_by: str | os.PathLike) -> pathlib.Path:
+    """A file by the name that a file of others gives it, below a folder.
+
+    Raises:
+        UserError: the name leads out of the folder; `said_by` is the file that says it.
+
+    >>> inside(pathlib.Path("model"), "1_Pooling", "modules.json").as_posix()
+    'model/1_Pooling'
+    """
+    parts = pathlib.PurePath(name).parts
+    if pathlib.PurePath(name).is_absolute() or ".." in parts or "\0" in name:
+        raise errors.UserError(
+            f"{said_by} names {name[:200]!r}, which is not inside of {folder}; "
+            "download it again"
+        )
+    return folder / name
 
 
 def split(locations: str) -> list[str]:
@@ -226,13 +246,13 @@ def exists(location: pathlib.Path) -> bool:
     return True
 
 
-def read_text(file: str | os.PathLike) -> str | None:
+def read_text(file: str | os.PathLike, most: int = MOST_BYTES) -> str | None:
     """A file's text; None where there is no file.
 
     Raises:
-        UserError: it is not UTF-8.
+        UserError: it is not UTF-8, and as `read_bytes`.
     """
-    data = read_bytes(file)
+    data = read_bytes(file, most)
     try:
         return None if data is None else data.decode()
     except UnicodeDecodeError as error:
@@ -242,13 +262,32 @@ def read_text(file: str | os.PathLike) -> str | None:
         ) from None
 
 
-def read_bytes(file: str | os.PathLike) -> bytes | None:
-    """A file's bytes; None where there is no file."""
+def read_bytes(file: str | os.PathLike, most: int = MOST_BYTES) -> bytes | None:
+    """A file's bytes; None where there is no file.
+
+    Raises:
+        UserError: it has more than `most`, or is a pipe, socket or device that lies
+            in a folder. (One below /dev is the user's own: `<(command)`.)
+    """
     with explain_errors(file):
         try:
-            return path(file).read_bytes()
+            opened = path(file)
+            is_named = is_remote(file) or os.fspath(file).startswith("/dev/")
+            if not is_named and not (opened.is_file() or opened.is_dir()):
+                opened.stat()  # raises where nothing is there
+                raise errors.UserError(
+                    f"{file} is a pipe, socket or device; put a file there"
+                )
+            with opened.open("rb") as stream:
+                data = stream.read(most + 1)
         except FileNotFoundError:
             return None
+    if len(data) > most:
+        raise errors.UserError(
+            f"{file} holds more than the {most:,} bytes that are read; it is damaged, "
+            "or another file"
+        )
+    return data
 
 
 def move(folder: pathlib.Path, target: pathlib.Path) -> None:

@@ -29,6 +29,7 @@ from jaxlab.core import errors, folders, json_text, missing_models, paths
 CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
 _DERIVED = ("data_order", "data_shares", "truncated", "dropped")
 _RESTORE = "restore it from a copy"
+_MOST_ROWS_BYTES = 1 << 30  # a million steps have a third of it
 # `system` of what no config of ours trained: a merge of Hugging Face folders, and an
 # Experiment that somebody gave to `train.fit`.
 MERGE, FIT = "merge", "fit"
@@ -385,7 +386,8 @@ def lines_until(folder: str | os.PathLike, step: int) -> list[str]:
 
 
 def _lines(folder: str | os.PathLike) -> Iterator[tuple[str, Any]]:
-    for line in (paths.read_text(paths.path(folder) / METRICS) or "").split("\n"):
+    text = paths.read_text(paths.path(folder) / METRICS, _MOST_ROWS_BYTES) or ""
+    for line in text.split("\n"):
         try:
             yield line, json.loads(line)
         except (ValueError, RecursionError):

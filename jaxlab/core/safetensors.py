@@ -22,7 +22,7 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from jaxlab.core import errors
+from jaxlab.core import errors, json_text, paths
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -167,14 +167,13 @@ def _weight_map(folder: pathlib.Path) -> dict[str, str]:
             f"{folder} has neither {WEIGHTS} nor {INDEX}; only safetensors are read, "
             "not pytorch_model.bin"
         )
-    try:
-        found = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
-        if not all(isinstance(file, str) for file in found.values()) or not found:
-            raise ValueError(found)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise errors.UserError(
-            f"{folder / INDEX} has no weight_map; download it again"
-        ) from error
+    fix = "download it again"
+    found = json_text.read_object(folder / INDEX, fix).get("weight_map")
+    is_map = isinstance(found, dict) and found
+    if not is_map or not all(isinstance(file, str) for file in found.values()):
+        raise errors.UserError(f"{folder / INDEX} has no weight_map; {fix}")
+    for name in sorted(set(found.values())):
+        paths.inside(folder, name, folder / INDEX)
     return found
 
 

@@ -79,7 +79,8 @@ def read(file: pathlib.Path) -> bytes:
 def refuse_outside(file: pathlib.Path, folder: pathlib.Path) -> None:
     """Refuses a link to what does not belong to a folder: it would be copied.
 
-    The hub's cache has links, to `blobs` beside the `snapshots` that the folder is in.
+    The hub's cache has links, to `blobs` beside the `snapshots` that the folder is in;
+    a folder that it downloads to may have links to `models--NAME/blobs`.
 
     Raises:
         UserError: the file is such a link.
@@ -88,7 +89,9 @@ def refuse_outside(file: pathlib.Path, folder: pathlib.Path) -> None:
     homes = [home]
     if home.parent.name == "snapshots":
         homes.append(home.parent.parent / "blobs")
-    if not any(target.is_relative_to(each) for each in homes):
+    above = target.parent
+    is_of_hub = above.name == "blobs" and above.parent.name.startswith("models--")
+    if not is_of_hub and not any(target.is_relative_to(each) for each in homes):
         raise errors.UserError(
             f"{file} is a link to {target}, outside of the model's folder; put a copy "
             "there, or remove it"

@@ -98,6 +98,22 @@ def parse_json(text: str, place: str, fix: str) -> Any:
         raise errors.UserError(f"{place} {error}; {fix}") from None
 
 
+def read_whole(path: str | pathlib.Path, fix: str = "cut it into documents") -> str:
+    """The text of a file that is one document, or one JSON value.
+
+    Raises:
+        UserError: larger than any line may be, or not UTF-8.
+    """
+    with paths.path(path).open("rb") as file:
+        data = file.read(_MOST_LINE_BYTES + 1)
+    if len(data) > _MOST_LINE_BYTES:
+        raise errors.UserError(
+            f"{path} has more than {_MOST_LINE_BYTES:,} bytes, which are read at once; "
+            f"{fix}"
+        )
+    return decode(data, path)
+
+
 def decode(data: bytes, source: str | pathlib.Path) -> str:
     """The text of a whole file, whose lines keep their ends.
 

@@ -92,14 +92,16 @@ def build(
         "made_from": json.loads(json.dumps(dict(made_from or {}))),
         "ids": None if lines is None else _summary(lines),
     }
+    part, id_part = (folder / f"{name}.part" for name in (_VECTORS, _IDS))
+    for file in (part, id_part):
+        folders.remove_link(file)
     state = _resume(folder, header)
-    part = folder / f"{_VECTORS}.part"
     with part.open("r+b" if part.exists() else "wb") as file:
         total = None if ids is None else len(ids)
         rest = _skip_rows(batches, state["rows"])
         state = _append_rows(file, rest, state, total, record=folder / _BUILDING)
     if lines is not None:
-        (folder / f"{_IDS}.part").write_bytes(lines)
+        id_part.write_bytes(lines)
     report.write_json(folder / f"{_INDEX}.part", state)
     names = (_VECTORS, _INDEX) if lines is None else (_VECTORS, _IDS, _INDEX)
     folders.publish({folder / f"{name}.part": folder / name for name in names})
@@ -123,6 +125,8 @@ def append(
     if ids is not None:
         as_ids([*old, *ids])
         lines, total = _id_lines(as_ids(ids)), state["rows"] + len(ids)
+    for file in (folder / _VECTORS, folder / _IDS):
+        folders.refuse_link(file, "build the index again, in another folder")
     with (folder / _VECTORS).open("r+b") as file:
         state = _append_rows(file, batches, state, total)
     if lines is not None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jaxlab.core import errors
+from jaxlab.core import errors, folders
 from jaxlab.core import progress as progress_lib
 
 Reranker = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -102,6 +102,7 @@ class CachedReranker:
             self._known[query, row] = score, seconds
 
     def _resume(self, header: bytes) -> None:
+        folders.refuse_link(self._path, "remove it or use another folder")
         if not self._path.exists():
             self._path.write_bytes(header)
             return

@@ -218,6 +218,9 @@ def test_a_cache_is_used_only_for_what_it_was_made_of(tmp_path, caplog):
     get(key, compute)
     ablation.cache.save(path, ablation.DocumentLosses(np.ones((1, 1)), np.ones(1)), key)
     assert ablation.cache.load(path, ablation.TokenLogps, key) is None  # another kind
+    packed = dict.fromkeys(known()._fields, np.zeros(1 << 20))
+    np.savez_compressed(path, __fingerprint__=np.array(key), **packed)
+    assert ablation.cache.load(path, ablation.TokenLogps, key) is None  # or a bomb
     assert [entry.name for entry in tmp_path.iterdir()] == ["logps.npz"]
 
 

@@ -277,3 +277,19 @@ def test_a_file_that_was_not_written_is_named_without_its_temporary_name(tmp_pat
     with pytest.raises(FileNotFoundError) as caught:
         folders.write_text(tmp_path / "none" / "file", "text")
     assert caught.value.filename == str(tmp_path / "none" / "file")
+
+
+@pytest.mark.parametrize("name", ["m.part", "m.old"])
+@pytest.mark.parametrize("target", ["mine", "gone"])
+def test_a_link_with_the_name_of_a_folder_of_ours_is_in_the_way(tmp_path, name, target):
+    folder, mine = tmp_path / "m", tmp_path / "mine"
+    for made in (folder, mine):
+        made.mkdir()
+        for mark in (".unfinished", ".replaced"):
+            (made / mark).touch()
+    (tmp_path / name).symlink_to(tmp_path / target)
+    writer = folders.new_folder(folder, replaced=lambda name: True)
+    with pytest.raises(errors.UserError, match=f"{name} is in the way"), writer:
+        pass
+    assert names(tmp_path) == sorted(["m", name, "mine"])
+    assert names(mine) == [".replaced", ".unfinished"]

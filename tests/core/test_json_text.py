@@ -1,6 +1,7 @@
 """JSON files of ours that somebody or something damaged: one line, or the object."""
 
 import json
+import os
 
 import pytest
 from hypothesis import given, settings
@@ -50,3 +51,16 @@ def test_a_byte_order_mark_is_no_damage_and_no_file_is_none(tmp_path):
     (tmp_path / "x.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert json_text.read_object(tmp_path / "x.json", "fix") == {"a": 1}
     assert json_text.read_object(tmp_path / "y.json", "fix") is None
+
+
+def test_only_files_are_read_and_only_so_much_of_them(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")  # its reader would wait for ever
+    (tmp_path / "zero.json").symlink_to("/dev/zero")
+    with open(tmp_path / "large.json", "wb") as file:
+        file.truncate(5 << 30)  # sparse
+    for name in ("pipe.json", "zero.json"):
+        with pytest.raises(errors.UserError, match=f"{name} is a pipe, socket or dev"):
+            json_text.read_object(tmp_path / name, "restore it")
+    with pytest.raises(errors.UserError, match="holds more than the 134,217,728 bytes"):
+        json_text.read_object(tmp_path / "large.json", "restore it")
+    assert json_text.read_object(tmp_path / "none.json", "restore it") is None

@@ -59,3 +59,21 @@ def test_a_file_is_not_a_folder(tmp_path):
     with pytest.raises(errors.UserError, match="run is a file"), locks.hold(file, "a"):
         pass
     assert file.read_text() == "text"
+
+
+@pytest.mark.parametrize("kind", ["link", "second name", "pipe"])
+def test_a_lock_that_is_another_file_of_the_user_is_not_written(tmp_path, kind):
+    mine, folder = tmp_path / "mine", tmp_path / "theirs"
+    folder.mkdir()
+    mine.write_text("mine")
+    if kind == "link":
+        (folder / locks.NAME).symlink_to(mine)
+    elif kind == "second name":
+        os.link(mine, folder / locks.NAME)
+    else:
+        os.mkfifo(folder / locks.NAME)
+    holder = locks.hold(folder, "jaxlab train")
+    with pytest.raises(errors.UserError, match="no lock; remove it"), holder:
+        pass
+    assert mine.read_text() == "mine"
+    assert locks.owner(folder) is None

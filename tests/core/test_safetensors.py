@@ -124,3 +124,13 @@ def test_a_name_twice_and_a_header_beyond_any_model_are_refused(tmp_path):
         file.truncate((1 << 32) + 8)  # sparse
     with pytest.raises(errors.UserError, match="its header has 4,294,967,296 bytes"):
         safetensors.read(tmp_path / "y")
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/x.safetensors", "a/../../x"])
+def test_an_index_that_names_files_elsewhere_is_refused(tmp_path, name):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "x.safetensors").write_bytes(b"theirs")
+    index = json.dumps({"weight_map": {"a": name}})
+    (tmp_path / "m" / safetensors.INDEX).write_text(index)
+    with pytest.raises(errors.UserError, match="which is not inside of"):
+        safetensors.read_folder(tmp_path / "m")

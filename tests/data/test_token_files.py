@@ -119,9 +119,17 @@ def test_damaged_token_files_are_refused(tmp_path):
     with pytest.raises(errors.UserError, match="NumPy header"):
         token_files.TokenFile.open(tmp_path / "saved", "uint16")
     path.write_bytes(whole)
-    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"0,3,x,y,0\n"))
-    with pytest.raises(errors.UserError, match="does not describe"):
-        _ = token_files.TokenFile.open(path).ends
+    long = b"0,3," + b"x" * (1 << 20) + b",y,0\n"
+    tables = (b"0,3,x,y,0\n", b"0,x,x,y,0\n", b"0\n", long, b"0,0,x,y,0\n" * 9)
+    for table in map(gzip.compress, tables):
+        (tmp_path / "a.csv.gz").write_bytes(table)
+        with pytest.raises(errors.UserError, match="does not describe"):
+            _ = token_files.TokenFile.open(path).ends
+        (tmp_path / "a.csv.gz").write_bytes(b"x" + table)
+        with pytest.raises(
+            errors.UserError, match=r"is damaged .* prepare a.npy again"
+        ):
+            _ = token_files.TokenFile.open(path).ends
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(errors.UserError, match="is damaged"):
         token_files.TokenFile.open(path)

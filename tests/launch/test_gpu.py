@@ -72,6 +72,8 @@ def test_a_machine_without_gpus_says_so(machine):
         (["--cuda=11", "--", *TRAIN], "--cuda=11: use 12 or 13"),
         (["--slurm", "--nodes=0", "--", *TRAIN], "--nodes=0: use a whole number"),
         (["--slurm", "--job=a b", "--", *TRAIN], "--job=a b: use letters"),
+        (["--slurm", "--job=-x", "--", *TRAIN], "--job=-x: sbatch would take it"),
+        (["--slurm", "--script=--wrap=x", "--", *TRAIN], "take it for an option"),
         (["--slurm", "--time"], "--time needs a value"),
         ([], "a command is needed"),
         (["--slurm", "--", *TRAIN], "sbatch is not installed here"),

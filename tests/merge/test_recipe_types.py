@@ -144,3 +144,12 @@ def test_the_base_is_one_of_the_models_however_it_is_spelled(
         [again, "a"], "task_arithmetic", base="base", parameters={"weights": [2]}
     )
     assert recipe.resolve(same, "w")[1] == [{"weight": 2.0}]
+
+
+@pytest.mark.parametrize(
+    "value", ['!!int ""', "!!bool x", "!!timestamp x", "!!python/x y"]
+)
+def test_a_tag_that_its_value_does_not_have_is_one_line(tmp_path, value):
+    (tmp_path / "r.yaml").write_text(f"merge_method: linear\nseed: {value}\n")
+    with pytest.raises(errors.UserError, match=r"r\.yaml: line 2: "):
+        recipe.read(tmp_path / "r.yaml")

@@ -215,3 +215,21 @@ def test_a_description_without_a_key_is_one_line(tmp_path):
     file.write_text(json.dumps(state))
     with pytest.raises(errors.UserError, match="has no largest; build it again"):
         retrieval.Index.open(tmp_path)
+
+
+def test_links_with_the_names_of_our_files_are_not_written_through(tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    folder = tmp_path / "index"
+    folder.mkdir()
+    for name in ("vectors.bin.part", "ids.jsonl.part", "index.json.part"):
+        (folder / name).symlink_to(mine)
+    retrieval.Index.build(folder, [np.ones((2, 3))], ["a", "b"])
+    assert mine.read_text() == "mine"
+    for name in ("vectors.bin", "ids.jsonl"):
+        (folder / name).rename(tmp_path / name)
+        (folder / name).symlink_to(tmp_path / name)
+        with pytest.raises(errors.UserError, match="is a link to another file; build"):
+            retrieval.Index.append(folder, [np.ones((1, 3))], ["c"])
+        (tmp_path / name).replace(folder / name)
+    retrieval.Index.append(folder, [np.ones((1, 3))], ["c"])

@@ -71,7 +71,7 @@ def read_documents(
         raise errors.UserError(f"{path} does not exist; give a text file or a folder")
     if path.is_file():
         yield from read_file(path, path.name, domain)
-    elif (path / TFDS).exists():
+    elif (path / TFDS).is_file():
         yield from _read_tfds(path, domain, split)
     else:
         for name in readable_files(list_files(path), path):
@@ -179,7 +179,7 @@ def read_file(path: pathlib.Path, name: str, domain: str) -> Iterator[Document]:
     elif ".array_record" in path.name:
         raise errors.UserError(f"{path} is one shard; give the TFDS folder it lies in")
     else:
-        text = lines.decode(path.read_bytes(), path)
+        text = lines.read_whole(path)
         yield Document(name, text, str(path), domain)
 
 

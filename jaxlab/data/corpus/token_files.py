@@ -19,9 +19,12 @@ import csv
 import dataclasses
 import functools
 import gzip
+import logging
 import os
 import pathlib
-from typing import Any, NamedTuple
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +33,12 @@ from jaxlab.core import errors, json_text
 SUFFIXES = (".csv.gz", ".bytes", ".npy", ".json")  # in the order they are renamed in
 _WIDTH_TOKENS = 1 << 12
 _SCAN_TOKENS = 1 << 24  # a foreign file is searched for end-of-text tokens in pieces
+
+
+# Characters of a table, which is packed: in a line, in all, more with more tokens.
+_MOST_NAME, _MOST_NAMES, _NAMES_PER_TOKEN = 1 << 20, 1 << 28, 64
+
+_log = logging.getLogger(__name__)
 
 
 class Span(NamedTuple):
@@ -171,13 +180,13 @@ class TokenFile:
         path = beside(self.path, ".bytes")
         if not path.exists():
             return None
-        sizes = np.fromfile(path, dtype="<u4")
-        if len(sizes) != len(self.ends):
+        count = path.stat().st_size // 4
+        if count != len(self.ends):
             raise errors.UserError(
-                f"{path} counts {len(sizes)} documents, {self.path.name} has "
+                f"{path} counts {count} documents, {self.path.name} has "
                 f"{len(self.ends)}; prepare them again"
             )
-        return sizes
+        return np.fromfile(path, dtype="<u4")
 
     def document_at(self, offset: int) -> Span:
         """The document that holds the token at `offset`."""
@@ -198,17 +207,45 @@ class TokenFile:
         path = beside(self.path, ".csv.gz")
         if not path.exists():
             return _ends_by_token(self.tokens, self.eos_id, self.path), []
-        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
-            rows = [row[:4] for row in csv.reader(file)]
-        starts = np.array([int(row[0]) for row in rows], np.int64)
-        ends = np.array([int(row[1]) for row in rows], np.int64)
-        whole = len(ends) and starts[0] == 0 and ends[-1] == self.size
-        if not whole or (starts[1:] != ends[:-1]).any():
+        try:
+            with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+                rows = list(_rows(file, self.size))
+            starts = np.array([int(row[0]) for row in rows], np.int64)
+            ends = np.array([int(row[1]) for row in rows], np.int64)
+            whole = len(ends) and starts[0] == 0 and ends[-1] == self.size
+            if whole and (starts[1:] == ends[:-1]).all():
+                return ends, [(row[2], row[3]) for row in rows]
+        except (ValueError, OverflowError, IndexError, csv.Error) as error:
+            _log.debug("%s: %s", path, error)
+        except (OSError, EOFError, zlib.error) as error:
+            if getattr(error, "errno", None):
+                raise
             raise errors.UserError(
-                f"{path} does not describe {self.path.name} ({self.size} tokens); "
-                "remove it or prepare both again"
-            )
-        return ends, [(row[2], row[3]) for row in rows]
+                f"{path} is damaged ({error}); prepare {self.path.name} again"
+            ) from None
+        raise errors.UserError(
+            f"{path} does not describe {self.path.name} ({self.size} tokens); "
+            "remove it or prepare both again"
+        )
+
+
+def _rows(file: IO[str], tokens: int) -> Iterator[list[str]]:
+    """The table's columns; of a packed file, no more than the tokens can have."""
+    room = _MOST_NAMES + _NAMES_PER_TOKEN * tokens
+    read = functools.partial(file.readline, _MOST_NAME)
+    within = _within(iter(read, ""), room)
+    for number, row in enumerate(csv.reader(within), start=1):
+        if number > tokens:
+            raise ValueError("more documents than tokens")
+        yield row[:4]
+
+
+def _within(lines: Iterator[str], room: int) -> Iterator[str]:
+    for line in lines:
+        room -= len(line)
+        if room < 0 or len(line) == _MOST_NAME:
+            raise ValueError("longer names than tokens")
+        yield line
 
 
 def _ends_by_token(

@@ -135,7 +135,7 @@ def _rows(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
     if path.suffix.lower() != ".json":
         yield from lines.read_json(path)
         return
-    text = lines.decode(path.read_bytes(), path)
+    text = lines.read_whole(path, "write one object per line, as .jsonl")
     rows = lines.parse_json(text, str(path), "repair it")
     if not isinstance(rows, list):
         raise errors.UserError(

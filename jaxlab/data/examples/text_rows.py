@@ -56,10 +56,11 @@ def encode_texts(
     model = _model(tokenizer)
     room = _room(model, length, is_pair=False)
     truncated, rows = 0, []
-    for encoding in _encode(model, texts):
-        truncated += len(encoding) > room
-        encoding.truncate(room)
-        rows.append(model.post_process(encoding))
+    with tokenizer.explain_failure():
+        for encoding in _encode(model, texts):
+            truncated += len(encoding) > room
+            encoding.truncate(room)
+            rows.append(model.post_process(encoding))
     return _pad(rows, length, tokenizer.pad_id, truncated)
 
 
@@ -99,18 +100,20 @@ def encode_pairs(
         )
     room = _room(model, length, is_pair=True)
     truncated, rows = 0, []
-    both = zip(_encode(model, first), _encode(model, second), strict=True)
-    for number, (a, b) in enumerate(both):
-        sizes = _fit_both(len(a), len(b), room, cut)
-        if sizes is None:
-            raise errors.UserError(
-                f"pair {number}: the first text has {len(a)} tokens and leaves no room "
-                f"for the second in rows of {length}; use longer rows or cut='longest'"
-            )
-        truncated += sizes != (len(a), len(b))
-        a.truncate(sizes[0])
-        b.truncate(sizes[1])
-        rows.append(model.post_process(a, b))
+    with tokenizer.explain_failure():
+        both = zip(_encode(model, first), _encode(model, second), strict=True)
+        for number, (a, b) in enumerate(both):
+            sizes = _fit_both(len(a), len(b), room, cut)
+            if sizes is None:
+                raise errors.UserError(
+                    f"pair {number}: the first text has {len(a)} tokens and leaves no "
+                    f"room for the second in rows of {length}; use longer rows or "
+                    "cut='longest'"
+                )
+            truncated += sizes != (len(a), len(b))
+            a.truncate(sizes[0])
+            b.truncate(sizes[1])
+            rows.append(model.post_process(a, b))
     return _pad(rows, length, tokenizer.pad_id, truncated)
 
 

@@ -240,6 +240,9 @@ def _same_files(plan, files_of, job) -> list[Shard]:
         Shard(s["domain"], s["name"], tuple(map(tuple, s["files"])))
         for s in plan["shards"]
     ]
+    out = paths.path(job.out)
+    for shard in shards:
+        paths.inside(out, shard.prefix, out / PLAN)
     then = {name for shard in shards for name, _ in shard.files}
     now = {name for files in files_of.values() for name, _ in files}
     if then != now:

@@ -175,7 +175,7 @@ def verify(folder: str) -> int:
     }
     for name, entry in files.items():
         try:
-            with (root / name).open("rb") as file:
+            with paths.inside(root, name, root / plan.MANIFEST).open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except FileNotFoundError:
             digest = None

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlab.core import errors, json_text
+from jaxlab.core import errors, json_text, paths
 from jaxlab.data.corpus import token_files
 from jaxlab.data.shards import plan
 
@@ -177,7 +177,7 @@ def open_folder(
         for domain, totals in manifest["domains"].items():
             records = [r for r in manifest["shards"] if r["domain"] == domain]
             records = [r for r in records if r.get(key, {}).get("documents")]
-            domain_folder = folder / f"{domain}{suffix}"
+            domain_folder = paths.inside(folder, f"{domain}{suffix}", path)
             if key in totals:
                 files = [domain_folder / f"{record['shard']}.npy" for record in records]
                 _check_sizes(folder, files, records)

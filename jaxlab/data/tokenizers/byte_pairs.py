@@ -78,7 +78,7 @@ class BytePairs:
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """See `tokenizer.Tokenizer`."""
         model = self._parsing if special else self.plain
-        with self._explain_failure():
+        with self.explain_failure():
             return model.encode(text, add_special_tokens=False).ids
 
     def encode_batch(
@@ -86,16 +86,17 @@ class BytePairs:
     ) -> list[list[int]]:
         """See `tokenizer.Tokenizer`."""
         model = self._parsing if special else self.plain
-        with self._explain_failure():
+        with self.explain_failure():
             encoded = model.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
     @contextlib.contextmanager
-    def _explain_failure(self) -> Iterator[None]:
+    def explain_failure(self) -> Iterator[None]:
+        """Turns what the library raises, or panics with, into one line."""
         try:
             yield
         except BaseException as error:
-            if not is_failure(error):
+            if isinstance(error, errors.UserError) or not is_failure(error):
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise errors.UserError(
@@ -109,7 +110,8 @@ class BytePairs:
         if not special:
             drop = {self.bos_id, self.eos_id, self.pad_id}
             ids = [i for i in ids if i not in drop]
-        return self.plain.decode(ids, skip_special_tokens=not special)
+        with self.explain_failure():
+            return self.plain.decode(ids, skip_special_tokens=not special)
 
     def save(self, folder: str | pathlib.Path) -> None:
         """See `tokenizer.Tokenizer`."""

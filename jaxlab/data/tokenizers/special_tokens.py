@@ -24,7 +24,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxlab.core import errors, json_text
+from jaxlab.core import errors, json_text, paths
 
 _log = logging.getLogger(__name__)
 
@@ -190,9 +190,10 @@ def _id(number: Any, place: str) -> int:
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     """An object; null says nothing, as transformers writes it now and then."""
-    if not path.exists():
+    data = paths.read_bytes(path)
+    if data is None:
         return {}
-    value = json_text.parse(path.read_bytes(), path, "restore it")
+    value = json_text.parse(data, path, "restore it")
     if not isinstance(value, dict | None):
         raise errors.UserError(
             f"{path} is damaged: it is not a JSON object; restore it"

@@ -67,8 +67,10 @@ def find(folder: pathlib.Path) -> list[pathlib.Path]:
     """The files of the folders that modules.json names; [] where there is none."""
     if not (folder / _MODULES).is_file():
         return []
-    paths = [x.get("path") for x in _read_json(folder / _MODULES, list)]
-    return [x for path in paths if path for x in (folder / str(path)).glob("*")]
+    file = folder / _MODULES
+    names = [str(x.get("path") or "") for x in _read_json(file, list)]
+    found = [paths.inside(folder, name, file) for name in names if name]
+    return [each for path in found for each in path.glob("*")]
 
 
 def write_settings(config: BertConfig, folder: pathlib.Path) -> None:
@@ -137,7 +139,8 @@ def _modules(config, folder) -> dict[str, Any]:
             )
         kinds.append(kind)
         if kind == "Pooling":
-            file = folder / str(module.get("path")) / "config.json"
+            path = str(module.get("path"))
+            file = paths.inside(folder, path, folder / _MODULES) / "config.json"
             chosen["pooling"], chosen["include_prompt"] = _pooling(file, config)
         elif kind == "Normalize":
             chosen["normalize"] = True

@@ -89,9 +89,9 @@ def _what_is_there(pool) -> str:
 def _read(pool: pathlib.Path) -> dict[str, Any]:
     path = pathlib.Path(pool) / _FILE
     try:
-        content = json_text.parse_object(
-            path.read_bytes(), path, "restore it from a copy"
-        )
+        content = json_text.read_object(path, "restore it from a copy")
+        if content is None:
+            raise FileNotFoundError
         if content["version"] != _VERSION:
             raise ValueError(f"version {content['version']}")
     except (FileNotFoundError, NotADirectoryError):

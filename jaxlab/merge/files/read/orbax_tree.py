@@ -10,16 +10,17 @@ checkpoint every leaf. Orbax writes several layouts; those with an OCDBT manifes
 and zarr3, are read.
 """
 
+import contextlib
 import json
 import math
-import os
 import pathlib
 import re
+from collections.abc import Iterator
 
 import ml_dtypes
 import numpy as np
 
-from jaxlab.core import checkpoint, checkpoint_files, errors, tree
+from jaxlab.core import checkpoint, checkpoint_files, errors, paths, tree
 from jaxlab.merge.files.read import source
 
 
@@ -31,7 +32,7 @@ def open_checkpoint(path: pathlib.Path) -> source.Source:
     """
     from orbax.checkpoint import v1 as ocp
 
-    try:
+    with _one_line(path):
         structure = ocp.metadata(path.absolute()).metadata
         leaves = tree.flatten(structure)
         values = _Values(path.absolute())
@@ -39,13 +40,6 @@ def open_checkpoint(path: pathlib.Path) -> source.Source:
             name: values.locate(name.replace("/", "."), leaf)
             for name, leaf in leaves.items()
         }
-    except errors.UserError:
-        raise
-    except Exception as error:
-        checkpoint_files.refuse_unreadable(path, error)
-        raise errors.UserError(
-            f"checkpoint {path} cannot be read: {checkpoint_files.first_line(error)}"
-        ) from None
     return source.Source(
         str(path), "checkpoint", tensors, _files(path), {}, path, tree=structure
     )
@@ -68,12 +62,13 @@ def open_run(
         raise errors.UserError(f"{folder} has no finished checkpoint")
     path = step_folders / str(steps[0])
     description, leaves = checkpoint_files.read_description(path)
-    values = _Values(path.absolute())
-    tensors = {
-        name.removeprefix("params/"): values.locate(name.replace("/", "."), leaf)
-        for name, leaf in leaves.items()
-        if name.startswith("params/")
-    }
+    with _one_line(path):
+        values = _Values(path.absolute())
+        tensors = {
+            name.removeprefix("params/"): values.locate(name.replace("/", "."), leaf)
+            for name, leaf in leaves.items()
+            if name.startswith("params/")
+        }
     fingerprints = {
         name.removeprefix("params/"): value
         for name, value in description["fingerprint"].items()
@@ -90,6 +85,20 @@ def open_run(
         description.get("axes") or {},
         steps[0],
     )
+
+
+@contextlib.contextmanager
+def _one_line(path: pathlib.Path) -> Iterator[None]:
+    """Whatever Orbax or TensorStore says of a damaged checkpoint, in one line."""
+    try:
+        yield
+    except errors.UserError:
+        raise
+    except Exception as error:
+        checkpoint_files.refuse_unreadable(path, error)
+        raise errors.UserError(
+            f"checkpoint {path} cannot be read: {checkpoint_files.first_line(error)}"
+        ) from None
 
 
 def _files(path) -> list[str]:
@@ -139,8 +148,11 @@ class _Values:
                     return source.Stored(dtype, shape, fetch=self._fetcher(name, shape))
                 value = entry["inline_value"][: count * row_bytes]
                 return source.Stored(dtype, shape, inline=bytes(value))
-            value = re.fullmatch(r"value:(.*):(\d+):\d+", entry["indirect_value"])
-            file = os.path.join(self._folder, value[1].replace(":", ""))
+            value = re.fullmatch(r"value:(.*):(\d+):(\d+)", entry["indirect_value"])
+            if int(value[3]) < count * row_bytes:  # TensorStore says what is wrong
+                return source.Stored(dtype, shape, fetch=self._fetcher(name, shape))
+            folder = pathlib.Path(self._folder)
+            file = str(paths.inside(folder, value[1].replace(":", ""), folder))
             extents.append(source.Extent(file, int(value[2]), count * row_bytes))
         return source.Stored(dtype, shape, tuple(extents))
 

@@ -6,7 +6,6 @@ differ between a model and what was tuned from it: these are said, the others re
 """
 
 import contextlib
-import gzip
 import hashlib
 import json
 import pathlib
@@ -104,10 +103,10 @@ def _template(source) -> dict[str, str]:
 def _vocabulary(file: pathlib.Path) -> dict[int, tuple[str, bool]] | None:
     """Id -> (token, whether it was added); None for a file that says no ids."""
     try:
+        data = tokenizer_files.read(file)
         if file.suffix == ".model":
-            return _pieces(file.read_bytes())
-        data = file.read_bytes()
-        raw = json.loads(gzip.decompress(data) if file.suffix == ".gz" else data)
+            return _pieces(data)
+        raw = json.loads(data)
         vocab = raw["model"]["vocab"] if "model" in raw else raw
         if isinstance(vocab, list):
             vocab = {entry[0]: i for i, entry in enumerate(vocab)}

@@ -23,14 +23,13 @@ dare, `rescale` may also be `expectation`, the paper's 1 / density.
 
 import dataclasses
 import os
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlab.core import errors, json_text
+from jaxlab.core import errors, json_text, paths
 from jaxlab.merge.files.recipe import methods, rules
 
 FORMAT = "jaxlab merge 1"  # of merge.json
@@ -168,7 +167,9 @@ def read(path: str | os.PathLike, *, dtype: str | None = None) -> Recipe:
     """
     from jaxlab.merge.files.recipe import yaml_lines
 
-    data = pathlib.Path(path).read_bytes()
+    data = paths.read_bytes(path)
+    if data is None:
+        raise errors.UserError(f"{path} does not exist; give a recipe")
     if os.fspath(path).endswith(".json"):
         raw = json_text.parse(data, path, "restore it from a copy")
         if not isinstance(raw, Mapping) or raw.get("format") != FORMAT:

@@ -97,6 +97,10 @@ class _Reader:
             return self.loader.construct_object(node)
         except ValueError as error:  # a date that is none, thousands of digits
             raise self.error(node, str(error).split(";")[0]) from None
+        except (KeyError, IndexError, AttributeError, TypeError):
+            raise self.error(
+                node, f"{node.value!r:.60} is no {node.tag[-20:]}"
+            ) from None
 
     def error(self, node, problem):
         return errors.UserError(

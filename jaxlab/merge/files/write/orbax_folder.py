@@ -37,6 +37,7 @@ def write_like(
             (folder / "tokenizer").mkdir()
             tokenizer_files.copy(kept.tokenizer, folder / "tokenizer")
         if (generation := pathlib.Path(kept.path, _GENERATION)).is_file():
+            tokenizer_files.refuse_outside(generation, generation.parent)
             shutil.copyfile(generation, folder / _GENERATION)
 
 
