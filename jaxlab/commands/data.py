@@ -12,7 +12,9 @@ SUMMARY = "Prepare text, or look up what a step read"
 DETAILS = """\
 prepare makes one token file per domain, and a tokenizer if need be; tokenize makes many
 shards of a corpus of any size, by several processes or on a cluster. Training reads
-either: --config.data.source= --config.data.folder=OUT. For example:
+either: --config.data.source= --config.data.folder=OUT. NAME.val.jsonl (or .valid,
+.validation, .dev) beside NAME.train.jsonl, NAME.jsonl or a folder NAME is what is held
+out of NAME, where anything is. For example:
 
   jaxlab data prepare my_text data/mine --vocab-size=8192
   jaxlab data tokenize dolma data/dolma --tokenizer=olmo/tokenizer.json --workers=16"""
@@ -45,8 +47,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--vocab-size", type=int, metavar="N", help="of a tokenizer trained on the text"
     )
     prepare.add_argument(
-        "--held-out", type=float, default=0.05, metavar="F", help="share of documents"
-    )
+        "--held-out", type=float, default=0.05, metavar="F",
+        help="share of documents, where NAME has no file of held-out text; 0: none",
+    )  # fmt: skip
     _add_tokenize(
         arguments_lib.add_action(
             actions, "tokenize", "A large corpus to shards of tokens", _TOKENIZE
@@ -158,7 +161,7 @@ def _tokenize(args: argparse.Namespace) -> None:
     seconds = time.monotonic() - started
     rows, nothing = [], {"documents": 0, "tokens": 0}
     for name, sides in manifest["domains"].items():
-        shards = sum(record["domain"] == name for record in manifest["shards"])
+        shards = sum(r["domain"] == name and "train" in r for r in manifest["shards"])
         both = sides["train"], sides.get("held_out", nothing)
         counts = [side[key] for key in ("documents", "tokens") for side in both]
         rows.append([name, *(f"{n:,}" for n in (shards, *counts))])

@@ -5,7 +5,6 @@ embedded text or a folder of domains -> DIR/text (embedded only) -> tokenizer
 """
 
 import itertools
-import json
 import logging
 import pathlib
 import tempfile
@@ -27,6 +26,7 @@ from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
 EMBEDDED = "embedded"
 _HELD_OUT = ".held_out"
+_BY_FILE = "held_out_files"  # in a record: domains whose held-out text is a file
 # Beside the token files of a domain there is a NAME.json.
 _RECORDS = ("corpus", "plan", "manifest")
 
@@ -67,7 +67,8 @@ def prepare(
         folder: where the token files go.
         tokenizer: path of a tokenizer; "" trains SentencePiece on the training text.
         vocab_size: of a trained tokenizer.
-        held_out_fraction: share of each domain's documents kept out of training.
+        held_out_fraction: share of each domain's documents kept out of training; where
+            a domain has a file of held-out text (`domains.held_out_file`), that file.
         max_bytes_per_domain: of the embedded text; None takes all of it.
         seed: of the held-out split and of the tokenizer's sample.
         parts: disjoint training files NAME.1, NAME.2 ... of each domain; 1 leaves it
@@ -98,7 +99,9 @@ def prepare(
         )
     fix = f"remove {folder} to prepare the text again"
     saved = json_text.read_object(record, fix)
-    if saved == made_from:
+    # Begun before there were such files, or without one, it keeps the split it has.
+    by_file = {} if saved is None else {k: saved[k] for k in saved.keys() & {_BY_FILE}}
+    if saved == made_from | by_file:
         return open_folder(folder)  # the text may be gone
     for path in sources:
         if path != EMBEDDED and not pathlib.Path(path).exists():
@@ -106,11 +109,11 @@ def prepare(
     if tokenizer and not pathlib.Path(tokenizer).exists():
         raise missing_models.explain_tokenizer(tokenizer)
     if saved is None:
-        _prepare(folder, made_from)
+        by_file = _prepare(folder, made_from)
     else:
-        _check_settings(folder, saved, made_from)
+        _check_settings(folder, saved, made_from | by_file)
         _check_text(folder, saved, made_from, added)
-    report.write_json(record, made_from)
+    report.write_json(record, made_from | by_file)
     return open_folder(folder)
 
 
@@ -146,7 +149,11 @@ def _check_text(
     progress.line(f"{folder} was prepared from {old}: comparing {new} with that")
     with tempfile.TemporaryDirectory(prefix=".compared-", dir=folder) as part:
         own_tokenizer = {"tokenizer": str(folder / "tokenizer")}
-        _prepare(pathlib.Path(part), {**made_from, **own_tokenizer})
+        _prepare(
+            pathlib.Path(part),
+            {**made_from, **own_tokenizer},
+            may_read_files=_BY_FILE in saved,
+        )
         then, now = (
             {p.stem: _checksum(p) for p in sorted(pathlib.Path(place).glob("*.npy"))}
             for place in (folder, part)
@@ -232,6 +239,7 @@ def write_domain(
     held_out_fraction: float = 0.0,
     seed: int = 0,
     parts: int = 1,
+    may_read_files: bool = True,
 ) -> dict[str, token_files.TokenFile]:
     """Writes the token files of one domain.
 
@@ -241,10 +249,11 @@ def write_domain(
         tokenizer: encodes the text.
         folder: for NAME.npy and the files beside it.
         held_out_fraction: above 0, documents go to NAME.held_out by the rule of
-            `corpus.split`.
+            `corpus.split`, or those of the domain's file of held-out text do.
         seed: of that rule.
         parts: above 1, cuts the training documents into that many disjoint files
             NAME.1, NAME.2 ...: every parts-th document. They share NAME.held_out.
+        may_read_files: False leaves files of held-out text unread.
 
     Raises:
         UserError: too few documents, or parts without held-out documents.
@@ -255,23 +264,33 @@ def write_domain(
 
     rule, sides = None, [name] if parts == 1 else _part_names(name, parts)
     training, held_out = itertools.cycle(sides), name + _HELD_OUT
-    if held_out_fraction:
+    if not held_out_fraction:
+        domains.warn_of_unread(path, "nothing is held out")
+    else:
         with_text = (document for document in read() if document.text.strip())
-        rule = split.find_rule(with_text, held_out_fraction, seed, domain=name)
+        options = {"domain": name, "may_read_files": may_read_files}
+        rule = split.domain_rule(path, with_text, held_out_fraction, seed, **options)
         sides = [*sides, held_out]
     if parts > 1:
         _check_parts(read(), rule, name, parts)
+    every = read()
+    if rule is not None and rule.file:
+        every = rule.join(every, documents.read_documents(rule.file, domain=name))
 
     def side_of(document: documents.Document) -> str:
         is_held_out = rule is not None and rule.holds_out(document)
         return held_out if is_held_out else next(training)
 
     prefixes = {side: folder / side for side in sides}
-    return token_writer.write_files(read(), tokenizer, prefixes, side_of)
+    return token_writer.write_files(every, tokenizer, prefixes, side_of)
 
 
 def training_texts(
-    source: str | pathlib.Path, *, held_out_fraction: float = 0.0, seed: int = 0
+    source: str | pathlib.Path,
+    *,
+    held_out_fraction: float = 0.0,
+    seed: int = 0,
+    may_read_files: bool = True,
 ) -> Iterator[str]:
     """The texts that `write_domains` would train on, to train a tokenizer from.
 
@@ -282,7 +301,10 @@ def training_texts(
         rule = None
         if held_out_fraction:
             everything = documents.read_documents(path, domain=name)
-            rule = split.find_rule(everything, held_out_fraction, seed, domain=name)
+            options = {"domain": name, "may_read_files": may_read_files}
+            rule = split.domain_rule(
+                path, everything, held_out_fraction, seed, **options
+            )
         for document in documents.read_documents(path, domain=name):
             if rule is None or not rule.holds_out(document):
                 yield document.text
@@ -310,13 +332,17 @@ def _check_parts(
 # ------------------------------------------------------------------ several sources
 
 
-def _prepare(folder: pathlib.Path, made_from: Mapping) -> None:
+def _prepare(
+    folder: pathlib.Path, made_from: Mapping, *, may_read_files: bool = True
+) -> dict[str, list[str]]:
+    """Writes the files; returns what the record says beside `made_from`."""
     names = paths.split(made_from["source"])
     sources = [_source_path(name, folder, made_from) for name in names]
     _refuse_shared_names(sources, made_from.get("parts", 1))
     rule = {
         "held_out_fraction": made_from["held_out_fraction"],
         "seed": made_from["seed"],
+        "may_read_files": may_read_files,
     }
     if made_from["tokenizer"]:
         tokenizer = tokenizer_lib.load(made_from["tokenizer"])
@@ -328,13 +354,17 @@ def _prepare(folder: pathlib.Path, made_from: Mapping) -> None:
     for source in sources:
         parts = made_from.get("parts", 1)
         write_domains(source, tokenizer, folder, parts=parts, **rule)
+    if not (may_read_files and made_from["held_out_fraction"]):
+        return {}
+    by_file = [name for source in sources for name in domains.held_out_files(source)]
+    return {_BY_FILE: sorted(by_file)} if by_file else {}
 
 
 def _source_path(source: str, folder: pathlib.Path, made_from: Mapping) -> pathlib.Path:
     """A source as a path; the embedded text is written to FOLDER/text first."""
     if source != EMBEDDED:
         return pathlib.Path(source)
-    _write_embedded(folder / "text", made_from["max_bytes_per_domain"])
+    embedded.write(folder / "text", made_from["max_bytes_per_domain"])
     return folder / "text"
 
 
@@ -361,18 +391,3 @@ def _refuse_shared_names(sources: Sequence[pathlib.Path], parts: int) -> None:
                         f"with {takers[stem]}; rename one"
                     )
             takers |= dict.fromkeys((*stems, name + _HELD_OUT), f"that in {path}")
-
-
-def _write_embedded(folder: pathlib.Path, max_bytes: int | None) -> None:
-    """Writes the embedded corpus as JSON lines, so that its sources can be read."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, texts in embedded.read_domains(max_bytes).items():
-        if not texts:
-            _log.warning("embedded domain %s has no text here; left out", name)
-            continue
-        rows = (
-            {"id": d.id, "text": d.text, "source": d.source, "domain": name}
-            for d in texts
-        )
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (folder / f"{name}.jsonl").write_text(lines, "utf-8")

@@ -141,7 +141,11 @@ def _data(data: Mapping) -> Iterator[str]:
             yield f"{source}, {_megabytes(pathlib.Path(source))}"
             continue
         for name, path in domains.find_domains(source).items():
-            yield f"{name}, {_megabytes(path)}"
+            line = f"{name}, {_megabytes(path)}"
+            file = domains.held_out_file(path)
+            if file is not None and data.get("held_out_fraction"):
+                line += f"; held out: {file.name}, {_megabytes(file)}"
+            yield line
 
 
 def _megabytes(path: pathlib.Path) -> str:

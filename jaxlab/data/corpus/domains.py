@@ -2,20 +2,30 @@
 
 Files called NAME.train.jsonl, NAME.val.jsonl, NAME.test.jsonl ... belong to one split:
 those of another split than the one asked for are left out. What is neither a domain nor
-hidden is named in a warning, since it is not read.
+hidden is named in a warning, since it is not read. NAME.val.jsonl (.valid, .validation,
+.dev) beside NAME.train.jsonl, NAME.jsonl or the folder NAME is the domain's held-out
+text, read where documents are held out.
 """
 
 import functools
 import logging
 import os
 import pathlib
+import re
+from collections.abc import Iterable
 
 from jaxlab.core import errors, paths
 from jaxlab.data.corpus import documents as documents_lib
 
 _log = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "valid", "validation", "dev", "test")
+_TEXT = re.compile(
+    f"{documents_lib.JSON_LINES.pattern}|{documents_lib.PLAIN_TEXT.pattern}",
+    re.IGNORECASE,
+)
+
+HELD_OUT_SPLITS = ("val", "valid", "validation", "dev")
+SPLITS = ("train", *HELD_OUT_SPLITS, "test")
 
 
 def find_domains(
@@ -49,10 +59,7 @@ def find_domains(
             if not (path.is_file() and documents_lib.JSON_LINES.search(path.name)):
                 others.append(path.name)
                 continue
-            name = documents_lib.JSON_LINES.sub("", path.name)
-            stem, _, last = name.rpartition(".")
-            if stem and last.lower() in SPLITS:
-                name, of_split = stem, last.lower()
+            name, of_split = _parse(documents_lib.JSON_LINES.sub("", path.name))
         if of_split not in (None, split):
             of_other_splits.append(path.name)
             continue
@@ -68,6 +75,15 @@ def find_domains(
             f"{source} holds no domain{_list_some(others + of_other_splits)}; put one "
             "subfolder or one NAME.jsonl per domain"
         )
+    if split == "train":  # what is held-out text is not forgotten
+        siblings = [source / name for name in others + of_other_splits]
+        taken = {
+            path.name
+            for domain in domains.values()
+            for path in _held_out_candidates(domain, siblings)
+        }
+        others = [name for name in others if name not in taken]
+        of_other_splits = [name for name in of_other_splits if name not in taken]
     if others:
         _warn_once(
             f"{source}: not read, for it is neither a subfolder nor NAME.jsonl"
@@ -78,6 +94,72 @@ def find_domains(
             f"{source}: not read, for it is not {split}{_list_some(of_other_splits)}"
         )
     return dict(sorted(domains.items()))
+
+
+def held_out_file(path: str | os.PathLike) -> pathlib.Path | None:
+    """The file beside a domain that is its held-out text: its name with .val, say.
+
+    Args:
+        path: of the domain, one of `find_domains`.
+
+    Raises:
+        UserError: there are two.
+    """
+    path = paths.path(path)
+    try:
+        siblings = sorted(path.parent.iterdir()) if path.name else []
+    except OSError:  # whoever reads the domain says what is wrong
+        siblings = []
+    found = _held_out_candidates(path, siblings)
+    if len(found) > 1:
+        raise errors.UserError(
+            f"{found[0]} and {found[1].name} are both held-out text of {path.name}; "
+            "remove or rename one"
+        )
+    for file in found:
+        _require_utf8(file)
+    return found[0] if found else None
+
+
+def held_out_files(source: str | os.PathLike) -> dict[str, pathlib.Path]:
+    """Domain name -> its held-out text, for those that have such a file."""
+    found = {n: held_out_file(path) for n, path in find_domains(source).items()}
+    return {name: file for name, file in found.items() if file is not None}
+
+
+def warn_of_unread(path: str | os.PathLike, reason: str) -> None:
+    """Says that a domain's held-out text, if it has a file of it, is not read; once."""
+    if (file := held_out_file(path)) is not None:
+        _warn_once(f"{file} is not read: {reason}")
+
+
+def _held_out_candidates(
+    domain: pathlib.Path, siblings: Iterable[pathlib.Path]
+) -> list[pathlib.Path]:
+    name, split = domain.name, None
+    if _TEXT.search(name) and not domain.is_dir():
+        name, split = _parse(_TEXT.sub("", name))
+    if split not in (None, "train"):
+        return []
+    wanted = {(name, each) for each in HELD_OUT_SPLITS}
+    return [
+        path
+        for path in siblings
+        if path.name.startswith(f"{name}.")
+        and _TEXT.search(path.name)
+        and _parse(_TEXT.sub("", path.name)) in wanted
+        and path.is_file()
+    ]
+
+
+def _parse(stem: str) -> tuple[str, str | None]:
+    """The domain and the split of a file's name without its ending.
+
+    >>> _parse("law.Val"), _parse("law.v2")
+    (('law', 'val'), ('law.v2', None))
+    """
+    name, _, last = stem.rpartition(".")
+    return (name, last.lower()) if name and last.lower() in SPLITS else (stem, None)
 
 
 def _require_utf8(path: pathlib.Path) -> None:

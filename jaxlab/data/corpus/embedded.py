@@ -18,6 +18,7 @@ import ast
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import logging
 import pathlib
 import platform
@@ -82,6 +83,21 @@ def read_domains(
         if size < 0.9 * min(50_000, max_bytes_per_domain or 50_000):
             _log.warning("embedded domain %s has only %d characters", domain, size)
     return domains
+
+
+def write(folder: pathlib.Path, max_bytes_per_domain: int | None = None) -> None:
+    """Writes the domains as JSON lines, so that their sources can be read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, texts in read_domains(max_bytes_per_domain).items():
+        if not texts:
+            _log.warning("embedded domain %s has no text here; left out", name)
+            continue
+        rows = (
+            {"id": d.id, "text": d.text, "source": d.source, "domain": name}
+            for d in texts
+        )
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(lines, "utf-8")
 
 
 def _limit(

@@ -9,6 +9,7 @@ their names:
     OUT/NAME/00017-of-00230.npy ...       a token file, see `token_files`
     OUT/NAME.held_out/00017-of-00230.npy  the same of held-out documents
     OUT/NAME/00017-of-00230.record.json   written last: the shard is whole
+    OUT/NAME.held_out/00000-of-00001.record.json  of a domain's file of held-out text
     OUT/manifest.json                     all records, once there are all
 
 OUT and the source may be in a bucket. Files are known by name and size.
@@ -57,7 +58,7 @@ class Job(NamedTuple):
 
     def rule_entry(self, domain: str) -> dict[str, Any] | None:
         """What a shard's record says of its rule: None for the fraction itself."""
-        rule = self.rules.get(domain)
+        rule = self.rules.get(domain.removesuffix(HELD_OUT))
         plain = split.Rule(self.held_out_fraction, self.seed)
         return None if rule in (None, plain) else rule.to_json()
 
@@ -66,7 +67,7 @@ class Shard(NamedTuple):
     """One unit of work.
 
     Attributes:
-        domain: its name.
+        domain: its name; NAME.held_out for the domain's file of held-out text.
         name: e.g. "00017-of-00230".
         files: (name below the source, bytes) of each file, in order.
     """
@@ -79,6 +80,16 @@ class Shard(NamedTuple):
     def prefix(self) -> str:
         """Below OUT, e.g. "web/00017-of-00230"."""
         return f"{self.domain}/{self.name}"
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether its files are held-out text."""
+        return self.domain.endswith(HELD_OUT)
+
+    @property
+    def text_domain(self) -> str:
+        """The domain that its text is of."""
+        return self.domain.removesuffix(HELD_OUT)
 
     @property
     def size_bytes(self) -> int:
@@ -100,7 +111,7 @@ def make_plan(
         UserError: no documents; OUT holds something else, or was begun with other
             settings; the source has other files than then.
     """
-    root, files_of = _list_files(source)
+    root, files_of = _list_files(source, bool(job.held_out_fraction))
     job = job._replace(source=str(root))
     settings = {  # no folder: a copy elsewhere is as good
         "held_out_fraction": job.held_out_fraction,
@@ -126,6 +137,11 @@ def make_plan(
         raise errors.UserError(
             f"{job.out} was begun with {changes}; use the same, or another folder"
         )
+    if not any(shard["domain"].endswith(HELD_OUT) for shard in plan["shards"]):
+        # Begun before such files were read, or without one: its split stays.
+        for domain in [name for name in files_of if name.endswith(HELD_OUT)]:
+            ((file, _),) = files_of.pop(domain)
+            _log.warning("%s is not read: %s was begun without it", file, job.out)
     return job, [
         _with_current_sizes(shard, files_of, job)
         for shard in _same_files(plan, files_of, job)
@@ -163,10 +179,6 @@ def read_records(
             _log.warning("%s is not whole: made again", shard.prefix)
             del records[shard.prefix]
             continue
-        if record.get("rule") != job.rule_entry(shard.domain):
-            _log.warning("%s holds out other documents: made again", shard.prefix)
-            del records[shard.prefix]
-            continue
         for (name, size), entry in zip(shard.files, record["sources"], strict=True):
             if size != entry["bytes"]:
                 raise errors.UserError(
@@ -174,11 +186,19 @@ def read_records(
                     f"({entry['bytes']} bytes then, {size} now); restore it, or remove "
                     f"{out / (shard.prefix + RECORD)} to have the shard made again"
                 )
+        if record.get("rule") != job.rule_entry(shard.domain):
+            _log.warning("%s holds out other documents: made again", shard.prefix)
+            del records[shard.prefix]
     return records
 
 
-def _list_files(source: str) -> tuple[pathlib.Path, dict[str, list[tuple[str, int]]]]:
-    """The folder that names start from; by domain, name and bytes of each file."""
+def _list_files(
+    source: str, holds_out: bool
+) -> tuple[pathlib.Path, dict[str, list[tuple[str, int]]]]:
+    """The folder that names start from; by domain, name and bytes of each file.
+
+    Files of held-out text are under NAME.held_out, after their domain.
+    """
     root, names = paths.absolute(source), documents_lib.list_files(source)
     domains = domains_lib.find_domains(source)
     if [*names] == [root.name] and root.is_file():
@@ -187,19 +207,29 @@ def _list_files(source: str) -> tuple[pathlib.Path, dict[str, list[tuple[str, in
     for domain, path in domains.items():
         if domain == "tokenizer" or domain.endswith(HELD_OUT):
             raise errors.UserError(f"no domain may be called {domain!r}; rename {path}")
-        if path.name in names:
-            files_of[domain] = [(path.name, names[path.name])]
-            continue
-        folder = f"{path.name}/"
-        own = {n.removeprefix(folder): n for n in names if n.startswith(folder)}
-        if documents_lib.TFDS in own:
-            raise errors.UserError(
-                f"{path} is a TFDS data set; use `jaxlab data prepare` for it"
-            )
-        sizes = {short: names[name] for short, name in own.items()}
-        readable = documents_lib.readable_files(sizes, path)
-        files_of[domain] = [(own[short], sizes[short]) for short in readable]
+        files_of[domain] = _files_of_domain(path, names)
+        if not holds_out:
+            domains_lib.warn_of_unread(path, "nothing is held out")
+        elif (file := domains_lib.held_out_file(path)) is not None:
+            files_of[domain + HELD_OUT] = [*documents_lib.list_files(file).items()]
     return root, files_of
+
+
+def _files_of_domain(
+    path: pathlib.Path, names: Mapping[str, int]
+) -> list[tuple[str, int]]:
+    """Name and bytes of each file of a domain, out of those of all."""
+    if path.name in names:
+        return [(path.name, names[path.name])]
+    folder = f"{path.name}/"
+    own = {n.removeprefix(folder): n for n in names if n.startswith(folder)}
+    if documents_lib.TFDS in own:
+        raise errors.UserError(
+            f"{path} is a TFDS data set; use `jaxlab data prepare` for it"
+        )
+    sizes = {short: names[name] for short, name in own.items()}
+    readable = documents_lib.readable_files(sizes, path)
+    return [(own[short], sizes[short]) for short in readable]
 
 
 def _group_files(

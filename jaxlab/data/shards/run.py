@@ -8,7 +8,8 @@ the same engine or on another. The manifest has every file's size and SHA-256, t
 sources' too, and no time, host or folder: equal corpora have equal manifests.
 
 Held out is what `jaxlab data prepare` holds out too (`corpus.split`): by the fraction
-alone, or, where a domain would have nothing on one side, by a limit of its own. Such
+alone, or, where a domain would have nothing on one side, by a limit of its own, or by
+a file of held-out text, which is a shard of its own. Small
 domains ended in an error before there was one rule; begun then, they continue: shards
 whose record says another rule are made again.
 """
@@ -96,10 +97,24 @@ def _find_rules(job: plan.Job, shards: Sequence[plan.Shard]) -> dict[str, split.
     if not job.held_out_fraction:
         return {}
     rules = {}
-    for domain, own in itertools.groupby(shards, key=lambda shard: shard.domain):
-        documents = itertools.chain.from_iterable(
-            worker.read_shard(job, shard) for shard in own
-        )
+    own_shards: dict[str, list[plan.Shard]] = {}
+    for shard in shards:
+        own_shards.setdefault(shard.domain, []).append(shard)
+
+    def read(domain: str) -> Iterator[documents_lib.Document]:
+        own = own_shards[domain]
+        return itertools.chain.from_iterable(worker.read_shard(job, s) for s in own)
+
+    for domain in own_shards:
+        if domain.endswith(plan.HELD_OUT):
+            continue
+        if (file := domain + plan.HELD_OUT) in own_shards:
+            path = paths.path(job.source) / own_shards[file][0].files[0][0]
+            rules[domain] = split.file_rule(
+                path, read(file), read(domain), job.seed, domain=domain
+            )
+            continue
+        documents = read(domain)
         with_text = (document for document in documents if document.text.strip())
         try:
             rules[domain] = split.find_rule(
@@ -202,7 +217,7 @@ def _finish(job: plan.Job, shards: Sequence[plan.Shard]) -> dict[str, Any]:
             info = records[shard.prefix].get(side)
             if info is None:
                 continue
-            total = domains.setdefault(shard.domain, {}).setdefault(side, {})
+            total = domains.setdefault(shard.text_domain, {}).setdefault(side, {})
             for key in ("documents", "tokens", "bytes", "words"):
                 total[key] = total.get(key, 0) + info[key]
     for domain, sides in domains.items():

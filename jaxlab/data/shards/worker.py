@@ -54,9 +54,9 @@ def write(job: plan.Job, shard: plan.Shard) -> None:
 
 def _write_files(job, shard, tokenizer, folder) -> dict[str, Any]:
     """Writes the shard's files into a folder; returns its record."""
-    prefixes = {"train": shard.prefix}
-    rule = job.rules.get(shard.domain)
-    if rule is not None:
+    rule = job.rules.get(shard.text_domain)
+    prefixes = {"held_out" if shard.is_held_out else "train": shard.prefix}
+    if rule is not None and not rule.file:
         prefixes["held_out"] = f"{shard.domain}{plan.HELD_OUT}/{shard.name}"
     paths = {
         side: {suffix: folder / f"{prefix}{suffix}" for suffix in token_files.SUFFIXES}
@@ -65,14 +65,19 @@ def _write_files(job, shard, tokenizer, folder) -> dict[str, Any]:
     for own in paths.values():
         own[".npy"].parent.mkdir()
     sources: list[dict[str, Any]] = []
+    documents = _copied_documents(job, shard, sources)
+    if rule is not None and not shard.is_held_out:
+        documents = rule.join(documents)
     infos = token_writer.write_sides(
-        _copied_documents(job, shard, sources),
+        documents,
         tokenizer,
         paths,
         lambda d: "held_out" if rule is not None and rule.holds_out(d) else "train",
         shard.prefix,
     )
-    record = {"domain": shard.domain, "shard": shard.name, "sources": sources, **infos}
+    record = {
+        "domain": shard.text_domain, "shard": shard.name, "sources": sources, **infos
+    }  # fmt: skip
     if (entry := job.rule_entry(shard.domain)) is not None:
         record["rule"] = entry
     files = record["files"] = {}
@@ -89,7 +94,7 @@ def read_shard(job: plan.Job, shard: plan.Shard) -> Iterator[documents_lib.Docum
     for name, _ in shard.files:
         path = paths_lib.path(job.source) / name
         with paths_lib.explain_errors(path):
-            yield from _read_file(path, name, shard.domain)
+            yield from _read_file(path, name, shard.text_domain)
 
 
 def _copied_documents(job, shard, sources) -> Iterator[documents_lib.Document]:
@@ -102,7 +107,7 @@ def _copied_documents(job, shard, sources) -> Iterator[documents_lib.Document]:
                     f"{job.source}/{name} changed meanwhile ({size} bytes, then "
                     f"{sources[-1]['bytes']}); start the same command again"
                 )
-            yield from _read_file(path, name, shard.domain)
+            yield from _read_file(path, name, shard.text_domain)
 
 
 def _read_file(path, name, domain) -> Iterator[documents_lib.Document]:
