@@ -19,6 +19,7 @@ from jaxlab.ablation import pool as pools
 from jaxlab.core import errors, types
 from jaxlab.stats import ratios
 
+_NOT_FINITE = "nothing: a loss that is not finite"
 Predict = Callable[[str, Iterable[types.Batch]], documents.DocumentLosses]
 
 
@@ -121,7 +122,8 @@ def rank(
     """
     key = jax.random.key(0) if key is None else key
     found = ratios.ratios(*losses, key=key, resamples=resamples, confidence=confidence)
-    resampled = losses.resampled
+    finite = np.isfinite(found.value)
+    resampled = [losses.resampled if f else _NOT_FINITE for f in finite]
     order = np.argsort(found.value, kind="stable")  # NaN comes last
     ranks = np.searchsorted(found.value[order], found.value) + 1
     return [
@@ -133,7 +135,7 @@ def rank(
             high=float(found.high[i]),
             best_probability=float(found.least_probability[i]),
             rank=int(ranks[i]),
-            resampled=resampled,
+            resampled=resampled[i],
         )
         for i in order
     ]

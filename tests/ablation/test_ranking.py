@@ -67,6 +67,8 @@ def test_what_is_not_finite_comes_last_and_never_wins():
     assert [row.best_probability for row in rows] == [1, 0, 0]
     assert np.isnan(rows[2].predicted_loss)
     assert np.isnan([rows[1].low, rows[2].high]).all()
+    assert rows[0].resampled == "60 documents"
+    assert rows[1].resampled == "nothing: a loss that is not finite"
 
 
 def test_one_document_gives_a_ranking_without_intervals():

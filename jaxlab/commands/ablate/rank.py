@@ -103,11 +103,12 @@ def _cells(row: dict[str, Any]) -> list[str]:
     from jaxlab.systems.data_ablation import experts
 
     interval, best = row["interval"], row["best_probability"]
+    none = row["resampled"].replace("nothing: ", "none: ")
     return [
         experts.name_of(row["mixture"]),
         f"{row['predicted_perplexity']:,.2f}",
-        "none" if None in interval else "{:,.2f} to {:,.2f}".format(*interval),
-        "none" if best is None else f"{best:.0%}",
+        none if None in interval else "{:,.2f} to {:,.2f}".format(*interval),
+        none if best is None else f"{best:.0%}",
         f"{row['ensemble_perplexity']:,.2f}",
         f"{row['mean_of_members_perplexity']:,.2f}",
     ]

@@ -255,12 +255,13 @@ def _add_ranking(page, outcome, target: str, shown: int = 8) -> None:
         actual = trained.get(name)
         if rank <= shown or actual is not None:
             low, high = row.perplexity_interval
+            why = row.resampled.removeprefix("nothing: ")
             rows.append(
                 [
                     f"{rank}. {name}",
                     f"{row.predicted_perplexity:.2f}",
-                    f"{low:.2f} to {high:.2f}" if math.isfinite(low) else _why(row),
-                    f"{row.best_probability:.0%}" if math.isfinite(low) else _why(row),
+                    f"{low:.2f} to {high:.2f}" if math.isfinite(low) else why,
+                    f"{row.best_probability:.0%}" if math.isfinite(low) else why,
                     *(f"{other[name]:.2f}" for other in others),
                     "" if actual is None else f"{actual:.2f}",
                 ]
@@ -270,11 +271,6 @@ def _add_ranking(page, outcome, target: str, shown: int = 8) -> None:
     page.table([*head, "mean of members", "trained"], rows)
     resampled = outcome.ranking[target][0].resampled
     page.note(f"Resampled for intervals: {resampled}.")
-
-
-def _why(row) -> str:
-    """Why a row has no interval."""
-    return "one window" if math.isfinite(row.predicted_loss) else "not finite"
 
 
 def _add_samples(page, samples: Sequence[tuple[str, str]]) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import pathlib
+import random
 
 import flax.linen as nn
 import jax
@@ -9,8 +10,12 @@ import numpy as np
 import pytest
 
 from jaxlab import ablation, models
+from jaxlab.commands.ablate import rank as rank_lib
 from jaxlab.core import errors
 from jaxlab.core import mesh as mesh_lib
+from jaxlab.data.batches import loader
+from jaxlab.data.corpus import documents as documents_lib
+from jaxlab.data.corpus import token_writer
 from jaxlab.systems.data_ablation import choices, predictions, ranking, subjects
 from tests.support import letters, runs
 
@@ -47,6 +52,46 @@ def test_alone_an_expert_is_its_merge_its_ensemble_and_its_mean(subject):
     best = result.rows[0]
     assert [result.best_single["expert"]] == list(best["mixture"])
     assert result.seed == pytest.approx(64, rel=0.1)  # of 64 ids, untrained
+
+
+def long_documents(folder, count, length):
+    """Held-out batches, two at most, of documents of so many letters."""
+    draw = random.Random(0)
+    texts = ["".join(draw.choices("abcdefgh", k=length)) for _ in range(count)]
+    documents = [documents_lib.Document(str(i), t) for i, t in enumerate(texts)]
+    file = token_writer.write_tokens(documents, letters.Letters(), folder / "law")
+    batches = loader.eval_batches(file, 16, 8, max_batches=2)
+    # The model knows 64 ids.
+    return [{**b, "tokens": b["tokens"] % 64} for b in batches]
+
+
+@pytest.mark.parametrize(
+    ("count", "length", "words"),
+    [
+        (5, 2000, "5 documents and the windows within them"),
+        (1, 2000, "16 windows of the only document"),
+        (1, 9, "nothing: one window"),
+    ],
+)
+def test_rankings_by_long_documents_have_intervals_or_say_why_not(
+    subject, tmp_path, count, length, words, capsys
+):
+    batches = long_documents(tmp_path, count, length)
+    mixtures = subject.pool.mixtures()
+    result = ranking.rank_target(subject, mixtures, "t", batches, "ensemble", silent)
+    assert {row["resampled"] for row in result.rows} == {words}
+    rank_lib._print("t", result, "ensemble", 7)
+    shown = capsys.readouterr().out
+    if "nothing" in words:
+        assert all(row["interval"] == [None, None] for row in result.rows)
+        assert shown.count("none: one window") == 14  # interval and P(best) of each
+        return
+    for row in result.rows:
+        low, high = row["interval"]
+        assert low < row["predicted_perplexity"] < high
+        assert f"{low:,.2f} to {high:,.2f}" in shown
+    assert sum(row["best_probability"] for row in result.rows) == pytest.approx(1)
+    assert f"resampled for intervals and P(best): {words}" in shown
 
 
 def test_the_ensemble_ranks_without_a_merge(subject, monkeypatch):
