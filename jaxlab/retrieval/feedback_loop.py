@@ -12,7 +12,8 @@ The first documents may come from elsewhere, e.g. from BM25: see `Candidates`.
     merge           documents of both rounds                     calls of the reranker
     second          those nearest to q_n, by inner product       K
     rrf             sum of 1 / (60 + rank): reranked K, second   K
-    union_rerank    both rounds' first K, by the reranker        K + those that are new
+    union_rerank    the first K, and the K nearest to q_n of     2 K
+                    those that are new, by the reranker
 
 ReFIT is `feedback` with `refit.refit_queries` (Reddy et al. 2023, arXiv:2305.11744),
 which evaluates `second`; with other updates (`feedback.py`) it is what ReFIT is
@@ -24,7 +25,11 @@ reranker's scores, and below the worst of them, in steps of 1, what the reranker
 seen.
 
 Deviation: how ReFIT's paper merges the two rounds is not known here; `union_rerank` is
-this project's default because it never loses what the first round found.
+this project's default. It reads as many documents as reranking 2 K: the second round
+passes over what the first one read, so that a query that does not move is answered as
+by `retrieve_and_rerank` with a pool of 2 K, and one that moves trades the documents
+K + 1 to 2 K of the first search for the second's. (Of the second search's first K most
+were read before: those alone would add few.)
 """
 
 import time
@@ -160,7 +165,7 @@ def feedback(
         update: makes new queries, e.g. `refit_queries` with `functools.partial`.
             Encoders of unit length want `relative=True` there.
         merge: one of MERGES.
-        k: documents of a round that the reranker reads (few are enough: 5, 10, 20).
+        k: documents that the reranker reads in a round.
         batch: queries at a time; bounds the memory, and is the one compiled shape.
 
     Raises:
@@ -171,7 +176,7 @@ def feedback(
     >>> answer = feedback(index, np.array([[2.0, 1.0, 0.0]]), lambda q, r: likes[r],
     ...                   k=2, depth=3)
     >>> answer.rows.tolist(), answer.reranked.tolist()
-    ([[0, 1, 2]], [2])
+    ([[2, 0, 1]], [3])
     """
     if merge not in MERGES:
         raise errors.UserError(f"merge {merge!r}; use one of {', '.join(MERGES)}")
@@ -179,7 +184,7 @@ def feedback(
         raise errors.UserError(f"batch {batch}; use 1 or more")
     watch, ask = _Watch(candidates), _CountingReranker(index, reranker, len(queries))
     search = own_documents.Searches(index, own, candidates)
-    k = search.limit(k)
+    k, twice = search.limit(k), search.limit(2 * k)
     ranked, moved = [], []
     for start in range(0, len(queries), batch):
         some = _vectors(queries[start : start + batch])
@@ -190,7 +195,7 @@ def feedback(
         with watch("distil"):
             new = _update_queries(update, some, index.take(rows), scores, batch)
         with watch("retrieve_again"):
-            near, again = search.nearest(new, max(k, depth), start)
+            near, again = search.nearest(new, max(twice, depth), start)
         moved.append(new)
         for i in range(len(some)):
             if merge == "second":
@@ -199,7 +204,7 @@ def feedback(
                 ranked.append(_rank_fusion(rows[i], scores[i], again[i], depth))
         if merge == "union_rerank":
             with watch("rerank"):
-                ranked += _rank_union(ask, start, rows, scores, again, k, depth)
+                ranked += _rank_union(ask, start, rows, scores, again, twice, depth)
     return _answer(ranked, _concatenate(moved, queries), ask.counts, watch)
 
 
@@ -321,11 +326,11 @@ def _update_queries(update, queries, candidates, scores, batch) -> np.ndarray:
     return np.asarray(update(*given).queries[: len(queries)], np.float32)
 
 
-def _rank_union(ask, start, rows, scores, again, k, depth):
-    """The rankings of a batch by `union_rerank`."""
+def _rank_union(ask, start, rows, scores, again, twice, depth):
+    """The rankings of a batch by `union_rerank`; `twice` documents are read in all."""
     fresh = [
-        after[~np.isin(after, before)]
-        for before, after in zip(rows, again[:, :k], strict=True)
+        after[~np.isin(after, before)][: twice - len(before)]
+        for before, after in zip(rows, again[:, :twice], strict=True)
     ]
     told = np.split(ask(start, fresh), np.cumsum([len(x) for x in fresh])[:-1])
     return [

@@ -44,13 +44,30 @@ def test_a_union_is_the_rerankers_order_of_both_rounds():
     _, before = index.search_rows(queries, 10)
     _, after = index.search_rows(answer.queries, 30)
     for i, (rows, scores) in enumerate(zip(answer.rows, answer.scores, strict=True)):
-        union = list(dict.fromkeys([*before[i], *after[i, :10]]))
+        fresh = [row for row in after[i] if row not in before[i]][:10]
+        union = [*before[i], *fresh]
         told = 5 * reranker.vectors[union] @ reranker.wanted[i]
         order = np.argsort(-told, kind="stable")
         rest = [row for row in after[i] if row not in union]
         assert rows.tolist() == [*np.array(union)[order], *rest][:30]
         np.testing.assert_allclose(scores[: len(union)], told[order], atol=1e-5)
         assert (np.diff(scores) <= 0).all()
+
+
+@pytest.mark.parametrize("k", [1, 3, 10, 150, 200])
+def test_feedback_reads_what_reranking_twice_as_many_reads(k):
+    """And of queries that it does not move, the same documents."""
+    index, queries, reranker = reranking.problem()
+    twice = feedback_loop.retrieve_and_rerank(
+        index, queries, reranker, pool=2 * k, depth=k
+    )
+    moved, stays = (
+        feedback_loop.feedback(index, queries, reranker, update=update, k=k, depth=k)
+        for update in (relative, functools.partial(relative, num_updates=0))
+    )
+    np.testing.assert_array_equal(moved.reranked, twice.reranked)
+    np.testing.assert_array_equal(stays.rows, twice.rows)
+    np.testing.assert_array_equal(stays.scores, twice.scores)
 
 
 def test_no_pair_is_scored_twice_and_all_are_counted():

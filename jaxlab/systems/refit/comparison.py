@@ -5,13 +5,13 @@
     bm25           one retrieval by words, where that is the first      0
     rerank         its first K by the reranker                          K
     rerank_2k      its first 2 K: the budget that feedback may use      2 K
-    average        q := mean(q, 3 best of the reranker), both rounds    up to 2 K
-    rocchio        q := .4 q + .6 mean(5 best of the reranker)          up to 2 K
+    average        q := mean(q, 3 best of the reranker), both rounds    2 K
+    rocchio        q := .4 q + .6 mean(5 best of the reranker)          2 K
     tour_hard      three rounds of 10, one step each                    up to 30
     tour_soft
     refit_second   ReFIT as its paper evaluates it: the second round    K
     refit_rrf      ReFIT, ranks of both rounds fused                    K
-    refit          ReFIT, both rounds by the reranker                   up to 2 K
+    refit          ReFIT, both rounds by the reranker                   2 K
 
 Recall is that of the first K, as in the paper: there "rerank" has what the bi-encoder
 has, and "rerank_2k" the best K of 2 K. Deeper, rerank_2k could change nothing.

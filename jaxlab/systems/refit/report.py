@@ -133,7 +133,8 @@ _ROW_TERMS = {
     "refit_second": "ReFIT, the second search alone, as its paper evaluates it",
     "refit_rrf": "ReFIT, ranks of both searches fused",
     "refit": "ReFIT: {n} updates of the query by the reranker's scores, a second "
-    "search, both searches' documents in the reranker's order (union_rerank)",
+    "search for {k} documents that were not read, all {twice} in the reranker's order "
+    "(union_rerank)",
 }
 
 
