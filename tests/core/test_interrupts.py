@@ -4,6 +4,8 @@ import gc
 import importlib
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -169,3 +171,29 @@ def test_a_file_without_permission_is_named_and_nothing_moves(run_folder, monkey
     with pytest.raises(errors.UserError, match=f"{secret}: Permission denied; it is"):
         read_as(run_folder, monkeypatch, refuse)
     assert checkpoint.steps(run_folder) == [2, 1]
+
+
+LATE = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from jaxlab import __main__, cli
+class Late:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+def run():
+    {work}
+cli.run = run
+late = Late()  # is collected after Python gave signals back to the system
+sys.exit(__main__.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("work", "code"),
+    [("return 130", 130), ("return 0", 0), ("raise KeyboardInterrupt", 130)],
+)
+def test_a_signal_while_python_ends_does_not_change_the_exit_code(work, code):
+    ran = subprocess.run(
+        [sys.executable, "-c", LATE.format(work=work)], capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stderr) == (code, "")
