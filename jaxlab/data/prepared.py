@@ -27,8 +27,7 @@ from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 EMBEDDED = "embedded"
 _HELD_OUT = ".held_out"
 _BY_FILE = "held_out_files"  # in a record: domains whose held-out text is a file
-# Beside the token files of a domain there is a NAME.json.
-_RECORDS = ("corpus", "plan", "manifest")
+_RECORDS = ("corpus", "plan", "manifest")  # .json, as beside each domain's files
 
 _log = logging.getLogger(__name__)
 
@@ -103,9 +102,7 @@ def prepare(
     by_file = {} if saved is None else {k: saved[k] for k in saved.keys() & {_BY_FILE}}
     if saved == made_from | by_file:
         return open_folder(folder)  # the text may be gone
-    for path in sources:
-        if path != EMBEDDED and not pathlib.Path(path).exists():
-            raise missing_models.explain_data(path)
+    find_names(source)
     if tokenizer and not pathlib.Path(tokenizer).exists():
         raise missing_models.explain_tokenizer(tokenizer)
     if saved is None:
@@ -115,6 +112,16 @@ def prepare(
         _check_text(folder, saved, made_from, added)
     report.write_json(record, made_from | by_file)
     return open_folder(folder)
+
+
+def find_names(source: str, parts: int = 1) -> tuple[list[str], list[str]]:
+    """Names of the training and of the held-out files that `prepare` will make."""
+    found = []
+    for path in paths.split(source):
+        if path != EMBEDDED and not pathlib.Path(path).exists():
+            raise missing_models.explain_data(path)
+        found += embedded.DOMAINS if path == EMBEDDED else domains.find_domains(path)
+    return [part for name in found for part in _part_names(name, parts)], found
 
 
 def _check_settings(folder: pathlib.Path, saved: Mapping, made_from: Mapping) -> None:
@@ -262,7 +269,7 @@ def write_domain(
     def read() -> Iterator[documents.Document]:
         return documents.read_documents(path, domain=name)
 
-    rule, sides = None, [name] if parts == 1 else _part_names(name, parts)
+    rule, sides = None, _part_names(name, parts)
     training, held_out = itertools.cycle(sides), name + _HELD_OUT
     if not held_out_fraction:
         domains.warn_of_unread(path, "nothing is held out")
@@ -311,7 +318,7 @@ def training_texts(
 
 
 def _part_names(name: str, parts: int) -> list[str]:
-    return [f"{name}.{number}" for number in range(1, parts + 1)]
+    return [name] if parts == 1 else [f"{name}.{i}" for i in range(1, parts + 1)]
 
 
 def _check_parts(
@@ -383,7 +390,7 @@ def _refuse_shared_names(sources: Sequence[pathlib.Path], parts: int) -> None:
                     f"no domain may be called {name!r}, as token files are; "
                     f"rename {path}"
                 )
-            stems = [name] if parts == 1 else _part_names(name, parts)
+            stems = _part_names(name, parts)
             for stem in (*stems, name + _HELD_OUT):
                 if stem in takers:
                     raise errors.UserError(

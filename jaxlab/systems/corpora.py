@@ -78,6 +78,11 @@ def open_corpus(
     )
 
 
+def is_prepared(data: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
+    """Whether `open_corpus` finds a corpus that it has already prepared."""
+    return (pathlib.Path(runs.data_folder(data, workdir)) / "corpus.json").exists()
+
+
 def _check_tokenizer(file, tokenizer: tokenizer_lib.Tokenizer) -> None:
     made_by = file.info.get("tokenizer", tokenizer.fingerprint)
     if made_by != tokenizer.fingerprint:

@@ -26,7 +26,7 @@ from jaxlab import ablation
 from jaxlab.core import checkpoint, errors, folders, json_text, paths, report
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data import prepared
-from jaxlab.data.corpus import domains, token_files
+from jaxlab.data.corpus import token_files
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.systems import branches, corpora
 from jaxlab.systems.data_ablation import experts
@@ -72,12 +72,7 @@ def make(
         UserError: a pool of other settings, unreadable text, an unknown partition.
     """
     corpus = open_corpus(recipe, pool, units)
-    for name in (*units, *recipe.seed_domains):
-        if name not in corpus.train:
-            raise errors.UserError(
-                f"{recipe.base.data.source} has no partition {name}; there are "
-                f"{', '.join(corpus.train)}"
-            )
+    _check_names(recipe, units, corpus.train)
     _check_sizes(recipe, pool, {n: corpus.train[n] for n in units or corpus.train})
     recipe_lib.record(pool, recipe, units)
     if not (pool / "pool.json").exists():
@@ -113,13 +108,23 @@ def open_corpus(
             f"{token_folders[0]} holds token files; give it alone, or only text"
         )
     if token_folders:
-        for name in prepared.open_folder(source).train:
-            experts.check_name(name)
-        return _take_corpus(recipe, pool)
-    for path in filter(os.path.exists, sources):
-        for name in domains.find_domains(path):
-            experts.check_name(name)
-    return _open_text(recipe, pool)
+        names = [*prepared.open_folder(source).train]
+    else:
+        names, _ = prepared.find_names(source, recipe.base.data.parts)
+    for name in names:
+        experts.check_name(name)
+    _check_names(recipe, units, names)
+    return _take_corpus(recipe, pool) if token_folders else _open_text(recipe, pool)
+
+
+def _check_names(recipe, units: Sequence[str], names: Collection[str]) -> None:
+    """Refuses an unknown partition: before the text is prepared, where it can tell."""
+    for name in (*units, *recipe.seed_domains):
+        if name not in names:
+            raise errors.UserError(
+                f"{recipe.base.data.source} has no partition {name}; there are "
+                f"{', '.join(names)}"
+            )
 
 
 def add(

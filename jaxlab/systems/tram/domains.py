@@ -17,6 +17,7 @@ import numpy as np
 from jaxlab import objectives
 from jaxlab.core import checkpoint, errors
 from jaxlab.core import mesh as mesh_lib
+from jaxlab.data import prepared
 from jaxlab.systems import branches, corpora
 from jaxlab.systems.olmo import config as olmo_config
 from jaxlab.systems.olmo import pretraining
@@ -58,16 +59,19 @@ def protocol(
         UserError: unknown domains, or too few.
     """
     # ---- the corpus, and the model that every run starts from
-    recipe = _recipe(data, workdir, model, size, steps, rate)
-    corpus = corpora.open_corpus(recipe.base.data, workdir)
-    targets = tuple(targets) or tuple(n for n in corpus.held_out if n != source)
     if source in targets:
         raise errors.UserError(
             f"{source} is what is fine-tuned on; leave it out of --targets"
         )
+    recipe = _recipe(data, workdir, model, size, steps, rate)
+    named = (data, (source, *pretrained_on), (source, *targets))
+    if not corpora.is_prepared(recipe.base.data, workdir):
+        _check_domains(*named, *prepared.find_names(data))
+    corpus = corpora.open_corpus(recipe.base.data, workdir)
+    _check_domains(*named, corpus.train, corpus.held_out)
+    targets = tuple(targets) or tuple(n for n in corpus.held_out if n != source)
     others = tuple(name for name in corpus.train if name != source)
     pretrained_on = tuple(pretrained_on) or others
-    _check_domains(data, corpus, (source, *pretrained_on), (source, *targets))
     start = pathlib.Path(model) if model else workdir / "model"
     if not model:
         mesh = mesh_lib.make_mesh(recipe.base.mesh.to_dict())
@@ -105,16 +109,17 @@ def _recipe(data, workdir, model, size, steps, rate) -> branches.Recipe:
     return dataclasses.replace(recipe, unit_rate=_RATE * recipe.unit_rate)
 
 
-def _check_domains(data, corpus, trained, evaluated) -> None:
+def _check_domains(data, trained, evaluated, train, held_out) -> None:
+    """Refuses names that are not among those of the training and held-out files."""
     for name in trained:
-        if name not in corpus.train:
+        if name not in train:
             raise errors.UserError(
-                f"no domain {name} in {data}; there are {', '.join(corpus.train)}"
+                f"no domain {name} in {data}; there are {', '.join(train)}"
             )
     for name in evaluated:
-        if name not in corpus.held_out:
+        if name not in held_out:
             raise errors.UserError(
-                f"no held-out text of {name}; there is {', '.join(corpus.held_out)}"
+                f"no held-out text of {name}; there is {', '.join(held_out)}"
             )
 
 

@@ -31,6 +31,15 @@ def test_the_options_offer_the_methods_and_sizes_that_there_are(line):
         (["pool", "p", "--add", "a=b", "--size=small"], "--size cannot be given with"),
         (["pool", "nowhere", "--add", "a=b"], "nowhere does not exist; make a pool"),
         (["pool", "p", "--data", "nowhere"], "no data at nowhere"),
+        (
+            ["pool", "p", "--data=embedded", "--units=law"],
+            "no partition law; there are",
+        ),
+        (["pool", "p", "--data=embedded", "--seed-domains=x"], "no partition x; there"),
+        (
+            ["pool", "p", "--data=embedded", "--parts=2", "--units=legal"],
+            "no partition legal; there are python_source.1, python_source.2",
+        ),
         (["pool", "p", "--data", "d", "--unit-steps=0"], "unit_steps 0; use 1 or more"),
         (["pool", "p", "--data", "d", "--seed-model", "no"], "model no does not exist"),
         (

@@ -198,6 +198,14 @@ def test_mistakes_end_in_one_line(protocol, tmp_path):
             shutil.copy(file, tmp_path / "text" / name / f"{file.stem}.txt")
     with pytest.raises(errors.UserError, match=r"no domain law in .*; there are a, b$"):
         domains.protocol(str(tmp_path / "text"), "law", tmp_path / "w", size="quick")
+    for wrong, message in (
+        ({"targets": ("b", "law")}, "no held-out text of law; there is a, b"),
+        ({"pretrained_on": ("law",)}, "no domain law in"),
+        ({"targets": ("a",)}, "a is what is fine-tuned on"),
+    ):
+        with pytest.raises(errors.UserError, match=message):
+            domains.protocol(str(tmp_path / "text"), "a", tmp_path / "w", **wrong)
+    assert not (tmp_path / "w").exists()  # names are looked at before the text is
 
 
 def test_the_command_line_knows_both_protocols():
