@@ -1,7 +1,6 @@
 """`jaxlab generate`: prompts and their continuations on stdout."""
 
 import argparse
-import sys
 from collections.abc import Callable
 
 from jaxlab.commands import arguments as arguments_lib
@@ -107,26 +106,9 @@ def _text(args) -> Callable[..., list[int]]:
 def _chat(args) -> Callable[..., list[int]]:
     """Writes what a user asks as the model was tuned to read it."""
     from jaxlab import load
-    from jaxlab.data.examples import chat
 
-    said = load.chat_format(args.model, tokenizer=args.tokenizer)
-    if said is None:
-        print(
-            f"warning: {args.model} does not say how conversations are written; --chat "
-            "asks in TULU's format, which only a model that was tuned in it can read",
-            file=sys.stderr,
-        )
-    style, begin = said or ("open_instruct", "bos")
-
-    def write(tokenizer, prompt):
-        return chat.prompt(
-            tokenizer,
-            [chat.Message("user", prompt)],
-            style=style,
-            begin=chat.begin_id(tokenizer, begin),
-        )
-
-    return write
+    ask = load.chat_prompt(args.model, tokenizer=args.tokenizer)
+    return lambda tokenizer, prompt: ask(prompt)
 
 
 def _generate(args, loaded, rows, key) -> list[list[int]]:

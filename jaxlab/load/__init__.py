@@ -13,7 +13,6 @@ from jaxlab.load.by_path import (
     architecture,
     as_encoder,
     bert,
-    chat_format,
     decoder,
     encoder,
     generation,
@@ -21,6 +20,7 @@ from jaxlab.load.by_path import (
     params,
     scorer,
 )
+from jaxlab.load.chats import chat_format, chat_prompt
 from jaxlab.load.source import tokenizer_path
 from jaxlab.load.write import save, save_generation, save_tokenizer
 
@@ -31,6 +31,7 @@ __all__ = [
     "as_encoder",
     "bert",
     "chat_format",
+    "chat_prompt",
     "decoder",
     "encoder",
     "generation",

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxlab import models
-from jaxlab.core import errors, runs, tokenizer_files, types
+from jaxlab.core import errors, runs, types
 from jaxlab.core import paths as paths_lib
 from jaxlab.data import prepared
 from jaxlab.data.corpus import token_files
-from jaxlab.data.examples import chat_templates
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.load import source as source_lib
 from jaxlab.models.hf import generation as generation_lib
@@ -237,34 +236,3 @@ def held_out(path: str | pathlib.Path) -> dict[str, token_files.TokenFile]:
 def generation(path: str | pathlib.Path) -> dict[str, Any]:
     """What a model says of generating, as `Loaded.generation` has it."""
     return source_lib.find(path).read_generation()
-
-
-def chat_format(
-    path: str | pathlib.Path, *, tokenizer: str | pathlib.Path | None = None
-) -> tuple[str, str] | None:
-    """How a model's conversations are written: (style, begin) of `data.examples.chat`.
-
-    Args:
-        path: of the model.
-        tokenizer: that is used instead of its own.
-
-    Returns:
-        What a tuned run was tuned in, or what the folder's template says; None where
-        nothing is said.
-
-    Raises:
-        UserError: it has a chat template of its own, which is none of the styles.
-    """
-    source = source_lib.find(path)
-    if (tuned := source.tuned_in()) is not None:
-        return tuned
-    templates = tokenizer_files.chat_templates(tokenizer or source.tokenizer_path())
-    if not templates:
-        return None
-    style = chat_templates.find_style(templates.get("default", ""))
-    if style is None:
-        raise errors.UserError(
-            f"{path} has a chat template of its own, which is not followed here; leave "
-            "out --chat and write the prompt as the template does"
-        )
-    return style

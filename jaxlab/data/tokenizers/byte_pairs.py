@@ -72,12 +72,13 @@ class BytePairs:
         return self.special_tokens.pad[0]
 
     @functools.cached_property
-    def _parsing(self) -> Any:
+    def parsing(self) -> Any:
+        """The library's tokenizer, which reads spelled-out tokens as such."""
         return _read(self.data, self.config, self.path)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """See `tokenizer.Tokenizer`."""
-        model = self._parsing if special else self.plain
+        model = self.parsing if special else self.plain
         with self.explain_failure():
             return model.encode(text, add_special_tokens=False).ids
 
@@ -85,7 +86,7 @@ class BytePairs:
         self, texts: Sequence[str], *, special: bool = False
     ) -> list[list[int]]:
         """See `tokenizer.Tokenizer`."""
-        model = self._parsing if special else self.plain
+        model = self.parsing if special else self.plain
         with self.explain_failure():
             encoded = model.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encoded]

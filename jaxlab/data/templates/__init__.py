@@ -1,0 +1,218 @@
+"""A model's own chat template: conversations as ids that no content can forge.
+
+    template = load("SmolLM2-135M-Instruct")
+    ids, labels, text = template.encode([{"role": "user", "content": "Hello"}], ...)
+
+`text` is what transformers' `apply_chat_template(tokenize=False)` gives; ids are those
+of `apply_chat_template` where no content spells a control token. Where one does, they
+differ on purpose: `<|im_end|>` in a message is five or ten ordinary tokens (`control`).
+A begin-of-text token is one where the template writes it, and never doubled. Labels
+follow from who wrote a character (`labels`).
+
+Templates are programs of strangers: they run in jinja2's sandbox within counted limits
+(`sandbox`), and what they raise is an error of one line.
+"""
+
+import functools
+import pathlib
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+
+from jaxlab.core import errors, tokenizer_files
+from jaxlab.data.templates import control, labels, sandbox, traced
+from jaxlab.data.tokenizers import byte_pairs
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
+
+_ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+_FREE_CHARACTERS, _CHARACTERS_PER_CHARACTER = 1 << 20, 16
+
+
+class Encoded(NamedTuple):
+    """A conversation as tokens.
+
+    Attributes:
+        ids: of the T tokens.
+        labels: whether each holds a character of an answer, or ends it.
+        text: as the template renders it.
+    """
+
+    ids: list[int]
+    labels: list[bool]
+    text: str
+
+
+class Template:
+    """A chat template with its tokenizer; made by `load`."""
+
+    def __init__(
+        self,
+        name: str,
+        templates: Mapping[str, str],
+        tokenizer: byte_pairs.BytePairs,
+        allowed: Sequence[str] = (),
+    ):
+        self._name, self._templates = name, dict(templates)
+        self._tokenizer = tokenizer
+        self._encoder = control.Encoder(tokenizer, allowed)
+        unknown = [text for text in allowed if text not in self._encoder.added]
+        if unknown:
+            raise errors.UserError(
+                f"{name} has no added token {unknown[0]!r}; allow one of "
+                f"{', '.join(sorted(self._encoder.added))}"
+            )
+
+    def encode(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        generation_prompt: bool = False,
+        learnt: Collection[int] | None = None,
+    ) -> Encoded:
+        """The ids, labels and text of a conversation.
+
+        Args:
+            messages: of OpenAI's form: role, content, tool_calls, ...
+            tools: JSON schemas of functions, of the same form.
+            generation_prompt: ends with what an answer follows.
+            learnt: numbers of the messages whose answers are labels; None: all
+                answers.
+
+        Raises:
+            UserError: what the template itself raises, e.g. for a system message; no
+                message, or one that is none; a template that is damaged or never ends.
+        """
+        text = self._render(messages, tools, generation_prompt)
+        answers = _answers(messages)
+        tokens = self._encoder.encode(text, answers)
+        spans = labels.find_spans(
+            text,
+            tokens,
+            messages,
+            self._frame,
+            {*answers} if learnt is None else {*learnt},
+        )
+        is_label, start = bytearray(len(text)), 0
+        for start, stop in spans:
+            is_label[start:stop] = b"\1" * (stop - start)
+        return Encoded(
+            [token.id for token in tokens],
+            [1 in is_label[token.start : token.stop] for token in tokens],
+            str.__str__(text),
+        )
+
+    @functools.cached_property
+    def _frame(self) -> labels.Frame:
+        """What the template writes around an answer, found by asking it."""
+        question = {"role": "user", "content": "a"}
+        answer = {"role": "assistant", "content": "b"}
+        try:
+            asked = self._render([question], None, False)
+            prompt = self._render([question], None, True)
+            whole = self._render([question, answer], None, False)
+        except errors.UserError:  # it takes no such conversation
+            return labels.Frame((), frozenset([self._tokenizer.eos_id]))
+        tokens = self._encoder.encode(whole, [1])
+        return labels.find_frame(asked, prompt, whole, tokens, self._tokenizer.eos_id)
+
+    def _render(self, messages, tools, generation_prompt) -> traced.Traced:
+        text = self._templates.get("tool_use") if tools else None
+        text = text or self._templates.get("default")
+        if text is None:
+            raise errors.UserError(
+                f"{self._name} has chat templates {', '.join(sorted(self._templates))} "
+                "and none that is called default; name one so"
+            )
+        values = {
+            "messages": [_mark(n, m, self._name) for n, m in enumerate(messages)],
+            "tools": traced.mark_all(tools, traced.FOREIGN) if tools else None,
+            "documents": None,
+            "add_generation_prompt": generation_prompt,
+            **self._special(),
+        }
+        given = _count([messages, tools])
+        longest = _FREE_CHARACTERS + _CHARACTERS_PER_CHARACTER * given
+        try:
+            template = sandbox.compile_template(text)
+            return sandbox.render(template, values, longest=longest)
+        except jinja2.TemplateSyntaxError as error:
+            reason = f"is damaged (line {error.lineno}: {error.message})"
+        except sandbox.LimitError as error:
+            reason = f"does not end: {error}"
+        except jinja2.TemplateError as error:
+            reason = f"refuses this conversation: {error}"
+        except RecursionError:
+            reason = "does not end: it calls itself"
+        except Exception as error:  # templates can provoke any
+            reason = f"fails on this conversation: {error}"
+        raise errors.UserError(f"the chat template of {self._name} {_one_line(reason)}")
+
+    def _special(self) -> dict[str, traced.Traced]:
+        """The tokens that a template may name."""
+        special = self._tokenizer.special_tokens._asdict()
+        return {
+            f"{name}_token": traced.Traced(token[1], traced.OWN)
+            for name, token in special.items()
+            if token is not None
+        }
+
+
+def load(folder: str | pathlib.Path, *, allowed: Sequence[str] = ()) -> Template:
+    """The chat template of a model's folder.
+
+    Args:
+        folder: with a tokenizer.json, and the template as chat_template.jinja or in
+            tokenizer_config.json, as a string or as a list of named ones.
+        allowed: added tokens that an assistant's contents may use, e.g. "<think>".
+
+    Raises:
+        UserError: no tokenizer or no template; `allowed` names no added token.
+    """
+    templates = tokenizer_files.chat_templates(folder)
+    if not templates:
+        raise errors.UserError(
+            f"{folder} has no chat template; put the model's chat_template.jinja there"
+        )
+    tokenizer = tokenizer_lib.load(folder)
+    if not isinstance(tokenizer, byte_pairs.BytePairs):
+        raise errors.UserError(
+            f"{folder} has a chat template and a SentencePiece model; put the "
+            "tokenizer.json beside it that transformers writes of it (save_pretrained)"
+        )
+    return Template(str(folder), templates, tokenizer, allowed)
+
+
+def _answers(messages) -> list[int]:
+    return [n for n, m in enumerate(messages) if m["role"] == "assistant"]
+
+
+def _mark(number: int, message: Any, name: str) -> dict[str, Any]:
+    """A message whose strings are marked as its own, but for its role."""
+    role = message.get("role") if isinstance(message, Mapping) else None
+    if not (isinstance(role, str) and _ROLE.fullmatch(role)):
+        raise errors.UserError(
+            f"message {number} has the role {role!r}; write user, assistant, system or "
+            "what the chat template knows"
+        )
+    thoughts = (message[key] for key in _REASONING if message.get(key) is not None)
+    if (thought := next(thoughts, None)) is not None:  # as transformers does
+        message = {"thinking": thought, **message, "reasoning_content": thought}
+    marked = traced.mark_all(dict(message), traced.of_message(number), but=("role",))
+    return marked | {"role": traced.Traced(role, traced.OWN)}
+
+
+def _count(value: Any) -> int:
+    """Characters in a value."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_count, value)) + sum(map(_count, value.values()))
+    return sum(map(_count, value)) if isinstance(value, list | tuple) else 0
+
+
+def _one_line(text: str) -> str:
+    return " ".join(errors.spell_out(text).split())[:500]
