@@ -84,17 +84,17 @@ def _verify_one(step: int, path) -> int:
     try:
         faults = checkpoint_files.verify(path)
     except checkpoint_files.CorruptError as error:
-        print(f"step {step}: {error}", flush=True)
+        output.line(f"step {step}: {error}")
         return 1
     wrong = [f"{name} ({fault})" for name, fault in faults.items() if fault]
     if not wrong:
-        print(f"step {step}: ok, {len(faults)} leaves have their checksums", flush=True)
+        output.line(f"step {step}: ok, {len(faults)} leaves have their checksums")
         return 0
     shown = "; ".join(wrong[:8]) + ("; ..." if len(wrong) > 8 else "")
     count = f"{len(wrong)} of {len(faults)} leaves"
     is_whole = {*faults.values()} <= {"", checkpoint_files.NOT_FINITE}
     kind = "not finite" if is_whole else "corrupt"
-    print(f"step {step}: {kind}, {count}: {shown}", flush=True)
+    output.line(f"step {step}: {kind}, {count}: {shown}")
     return 1
 
 

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Mapping
 
 from jaxlab.commands import arguments as arguments_lib
+from jaxlab.commands import output
 
 SUMMARY = "Write a model as a Hugging Face folder, with its tokenizer"
 DETAILS = "From a run directory, or from another Hugging Face folder to change dtype."
@@ -61,4 +62,4 @@ def export(
             model, step=step, tokenizer=tokenizer, mesh=used, average=average
         )
         load.save(folder, loaded, model, dtype=dtype, tokenizer=tokenizer)
-    print(f"{folder}: {tree.count(loaded.params):,} parameters, {dtype}")
+    output.line(f"{folder}: {tree.count(loaded.params):,} parameters, {dtype}")

@@ -131,7 +131,7 @@ def _prepare(args: argparse.Namespace) -> None:
         tokens = [file.size, held_out.size if held_out else 0]
         rows.append([name, *(f"{n:,}" for n in (*documents, *tokens))])
     output.table(["domain", "documents", "held out", "tokens", "held out"], rows)
-    print(
+    output.line(
         f"{args.out}: tokenizer of {made.tokenizer.vocab_size} tokens, sha256 "
         f"{made.tokenizer.fingerprint}"
     )
@@ -168,13 +168,17 @@ def _tokenize(args: argparse.Namespace) -> None:
     header = ["domain", "shards", "documents", "held out", "tokens", "held out"]
     output.table(header, rows)
     size = sum(s["bytes"] for d in manifest["domains"].values() for s in d.values())
-    print(f"{args.out}: {size / 1e6:,.1f} MB of text, {seconds:.1f} s in this run")
+    output.line(
+        f"{args.out}: {size / 1e6:,.1f} MB of text, {seconds:.1f} s in this run"
+    )
 
 
 def _verify(args: argparse.Namespace) -> None:
     from jaxlab.data.shards import run as run_lib
 
-    print(f"{args.out}: {run_lib.verify(args.out):,} files are as the manifest says")
+    output.line(
+        f"{args.out}: {run_lib.verify(args.out):,} files are as the manifest says"
+    )
 
 
 _READ = (  # keys of a run's `data` that say what a step read

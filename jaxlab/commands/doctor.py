@@ -9,6 +9,7 @@ import platform
 import shutil
 from collections.abc import Iterator
 
+from jaxlab.commands import output
 from jaxlab.core import accelerators, errors, installation, locks, paths
 
 SUMMARY = "Versions, devices, caches, extras, disk and locks of this machine"
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     width = max(len(name) for name, _ in rows) + 2
     for name, words in rows:
-        print(f"{name:<{width}}{words}".rstrip())
+        output.line(f"{name:<{width}}{words}".rstrip())
     return int(bool(lacking) or devices.startswith("none"))
 
 

@@ -82,7 +82,8 @@ def run(args: argparse.Namespace) -> None:
                 words = new[number]
                 if words[-1:] and words[-1] in loaded.eos_ids:
                     words = words[:-1]
-                print(tokenizer.decode([*row, *words]), flush=True)
+                text = tokenizer.decode([*row, *words])
+                print(errors.spell_out_controls(text), flush=True)
 
 
 def _text(args) -> Callable[..., list[int]]:

@@ -10,6 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from jaxlab.core import errors, folders
 
 
+def line(text: str) -> None:
+    """A line on stdout, whatever the names in it hold."""
+    print(errors.spell_out(text), flush=True)
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints columns: the first on the left, the others, which are numbers, right.
 

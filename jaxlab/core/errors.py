@@ -10,6 +10,7 @@ import re
 _COMMANDS = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but tabs and line ends
 
 
 def spell_out(text: str) -> str:
@@ -22,6 +23,15 @@ def spell_out(text: str) -> str:
     a\x1b[2K\nb\u202ec, é 你
     """
     return _COMMANDS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def spell_out_controls(text: str) -> str:
+    r"""A text of many lines and any direction, for a terminal: it cannot command it.
+
+    >>> print(spell_out_controls("a\x1b[2K\r"))
+    a\x1b[2K\r
+    """
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def has_commands(text: str) -> bool:

@@ -5,11 +5,12 @@ line which file is damaged, how, and what to do about it, whatever is wrong with
 short, no UTF-8, nested too deep, a number of thousands of digits, a list, a lost key.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from jaxlab.core import errors, paths
@@ -101,6 +102,27 @@ def parse(data: bytes | str, file: str | os.PathLike, fix: str) -> Any:
     except ReadError as error:
         reason = str(error)
     raise errors.UserError(f"{file} is damaged: it {reason}; {fix}")
+
+
+@contextlib.contextmanager
+def as_written(file: str | os.PathLike, fix: str) -> Iterator[None]:
+    """Around what takes an object apart that we wrote and others may have changed.
+
+    A lost key or a value of another type is no mistake of the code that trips on it.
+
+    Raises:
+        UserError: the file is damaged, and how Python says it.
+    """
+    try:
+        yield
+    except errors.UserError:
+        raise
+    except (
+        KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError,
+    ) as error:  # fmt: skip
+        raise errors.UserError(
+            f"{file} is damaged ({type(error).__name__}: {str(error)[:100]}); {fix}"
+        ) from error
 
 
 class ReadError(Exception):

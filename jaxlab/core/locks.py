@@ -138,6 +138,7 @@ def _is_there(file: pathlib.Path, handle: int) -> bool:
 def _owner(handle: int) -> str:
     try:
         owner = json.loads(os.pread(handle, 4096, 0))
-        return f"{owner['what']}, pid {owner['pid']} on {owner['host']}"
+        words = f"{owner['what']}, pid {owner['pid']} on {owner['host']}"
+        return errors.spell_out(words[:200])
     except (ValueError, KeyError, TypeError):  # it has not written it yet
         return "that has just begun"

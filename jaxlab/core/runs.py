@@ -24,12 +24,13 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from jaxlab.core import errors, folders, json_text, missing_models, paths
+from jaxlab.core import errors, folders, json_text, missing_models, paths, value_types
 
 CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
 _DERIVED = ("data_order", "data_shares", "truncated", "dropped")
 _RESTORE = "restore it from a copy"
-_MOST_ROWS_BYTES = 1 << 30  # a million steps have a third of it
+_PLACES = dict.fromkeys(("folder", "tokenizer"), value_types.TEXT.or_null())
+_MOST_ROWS = 1 << 30  # bytes; a million steps have a third of it
 # `system` of what no config of ours trained: a merge of Hugging Face folders, and an
 # Experiment that somebody gave to `train.fit`.
 MERGE, FIT = "merge", "fit"
@@ -97,6 +98,8 @@ class Run:
                 f"{self.folder / CONFIG} is damaged: {name!r} is not a section; "
                 f"{_RESTORE}"
             )
+        if name == "data":
+            value_types.check(section, _PLACES, "data.", str(self.folder / CONFIG))
         if lost := [f"{name}.{key}" for key in keys if key not in section]:
             raise errors.UserError(
                 f"{self.folder / CONFIG} is damaged: it has no {', '.join(lost)}; "
@@ -109,13 +112,13 @@ class Run:
         data = self.section("data")
         if paths.is_remote(self.folder):
             return tokenizer_folder(self.folder)
-        if "tokenizer" in self.config:  # merged: beside it, or where its inputs have it
-            beside = self.folder / "tokenizer"
-            return beside if beside.exists() else self.folder / self.config["tokenizer"]
+        if isinstance(given := self.config.get("tokenizer"), str):  # merged: beside it,
+            beside = self.folder / "tokenizer"  # or where its inputs have it
+            return beside if beside.exists() else self.folder / given
         if self.kind in ("encoder", "scorer"):
             return encoder_tokenizer_folder(self.folder)
         if data.get("files"):
-            return pathlib.Path(data["tokenizer"])
+            return pathlib.Path(self.section("data", ("tokenizer",))["tokenizer"] or "")
         folder = self.data or data.get("folder")
         return tokenizer_folder(self.folder, data=folder)
 
@@ -322,7 +325,8 @@ def keep_every(folder: str | os.PathLike) -> int:
     """Steps between the checkpoints that a run keeps for good; 0 if there are none."""
     config = json_text.read_object(paths.path(folder) / CONFIG, _RESTORE) or {}
     section = config.get("run")
-    return (section.get("keep_every") or 0) if isinstance(section, Mapping) else 0
+    steps = section.get("keep_every") if isinstance(section, Mapping) else 0
+    return steps if type(steps) is int else 0
 
 
 def _with_system(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -343,7 +347,7 @@ def _recognise(raw: Mapping[str, Any]) -> dict[str, Any] | None:
     if not isinstance(raw.get("model"), Mapping) or not isinstance(data, Mapping):
         return None
     if data.get("files") == ["not kept"]:
-        model, tokenizer = raw["model"], data["tokenizer"]
+        model, tokenizer = raw["model"], str(data.get("tokenizer", ""))
         return {"system": MERGE, "model": model, "tokenizer": tokenizer}
     if "files" in data:
         system = "olmo.pretrain"
@@ -378,15 +382,12 @@ def lines_until(folder: str | os.PathLike, step: int) -> list[str]:
 
     Those of later steps come again. A line of somebody's own without a step stays.
     """
-    return [
-        line
-        for line, row in _lines(folder)
-        if not _has_step(row) or row["step"] <= step
-    ]
+    lines = _lines(folder)
+    return [x for x, row in lines if not _has_step(row) or row["step"] <= step]
 
 
 def _lines(folder: str | os.PathLike) -> Iterator[tuple[str, Any]]:
-    text = paths.read_text(paths.path(folder) / METRICS, _MOST_ROWS_BYTES) or ""
+    text = paths.read_text(paths.path(folder) / METRICS, _MOST_ROWS) or ""
     for line in text.split("\n"):
         try:
             yield line, json.loads(line)

@@ -4,7 +4,9 @@ A file that was edited by hand, or written by YAML, has texts for numbers, nulls
 sizes, a name where a list belongs.
 """
 
+import dataclasses
 import math
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -25,6 +27,10 @@ class Kind(NamedTuple):
 
 def _is_whole(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_id(value) -> bool:
+    return _is_whole(value) and -(2**31) <= value < 2**31  # some have -1 for none
 
 
 def _is_number(value) -> bool:
@@ -57,9 +63,9 @@ TEXTS_BY_NUMBER = Kind(
         and all(key.isdecimal() and _is_text(text) for key, text in x.items())
     ),
 )
-TOKEN_ID = Kind("a token id", _is_whole)
+TOKEN_ID = Kind("a token id", _is_id)
 TOKEN_IDS = Kind(
-    "a token id or a list of them", lambda x: _is_whole(x) or _is_list(_is_whole)(x)
+    "a token id or a list of them", lambda x: _is_id(x) or _is_list(_is_id)(x)
 ).or_null()
 
 
@@ -74,6 +80,22 @@ def check_fields(config: Any, kinds: Mapping[str, Kind]) -> None:
             raise errors.ArgumentError(
                 f"{name} is {getattr(config, name)!r:.100}; it must be {kind.words}"
             )
+
+
+def check_like(raw: Mapping[str, Any], kind: type, where: str, file: str) -> None:
+    """Refuses values of another type than a dataclass says: numbers, texts, switches.
+
+    Raises:
+        UserError: as `check`.
+    """
+    simple = {bool: SWITCH, str: TEXT, int: NUMBER, float: NUMBER}
+    kinds = {}
+    for field in dataclasses.fields(kind):
+        first, *others = typing.get_args(field.type) or (field.type,)
+        if first in simple and {*others} <= {type(None)}:
+            own = simple[first]
+            kinds[field.name] = own.or_null() if others else own
+    check(raw, kinds, where, file)
 
 
 def check(

@@ -12,10 +12,11 @@ from jaxlab.core import (
     runs,
     tokenizer_files,
     types,
+    value_types,
 )
 from jaxlab.core import paths as paths_lib
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
-from jaxlab.models import sections
+from jaxlab.models import rope, sections
 from jaxlab.models.hf import generation
 
 _SIZES = ("vocab", "embed", "layers", "heads", "mlp", "kv_heads", "clip_qkv", "window")
@@ -75,11 +76,19 @@ class Run(NamedTuple):
     def decoder_config(self, tokenizer, vocab: int | None) -> models.TransformerConfig:
         section = dict(self.run.section("model", _SIZES))
         section["vocab"] = section["vocab"] if vocab is None else vocab
-        return sections.transformer_config(section, tokenizer)
+        with self._as_written():
+            self._check_like(section, models.TransformerConfig, "model.")
+            for name in ("rope", "window_rope"):
+                if section.get(name):
+                    self._check_like(section[name], rope.Rope, f"model.{name}.")
+            return sections.transformer_config(section, tokenizer)
 
     def read_bert(self, step, mesh):
         self._check_kind("an encoder", "encoder", "scorer")
-        config = models.BertConfig(**self.run.section("encoder", ("vocab", "embed")))
+        section = self.run.section("encoder", ("vocab", "embed"))
+        with self._as_written():
+            self._check_like(section, models.BertConfig, "encoder.")
+            config = models.BertConfig(**section)
         return config, self.read_params(step, mesh)
 
     def read_generation(self) -> dict[str, Any]:
@@ -96,6 +105,14 @@ class Run(NamedTuple):
 
     def read_params(self, step, mesh, average=False) -> types.Params:
         return checkpoint.load_params(self.run.folder, step, mesh, average=average)
+
+    def _as_written(self):
+        file = self.run.folder / runs.CONFIG
+        return json_text.as_written(file, "restore it from a copy")
+
+    def _check_like(self, section, kind, where) -> None:
+        file = str(self.run.folder / runs.CONFIG)
+        value_types.check_like(section, kind, where, file)
 
     def _check_kind(self, wanted: str, *kinds: str) -> None:
         if self.run.kind not in kinds or self.run.system == runs.FIT:

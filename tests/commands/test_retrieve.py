@@ -332,16 +332,25 @@ def test_a_search_leaves_out_a_querys_own_document(corpus, capsys):
 
 
 def test_as_many_documents_are_printed_as_one_reads(corpus, capsys):
-    rows = [{"_id": f"d{i}", "text": "star " * i} for i in range(12)]
+    rows = [{"_id": f"d{i}", "text": "star \x1b[2K" * i} for i in range(12)]
     write_lines(corpus / "many.jsonl", rows)
     index, run = corpus / "index", corpus / "run.trec"
     made = ("--corpus", corpus / "many.jsonl", "--encoder", corpus / "bert")
     assert command("index", index, *made) == 0
     capsys.readouterr()
     assert command("search", index, "--query", "a") == 0
-    assert len(capsys.readouterr().out.splitlines()) == 11
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) == 11
+    assert r"star \x1b[2K" in said
+    assert "\x1b" not in said  # a text of others does not command the terminal
     assert command("search", index, "--query", "a", "--run", run) == 0
     assert len(run.read_text().splitlines()) == 12
+    source = json.loads((index / "source.json").read_text())
+    for change in ({"corpora": []}, {"corpora": 3}, {"encoder": []}, {"length": "9"}):
+        (index / "source.json").write_text(json.dumps(source | change))
+        assert command("search", index, "--query", "a") == 2
+        (key,) = change
+        assert f"source.json: {key} is" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------ BM25

@@ -321,6 +321,25 @@ def test_a_damaged_shard_is_found_and_made_again(copy, done, model):
     run.verify(str(out))
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("plan.json", {"settings": None}),
+        ("plan.json", {"shards": [5]}),
+        ("law/00000-of-00001.record.json", {"files": "x"}),
+        ("law/00000-of-00001.record.json", {"sources": [3]}),
+        ("law/00000-of-00001.record.json", {"train": {"documents": None}}),
+    ],
+)
+def test_a_file_of_other_types_is_one_line(source, done, model, tmp_path, name, change):
+    out = tmp_path / "out"
+    shutil.copytree(done, out)
+    before = json.loads((out / name).read_text())
+    (out / name).write_text(json.dumps(before | change))
+    with pytest.raises(errors.UserError, match=f"{name} is damaged"):
+        run.tokenize(str(source), str(out), model, **SMALL)
+
+
 # ------------------------------------------------------------------ held out
 
 

@@ -1,6 +1,8 @@
 """Models by their path: runs and Hugging Face folders give one `Loaded`."""
 
 import dataclasses
+import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -120,6 +122,29 @@ def test_another_kind_of_model_is_one_line(decoder_run, bert_runs, tmp_path):
     load.save(tmp_path / "lm", load.decoder(decoder_run), decoder_run)
     with pytest.raises(errors.UserError, match="is a language model; this needs an"):
         load.encoder(tmp_path / "lm")
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("model", {"tied": {}}, r"model\.tied is \{\}, it must be true or false"),
+        ("model", {"clip_qkv": [1]}, r"model\.clip_qkv is \[1\], it must be a number"),
+        ("model", {"rope": ["x"]}, "config.json is damaged"),
+        ("model", {"rope": {"theta": "x"}}, r"rope\.theta is 'x', it must be a number"),
+        ("model", {"more": 1}, "config.json is damaged"),
+        ("data", {"folder": True}, r"data\.folder is True, it must be a text"),
+    ],
+)
+def test_a_runs_config_of_other_types_is_one_line(
+    decoder_run, tmp_path, section, change, message
+):
+    folder = tmp_path / "run"
+    shutil.copytree(decoder_run, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config[section] |= change
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(errors.UserError, match=message):
+        load.decoder(folder)
 
 
 def test_an_experiment_of_somebodys_own_gives_its_parameters_alone(tmp_path):

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         evaluations[name] = metrics.evaluate(qrels, run, args.metrics)
     output.table(*report.evaluation_cells(evaluations))
     for name, metric, interval in report.against_first(evaluations):
-        print(f"{name} less {names[0]}, {metric}: {interval}")
+        output.line(f"{name} less {names[0]}, {metric}: {interval}")
     if args.out:
         folder = pathlib.Path(args.out)
         folder.mkdir(parents=True, exist_ok=True)

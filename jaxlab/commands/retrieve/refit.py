@@ -113,9 +113,9 @@ def _compare(args: argparse.Namespace, mesh) -> None:
             workdir, title, outcomes, queries, corpus, settings, curves, watch.elapsed()
         )
     differences = {} if qrels is None else comparison.differences(outcomes, settings)
-    print(report.finding(outcomes, differences, settings, len(corpus.ids)))
+    output.line(report.finding(outcomes, differences, settings, len(corpus.ids)))
     output.table(*report.cells(outcomes, differences, settings))
-    print(f"report: {workdir / 'report.html'}")
+    output.line(f"report: {workdir / 'report.html'}")
 
 
 def _read_asked(args) -> tuple[dict[str, str], dict | None]:

@@ -3,6 +3,7 @@
 import argparse
 import itertools
 
+from jaxlab.commands import output
 from jaxlab.commands.retrieve import inputs
 from jaxlab.core import errors, folders
 
@@ -54,9 +55,10 @@ def run(args: argparse.Namespace) -> None:
         return
     passages = dict(zip(corpus.ids, corpus.passages(), strict=True))
     for query, text in queries.items():
-        print(text)
+        output.line(" ".join(text.split()))
         for each, score in run[query].items():
-            print(f"  {score:7.4f}  {each}  {' '.join(passages[each].split())[:80]}")
+            passage = " ".join(passages[each].split())[:80]
+            output.line(f"  {score:7.4f}  {each}  {passage}")
 
 
 def _search_vectors(args, queries, mesh, watch):

@@ -6,6 +6,7 @@ are a function of (seed, step), no index file has to survive for that.
 
 from collections.abc import Callable
 
+from jaxlab.core import errors
 from jaxlab.data.batches import loader as loader_
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
@@ -28,10 +29,11 @@ def print_order(
         characters: of text shown at most.
     """
     for row in loader.describe(step):
-        out(
+        head = (
             f"step {step} row {row['row']}: {row['source']} epoch {row['epoch']} "
             f"index {row['index']} ({row['file']})"
         )
+        out(errors.spell_out(head))
         files = [f for f in loader.mixture.sources if str(f.path) == row["file"]]
         for document in row["documents"]:
             start, stop = document["start"], document["stop"]
@@ -41,5 +43,5 @@ def print_order(
             if tokenizer is not None:
                 ids = files[0].tokens[start : min(stop, start + characters)]
                 line += f": {tokenizer.decode(ids.tolist())[:characters]!r}"
-            out(line)
+            out(errors.spell_out(line))
     out(f"order of epoch 0: sha256 {loader.order_sha256(0)}")

@@ -28,7 +28,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from jaxlab.core import errors, json_text
+from jaxlab.core import errors, json_text, value_types
 
 SUFFIXES = (".csv.gz", ".bytes", ".npy", ".json")  # in the order they are renamed in
 _WIDTH_TOKENS = 1 << 12
@@ -37,6 +37,13 @@ _SCAN_TOKENS = 1 << 24  # a foreign file is searched for end-of-text tokens in p
 
 # Characters of a table, which is packed: in a line, in all, more with more tokens.
 _MOST_NAME, _MOST_NAMES, _NAMES_PER_TOKEN = 1 << 20, 1 << 28, 64
+
+_COUNT = value_types.Kind("a whole number from 0", lambda x: type(x) is int and x >= 0)
+_INFO = {
+    **dict.fromkeys(("tokens", "documents", "bytes", "words"), _COUNT),
+    **dict.fromkeys(("eos_id", "vocab_size"), _COUNT.or_null()),
+    **dict.fromkeys(("dtype", "sha256", "tokenizer"), value_types.TEXT),
+}
 
 _log = logging.getLogger(__name__)
 
@@ -315,4 +322,7 @@ def _size_bytes(path: pathlib.Path) -> int:
 
 def _read_info(path: pathlib.Path) -> dict[str, Any]:
     fix = f"prepare {path.name} again"
-    return json_text.read_object(beside(path, ".json"), fix, keys=("dtype",)) or {}
+    file = beside(path, ".json")
+    info = json_text.read_object(file, fix, keys=("dtype",)) or {}
+    value_types.check(info, _INFO, file=str(file))
+    return info

@@ -18,6 +18,7 @@ OUT and the source may be in a bucket. Files are known by name and size.
 import concurrent.futures
 import json
 import logging
+import operator
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ PLAN, MANIFEST, STAGING = "plan.json", "manifest.json", ".staging"
 RECORD, MISTAKE = ".record.json", ".mistake.txt"
 FIX = "remove it and start `jaxlab data tokenize` again"  # of a damaged file of these
 KEYS = ("domains", "shards")  # of a manifest
+COUNTS = ("documents", "tokens", "bytes", "words")  # of a side of a record
 HELD_OUT = ".held_out"
 SHARD_BYTES = 256_000_000  # of files as they are on disk
 
@@ -132,20 +134,21 @@ def make_plan(
         }
         folders.write_text(path, json.dumps(plan, indent=1) + "\n")
         return job, shards
-    if plan["settings"] != settings:
-        changes = _describe_changes(plan["settings"], settings)
-        raise errors.UserError(
-            f"{job.out} was begun with {changes}; use the same, or another folder"
-        )
-    if not any(shard["domain"].endswith(HELD_OUT) for shard in plan["shards"]):
-        # Begun before such files were read, or without one: its split stays.
-        for domain in [name for name in files_of if name.endswith(HELD_OUT)]:
-            ((file, _),) = files_of.pop(domain)
-            _log.warning("%s is not read: %s was begun without it", file, job.out)
-    return job, [
-        _with_current_sizes(shard, files_of, job)
-        for shard in _same_files(plan, files_of, job)
-    ]
+    with json_text.as_written(path, fix):
+        if plan["settings"] != settings:
+            changes = _describe_changes(plan["settings"], settings)
+            raise errors.UserError(
+                f"{job.out} was begun with {changes}; use the same, or another folder"
+            )
+        if not any(shard["domain"].endswith(HELD_OUT) for shard in plan["shards"]):
+            # Begun before such files were read, or without one: its split stays.
+            for domain in [name for name in files_of if name.endswith(HELD_OUT)]:
+                ((file, _),) = files_of.pop(domain)
+                _log.warning("%s is not read: %s was begun without it", file, job.out)
+        return job, [
+            _with_current_sizes(shard, files_of, job)
+            for shard in _same_files(plan, files_of, job)
+        ]
 
 
 def read_records(
@@ -173,23 +176,32 @@ def read_records(
         )
         records = {s.prefix: value for s, value in zip(shards, values, strict=True)}
     for shard in shards:
-        record = records[shard.prefix]
-        files = record["files"].items()
-        if any(names.get(name) != entry["bytes"] for name, entry in files):
-            _log.warning("%s is not whole: made again", shard.prefix)
-            del records[shard.prefix]
-            continue
-        for (name, size), entry in zip(shard.files, record["sources"], strict=True):
-            if size != entry["bytes"]:
-                raise errors.UserError(
-                    f"{job.source}/{name} changed since its shard was written "
-                    f"({entry['bytes']} bytes then, {size} now); restore it, or remove "
-                    f"{out / (shard.prefix + RECORD)} to have the shard made again"
-                )
-        if record.get("rule") != job.rule_entry(shard.domain):
-            _log.warning("%s holds out other documents: made again", shard.prefix)
-            del records[shard.prefix]
+        with json_text.as_written(out / (shard.prefix + RECORD), FIX):
+            if why := _find_staleness(job, shard, records[shard.prefix], names):
+                _log.warning("%s: made again", why)
+                del records[shard.prefix]
     return records
+
+
+def _find_staleness(job, shard, record, names) -> str | None:
+    """Why a shard's files are not what this job would write, if they are not."""
+    for side in ("train", "held_out"):
+        for key in () if record.get(side) is None else COUNTS:
+            operator.index(record[side][key])
+    files = record["files"].items()
+    if any(names.get(name) != entry["bytes"] for name, entry in files):
+        return f"{shard.prefix} is not whole"
+    for (name, size), entry in zip(shard.files, record["sources"], strict=True):
+        if size != entry["bytes"]:
+            file = paths.path(job.out) / (shard.prefix + RECORD)
+            raise errors.UserError(
+                f"{job.source}/{name} changed since its shard was written "
+                f"({entry['bytes']} bytes then, {size} now); restore it, or remove "
+                f"{file} to have the shard made again"
+            )
+    if record.get("rule") != job.rule_entry(shard.domain):
+        return f"{shard.prefix} holds out other documents"
+    return None
 
 
 def _list_files(

@@ -183,18 +183,19 @@ def verify(folder: str) -> int:
             f"{folder} has no {plan.MANIFEST}, which `jaxlab data tokenize` writes at "
             "its end; give its OUT, finished"
         )
-    files = {
-        name: entry
-        for record in manifest["shards"]
-        for name, entry in record["files"].items()
-    }
-    for name, entry in files.items():
+    with json_text.as_written(root / plan.MANIFEST, plan.FIX):
+        files = {
+            name: entry["sha256"]
+            for record in manifest["shards"]
+            for name, entry in record["files"].items()
+        }
+    for name, expected in files.items():
         try:
             with paths.inside(root, name, root / plan.MANIFEST).open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except FileNotFoundError:
             digest = None
-        if digest != entry["sha256"]:
+        if digest != expected:
             raise errors.UserError(
                 f"{folder}/{name} is {'damaged' if digest else 'missing'}; remove it "
                 f"and {plan.MANIFEST}, and start `jaxlab data tokenize` again"
@@ -218,7 +219,7 @@ def _finish(job: plan.Job, shards: Sequence[plan.Shard]) -> dict[str, Any]:
             if info is None:
                 continue
             total = domains.setdefault(shard.text_domain, {}).setdefault(side, {})
-            for key in ("documents", "tokens", "bytes", "words"):
+            for key in plan.COUNTS:
                 total[key] = total.get(key, 0) + info[key]
     for domain, sides in domains.items():
         for side, total in sides.items():

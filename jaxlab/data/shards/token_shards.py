@@ -170,21 +170,23 @@ def open_folder(
     """
     path = folder / plan.MANIFEST
     manifest = json_text.read_object(path, plan.FIX, plan.KEYS)
-    sides: tuple[dict, dict] = {}, {}
-    for side, key, suffix in zip(
-        sides, ("train", "held_out"), ("", plan.HELD_OUT), strict=True
-    ):
-        for domain, totals in manifest["domains"].items():
-            records = [r for r in manifest["shards"] if r["domain"] == domain]
-            records = [r for r in records if r.get(key, {}).get("documents")]
-            domain_folder = paths.inside(folder, f"{domain}{suffix}", path)
-            if key in totals:
-                files = [domain_folder / f"{record['shard']}.npy" for record in records]
-                _check_sizes(folder, files, records)
-                side[domain] = TokenShards(
-                    domain_folder, files, [r[key] for r in records]
-                )
-    return sides
+    with json_text.as_written(path, plan.FIX):
+        train = _open_side(folder, manifest, "train", "")
+        return train, _open_side(folder, manifest, "held_out", plan.HELD_OUT)
+
+
+def _open_side(folder, manifest, key: str, suffix: str) -> dict[str, TokenShards]:
+    side = {}
+    for domain, totals in manifest["domains"].items():
+        records = [r for r in manifest["shards"] if r["domain"] == domain]
+        records = [r for r in records if r.get(key, {}).get("documents")]
+        if key in totals:
+            own = f"{domain}{suffix}"
+            names = [f"{own}/{record['shard']}.npy" for record in records]
+            files = [paths.inside(folder, n, folder / plan.MANIFEST) for n in names]
+            _check_sizes(folder, files, records)
+            side[domain] = TokenShards(folder / own, files, [r[key] for r in records])
+    return side
 
 
 def _check_sizes(

@@ -249,7 +249,7 @@ def _prompts(raw: Mapping[str, Any], file) -> tuple[dict[str, str], str | None]:
     ):
         raise errors.UserError(f'{file}: "prompts" is not an object of texts')
     prompts = {name: text or "" for name, text in prompts.items()}
-    if default is not None and default not in prompts:
+    if default is not None and default not in [*prompts]:  # it may be of any type
         raise errors.UserError(
             f"{file}: default_prompt_name {default!r} is not among its prompts "
             f"({', '.join(prompts) or 'none'}); name one of them, or null"

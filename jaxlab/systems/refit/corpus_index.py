@@ -20,13 +20,22 @@ import jax
 import numpy as np
 
 from jaxlab import load, models, retrieval
-from jaxlab.core import errors, json_text, ranges, report, types
+from jaxlab.core import errors, json_text, ranges, report, types, value_types
 from jaxlab.core import progress as progress_lib
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.retrieval import encode, formats
 from jaxlab.systems.refit import model_digests, text_digests
 
 _SOURCE = "source.json"
+_KINDS = {
+    "corpora": value_types.Kind(
+        "a list of paths", lambda x: bool(x) and value_types.TEXTS.accepts(x)
+    ),
+    "encoder": value_types.TEXT,
+    "length": value_types.SIZE,
+    "query_prefix": value_types.TEXT,
+    "encoder_says": value_types.OBJECT,
+}
 _SAYS = "encoder_says"  # of texts, when the index was made, followed or not
 _WINDOW = 4096  # texts that are sorted by length together; a build resumes at one
 
@@ -379,9 +388,12 @@ def _missing_from(index, corpus: formats.Corpus) -> tuple[list[str], list[str]]:
 def sources(folder: str | pathlib.Path) -> dict[str, Any]:
     """Where the texts and the encoder of an index lay when it was made."""
     fix = "restore it from a copy, or build the index again"
-    content = json_text.read_object(pathlib.Path(folder) / _SOURCE, fix)
+    needed = ("corpora", "encoder", "length")
+    content = json_text.read_object(pathlib.Path(folder) / _SOURCE, fix, needed)
     if content is None:
         raise errors.UserError(
             f"{folder} has no {_SOURCE}; build it with jaxlab retrieve index"
         )
+    file = pathlib.Path(folder) / _SOURCE
+    value_types.check(content, _KINDS, file=str(file))
     return content
