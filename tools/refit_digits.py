@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--k", type=int, default=20)
-    parser.add_argument("--rate", type=float, default=0.02)
+    parser.add_argument("--rate", type=float, default=comparison.Settings.learning_rate)
     args = parser.parse_args()
     watch = progress.Clock()
     args.out.mkdir(parents=True, exist_ok=True)

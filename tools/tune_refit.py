@@ -45,7 +45,7 @@ def main() -> None:
     with mesh_lib.use(mesh_lib.make_mesh({"data": -1})):
         sets = _held_out(args, watch)
         print(f"nDCG@10 of reranking {args.k}, by the weight of the retriever")
-        prior = _table(args, sets, args.priors, lambda x: (x, 0.02), "rerank")
+        prior = _table(args, sets, args.priors, lambda x: (x, 0.005), "rerank")
         recall = f"recall@{args.k}"
         print(f"nDCG@10, then {recall}, of ReFIT by rate, with the weight {prior:g}")
         rated = functools.partial(

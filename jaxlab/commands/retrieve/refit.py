@@ -37,7 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--updates", type=int, default=100, metavar="N")
     parser.add_argument(
-        "--rate", type=float, default=0.02, help="relative to the query's coordinates"
+        "--rate", type=float, default=0.005, help="relative to the query's coordinates"
     )
     parser.add_argument(
         "--max-drift", type=float, metavar="X", help="bound on 1 - cos with the start"

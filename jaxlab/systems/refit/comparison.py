@@ -61,9 +61,8 @@ class Settings:
         rows: of the table, names of ROWS or "bm25".
         k: documents that the reranker reads in a round, and the depth of recall.
         depth: of the rankings, k or more; None: k.
-        learning_rate: of Adam, relative to the query's coordinates: the released 0.005
-            suits vectors of length 20 and more, see `retrieval.refit`. Chosen on
-            training queries: see README.
+        learning_rate: of Adam, relative to the query's coordinates (see
+            `retrieval.refit`). Chosen on queries that no table has: see README.
         num_updates: of ReFIT.
         max_drift: bound on 1 - cos of a query and its start; None: none.
         updates: numbers of updates of the curve.
@@ -73,7 +72,7 @@ class Settings:
     rows: tuple[str, ...] = ()
     k: int = 100
     depth: int | None = None
-    learning_rate: float = 0.02
+    learning_rate: float = 0.005
     num_updates: int = 100
     max_drift: float | None = None
     updates: tuple[int, ...] = (0, 1, 3, 10, 30, 100)
