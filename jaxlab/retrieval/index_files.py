@@ -110,6 +110,21 @@ def build(
     (folder / _BUILDING).unlink()
 
 
+def refuse_others(folder: str | pathlib.Path) -> None:
+    """Refuses a folder with files that are of no index, which has vectors at once.
+
+    Raises:
+        UserError: it names one of them.
+    """
+    folder = pathlib.Path(folder)
+    is_ours = any((folder / f"{_VECTORS}{end}").exists() for end in ("", ".part"))
+    if not (is_ours or folders.is_free(folder)):
+        what = "is a file"
+        if folder.is_dir():
+            what = f"holds {min(x.name for x in folder.iterdir())} and is not an index"
+        raise errors.UserError(f"{folder} {what}; name another folder")
+
+
 def append(
     folder: str | pathlib.Path,
     batches: Iterable[np.ndarray],

@@ -303,6 +303,11 @@ def test_a_document_that_is_its_own_query_is_left_out_and_told(tmp_path, capsys)
         said = capsys.readouterr()
         assert value in said.out
         assert ("run: 1 queries have the identical id" in said.err) == (not flag)
+    assert command("evaluate", run, *case[1:], "--json", "-") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["runs"]["run"] == {"mrr@10": 1.0, "missing": []}
+    few = {"difference": 0.0, "low": None, "high": None}  # of six queries and more
+    assert found["less_first"] == {"run-2": {"mrr@10": few}}
 
 
 def test_a_search_leaves_out_a_querys_own_document(corpus, capsys):

@@ -177,6 +177,21 @@ def test_what_cannot_be_built_is_said(batches, ids, options, message, tmp_path):
         retrieval.Index.build(tmp_path, batches, ids, **options)
 
 
+def test_a_folder_of_other_files_is_no_place_for_an_index(tmp_path):
+    refuse = index_files.refuse_others
+    refuse(tmp_path / "new")
+    retrieval.Index.build(tmp_path / "index", [np.ones((2, 3))])
+    (tmp_path / "index" / "notes.txt").touch()  # stays there
+    refuse(tmp_path / "index")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "vectors.bin.part").touch()
+    refuse(tmp_path / "begun")
+    with pytest.raises(errors.UserError, match="holds begun and is not an index; name"):
+        refuse(tmp_path)
+    with pytest.raises(errors.UserError, match=r"notes\.txt is a file; name another"):
+        refuse(tmp_path / "index" / "notes.txt")
+
+
 def test_what_cannot_be_appended_is_said(tmp_path):
     retrieval.Index.build(tmp_path, [np.ones((2, 3))], ["a", "b"])
     before = contents(tmp_path)

@@ -23,11 +23,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="write values by query there")
     inputs.add_keep_identical(parser, ", unless it is judged")
+    arguments_lib.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Prints the metrics of every run, and how they differ from the first."""
     from jaxlab.core import process
+    from jaxlab.core import report as report_lib
     from jaxlab.retrieval import formats, metrics, own_documents
     from jaxlab.systems.refit import report
 
@@ -43,8 +45,14 @@ def run(args: argparse.Namespace) -> None:
                 print(f"{name}: {own_documents.say(count)}", file=sys.stderr)
         evaluations[name] = metrics.evaluate(qrels, run, args.metrics)
     output.table(*report.evaluation_cells(evaluations))
-    for name, metric, interval in report.against_first(evaluations):
-        output.line(f"{name} less {names[0]}, {metric}: {interval}")
+    differences = report.against_first(evaluations)
+    for name, by_metric in differences.items():
+        for metric, found in by_metric.items():
+            said = report.spell_difference(found)
+            output.line(f"{name} less {names[0]}, {metric}: {said}")
+    if args.json:
+        numbers = report.evaluation_numbers(evaluations, differences)
+        report_lib.write_json(args.json, numbers)
     if args.out:
         folder = pathlib.Path(args.out)
         folder.mkdir(parents=True, exist_ok=True)

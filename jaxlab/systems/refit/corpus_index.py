@@ -23,7 +23,7 @@ from jaxlab import load, models, retrieval
 from jaxlab.core import errors, json_text, ranges, report, types, value_types
 from jaxlab.core import progress as progress_lib
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
-from jaxlab.retrieval import encode, formats
+from jaxlab.retrieval import encode, formats, index_files
 from jaxlab.systems.refit import model_digests, text_digests
 
 _SOURCE = "source.json"
@@ -158,8 +158,9 @@ def build(
         progress: called with (documents done, documents in all).
 
     Raises:
-        UserError: a corpus that cannot be read, an index of something else.
+        UserError: a corpus that cannot be read, a folder of something else.
     """
+    index_files.refuse_others(folder)
     folder, texts = pathlib.Path(folder), formats.read_corpus(corpus)
     made_from = _made_from(folder, encoder)
     source = {

@@ -100,7 +100,7 @@ def finding(
     sentences = []
     for reference, by_metric in differences[row].items():
         gaps = ", ".join(
-            f"{metric} {_difference(by_metric[metric])}"
+            f"{metric} {spell_difference(by_metric[metric])}"
             for metric in settings.metrics[:2]
         )
         pairs = outcomes[reference].answer.reranked.mean()
@@ -174,7 +174,7 @@ def cells(
                 name,
                 *(f"{x:.3f}" for x in _means(outcome).values()),
                 *(
-                    _difference(against.get(x, {}).get(metric))
+                    spell_difference(against.get(x, {}).get(metric))
                     for x in references
                     for metric in (recall, ndcg)
                 ),
@@ -206,7 +206,8 @@ def _total(outcome) -> float:
     return sum(outcome.answer.seconds.values())
 
 
-def _difference(estimate: tuple[float, float, float] | None) -> str:
+def spell_difference(estimate: tuple[float, float, float] | None) -> str:
+    """A difference with a star if it is one, and its interval; "" of None."""
     if estimate is None:
         return ""
     value, low, high = (round(x, 3) + 0.0 for x in estimate)  # no -0.000
@@ -321,11 +322,30 @@ def evaluation_cells(
 
 def against_first(
     evaluations: Mapping[str, metrics.Evaluation],
-) -> list[tuple[str, str, str]]:
-    """(run, metric, difference from the first run with its interval as text)."""
+) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Run -> metric -> difference from the first run, and its interval."""
     (_, first), *others = evaluations.items()
-    return [
-        (name, metric, _difference(comparison.difference(evaluation, first, metric)))
-        for name, evaluation in others
-        for metric in evaluation.values
-    ]
+    return {
+        name: {x: comparison.difference(every, first, x) for x in every.values}
+        for name, every in others
+    }
+
+
+def evaluation_numbers(
+    evaluations: Mapping[str, metrics.Evaluation],
+    differences: Mapping[str, Mapping[str, tuple[float, float, float]]],
+) -> dict[str, Any]:
+    """The measures of several runs and those of `against_first`, as JSON has them."""
+    return {
+        "runs": {
+            name: {**every.means, "missing": [*every.missing]}
+            for name, every in evaluations.items()
+        },
+        "less_first": {
+            name: {
+                metric: {"difference": value, "low": low, "high": high}
+                for metric, (value, low, high) in by_metric.items()
+            }
+            for name, by_metric in differences.items()
+        },
+    }
