@@ -30,7 +30,7 @@ CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
 _DERIVED = ("data_order", "data_shares", "truncated", "dropped")
 _RESTORE = "restore it from a copy"
 _PLACES = dict.fromkeys(("folder", "tokenizer"), value_types.TEXT.or_null())
-_MOST_ROWS = 1 << 30  # bytes; a million steps have a third of it
+_MOST_ROWS = 1 << 29  # bytes; a million steps have two thirds of it
 # `system` of what no config of ours trained: a merge of Hugging Face folders, and an
 # Experiment that somebody gave to `train.fit`.
 MERGE, FIT = "merge", "fit"
