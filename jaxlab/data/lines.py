@@ -7,7 +7,6 @@ counted, so that a line's number is that of an editor.
 
 import codecs
 import contextlib
-import errno
 import gzip
 import io
 import json
@@ -193,11 +192,13 @@ def _raw_lines(path: pathlib.Path) -> Iterator[bytes]:
                 yield from _cut_lines(file, path)
     except FileNotFoundError:
         raise errors.UserError(f"{path} does not exist; name another file") from None
+    except IsADirectoryError:
+        raise errors.UserError(f"{path} is a folder; name a file in it") from None
     except (OSError, EOFError, zlib.error) as error:
         if getattr(error, "errno", None):  # of the disk or of its rights
             raise errors.UserError(
-                f"{path} cannot be read: {error.strerror}; see to it, or name another"
-                f"{' file' if error.errno == errno.EISDIR else ''}"
+                f"{path} cannot be read: {error.strerror}; see to it, or name "
+                "another file"
             ) from None
         raise errors.UserError(
             f"{path} cannot be read ({error}); it is damaged or cut short: copy it anew"

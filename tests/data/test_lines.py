@@ -125,7 +125,7 @@ def test_a_frame_of_any_window_is_read_and_frames_without_text_are_passed(tmp_pa
 
 def test_what_the_disk_refuses_is_not_called_damaged(tmp_path):
     (tmp_path / "a.jsonl").mkdir()
-    with pytest.raises(errors.UserError, match="cannot be read: Is a directory"):
+    with pytest.raises(errors.UserError, match="is a folder; name a file in it"):
         list(lines.read(tmp_path / "a.jsonl"))
 
 
