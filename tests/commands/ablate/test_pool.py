@@ -139,6 +139,19 @@ def test_adding_trains_one_expert_and_changes_nothing_else(
 
 
 @pytest.mark.slow
+def test_a_partition_is_added_with_its_held_out_text(said, copied, text, tmp_path):
+    sea = shutil.copytree(text / "more" / "sea", tmp_path / "sea")
+    (tmp_path / "sea.val.txt").write_text("the captain sailed his ship home " * 9)
+    said("pool", copied, "--add", f"sea={sea}")
+    counts = [
+        json.loads((copied / "data" / f"{name}.json").read_text())["documents"]
+        for name in ("sea", "sea.held_out")
+    ]
+    assert counts == [16, 1]
+    assert "resampled for intervals" in said("rank", copied, "--target=sea")
+
+
+@pytest.mark.slow
 def test_adding_that_was_killed_is_finished(run, said, copied, text, monkeypatch):
     def killed(folder, unit):
         raise KeyboardInterrupt
