@@ -72,7 +72,11 @@ def _verify(args: argparse.Namespace) -> int:
     finished = {e.step: e.path for e in _entries(args.run) if e.is_finished}
     if not finished or (args.step is not None and args.step not in finished):
         have = ", ".join(map(str, finished)) or "none"
-        raise errors.UserError(f"{args.run}: no such checkpoint; finished are {have}")
+        raise errors.UserError(
+            f"{args.run} has no checkpoint of step {args.step}; use one of {have}"
+            if finished
+            else f"{args.run} has no finished checkpoint; train it further"
+        )
     newest = next(iter(finished))
     chosen = [*finished] if args.all else [newest if args.step is None else args.step]
     return max([_verify_one(step, finished[step]) for step in chosen])

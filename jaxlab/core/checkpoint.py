@@ -245,13 +245,13 @@ def load_step(
     folder = folder_of(directory)
     saved_steps = steps(folder)
     if not saved_steps or (step is not None and step not in saved_steps):
+        which = "" if step is None else f" of step {step}"
         have = (
             f"it has steps {_words(saved_steps)}"
             if saved_steps
-            else "it has no checkpoint"
+            else "give a run of jaxlab train that has saved one"
         )
-        which = "" if step is None else f" of step {step}"
-        raise errors.UserError(f"{folder}: no checkpoint to load{which}; {have}")
+        raise errors.UserError(f"{folder} has no checkpoint{which}; {have}")
     for candidate in saved_steps if step is None else [step]:
         try:
             params = _load_params(folder / str(candidate), mesh, dtype, average)

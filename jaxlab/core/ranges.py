@@ -70,7 +70,10 @@ def check(
     for name, one in allowed.items():
         value = values.get(name)
         if isinstance(value, numbers.Real) and not one.holds(float(value)):
-            raise errors.ArgumentError(f"{section}{name} {value}; use {one.words}")
+            finite = "" if math.isfinite(value) else ", and finite"
+            raise errors.ArgumentError(
+                f"{section}{name} {value}; use {one.words}{finite}"
+            )
 
 
 def check_length(flag: str, length: int, most: int) -> None:

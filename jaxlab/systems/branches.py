@@ -29,9 +29,9 @@ from jaxlab.systems.olmo import pretraining
 
 Mixture = Mapping[str, float]
 _RANGES = {
-    "unit_steps": ranges.AT_LEAST_1,
-    "unit_rate": ranges.ABOVE_0,
-    "parts": ranges.AT_LEAST_1,
+    "--unit-steps": ranges.AT_LEAST_1,
+    "--unit-rate": ranges.ABOVE_0,
+    "--parts": ranges.AT_LEAST_1,
 }
 
 
@@ -224,7 +224,10 @@ def held_out_batches(
 
 
 def _recipe(base, source, pool, parts, **fields) -> Recipe:
-    ranges.check("", fields | {"parts": parts}, _RANGES)
+    asked = {
+        f"--{k.replace('_', '-')}": v for k, v in (fields | {"parts": parts}).items()
+    }
+    ranges.check("", asked, _RANGES)
     source = ",".join(str(pathlib.Path(part)) for part in paths.split(str(source)))
     base.data.update(
         {

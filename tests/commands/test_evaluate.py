@@ -54,7 +54,7 @@ def test_a_mesh_changes_no_number(said, workdir):
     ("flags", "message"),
     [
         (["--data", "nowhere"], "jaxlab evaluate: data nowhere does not exist"),
-        (["--step", "3"], "no checkpoint to load of step 3; it has steps 4"),
+        (["--step", "3"], "has no checkpoint of step 3; it has steps 4"),
         (["--mesh", "fsdp=3"], "mesh fsdp=3 does not fit 8 devices"),
         (["--length", "1"], "length 1"),
         (["--length", "0"], "--length 0; use 1 or more"),

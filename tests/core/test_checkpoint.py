@@ -135,7 +135,7 @@ def test_an_empty_or_missing_folder_has_no_checkpoint(tmp_path):
     target = _abstract(_state(), _mesh({"data": 1}))
     assert checkpoint.restore(tmp_path / "none", target) is None
     assert checkpoint.steps(tmp_path) == []
-    with pytest.raises(errors.UserError, match="it has no checkpoint"):
+    with pytest.raises(errors.UserError, match="has no checkpoint; give a run"):
         checkpoint.load_params(tmp_path)
 
 
@@ -148,7 +148,7 @@ def test_parameters_are_loaded_without_the_optimizer(tmp_path):
     kernel = params["blocks"]["kernel"]
     assert kernel.dtype == jnp.bfloat16
     assert kernel.sharding.shard_shape(kernel.shape) == (4, 4)
-    with pytest.raises(errors.UserError, match="to load of step 7; it has steps 2, 1"):
+    with pytest.raises(errors.UserError, match="of step 7; it has steps 2, 1"):
         checkpoint.load_params(tmp_path, 7)
 
 
@@ -401,7 +401,7 @@ def test_checkpoints_are_listed_newest_first(tmp_path, capsys):
     [
         (["ls", "{none}"], "none does not exist; give a run directory"),
         (["verify", "{none}"], "none does not exist"),
-        (["verify", "{run}", "--step=7"], "no such checkpoint; finished are 1"),
+        (["verify", "{run}", "--step=7"], "has no checkpoint of step 7; use one of 1"),
         (["export", "{run}", "{out}"], "has no config.json"),
         (["export", "{run}", "gs://bucket/out"], "no local folder; export, then copy"),
         (["ls", "s3://bucket/run"], "local folders and gs:// only"),

@@ -40,7 +40,7 @@ def test_the_options_offer_the_methods_and_sizes_that_there_are(line):
             ["pool", "p", "--data=embedded", "--parts=2", "--units=legal"],
             "no partition legal; there are python_source.1, python_source.2",
         ),
-        (["pool", "p", "--data", "d", "--unit-steps=0"], "unit_steps 0; use 1 or more"),
+        (["pool", "p", "--data", "d", "--unit-steps=0"], "--unit-steps 0; use 1"),
         (["pool", "p", "--data", "d", "--seed-model", "no"], "model no does not exist"),
         (
             ["pool", "p", "--data", "d", "--seed-model", "no", "--vocab-size=9"],
