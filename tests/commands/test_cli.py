@@ -86,7 +86,7 @@ def test_no_verb_shows_the_overview(capsys):
         (["merge", "a", "b", "-o", "c", "--weights=1;2"], "'1;2' is not like 0.7,0.3"),
         (["merge", "a", "b", "-o", "c", "--memory=lots"], "'lots' is not like 256MB"),
         (["merge", "a", "-o", "c"], "give two or more models to merge, or a recipe"),
-        (["merge", "a.yaml", "-o", "c"], "a.yaml: No such file or directory"),
+        (["merge", "a.yaml", "-o", "c"], "a.yaml does not exist; give a recipe"),
         (["ablate", "rank", "--experts", "law"], "'law' is not NAME=MODEL"),
         (["data"], "jaxlab data: the following arguments are required: ACTION"),
         (["data", "inspect", "--workdir=x"], "required: --step"),
