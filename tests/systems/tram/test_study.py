@@ -5,16 +5,19 @@ import fcntl
 import json
 import pathlib
 import shutil
+import types
 
+import jax
 import numpy as np
 import pytest
 
 from jaxlab import cli, models, objectives, optim
 from jaxlab.commands import arguments
 from jaxlab.core import errors, mesh, state
-from jaxlab.evals import perplexity
+from jaxlab.evals import perplexity, sharpness
 from jaxlab.systems import branches, trust_methods, trust_regions
 from jaxlab.systems.olmo import config as olmo_config
+from jaxlab.systems.olmo import pretraining
 from jaxlab.systems.tram import domains, report
 from jaxlab.systems.tram import study as study_lib
 from tests.support import devices
@@ -131,6 +134,44 @@ def test_the_rate_is_tuned_at_the_papers_strength_and_then_the_strength(
     assert runs["asam"][0].setting == study_lib.Setting("asam", 2.0, 0.3)
     assert runs["adam"][0].setting == study_lib.Setting("adam", 2.0, 1.0)
     assert seen[-1][1:] == (12, 12)
+
+
+@pytest.mark.slow
+def test_a_study_of_rates_and_strengths_compiles_one_step_per_optimizer(
+    protocol, tmp_path, monkeypatch
+):
+    flat = types.SimpleNamespace(value=1.0)
+    monkeypatch.setattr(sharpness, "top_eigenvalue", lambda *args, **kwargs: flat)
+    monkeypatch.setattr(sharpness, "epsilon_sharpness", lambda *args, **kwargs: 1.0)
+    model = models.Decoder(runs_lib.CONFIG)
+
+    def system(config, workdir, mesh):
+        del workdir, mesh
+        evals = {"own": lambda params: {"perplexity": 1.0}}
+        return dataclasses.replace(
+            pretraining.experiment(config, model, batches=shifted(config.data.seed)),
+            evals=evals | {"far": evals["own"]},
+        )
+
+    config = olmo_config.pretraining()
+    config.steps, config.data.length = 2, 16
+    counted = dataclasses.replace(protocol, config=config, system=system)
+    compiled = []
+
+    def listen(event, seconds, **said):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(said["fun_name"])
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    study = study_lib.Study(rows=("adam", "tram_theta"), seeds=2, rates=(0.5, 1, 2))
+    try:
+        runs = study_lib.run(study, counted, tmp_path)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert {row: len(some) for row, some in runs.items()} == dict.fromkeys(runs, 2)
+    tried = {row: len([*tmp_path.glob(f"runs/{row}/*/tuning")]) for row in study.rows}
+    assert tried == {"adam": 3, "tram_theta": 5}
+    assert compiled.count("jit(step)") == len(study.rows)
 
 
 def test_seeds_are_matched_between_optimizers(protocol):
