@@ -30,21 +30,12 @@ def test_token_files_make_a_pool_without_their_text(
     said(*argv, "--units=law,code")  # it is finished: the source is not asked for
     moved = [token_folder if x == source else x for x in argv]
     said(*moved, "--units=law,code")
-    other = tmp_path / "other"
-    assert (
-        cli.run(
-            [
-                "data",
-                "prepare",
-                str(text / "more"),
-                str(other),
-                "--tokenizer",
-                str(token_folder / "tokenizer"),
-                "--held-out=0.2",
-            ]
-        )
-        == 0
-    )
+    changed, other = tmp_path / "changed", tmp_path / "other"
+    shutil.copytree(text / "text", changed)
+    (changed / "law" / "new.txt").write_text("A law of another year. " * 50)
+    tokenizer = f"--tokenizer={token_folder / 'tokenizer'}"
+    prepare = ["data", "prepare", str(changed), str(other), tokenizer]
+    assert cli.run([*prepare, "--held-out=0.2"]) == 0
     message = line(*(other if x == source else x for x in argv), "--units=law,code")
     assert "was prepared from other text than" in message
     said("rank", pool, "--target", "cook", "--proxy=ensemble")
