@@ -1,11 +1,16 @@
-"""How XLA compiles for tests. Imports nothing: jax reads it when it is imported."""
+"""How XLA compiles for tests. Imports no jax, which reads this when it is imported."""
 
-# Hundreds of tiny programs run once: compiling them with all of LLVM's passes would
-# take a third of the time. As `compiler_options` of one program, and for a process:
+import importlib.metadata
+
+# Hundreds of tiny programs run once: compiling them with all of LLVM's passes, and
+# fusions by way of MLIR, would take most of the time. As `compiler_options` of one
+# program, and for a process:
 QUICKLY = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
 }
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones end of it
+    QUICKLY["xla_cpu_use_fusion_emitters"] = False
 
 
 def quickly(environment: dict[str, str]) -> dict[str, str]:
