@@ -59,10 +59,7 @@ def main() -> None:
     report.write(
         args.out, title, outcomes, queries, corpus, settings, curves, watch.elapsed()
     )
-    differences = comparison.differences(outcomes, settings)
-    head, body = report.cells(outcomes, differences, settings)
-    for row in (head, ["---"] * len(head), *body):
-        print(f"| {' | '.join(row)} |")
+    print(report.spell_table(outcomes, settings))
     print("recall by documents of feedback", curves.by_feedback)
 
 

@@ -61,10 +61,7 @@ def main() -> None:
     report.write(
         args.out, title, outcomes, queries, corpus, settings, None, watch.elapsed()
     )
-    differences = comparison.differences(outcomes, settings)
-    head, body = report.cells(outcomes, differences, settings)
-    for row in (head, ["---"] * len(head), *body):
-        print(f"| {' | '.join(row)} |")
+    print(report.spell_table(outcomes, settings))
 
 
 def score_words(documents: list[str], queries: list[str]) -> np.ndarray:

@@ -5,7 +5,6 @@ import pathlib
 from collections.abc import Callable
 
 from jaxlab.core import errors, tokenizer_files
-from jaxlab.data import templates
 from jaxlab.data.examples import chat, chat_templates
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.load import source as source_lib
@@ -55,6 +54,8 @@ def chat_prompt(
     """
     found = _find(path, tokenizer)
     if isinstance(found, pathlib.Path):
+        from jaxlab.data import templates  # here: no other start needs jinja2
+
         template = templates.load(found)
 
         def follow(question: str) -> list[int]:

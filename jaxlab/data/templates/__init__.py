@@ -96,7 +96,7 @@ class Template:
             self._frame,
             {*answers} if learnt is None else {*learnt},
         )
-        is_label, start = bytearray(len(text)), 0
+        is_label = bytearray(len(text))
         for start, stop in spans:
             is_label[start:stop] = b"\1" * (stop - start)
         return Encoded(

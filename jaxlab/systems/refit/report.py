@@ -152,6 +152,16 @@ def _terms(outcomes, settings, judged: bool) -> dict[str, str]:
     return terms
 
 
+def spell_table(
+    outcomes: Mapping[str, comparison.Outcome], settings: comparison.Settings
+) -> str:
+    """The table as the READMEs have it, in Markdown."""
+    differences = comparison.differences(outcomes, settings)
+    head, body = cells(outcomes, differences, settings)
+    rows = (head, ["---"] * len(head), *body)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def cells(
     outcomes: Mapping[str, comparison.Outcome],
     differences: Mapping[str, Any],

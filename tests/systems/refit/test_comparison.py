@@ -86,7 +86,6 @@ def test_recall_is_of_the_first_k_whatever_the_rankings_hold(tmp_path, k, depth)
     assert outcomes["rerank"].answer.rows.shape == (len(names), depth or k)
     curves = comparison.curves(index, queries, kept, chosen)
     assert curves.by_updates == {0: 0.5}
-    differences = comparison.differences(outcomes, chosen)
     report.write(
         tmp_path, "A", outcomes, queries,
         formats.Corpus([str(i) for i in range(300)], [""] * 300, [""] * 300),
@@ -94,7 +93,7 @@ def test_recall_is_of_the_first_k_whatever_the_rankings_hold(tmp_path, k, depth)
     )  # fmt: skip
     page = (tmp_path / "report.html").read_text()
     written = json.loads((tmp_path / "report.json").read_text())["rows"]["rerank_2k"]
-    printed = str(report.cells(outcomes, differences, chosen))
+    printed = report.spell_table(outcomes, chosen)
     for text in (page, printed, json.dumps(written)):
         assert {*re.findall(r"recall@\d+", text)} == {f"recall@{k}"}
     assert written["less"]["rerank"][f"recall@{k}"] == [0.5, 0.5, 0.5]
