@@ -9,7 +9,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-MODEL = "a run directory, or a Hugging Face folder (OLMo 1-3, Llama 2-3.1)"
+MODEL = (
+    "a run directory, a Hugging Face folder (OLMo 1-3, Llama 2-3.1), or a llama's GGUF "
+    "file"
+)
 DTYPES = ("float32", "bfloat16", "float16")
 
 

@@ -1,4 +1,4 @@
-"""`jaxlab convert`: a run or a Hugging Face folder to a Hugging Face folder."""
+"""`jaxlab convert`: a run, a folder or a GGUF file to a Hugging Face folder."""
 
 import argparse
 from collections.abc import Mapping
@@ -7,7 +7,10 @@ from jaxlab.commands import arguments as arguments_lib
 from jaxlab.commands import output
 
 SUMMARY = "Write a model as a Hugging Face folder, with its tokenizer"
-DETAILS = "From a run directory, or from another Hugging Face folder to change dtype."
+DETAILS = (
+    "From a run directory, a GGUF file (needs '.[gguf]'), or from another Hugging Face "
+    "folder to change dtype."
+)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +47,7 @@ def export(
     """Writes a model as a new Hugging Face folder, and says how large it is.
 
     Args:
-        model: a run directory or a Hugging Face folder.
+        model: a run directory, a Hugging Face folder or a GGUF file.
         out: the new folder.
         step: which checkpoint of a run; None for the newest good one.
         tokenizer: instead of the model's own; None for that.

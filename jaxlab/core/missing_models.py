@@ -16,7 +16,7 @@ _HUB = re.compile(
 )
 _OTHERS = {
     ".safetensors": "a file of weights; give the folder that it is in",
-    ".gguf": "a GGUF file, which is not read; give a Hugging Face folder",
+    ".gguf": "a GGUF file; `jaxlab convert FILE OUT` makes a folder of it",
     ".bin": "a file of PyTorch, which is not read; give a folder of safetensors",
     ".pt": "a file of PyTorch, which is not read; give a folder of safetensors",
     ".pth": "a file of PyTorch, which is not read; give a folder of safetensors",
@@ -88,7 +88,7 @@ def _fix(folder, wanted) -> str:
         return f"did you mean {inner[0]}?"
     names = {file.suffix for file in folder.iterdir() if file.is_file()}
     if ".gguf" in names:
-        return "GGUF files are not read; give a Hugging Face folder"
+        return "give the .gguf file itself, not its folder"
     if ".pth" in names:
         return "files of Meta's own format are not read; download the -hf version"
     return wanted

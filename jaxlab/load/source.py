@@ -1,5 +1,6 @@
-"""What a path is: a run directory or a Hugging Face folder, and where it has what."""
+"""What a path is: a run, a Hugging Face folder, a GGUF file; where it has what."""
 
+import hashlib
 import pathlib
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ from jaxlab.core import (
     checkpoint,
     errors,
     folders,
+    gguf_file,
     json_text,
     runs,
     tokenizer_files,
@@ -15,19 +17,23 @@ from jaxlab.core import (
     value_types,
 )
 from jaxlab.core import paths as paths_lib
+from jaxlab.data.tokenizers import gguf_vocabulary
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
-from jaxlab.models import rope, sections
+from jaxlab.models import gguf, rope, sections
 from jaxlab.models.hf import generation
 
 _SIZES = ("vocab", "embed", "layers", "heads", "mlp", "kv_heads", "clip_qkv", "window")
 
 
-def find(path: str | pathlib.Path) -> "Run | Published":
-    """Which of the two a path is.
+def find(path: str | pathlib.Path) -> "Run | Published | Packed":
+    """Which of them a path is.
 
     Raises:
-        UserError: neither.
+        UserError: none.
     """
+    is_remote = paths_lib.is_remote(path)
+    if gguf_file.is_named(path) and not (is_remote or pathlib.Path(path).is_dir()):
+        return Packed(path)
     run = runs.find(path)
     return Published(path) if run is None else Run(path, run)
 
@@ -175,6 +181,56 @@ class Published(NamedTuple):
                 f"{self.path} is a Hugging Face folder, it has no --step"
             )
         return models.hf.load(self.path, mesh=mesh)
+
+
+class Packed(NamedTuple):
+    """A GGUF file, read as `decoder` wants it.
+
+    Its tokenizer, in the files of a folder, is kept in the cache under the digest of
+    what it was made of.
+    """
+
+    path: str | pathlib.Path
+
+    def tokenizer_path(self) -> pathlib.Path:
+        try:
+            files = gguf_vocabulary.files(gguf.metadata(self.path))
+        except errors.UserError as error:
+            raise errors.UserError(f"{self.path}: {error}") from None
+        digest = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
+        folder = paths_lib.cache("gguf", digest[:32])
+        if not folder.is_dir():
+            with folders.new_folder(folder) as part:
+                for name, content in files.items():
+                    (part / name).write_bytes(content)
+        return folder
+
+    def read_tokenizer(self, given=None) -> tokenizer_lib.Tokenizer:
+        return tokenizer_lib.load(given or self.tokenizer_path())
+
+    def check_decoder(self) -> None:
+        gguf.read_config(self.path)
+
+    def read_decoder(self, tokenizer, step, mesh, average=False):
+        if average or step is not None:
+            asked = "--average" if average else "--step"
+            raise errors.UserError(f"{self.path} is a GGUF file, it has no {asked}")
+        sections.check_vocab(tokenizer, gguf.read_config(self.path).vocab)
+        return *gguf.load(self.path, mesh=mesh), None
+
+    def read_bert(self, step, mesh):
+        raise errors.UserError(
+            f"{self.path} is a language model; this needs an encoder"
+        )
+
+    def read_generation(self) -> dict[str, Any]:
+        return gguf_vocabulary.generation(gguf.metadata(self.path))
+
+    def tuned_in(self) -> None:
+        """Its chat template says that, if anything does."""
+
+    def read_params(self, step, mesh) -> types.Params:
+        return gguf.load(self.path, mesh=mesh)[1]
 
 
 def has_tokenizer(folder: pathlib.Path) -> bool:

@@ -52,7 +52,7 @@ def test_text_and_tokenizers_that_are_not_there_say_how_to_get_them(here):
     [
         ("README.md", "README.md is a file and not a model; give a run directory"),
         ("m/model.safetensors", "is a file of weights; give the folder that it is in"),
-        ("m.gguf", "m.gguf is a GGUF file, which is not read"),
+        ("m.gguf", "m.gguf is a GGUF file; `jaxlab convert FILE OUT`"),
         ("pytorch_model.bin", "is a file of PyTorch, which is not read"),
         ("m/adapter_config.json", "m is an adapter and not a model; merge it into"),
         ("m/inner/config.json", "m has no config.json; did you mean m/inner?"),

@@ -83,7 +83,28 @@ def load(
         UserError: the folder is incomplete or damaged, or is not one of the families.
     """
     config = read_config(path)
-    tensors = safetensors.read_folder(path)
+    return config, assemble(path, config, safetensors.read_folder(path), dtype, mesh)
+
+
+def assemble(
+    path: str | os.PathLike,
+    config: TransformerConfig | BertConfig,
+    tensors: dict[str, Any],
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+) -> types.Params:
+    """The parameters of a config, from the tensors of a published file.
+
+    Args:
+        path: where they come from, for messages.
+        config: what they are to be.
+        tensors: by transformers' names; each has `shape`, `dtype`, `T`, and gives
+            its values by index.
+        dtype, mesh: as for `load`.
+
+    Raises:
+        UserError: tensors are missing, unknown, misshapen or integers.
+    """
     if isinstance(config, BertConfig):
         tensors = names_lib.as_saved(path, config, tensors)
     elif config.tied and hf_names.HEAD in tensors:  # it may be there instead
@@ -103,7 +124,7 @@ def load(
         )
         for leaf, sharding in zip(leaves, jax.tree.leaves(shardings), strict=True)
     ]
-    return config, jax.tree.unflatten(jax.tree.structure(shardings), arrays)
+    return jax.tree.unflatten(jax.tree.structure(shardings), arrays)
 
 
 def read_config(path: str | os.PathLike) -> TransformerConfig | BertConfig:
