@@ -60,9 +60,14 @@ def run(args: argparse.Namespace) -> None:
             mesh=mesh,
             average=args.average,
         )
-        tokenizer = loaded.tokenizer
-        written = (_chat if args.chat else _text)(args)
-        rows = [written(tokenizer, prompt) for prompt in prompts]
+        tokenizer, ends = loaded.tokenizer, loaded.eos_ids
+        if args.chat:
+            chat = load.chat_of(args.model, tokenizer=args.tokenizer)
+            rows = [chat.ask(prompt) for prompt in prompts]
+            ends = (*ends, *sorted(chat.ends.difference(ends)))
+        else:
+            write = _text(args)
+            rows = [write(tokenizer, prompt) for prompt in prompts]
         rows = [row for row in rows for _ in range(args.n)]
         if args.max_new_tokens is None:
             room = loaded.config.length - max(map(len, rows))
@@ -72,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
             missing = mesh_lib.padded_rows(len(batch), mesh) - len(batch)
             filled = batch + batch[-1:] * missing
             key = jax.random.fold_in(jax.random.key(args.seed), start)
-            new = _generate(args, loaded, filled, key)
+            new = _generate(args, loaded, filled, key, ends)
             if not start:
                 output.say_step(args.model, loaded.step)
             for number, row in enumerate(batch):
@@ -80,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
                     print("-" * 8)
                 # Decoded together: a word may begin in the prompt and end after it.
                 words = new[number]
-                if words[-1:] and words[-1] in loaded.eos_ids:
+                if words[-1:] and words[-1] in ends:
                     words = words[:-1]
                 text = tokenizer.decode([*row, *words])
                 print(errors.spell_out_controls(text), flush=True)
@@ -104,15 +109,7 @@ def _text(args) -> Callable[..., list[int]]:
     return write
 
 
-def _chat(args) -> Callable[..., list[int]]:
-    """Writes what a user asks as the model was tuned to read it."""
-    from jaxlab import load
-
-    ask = load.chat_prompt(args.model, tokenizer=args.tokenizer)
-    return lambda tokenizer, prompt: ask(prompt)
-
-
-def _generate(args, loaded, rows, key) -> list[list[int]]:
+def _generate(args, loaded, rows, key, ends) -> list[list[int]]:
     from jaxlab import generate
 
     return generate.generate(
@@ -124,7 +121,7 @@ def _generate(args, loaded, rows, key) -> list[list[int]]:
         temperature=args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,
-        eos_id=loaded.eos_ids,
+        eos_id=ends,
         pad_id=loaded.tokenizer.pad_id,
     )
 

@@ -27,6 +27,7 @@ from typing import Any
 from jaxlab.core import errors, folders, json_text, missing_models, paths, value_types
 
 CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
+_SINCE = {"data.allowed": []}  # keys that older runs lack, with what these did
 _DERIVED = ("data_order", "data_shares", "truncated", "dropped")
 _RESTORE = "restore it from a copy"
 _PLACES = dict.fromkeys(("folder", "tokenizer"), value_types.TEXT.or_null())
@@ -278,8 +279,8 @@ def check_config(
     if raw is None:
         return
     saved = json_text.json_value(raw)  # once, an infinity was written
-    old = _flat(_with_system(_recognise(saved) or saved))
-    new = _flat(json.loads(json_text.dumps(_with_system(config))))
+    old = _SINCE | _flat(_with_system(_recognise(saved) or saved))
+    new = _SINCE | _flat(json.loads(json_text.dumps(_with_system(config))))
     keys = sorted(
         key
         for key in old.keys() | new.keys()

@@ -133,12 +133,19 @@ def chat_templates(folder: str | os.PathLike) -> dict[str, str]:
     return found
 
 
-def set_chat_template(folder: str | os.PathLike, template: str) -> None:
-    """Makes a template the only one of a folder that has a tokenizer_config.json."""
+def set_chat_templates(folder: str | os.PathLike, texts: Mapping[str, str]) -> None:
+    """Makes templates, by name, the only ones of a folder.
+
+    One alone is a chat_template.jinja, and for older readers in tokenizer_config.json,
+    too; of several that has a list.
+    """
     folder = pathlib.Path(folder)
     for name in (_TEMPLATE, _JSON_TEMPLATE):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / _MORE_TEMPLATES, ignore_errors=True)
     config = json_text.read_object(folder / CONFIG, "restore it from a copy") or {}
-    config["chat_template"] = template
+    config["chat_template"] = [{"name": n, "template": t} for n, t in texts.items()]
+    if [*texts] == ["default"]:
+        config["chat_template"] = texts["default"]
+        (folder / _TEMPLATE).write_text(texts["default"], "utf-8", newline="")
     (folder / CONFIG).write_text(json_text.dumps(config), "utf-8")

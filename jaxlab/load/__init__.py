@@ -4,6 +4,7 @@ decoder(path)    a language model, ready for use
 encoder(path)    a bi-encoder: texts to vectors
 scorer(path)     a cross-encoder: a pair of texts to one number
 alike(paths)     several that can be averaged
+chat_of(path)    how a language model is asked; chat_template(path), that in itself
 save(out, ...)   any of them as a Hugging Face folder
 """
 
@@ -20,18 +21,20 @@ from jaxlab.load.by_path import (
     params,
     scorer,
 )
-from jaxlab.load.chats import chat_format, chat_prompt
+from jaxlab.load.chats import Chat, chat_format, chat_of, chat_template
 from jaxlab.load.source import tokenizer_path
 from jaxlab.load.write import save, save_generation, save_tokenizer
 
 __all__ = [
+    "Chat",
     "Loaded",
     "alike",
     "architecture",
     "as_encoder",
     "bert",
     "chat_format",
-    "chat_prompt",
+    "chat_of",
+    "chat_template",
     "decoder",
     "encoder",
     "generation",

@@ -1,15 +1,31 @@
-"""How a model is asked: in the style that it was tuned in, or its own chat template."""
+"""How a model is asked and tuned: in one of TULU's styles, or its own chat template."""
 
 import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from jaxlab.core import errors, tokenizer_files
 from jaxlab.data.examples import chat, chat_templates
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.load import source as source_lib
 
+if TYPE_CHECKING:
+    from jaxlab.data import templates
+
 _log = logging.getLogger(__name__)
+
+
+class Chat(NamedTuple):
+    """How a model is asked.
+
+    Attributes:
+        ask: a question -> ids that an answer follows.
+        ends: ids that end an answer.
+    """
+
+    ask: Callable[[str], list[int]]
+    ends: frozenset[int]
 
 
 def chat_format(
@@ -36,10 +52,41 @@ def chat_format(
     return found
 
 
-def chat_prompt(
+def chat_template(
+    path: str | pathlib.Path,
+    *,
+    tokenizer: str | pathlib.Path | None = None,
+    allowed: Sequence[str] = (),
+) -> "templates.Template":
+    """A model's chat template; of what was tuned in one of TULU's styles, that.
+
+    Args:
+        path: of the model.
+        tokenizer: that is used instead of its own.
+        allowed: added tokens that an assistant's contents may use.
+
+    Raises:
+        UserError: it has none, or a damaged one; `allowed` names no added token.
+    """
+    from jaxlab.data import templates  # here: no other start needs jinja2
+
+    found = _find(path, tokenizer)
+    if isinstance(found, pathlib.Path):
+        return templates.load(found, allowed=allowed)
+    if found is None:
+        raise errors.UserError(
+            f"{path} has no chat template; put its chat_template.jinja there, or use "
+            f"one of TULU's styles, --config.data.style={next(iter(chat.STYLES))}"
+        )
+    own = _tokenizer(path, tokenizer)
+    text = chat_templates.of_tokenizer(own, *found)
+    return templates.Template(str(path), {"default": text}, own, allowed)
+
+
+def chat_of(
     path: str | pathlib.Path, *, tokenizer: str | pathlib.Path | None = None
-) -> Callable[[str], list[int]]:
-    """What asks a model as its users do: a question -> ids that an answer follows.
+) -> Chat:
+    """How a model is asked as its users do.
 
     Args:
         path: of the model.
@@ -54,15 +101,13 @@ def chat_prompt(
     """
     found = _find(path, tokenizer)
     if isinstance(found, pathlib.Path):
-        from jaxlab.data import templates  # here: no other start needs jinja2
-
-        template = templates.load(found)
+        template = chat_template(path, tokenizer=tokenizer)
 
         def follow(question: str) -> list[int]:
             asked = [{"role": "user", "content": question}]
             return template.encode(asked, generation_prompt=True).ids
 
-        return follow
+        return Chat(follow, template.ends)
     if found is None:
         _log.warning(
             "%s does not say how conversations are written; --chat asks in TULU's "
@@ -70,19 +115,24 @@ def chat_prompt(
             path,
         )
     style, begin = found or ("open_instruct", "bos")
-    own = tokenizer_lib.load(tokenizer or source_lib.find(path).tokenizer_path())
+    own = _tokenizer(path, tokenizer)
 
     def ask(question: str) -> list[int]:
         asked = [chat.Message("user", question)]
         return chat.prompt(own, asked, style=style, begin=chat.begin_id(own, begin))
 
-    return ask
+    return Chat(ask, frozenset([own.eos_id]))
+
+
+def _tokenizer(path, tokenizer) -> tokenizer_lib.Tokenizer:
+    return tokenizer_lib.load(tokenizer or source_lib.find(path).tokenizer_path())
 
 
 def _find(path, tokenizer) -> tuple[str, str] | pathlib.Path | None:
     """A style and its begin, or the folder of another chat template."""
     source = source_lib.find(path)
-    if (tuned := source.tuned_in()) is not None:
+    tuned = source.tuned_in()
+    if tuned is not None and tuned[0] != chat.OWN:
         return tuned
     folder = pathlib.Path(tokenizer or source.tokenizer_path())
     said = tokenizer_files.chat_templates(folder)

@@ -28,7 +28,8 @@ def save(
     """Writes a Hugging Face folder with the tokenizer.
 
     The tokenizer's files are copied as they are. Of a run that was tuned on
-    conversations the chat template is the format of these, whatever its start had.
+    conversations the chat template is the format of these, whatever its start had, and
+    every token that ends a turn or a text is in generation_config.json.
 
     Args:
         out: the folder, which must not exist.
@@ -45,37 +46,46 @@ def save(
             tokenizer_files.copy(own, folder)
         else:
             loaded.tokenizer.save(folder)
-        if (tuned := model.tuned_in()) is not None:
-            style, begin = tuned
-            begin = "none" if chat.begin_id(loaded.tokenizer, begin) is None else begin
-            template = chat_templates.of_style(style, begin)
-            tokenizer_files.set_chat_template(folder, template)
+        tuned, generation = model.tuned_in(), loaded.generation
+        if tuned is not None:
+            generation = generation_lib.with_eos(generation, loaded.eos_ids)
+            if tuned[0] != chat.OWN:
+                text = chat_templates.of_tokenizer(loaded.tokenizer, *tuned)
+                tokenizer_files.set_chat_templates(folder, {"default": text})
         models.hf.save(
             out,
             loaded.config,
             loaded.params,
             dtype=dtype,
             tokenizer_folder=folder,
-            generation=loaded.generation,
+            generation=generation,
         )
 
 
 def save_tokenizer(
-    workdir: str | pathlib.Path, tokenizer: tokenizer_lib.Tokenizer
+    workdir: str | pathlib.Path,
+    tokenizer: tokenizer_lib.Tokenizer,
+    templates: Mapping[str, str] | None = None,
 ) -> None:
     """Into a run directory that has not begun, so that it can be opened anywhere.
 
     One that has saved a checkpoint keeps its own: it is that of the weights.
+
+    Args:
+        workdir: the run directory.
+        tokenizer: its tokenizer.
+        templates: its chat templates by name; None: what the tokenizer's config says.
     """
     if _has_begun(workdir):
         return
     target = runs.tokenizer_folder(workdir)
-    if not paths_lib.is_remote(workdir):
-        tokenizer.save(target)
-        return
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(folder)
-        folders.copy_files(pathlib.Path(folder), target)
+        here = folder if paths_lib.is_remote(workdir) else target
+        tokenizer.save(here)
+        if templates is not None:
+            tokenizer_files.set_chat_templates(here, templates)
+        if paths_lib.is_remote(workdir):
+            folders.copy_files(pathlib.Path(folder), target)
 
 
 def save_generation(workdir: str | pathlib.Path, said: Mapping[str, Any]) -> None:

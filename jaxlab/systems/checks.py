@@ -65,7 +65,7 @@ _RANGES = {
 _CHOICES = {
     "data": {
         "layout": loader.LAYOUTS,
-        "style": tuple(chat.STYLES),
+        "style": (*chat.STYLES, chat.OWN),
         "begin": chat.BEGINS,
         "files_dtype": ("", "uint16", "uint32"),
     },

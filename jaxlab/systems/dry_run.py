@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 import jax
 import ml_collections
 
-from jaxlab import optim
+from jaxlab import load, optim
 from jaxlab.core import checkpoint, errors, locks, missing_models, paths, runs
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data import prepared
 from jaxlab.data.corpus import domains
+from jaxlab.data.examples import chat
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.plan import memory as memory_lib
 from jaxlab.plan import shape as shape_lib
@@ -50,6 +51,8 @@ def describe(
     yield from _size(config, mesh)
     if config.get("init_from"):
         yield "start", _start(config.init_from)
+        if config.data.get("style") == chat.OWN:
+            yield "template", _template(config)
     elif "init_from" in config and not config.model.get("embed", 0):
         raise errors.UserError("set --config.init_from to the model to start from")
     yield "data", "; ".join(_data(data))
@@ -115,6 +118,16 @@ def _room(device: jax.Device) -> float:
 def _start(path: str) -> str:
     run = runs.find(path)
     return f"{path}, " + ("a Hugging Face folder" if run is None else run.system)
+
+
+def _template(config) -> str:
+    template = load.chat_template(
+        config.init_from,
+        tokenizer=config.data.tokenizer or None,
+        allowed=config.data.allowed,
+    )
+    template.check()
+    return f"its own; answers end with id {', '.join(map(str, sorted(template.ends)))}"
 
 
 def _data(data: Mapping) -> Iterator[str]:

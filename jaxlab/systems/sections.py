@@ -157,8 +157,11 @@ def conversations(**changes: Any) -> ml_collections.ConfigDict:
         {
             "source": "",  # .jsonl or .json files or folders, separated by commas
             "tokenizer": "",  # where init_from has none
-            "style": "open_instruct",  # see data/examples/chat.py
-            "begin": "bos",  # bos (where the tokenizer has one), eos or none
+            # How they are written: see data/examples/chat.py; "own": in the start's own
+            # chat template.
+            "style": "open_instruct",
+            "begin": "bos",  # bos (where the tokenizer has one), eos or none; not own's
+            "allowed": (),  # added tokens that answers may use in it: ("<think>",)
             "held_out_fraction": 0.0,  # share that is not trained on
             "length": 8192,  # tokens per row; what is longer is cut, or left out
             "batch_size": 128,  # conversations, or pairs, per step

@@ -1,5 +1,6 @@
 """Chat templates: the text of transformers, ids that no content can forge, labels."""
 
+import datetime
 import json
 import time
 
@@ -157,8 +158,18 @@ def test_a_generation_block_says_itself_what_is_learnt(tmp_path):
         + block
         + "{% else %}{{ m.content }}{% endif %}{% endfor %}",
     )
-    encoded = templates.load(folder).encode(conversation("ab", "cd"))
+    template = templates.load(folder)
+    encoded = template.encode(conversation("ab", "cd"))
     assert encoded.labels == [False, False, True, True, True, True]
+    two = conversation("ab", "cd", "e", "")
+    some = [sum(template.encode(two, learnt=n).labels) for n in ([1], [3], [1, 3])]
+    assert some == [4, 2, 6]
+
+
+def test_a_template_that_asks_the_date_is_told_the_one_that_is_given(tmp_path):
+    folder = write(tmp_path, "{{ strftime_now('%d %b %Y') }}")
+    day = datetime.datetime(2024, 7, 26)
+    assert templates.load(folder).encode([], now=day).text == "26 Jul 2024"
 
 
 @pytest.mark.parametrize(

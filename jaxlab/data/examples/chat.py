@@ -15,11 +15,13 @@ open_instruct is open-instruct's of 2024 (TÜLU 1) and, with `begin` the tokeniz
 EasyLM's (TÜLU 2); template is open-instruct's of 2026; olmo, with `begin` the end of
 text, is OLMo's `prepare_tulu_data.py`.
 
+A model with a chat template of its own can be tuned in that: `own_template`.
+
 Deviation: an end of text that a message spells out, as `</s>` here, is encoded as
 ordinary characters and ends nothing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -52,6 +54,7 @@ class Style(NamedTuple):
     keeps_last_newline: bool = False
 
 
+OWN = "own"  # no style of these: the chat template of the model itself
 BEGINS = ("bos", "eos", "none")
 STYLES = {
     "open_instruct": Style(True, True, True),
@@ -121,9 +124,22 @@ def encode(
     """
     if style not in STYLES:
         raise errors.UserError(f"chat style {style!r}; use one of {', '.join(STYLES)}")
-    tokens, labels, number, truncated = [], [], [], 0
     encoded = _encode_all(tokenizer, conversations, STYLES[style], begin, last_only)
+    return collect(encoded, length)
+
+
+def collect(
+    encoded: Iterable[tuple[np.ndarray, np.ndarray]], length: int | None = None
+) -> Examples:
+    """Examples of conversations that have something to learn.
+
+    Args:
+        encoded: (i32[T] tokens, bool[T] whether each is a label) of each.
+        length: tokens an example may have; the rest is cut off. None cuts nothing.
+    """
+    tokens, labels, number, truncated, count = [], [], [], 0, 0
     for index, (ids, is_label) in enumerate(encoded):
+        count += 1
         cut_labels = is_label[:length]
         if cut_labels[1:].any():  # the first token is predicted from nothing
             truncated += len(cut_labels) < len(ids)
@@ -137,7 +153,7 @@ def encode(
         np.cumsum(sizes),
         np.array(number, np.int64),
         truncated,
-        len(conversations) - len(number),
+        count - len(number),
     )
 
 

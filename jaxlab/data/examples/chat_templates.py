@@ -9,6 +9,7 @@ What `chat.encode` and `chat.prompt` write, transformers, vLLM and others write 
 """
 
 from jaxlab.data.examples import chat
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
 _BEGIN = {"bos": "{{ bos_token }}", "eos": "{{ eos_token }}", "none": ""}
 
@@ -35,6 +36,12 @@ def of_style(style: str, begin: str) -> str:
         f"{newline}{{% endfor %}}"
         "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
     )
+
+
+def of_tokenizer(tokenizer: tokenizer_lib.Tokenizer, style: str, begin: str) -> str:
+    """The template of a style, where `begin` may be of a token that there is not."""
+    is_bare = chat.begin_id(tokenizer, begin) is None
+    return of_style(style, "none" if is_bare else begin)
 
 
 def find_style(template: str) -> tuple[str, str] | None:

@@ -13,6 +13,8 @@ Templates are programs of strangers: they run in jinja2's sandbox within counted
 (`sandbox`), and what they raise is an error of one line.
 """
 
+import contextlib
+import datetime
 import functools
 import pathlib
 import re
@@ -29,6 +31,10 @@ from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 _ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _FREE_CHARACTERS, _CHARACTERS_PER_CHARACTER = 1 << 20, 16
+
+
+class RefusalError(errors.UserError):
+    """A template takes no such conversation; it may take others."""
 
 
 class Encoded(NamedTuple):
@@ -72,6 +78,7 @@ class Template:
         tools: Sequence[Mapping[str, Any]] | None = None,
         generation_prompt: bool = False,
         learnt: Collection[int] | None = None,
+        now: datetime.datetime | None = None,
     ) -> Encoded:
         """The ids, labels and text of a conversation.
 
@@ -81,12 +88,14 @@ class Template:
             generation_prompt: ends with what an answer follows.
             learnt: numbers of the messages whose answers are labels; None: all
                 answers.
+            now: the time that the template is told; None: of the clock.
 
         Raises:
-            UserError: what the template itself raises, e.g. for a system message; no
-                message, or one that is none; a template that is damaged or never ends.
+            RefusalError: what the template itself raises, e.g. for a system message.
+            UserError: no message, or one that is none; a template that is damaged or
+                never ends.
         """
-        text = self._render(messages, tools, generation_prompt)
+        text = self._render(messages, tools, generation_prompt, now)
         answers = _answers(messages)
         tokens = self._encoder.encode(text, answers)
         spans = labels.find_spans(
@@ -105,6 +114,26 @@ class Template:
             str.__str__(text),
         )
 
+    def check(self) -> None:
+        """Refuses a template that takes no conversation at all.
+
+        Raises:
+            UserError: it is damaged, or never ends.
+        """
+        turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        with contextlib.suppress(RefusalError):
+            self.encode(turn)
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """Name -> Jinja text, as `tokenizer_files.chat_templates` gives them."""
+        return dict(self._templates)
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Ids that end an answer: the end of its turn, and the end of text."""
+        return self._frame.ends
+
     @functools.cached_property
     def _frame(self) -> labels.Frame:
         """What the template writes around an answer, found by asking it."""
@@ -119,7 +148,7 @@ class Template:
         tokens = self._encoder.encode(whole, [1])
         return labels.find_frame(asked, prompt, whole, tokens, self._tokenizer.eos_id)
 
-    def _render(self, messages, tools, generation_prompt) -> traced.Traced:
+    def _render(self, messages, tools, generation_prompt, now=None) -> traced.Traced:
         text = self._templates.get("tool_use") if tools else None
         text = text or self._templates.get("default")
         if text is None:
@@ -136,20 +165,21 @@ class Template:
         }
         given = _count([messages, tools])
         longest = _FREE_CHARACTERS + _CHARACTERS_PER_CHARACTER * given
+        kind = errors.UserError
         try:
             template = sandbox.compile_template(text)
-            return sandbox.render(template, values, longest=longest)
+            return sandbox.render(template, values, longest=longest, now=now)
         except jinja2.TemplateSyntaxError as error:
             reason = f"is damaged (line {error.lineno}: {error.message})"
         except sandbox.LimitError as error:
             reason = f"does not end: {error}"
         except jinja2.TemplateError as error:
-            reason = f"refuses this conversation: {error}"
+            kind, reason = RefusalError, f"refuses this conversation: {error}"
         except RecursionError:
             reason = "does not end: it calls itself"
         except Exception as error:  # templates can provoke any
-            reason = f"fails on this conversation: {error}"
-        raise errors.UserError(f"the chat template of {self._name} {_one_line(reason)}")
+            kind, reason = RefusalError, f"fails on this conversation: {error}"
+        raise kind(f"the chat template of {self._name} {_one_line(reason)}")
 
     def _special(self) -> dict[str, traced.Traced]:
         """The tokens that a template may name."""

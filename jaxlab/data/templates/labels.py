@@ -75,7 +75,8 @@ def find_spans(
     """
     runs = [(m[1], m.start(), m.end()) for m in _RUNS.finditer(text.marks)]
     if any(traced.is_generated(mark) for mark, _, _ in runs):
-        return [(a, b) for mark, a, b in runs if traced.is_generated(mark)]
+        answers = [n for n, m in enumerate(messages) if m["role"] == "assistant"]
+        return _find_generated(runs, answers, learnt)
     bounds = _find_bounds(runs)
     ends = [t for t in tokens if t.is_control]
     spans, at = [], 0
@@ -95,6 +96,22 @@ def find_spans(
                     spans.append((start, stop))
         at = max(at, stop or 0)
     return spans
+
+
+def _find_generated(runs, answers, learnt) -> list[tuple[int, int]]:
+    """Blocks of {% generation %} of the answers that count."""
+    blocks: list[tuple[int, int, set[int | None]]] = []
+    for mark, start, stop in runs:
+        if traced.is_generated(mark):
+            if not (blocks and blocks[-1][1] == start):
+                blocks.append((start, start, set()))
+            first, _, said = blocks.pop()
+            blocks.append((first, stop, said | {traced.message_of(mark)}))
+    if len(blocks) == len(answers):
+        pairs = zip(blocks, answers, strict=True)
+        return [block[:2] for block, number in pairs if number in learnt]
+    unlearnt = {*answers} - {*learnt}
+    return [(start, stop) for start, stop, said in blocks if not said & unlearnt]
 
 
 def _find_bounds(runs) -> dict[int, tuple[int, int]]:

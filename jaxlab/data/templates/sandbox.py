@@ -42,8 +42,8 @@ class LimitError(jinja2.TemplateError):
 class _Budget:
     """What a rendering may still do; counted, not timed."""
 
-    def __init__(self, characters: int):
-        self.steps, self.characters, self.longest = MOST_STEPS, 0, characters
+    def __init__(self, characters: int, now: datetime.datetime | None = None):
+        self.steps, self.longest, self.now = MOST_STEPS, characters, now
 
     def step(self, count: int = 1) -> None:
         self.steps -= count
@@ -60,7 +60,11 @@ _budget: contextvars.ContextVar[_Budget] = contextvars.ContextVar("budget")
 
 
 def render(
-    template: jinja2.Template, values: Mapping[str, Any], *, longest: int
+    template: jinja2.Template,
+    values: Mapping[str, Any],
+    *,
+    longest: int,
+    now: datetime.datetime | None = None,
 ) -> traced.Traced:
     """What a template of `compile_template` makes of values.
 
@@ -68,12 +72,13 @@ def render(
         template: compiled.
         values: by name; strings in them are traced.
         longest: characters that the text, and any string on the way, may have.
+        now: what `strftime_now` tells; None: the clock's.
 
     Raises:
         jinja2.TemplateError: raised by the template, or a limit.
         Exception: whatever else a template can provoke.
     """
-    with _spend(_Budget(longest)):
+    with _spend(_Budget(longest, now)):
         return _concat(template.root_render_func(template.new_context(dict(values))))
 
 
@@ -306,4 +311,6 @@ def _raise_exception(message):
 
 
 def _strftime_now(form):
-    return _own(datetime.datetime.now().strftime(str.__str__(form)))
+    now = _budget.get().now or datetime.datetime.now()
+    form = _trace(form)
+    return traced.Traced(now.strftime(str.__str__(form)), traced.common_mark(form))

@@ -7,7 +7,7 @@ Each of them ends a text.
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxlab.core import errors, json_text, value_types
@@ -50,3 +50,13 @@ def eos_ids(said: Mapping[str, Any]) -> tuple[int, ...]:
     if ids is None:
         return ()
     return tuple(ids) if isinstance(ids, list | tuple) else (ids,)
+
+
+def with_eos(said: Mapping[str, Any], ids: Iterable[int]) -> dict[str, Any]:
+    """The same with more ids that end a text, behind those that it has.
+
+    >>> with_eos({"eos_token_id": 7}, [2, 7]), with_eos({}, [2])
+    ({'eos_token_id': [7, 2]}, {'eos_token_id': 2})
+    """
+    every = list(dict.fromkeys([*eos_ids(said), *ids]))
+    return {**said, _EOS: every if len(every) > 1 else every[0]}

@@ -29,10 +29,11 @@ def sft(
 ) -> types.Experiment:
     """Instruction tuning: the experiment that `configs/tulu.py` describes."""
     start_lib.check(config)
-    messages = [row.messages for row in conversations.read(config.data.source)]
+    rows = conversations.read(config.data.source)
     start, config = start_lib.load_start(config, workdir, mesh)
     data = config.data
-    examples = start_lib.encode(start.tokenizer, messages, data)
+    names, messages = ([row[i] for row in rows] for i in range(2))
+    examples = start_lib.encode(start, messages, names, data)
     parts = [
         conversation_rows.Rows(
             part,

@@ -9,6 +9,7 @@ f32; `preference.reference="step"` keeps it in memory, as others do.
 """
 
 import functools
+import logging
 import pathlib
 from typing import Any
 
@@ -24,6 +25,8 @@ from jaxlab.systems.planning import untrained as planning
 from jaxlab.systems.tulu import reference
 from jaxlab.systems.tulu import start as start_lib
 
+_log = logging.getLogger(__name__)
+
 
 def dpo(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh
@@ -36,10 +39,16 @@ def dpo(
     # ---- the model to tune, and pairs as rows
     start_lib.check(config)
     pairs = conversations.read_pairs(config.data.source)
+    if equal := sum(pair.chosen == pair.rejected for pair in pairs):
+        _log.warning(
+            "%d of %d pairs have equal answers, of which nothing can be learnt",
+            *(equal, len(pairs)),
+        )
     start, config = start_lib.load_start(config, workdir, mesh)
     data, most = config.data, config.eval_batches
+    names = [pair.id for pair in pairs]
     chosen, rejected = (
-        start_lib.encode(start.tokenizer, side, data, last_only=data.last_only)
+        start_lib.encode(start, side, names, data, last_only=data.last_only)
         for side in ([x.chosen for x in pairs], [x.rejected for x in pairs])
     )
     matched = conversation_rows.match_sides(chosen, rejected)

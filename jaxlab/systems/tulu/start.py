@@ -18,8 +18,8 @@ import ml_collections
 from jaxlab import load, models
 from jaxlab.core import checkpoint, errors, ranges, runs
 from jaxlab.data.examples import chat
-from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.models import sections as sections_lib
+from jaxlab.models.hf import generation as generation_lib
 
 _log = logging.getLogger(__name__)
 
@@ -54,12 +54,10 @@ def load_start(
     """
     if checkpoint.steps(runs.checkpoints(workdir)):
         start = load.architecture(workdir)
+        if config.data.style == chat.OWN:
+            start = start._replace(template=_template(workdir, config))
     else:
-        own = config.data.tokenizer or None
-        start = load.decoder(config.init_from, tokenizer=own, mesh=mesh)
-        load.save_tokenizer(workdir, start.tokenizer)
-        load.save_generation(workdir, start.generation)
-        _tell_of_another_format(config)
+        start = _begin(config, workdir, mesh)
     made = start.config
     _check_sizes(config, made)
     if config.data.length > made.length:
@@ -77,6 +75,30 @@ def load_start(
     return start._replace(config=made, model=models.Decoder(made)), sized
 
 
+def _begin(config, workdir, mesh) -> load.Loaded:
+    """The start, with what a run keeps of it beside the weights."""
+    own = config.data.tokenizer or None
+    texts = template = None
+    if config.data.style == chat.OWN:  # before the weights are read
+        template = _template(config.init_from, config, own)
+        texts = template.texts
+    start = load.decoder(config.init_from, tokenizer=own, mesh=mesh)
+    ends = [start.tokenizer.eos_id, *sorted(template.ends if template else ())]
+    generation = generation_lib.with_eos(start.generation, ends)
+    load.save_tokenizer(workdir, start.tokenizer, texts)
+    load.save_generation(workdir, generation)
+    if template is None:
+        _tell_of_another_format(config)
+    return start._replace(template=template, generation=generation)
+
+
+def _template(path, config, tokenizer=None):
+    allowed = config.data.allowed
+    template = load.chat_template(path, tokenizer=tokenizer, allowed=allowed)
+    template.check()
+    return template
+
+
 def _tell_of_another_format(config) -> None:
     """Says where a model that has a chat template learns a format of ours instead."""
     try:
@@ -85,8 +107,8 @@ def _tell_of_another_format(config) -> None:
         _log.warning(
             "%s has a chat template of its own; this run is tuned in TULU's format "
             "(--config.data.style=%s), which is also the template that it is exported "
-            "with",
-            *(config.init_from, config.data.style),
+            "with; --config.data.style=%s tunes in its own",
+            *(config.init_from, config.data.style, chat.OWN),
         )
 
 
@@ -110,21 +132,32 @@ def _check_sizes(config, made: models.TransformerConfig) -> None:
 
 
 def encode(
-    tokenizer: tokenizer_lib.Tokenizer,
+    start: load.Loaded,
     conversations: Sequence[Sequence[chat.Message]],
+    names: Sequence[str],
     data: ml_collections.ConfigDict,
     *,
     last_only: bool = False,
 ) -> chat.Examples:
-    """Conversations as the `data` section of a config says; `chat.encode`, counted."""
-    examples = chat.encode(
-        tokenizer,
-        conversations,
-        style=data.style,
-        length=data.length,
-        begin=chat.begin_id(tokenizer, data.begin),
-        last_only=last_only,
-    )
+    """Conversations as the `data` section of a config says, counted.
+
+    Args:
+        start: of `load_start`.
+        conversations: messages in their order.
+        names: of their rows, for errors.
+        data: the section.
+        last_only: only the last answer is trained on.
+    """
+    settings = {"length": data.length, "last_only": last_only}
+    if start.template is not None:
+        from jaxlab.data.examples import own_template  # here: nothing else needs jinja2
+
+        examples = own_template.encode(start.template, conversations, names, **settings)
+    else:
+        begin = chat.begin_id(start.tokenizer, data.begin)
+        examples = chat.encode(
+            start.tokenizer, conversations, style=data.style, begin=begin, **settings
+        )
     if examples.truncated or examples.dropped:
         _log.warning(
             "%d of %d conversations cut at %d tokens; %d left out, of which no answer "
