@@ -8,7 +8,12 @@ Batches of language modelling: `tokens` i32[B, L], and optionally `segment_ids`,
 
 from jaxlab.objectives.language import label_mask, next_token, targets
 from jaxlab.objectives.penalties import input_noise, near_anchor, r3f, with_noise
-from jaxlab.objectives.preferences import answer_logps, asks_reference, preference
+from jaxlab.objectives.preferences import (
+    answer_logps,
+    asks_reference,
+    needs_whole_batch,
+    preference,
+)
 from jaxlab.objectives.ranking import contrastive, listwise, pointwise
 from jaxlab.objectives.tasks import (
     Task,
@@ -31,6 +36,7 @@ __all__ = [
     "language_model",
     "listwise",
     "near_anchor",
+    "needs_whole_batch",
     "next_token",
     "normalize_spectrally",
     "pointwise",

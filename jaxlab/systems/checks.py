@@ -47,6 +47,7 @@ _RANGES = {
         "candidates": ranges.Range("2 or more", 2.0),
         "negatives": ranges.AT_LEAST_0,
     },
+    "preference": {"chunks": ranges.AT_LEAST_1},
     "contrastive": {"temperature": ranges.ABOVE_0, "chunks": ranges.AT_LEAST_1},
     "mine": {"length": ranges.AT_LEAST_0, "depth": ranges.AT_LEAST_1},
     "eval": {

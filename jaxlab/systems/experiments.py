@@ -8,6 +8,7 @@ finish       an experiment to its last step, or Interrupt
 import dataclasses
 import logging
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,9 +44,8 @@ _OFF_AT_ZERO = {
 }
 # Losses that compute more of a number than float32 keeps: there it is compiled in.
 _COMPILED_IN = {
-    "ipo": {"preference.beta"},
-    "ipo_sum": {"preference.beta"},
-    "robust": {"preference.label_smoothing"},
+    **dict.fromkeys(("ipo", "ipo_sum", "cpo_ipo", "sppo_hard"), "preference.beta"),
+    **dict.fromkeys(("robust", "exo_pair"), "preference.label_smoothing"),
 }
 
 _log = logging.getLogger(__name__)
@@ -111,7 +111,10 @@ def with_numbers(
 
 def _numbers(config: ml_collections.ConfigDict) -> dict[str, float]:
     """The numbers of a config that are arguments of its step, by their flags' names."""
-    loss = config.preference.loss if "preference" in config else ""
+    losses = []
+    if "preference" in config:
+        losses = re.split(r"[\s+*]+", config.preference.loss)  # a sum has several
+    compiled_in = {_COMPILED_IN.get(name) for name in losses}
     found = {}
     for section, names in _NUMBERS.items():
         values = config.get(section, {}) if section else config
@@ -119,11 +122,7 @@ def _numbers(config: ml_collections.ConfigDict) -> dict[str, float]:
             key = f"{section}.{name}" if section else name
             value = values.get(name)
             is_off = not value and key in _OFF_AT_ZERO
-            if (
-                value is not None
-                and not is_off
-                and key not in _COMPILED_IN.get(loss, ())
-            ):
+            if value is not None and not is_off and key not in compiled_in:
                 found[key] = float(value)
     return found
 

@@ -297,6 +297,12 @@ def test_tuning_and_preferences_are_planned_with_their_rows_and_passes():
         config("tulu.py:dpo_7b", "--config.preference.reference=step")
     )
     assert (step.passes.forward, step.passes.copies) == (1, 1)
+    for loss, forward in (("orpo", 0), ("0.5*ipo + sft", 1)):
+        flags = [f"--config.preference.{x}" for x in (f"loss={loss}", "reference=step")]
+        planned = shapes_lib.shape(config("tulu.py:dpo_7b", *flags))
+        assert planned.passes.forward == forward
+    chunked = shapes_lib.shape(config("tulu.py:dpo_7b", "--config.preference.chunks=4"))
+    assert (chunked.passes.forward, chunked.micro_batches) == (1, 4)
     # Both answers of a pair are on one device: 32 pairs are for 32 shards, not for 64.
     where = plan.parse("v5p:4x4x4")
     with pytest.raises(errors.UserError, match=r"32 pairs .* by 64 .*batch_size=64"):

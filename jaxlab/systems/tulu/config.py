@@ -36,13 +36,20 @@ def preferences() -> ml_collections.ConfigDict:
                 "last_only": True,  # EasyLM's; False: all answers of a pair count
             },
             "preference": {
-                "loss": "sigmoid",  # see objectives.preference
+                "loss": "sigmoid",  # or a sum; see objectives/pair_losses.py
                 "beta": 0.1,
                 "label_smoothing": 0.0,
-                "target_margin": 0.0,  # of simpo
+                "target_margin": 0.0,  # of simpo its gamma / beta
+                "divergence": "reverse_kl",  # or forward_kl, js, alpha
+                "divergence_alpha": 0.5,  # of alpha
+                "tail_weight": 1.0,  # of what an answer is longer than the other one
+                "nll_weight": -1.0,  # of the chosen answers' cross-entropy; -1: its own
+                "temperature": 0.05,  # of discopop
+                "chunks": 1,  # parts of a batch, for losses that need the whole one
                 # Its log-probabilities are computed "before" the run, or in every
                 # "step".
                 "reference": "before",
+                "cache": "",  # where they are kept; "" is the user's cache folder
             },
         }
     )

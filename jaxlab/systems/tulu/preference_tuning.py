@@ -22,6 +22,7 @@ from jaxlab.data.examples import conversation_rows, conversations
 from jaxlab.evals import preferences
 from jaxlab.systems import experiments
 from jaxlab.systems.planning import untrained as planning
+from jaxlab.systems.tulu import config as config_lib
 from jaxlab.systems.tulu import reference
 from jaxlab.systems.tulu import start as start_lib
 
@@ -35,6 +36,8 @@ def dpo(
     asks, init_from = config.preference.reference, config.init_from
     if asks not in ("before", "step"):
         raise errors.UserError(f"preference.reference {asks!r}; use before or step")
+    if not objectives.asks_reference(config.preference.loss):
+        asks = "never"
 
     # ---- the model to tune, and pairs as rows
     start_lib.check(config)
@@ -63,8 +66,6 @@ def dpo(
 
     # ---- what the reference policy says of them
     frozen, evals, objective = None, {}, _preference(config, start.model)
-    if not objectives.asks_reference(config.preference.loss):
-        asks = "never"
     if asks == "step":
         frozen = start.params or load.params(init_from, mesh=mesh)
         is_new = start.params is not None
@@ -86,7 +87,7 @@ def dpo(
         frozen=frozen,
         evals=evals,
         config={
-            **config.to_dict(),
+            **_without_new_defaults(config),
             "data_order": parts[0].fingerprint,
             "truncated": chosen.truncated + rejected.truncated,
             "dropped": len(pairs) - len(matched[0].ends),
@@ -109,7 +110,10 @@ def dpo_untrained(
     config: ml_collections.ConfigDict, model: models.Decoder
 ) -> planning.Untrained:
     """What `jaxlab plan --aot` compiles for `dpo`."""
-    data, asks = config.data, config.preference.reference
+    data, preference = config.data, config.preference
+    asks = preference.reference
+    if not objectives.asks_reference(preference.loss):
+        asks = "never"
     return planning.Untrained(
         dpo_experiment(config, model, batches=None),
         conversation_rows.pair_spec(
@@ -120,6 +124,43 @@ def dpo_untrained(
 
 
 def _preference(config, model) -> types.Objective:
-    settings = config.preference.to_dict()
-    del settings["reference"]
+    settings, rows = config.preference.to_dict(), config.data.batch_size
+    for name in ("reference", "cache"):
+        settings.pop(name, None)
+    if settings.get("nll_weight", -1) == -1:
+        settings["nll_weight"] = None
+    if objectives.needs_whole_batch(config.preference.loss, settings["nll_weight"]):
+        settings["pairs"] = rows
+        check_parts(config)
     return objectives.preference(model.apply, **settings)
+
+
+def check_parts(config: ml_collections.ConfigDict) -> None:
+    """Refuses microbatches of a loss of whole batches, and chunks that leave rows over.
+
+    Raises:
+        UserError: with what to set.
+    """
+    rows, parts, loss = config.data.batch_size, config.micro_batches, config.preference
+    if parts != 1:
+        raise errors.UserError(
+            f"micro_batches {parts} would change the loss {loss.loss}, which is of a "
+            f"whole batch: use 1, and --config.preference.chunks={parts} to save memory"
+        )
+    if rows % loss.chunks:
+        raise errors.UserError(
+            f"preference.chunks {loss.chunks} does not divide a batch of {rows} pairs; "
+            "set it to a divisor of data.batch_size"
+        )
+
+
+def _without_new_defaults(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The config as it is saved: runs from before a setting was there go on."""
+    saved, plain = config.to_dict(), config_lib.preferences().preference
+    old = ("loss", "beta", "label_smoothing", "target_margin", "reference")
+    saved["preference"] = {
+        name: value
+        for name, value in saved["preference"].items()
+        if name in old or (name != "cache" and value != plain[name])
+    }
+    return saved

@@ -1,5 +1,8 @@
 """The shapes of steps of `tulu.sft` and `tulu.dpo`, for `jaxlab plan`: no jax."""
 
+import dataclasses
+import re
+
 import ml_collections
 
 from jaxlab.plan import shape as shapes
@@ -11,6 +14,8 @@ _REFERENCE_PASSES = {
     "before": shapes.Passes(),
     "step": shapes.Passes(forward=1, copies=1),
 }
+# Those of `objectives.pair_losses` that compare with none.
+WITHOUT_REFERENCE = frozenset({"sft", "cpo", "cpo_hinge", "cpo_ipo", "simpo", "orpo"})
 
 
 def sft_shape(config: ml_collections.ConfigDict) -> shapes.Shape:
@@ -19,7 +24,18 @@ def sft_shape(config: ml_collections.ConfigDict) -> shapes.Shape:
 
 
 def dpo_shape(config: ml_collections.ConfigDict) -> shapes.Shape:
-    """What a step of preference tuning computes: a pair is two rows."""
-    reference = config.preference.reference
-    planning.check_choice("preference.reference", reference, _REFERENCE_PASSES)
-    return planning.decoder(config, together=2, passes=_REFERENCE_PASSES[reference])
+    """What a step of preference tuning computes: a pair is two rows.
+
+    A batch in chunks is computed forward once more, one chunk in memory at a time.
+    """
+    loss = config.preference
+    planning.check_choice("preference.reference", loss.reference, _REFERENCE_PASSES)
+    names = re.split(r"[\s+*]+", loss.loss)
+    passes = _REFERENCE_PASSES[loss.reference]
+    if not any(n not in WITHOUT_REFERENCE for n in names if n.isidentifier()):
+        passes = shapes.Passes()
+    shape = planning.decoder(config, together=2, passes=passes)
+    if (chunks := loss.chunks) > 1:
+        again = passes._replace(forward=passes.forward + 1)
+        shape = dataclasses.replace(shape, passes=again, micro_batches=chunks)
+    return shape

@@ -17,6 +17,7 @@ from jaxlab.core import checkpoint, errors, tree
 from jaxlab.core import config as config_lib
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.models import sections as sections_lib
+from jaxlab.systems import checks
 from jaxlab.systems.olmo import pretraining
 from jaxlab.systems.planning import shapes
 from jaxlab.systems.tulu import instruction_tuning
@@ -73,6 +74,8 @@ def config_of(variant, start, talk, **changes):
     config = config_lib.load(f"{CONFIGS / 'tulu.py'}:{variant}")
     config.init_from = str(start)
     config.data.update({"source": talk, "length": 64, "held_out_fraction": 0.2})
+    if "preference" in config:  # not the user's, which older tests have filled
+        config.preference.cache = str(pathlib.Path(talk).parent / "kept")
     config.optim.learning_rate = 1e-2
     config.steps = 6
     config.update_from_flattened_dict(changes)
@@ -262,14 +265,21 @@ def test_a_resumed_run_refuses_a_reference_of_other_pairs(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["tiny", "tiny_dpo"])
+@pytest.mark.parametrize(
+    ("variant", "parts", "changes"),
+    [
+        ("tiny", "micro_batches", {}),
+        ("tiny_dpo", "micro_batches", {}),
+        ("tiny_dpo", "preference.chunks", {"preference.loss": "aot + sft"}),
+    ],
+)
 def test_a_mesh_and_microbatches_change_nothing_but_rounding(
-    variant, tuned, talk, tmp_path
+    variant, parts, changes, tuned, talk, tmp_path
 ):
-    more = {"data.batch_size": 8, "steps": 3, "optim.learning_rate": 1e-3}
+    more = {"data.batch_size": 8, "steps": 3, "optim.learning_rate": 1e-3, **changes}
     run(config_of(variant, tuned, talk, **more), tmp_path / "one")
     mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    config = config_of(variant, tuned, talk, micro_batches=2, **more)
+    config = config_of(variant, tuned, talk, **{parts: 2}, **more)
     run(config, tmp_path / "many", mesh)
     one, many = losses(tmp_path / "one"), losses(tmp_path / "many")
     assert many == pytest.approx(one, rel=1e-4)
@@ -352,6 +362,41 @@ def test_an_unknown_loss_or_reference_is_refused(tuned, talk, tmp_path):
     config = config_of("tiny_dpo", tuned, talk, **{"preference.loss": "ppo"})
     with pytest.raises(ValueError, match=r"loss 'ppo'; use one of sigmoid"):
         run(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "aot"}, r"micro_batches 2 would change the loss aot.*chunks=2"),
+        ({"loss": "cpo"}, r"micro_batches 2 would change the loss cpo.*chunks=2"),
+        ({"loss": "apo_zero", "temperature": 1.0}, "apo_zero has no temperature"),
+    ],
+)
+def test_a_loss_and_a_setting_that_do_not_go_together_are_refused(
+    changes, message, tuned, talk, tmp_path
+):
+    given = {f"preference.{name}": value for name, value in changes.items()}
+    config = config_of("tiny_dpo", tuned, talk, micro_batches=2, **given)
+    with pytest.raises(errors.UserError, match=message):
+        checks.check(config)
+
+
+def test_a_loss_without_a_reference_asks_for_none_and_is_cut_into_chunks(
+    preferred, tuned, talk, tmp_path
+):
+    changes = {"preference.loss": "orpo", "steps": 3, "optim.learning_rate": 1e-3}
+    for chunks in (1, 2):
+        more = {"preference.chunks": chunks, **changes}
+        run(config_of("tiny_dpo", tuned, talk, **more), tmp_path / str(chunks))
+    assert not (tmp_path / "1" / "reference.json").exists()
+    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
+    assert one == pytest.approx(two, rel=1e-5)
+    saved = json.loads((tmp_path / "1" / "config.json").read_text())["preference"]
+    old = json.loads((preferred / "config.json").read_text())["preference"]
+    # As runs from before there was a choice: they go on.
+    assert {*saved} == {*old} == {
+        "loss", "beta", "label_smoothing", "target_margin", "reference",
+    }  # fmt: skip
 
 
 def test_the_published_sizes_are_checked_against_the_start(start, talk, tmp_path):
