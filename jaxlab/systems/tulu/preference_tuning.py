@@ -71,7 +71,15 @@ def dpo(
         is_new = start.params is not None
         reference.check_policy(frozen, workdir, init_from, is_new=is_new)
     elif asks == "before":
-        reference.attach_reference_logps(parts, start, workdir, init_from)
+        reference.attach_reference_logps(
+            parts,
+            start,
+            workdir,
+            init_from,
+            folder=config.preference.cache,
+            style=f"{data.style} {data.begin}",
+            tail_weight=config.preference.tail_weight,
+        )
 
     # ---- the experiment
     if len(parts) > 1:
