@@ -348,8 +348,13 @@ def explain_errors(location: str | os.PathLike) -> Iterator[None]:
 
 
 def cache(*names: str) -> pathlib.Path:
-    """A folder for what can be made again, in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    """A folder for what can be made again, in the user's cache folder.
+
+    A relative XDG_CACHE_HOME is ignored, as the XDG specification has it.
+    """
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(home):
+        home = pathlib.Path.home() / ".cache"
     return pathlib.Path(home, "jaxlab", *names)
 
 

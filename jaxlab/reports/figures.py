@@ -4,10 +4,16 @@
 figure and whose backend a notebook has chosen, is not touched.
 """
 
+import os
+import pathlib
+import sys
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from jaxlab.core import paths
 
 WIDTH = 4.8  # inches of a figure that a phone shows as a whole, its letters still large
 _LINE = 0.07  # of a figure's height, for a line of text beside it
@@ -25,10 +31,27 @@ def panels(
         size: of the figure, (width, height) in inches.
         options: of matplotlib's `Figure.subplots`, e.g. sharey=True.
     """
-    from matplotlib import figure as figure_lib  # matplotlib takes 0.3 s
-
-    figure = figure_lib.Figure(figsize=size)
+    figure = _matplotlib().figure.Figure(figsize=size)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def _matplotlib() -> ModuleType:
+    """matplotlib, which takes 0.3 s; it finds and leaves nothing where it shall not.
+
+    It makes ~/.config/matplotlib for settings that are not there, and takes those of a
+    `matplotlibrc` in the working folder, which may be another's and ask for LaTeX.
+    """
+    is_first = "matplotlib" not in sys.modules
+    home = os.environ.get("XDG_CONFIG_HOME") or pathlib.Path.home() / ".config"
+    if is_first and not pathlib.Path(home, "matplotlib").is_dir():
+        found = os.environ.get("MPLCONFIGDIR")
+        os.environ["MPLCONFIGDIR"] = found or str(paths.cache("matplotlib"))
+    import matplotlib
+    import matplotlib.figure
+
+    if is_first and matplotlib.matplotlib_fname() == "matplotlibrc":
+        matplotlib.rcdefaults()
+    return matplotlib
 
 
 def label(name: str) -> str:

@@ -309,3 +309,12 @@ def test_a_system_that_keeps_files_is_told_before_the_work(store, capsys):
     assert cli.run(["train", config, "--workdir=gs://bucket/encoder"]) == 2
     assert "encoders.embed needs a local --workdir" in capsys.readouterr().err
     assert not [name for name in store.data if name.startswith("encoder/")]
+
+
+def test_a_relative_cache_folder_is_ignored(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for given in ("", "caches", "./caches"):
+        monkeypatch.setenv("XDG_CACHE_HOME", given)
+        assert paths.cache("data") == tmp_path / ".cache" / "jaxlab" / "data"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+    assert paths.cache() == tmp_path / "own" / "jaxlab"

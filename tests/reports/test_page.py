@@ -16,6 +16,7 @@ from matplotlib import text as text_lib
 
 from jaxlab.reports import figures
 from jaxlab.reports import page as page_lib
+from tests.support import runs
 
 HOSTILE = "<script src=\"http://x.y/z.js\">alert('1')</script> & {{ 7 * 6 }}"
 
@@ -220,3 +221,18 @@ def test_no_name_of_a_point_covers_another():
     boxes = [text_lib.Text.get_window_extent(text) for text in axes.texts]  # no line
     boxes = sorted((box.y0, box.y1) for box in boxes)
     assert all(a[1] <= b[0] + 1 for a, b in itertools.pairwise(boxes))
+
+
+def test_a_figure_leaves_no_folder_of_settings_and_takes_none_of_this_folder(tmp_path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "matplotlibrc").write_text("lines.linewidth: 77\n")
+    code = (
+        "import os, sys; os.chdir(sys.argv[1]); from jaxlab.reports import figures; "
+        "_, [[axes]] = figures.panels(size=(2, 2)); [line] = axes.plot([1, 2]); "
+        "print(line.get_linewidth())"
+    )
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": "caches", "XDG_CONFIG_HOME": ""}
+    done = runs.python(code, tmp_path / "here", MPLCONFIGDIR="", **home)
+    assert float(done.stdout) < 5, done.stderr
+    left = {x.name for x in (*tmp_path.iterdir(), *(tmp_path / "here").iterdir())}
+    assert left == {"here", ".cache", "matplotlibrc"}
