@@ -6,6 +6,7 @@ Batches of language modelling: `tokens` i32[B, L], and optionally `segment_ids`,
 `positions` i32[B, L] and `loss_mask` f32[B, L] (1 where the token counts as a label).
 """
 
+from jaxlab.objectives.kto import kto
 from jaxlab.objectives.language import label_mask, next_token, targets
 from jaxlab.objectives.penalties import input_noise, near_anchor, r3f, with_noise
 from jaxlab.objectives.preferences import (
@@ -15,6 +16,7 @@ from jaxlab.objectives.preferences import (
     preference,
 )
 from jaxlab.objectives.ranking import contrastive, listwise, pointwise
+from jaxlab.objectives.rewards import bradley_terry, pair_scores, reward
 from jaxlab.objectives.tasks import (
     Task,
     classifier,
@@ -28,10 +30,12 @@ __all__ = [
     "Task",
     "answer_logps",
     "asks_reference",
+    "bradley_terry",
     "classifier",
     "contrastive",
     "divide_by_norm",
     "input_noise",
+    "kto",
     "label_mask",
     "language_model",
     "listwise",
@@ -39,9 +43,11 @@ __all__ = [
     "needs_whole_batch",
     "next_token",
     "normalize_spectrally",
+    "pair_scores",
     "pointwise",
     "preference",
     "r3f",
+    "reward",
     "targets",
     "task_loss",
     "with_noise",

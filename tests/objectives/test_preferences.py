@@ -324,3 +324,96 @@ def test_certain_answers_have_finite_gradients():
     params = 1e4 * jax.random.normal(jax.random.key(3), (8, 8))
     gradient = jax.grad(_mean(objective, _random_pairs(6)))(params)
     assert jnp.isfinite(gradient).all()
+
+
+# ------------------------------------------------------------------ single answers
+
+
+def _columns(*columns):
+    """A batch of answers of one token each, whose log-probabilities are parameters."""
+    rows = np.stack(columns, axis=1)
+    return jnp.asarray(rows, jnp.float32)
+
+
+def _kto_of_trl(trl, row):
+    given = trl["inputs"]
+    policy = _columns(given["policy_chosen"], row["kl_policy"])
+    batch = {
+        "tokens": jnp.arange(24).reshape(6, 2, 2),
+        "loss_mask": jnp.ones((6, 2, 2)),
+        "reference_logps": _columns(given["reference_chosen"], row["kl_reference"]),
+        "is_desirable": jnp.array(row["labels"], bool),
+    }
+    return policy, batch
+
+
+def _look_up(variables, tokens, targets, method):
+    """A model whose parameters are the log-probability of each row."""
+    del targets, method
+    logps = variables["params"].reshape(-1)[tokens[:, 0] // 2]
+    return jnp.stack([logps, jnp.zeros_like(logps)], axis=1), None
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_unpaired_losses_are_those_of_trl(trl, chunks):
+    for row in trl["trl_kto"]:
+        policy, batch = _kto_of_trl(trl, row)
+        names = ("beta", "desirable_weight", "undesirable_weight")
+        options = {name: row[name] for name in names}
+        objective = objectives.kto(
+            _look_up, row["loss_type"], chunks=chunks, rows=6, **options
+        )
+        loss, gradient = jax.value_and_grad(_mean(objective, batch))(policy)
+        assert float(loss) == pytest.approx(row["loss"], rel=1e-5)
+        assert (gradient[:, 0] != 0).all()
+        assert (gradient[:, 1] == 0).all()  # the KL is a constant
+
+
+def test_kto_asks_a_frozen_policy_and_leaves_empty_rows_out(trl):
+    row = trl["trl_kto"][0]
+    policy, batch = _kto_of_trl(trl, row)
+    reference = batch.pop("reference_logps")
+    batch["loss_mask"] = batch["loss_mask"].at[5].set(0.0)
+    objective = objectives.kto(_look_up)
+    found = objective(policy, batch, key=jax.random.key(0), frozen=reference)
+    few = {name: x[:5] for name, x in batch.items()} | {
+        "reference_logps": reference[:5]
+    }
+    expected = objective(policy, few, key=jax.random.key(0), frozen=None)
+    assert float(found.weight) == 5
+    chex.assert_trees_all_close(found.total, expected.total, rtol=1e-6)
+    whole = objectives.kto(_look_up, rows=6)
+    with pytest.raises(errors.UserError, match=r"kto needs all 6 examples"):
+        whole(policy, few, key=jax.random.key(0), frozen=None)
+    with pytest.raises(ValueError, match="loss 'bco'; use kto or apo_zero_unpaired"):
+        objectives.kto(_look_up, "bco")
+
+
+# ------------------------------------------------------------------ rewards
+
+
+def test_losses_of_rewards_are_those_of_trl(trl):
+    case = {name: np.float32(value) for name, value in trl["reward_model"].items()}
+    scores = _columns(case["chosen"], case["rejected"])
+    batch = {
+        "tokens": jnp.arange(24).reshape(6, 2, 2), "lengths": jnp.full((6, 2), 2),
+    }  # fmt: skip
+
+    def apply(variables, tokens, lengths):
+        del lengths
+        return variables["params"].reshape(-1)[tokens[:, 0] // 2]
+
+    def mean(batch, **options):
+        return float(_mean(objectives.reward(apply, **options), batch)(scores))
+
+    margins = {**batch, "margin": jnp.asarray(case["margin"])}
+    assert mean(batch) == pytest.approx(case["loss"], rel=1e-6)
+    assert mean(margins) == pytest.approx(case["loss_with_margin"], rel=1e-6)
+    assert mean(batch, center=0.01) == pytest.approx(
+        case["loss_centered_0p01"], rel=1e-6
+    )
+    const = {**batch, "margin": jnp.full(6, 0.5)}
+    assert mean(batch, margin=0.5) == pytest.approx(mean(const), rel=1e-6)
+    empty = {**batch, "lengths": batch["lengths"].at[0, 1].set(0)}
+    loss = objectives.reward(apply)(scores, empty, key=None, frozen=None)
+    assert float(loss.weight) == 5
