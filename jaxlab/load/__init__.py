@@ -21,7 +21,13 @@ from jaxlab.load.by_path import (
     params,
     scorer,
 )
-from jaxlab.load.chats import Chat, chat_format, chat_of, chat_template
+from jaxlab.load.chats import (
+    Chat,
+    chat_format,
+    chat_of,
+    chat_template,
+    chat_texts,
+)
 from jaxlab.load.source import tokenizer_path
 from jaxlab.load.write import save, save_generation, save_tokenizer
 
@@ -35,6 +41,7 @@ __all__ = [
     "chat_format",
     "chat_of",
     "chat_template",
+    "chat_texts",
     "decoder",
     "encoder",
     "generation",

@@ -83,6 +83,20 @@ def chat_template(
     return templates.Template(str(path), {"default": text}, own, allowed)
 
 
+def chat_texts(path: str | pathlib.Path) -> dict[str, str]:
+    """Name -> Jinja text of what a model's conversations are written in; {} if nothing.
+
+    Args:
+        path: of the model.
+    """
+    found = _find(path, None)
+    if found is None:
+        return {}
+    if isinstance(found, pathlib.Path):
+        return tokenizer_files.chat_templates(found)
+    return {"default": chat_templates.of_tokenizer(_tokenizer(path, None), *found)}
+
+
 def chat_of(
     path: str | pathlib.Path, *, tokenizer: str | pathlib.Path | None = None
 ) -> Chat:

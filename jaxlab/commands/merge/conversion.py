@@ -6,6 +6,7 @@ both kinds are opened and averaged in memory.
 """
 
 import argparse
+import logging
 import pathlib
 from collections.abc import Callable, Mapping
 
@@ -18,6 +19,8 @@ from jaxlab.merge.files.recipe import recipe as recipe_lib
 from jaxlab.merge.files.write import orbax_folder
 from jaxlab.models import sections
 from jaxlab.models.hf import names
+
+_log = logging.getLogger(__name__)
 
 
 def average(plan: recipe_lib.Recipe, args: argparse.Namespace) -> None:
@@ -38,8 +41,9 @@ def average(plan: recipe_lib.Recipe, args: argparse.Namespace) -> None:
         except ValueError as error:  # such as weights that sum to 0
             raise errors.UserError(str(error)) from None
         dtype = plan.dtype or "float32"
-        first = loaded[0]._replace(params=merged)
-        load.save(out, first, plan.models[0], dtype=dtype)
+        speaker = _speaker(plan, is_told=True)
+        first = loaded[0]._replace(params=merged, generation=load.generation(speaker))
+        load.save(out, first, speaker, dtype=dtype)
     print(f"{out}: the average of {len(loaded)} models, {dtype}")
 
 
@@ -49,16 +53,36 @@ def writer(
     """Fills a folder with a merge of runs as a Hugging Face folder, or the reverse."""
     source = pathlib.Path(plan.tokenizer or plan.models[0])
     if runs.find(source) is not None:
-        return lambda tensors, folder: _to_folder(source, tensors, folder)
+        return lambda tensors, folder: _to_folder(plan, source, tensors, folder)
     return lambda tensors, folder: _to_run(source, tensors, folder)
 
 
-def _to_folder(source, tensors, folder) -> None:
+def _speaker(plan, *, is_told: bool = False) -> str:
+    """The model whose tokenizer and chat template a result has.
+
+    That which the recipe names, or the first that says how conversations are written.
+    """
+    if plan.tokenizer:
+        return plan.tokenizer
+    said = {model: load.chat_texts(model) for model in plan.models}
+    said = {model: texts for model, texts in said.items() if texts}
+    speaker = next(iter(said), plan.models[0])
+    if is_told and any(texts != said[speaker] for texts in said.values()):
+        _log.warning(
+            "the chat templates of the models differ; the result has that of %s",
+            speaker,
+        )
+    return speaker
+
+
+def _to_folder(plan, source, tensors, folder) -> None:
     """Leaves of runs, mapped, as a Hugging Face folder."""
-    embedding = tensors["embed/embedding"]
+    embedding, speaker = tensors["embed/embedding"], _speaker(plan)
     described = load.architecture(source, vocab=embedding.shape[0])
-    merged = described._replace(params=orbax_folder.nest(tensors))
-    load.save(folder / "model", merged, source, dtype=str(embedding.dtype))
+    merged = described._replace(
+        params=orbax_folder.nest(tensors), generation=load.generation(speaker)
+    )
+    load.save(folder / "model", merged, speaker, dtype=str(embedding.dtype))
     for file in (folder / "model").iterdir():
         file.rename(folder / file.name)
     (folder / "model").rmdir()

@@ -172,7 +172,8 @@ def merge_recipe(
         spell_out=spell_out,
         is_forced=force or bool(recipe.sizes),  # what was merged once is merged again
     )
-    kept = inputs[recipe.models.index(recipe.tokenizer or recipe.models[0])]
+    named = recipe.models.index(recipe.tokenizer) if recipe.tokenizer else None
+    kept = tokenizers.choose(inputs, named)
     tokenizer_notes += tokenizers.template_notes(inputs, kept)
     tokenizer_notes += tokenizers.eos_notes(inputs, kept)
     options["format"] = options["format"] or _FORMAT_OF[first.kind]

@@ -223,3 +223,19 @@ def test_a_start_with_a_template_is_told_of_it_in_another_style(
     assert load.chat_format(tmp_path / "out") == ("olmo", "bos")
     kept = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert kept["eos_token_id"] == [7, EOS]
+
+
+@pytest.mark.parametrize("form", ["hf", "orbax"])
+def test_a_merge_has_the_template_that_its_models_share(
+    form, tuned, start, talk, tmp_path, capsys
+):
+    other = tmp_path / "other"
+    assert tune("tiny", start, talk, other, "data.style=template") == 0
+    for name, models in {"alike": (tuned, tuned), "mixed": (tuned, other)}.items():
+        capsys.readouterr()
+        argv = ["merge", *map(str, models), "-o", str(tmp_path / name)]
+        assert cli.run([*argv, f"--format={form}"]) == 0
+        warned = capsys.readouterr().err
+        assert ("chat templates of the models differ" in warned) == (name == "mixed")
+        assert load.chat_texts(tmp_path / name) == {"default": TEMPLATE}
+        assert set(load.decoder(tmp_path / name).eos_ids) == {7, EOS, END}

@@ -9,12 +9,13 @@ import contextlib
 import hashlib
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from jaxlab.core import errors, json_text, tokenizer_files
 from jaxlab.merge.files.read import source as source_lib
 
+_OWN = "own"  # as data.examples.chat calls it
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 
@@ -53,11 +54,26 @@ def compare(inputs: Sequence[source_lib.Source]) -> list[Difference]:
     return found
 
 
+def choose(inputs: Sequence[source_lib.Source], named: int | None) -> source_lib.Source:
+    """Whose tokenizer, chat template and generation_config.json the result has.
+
+    Args:
+        inputs: of the merge.
+        named: number of the one that the recipe names; None: the first, or of runs the
+            first that says how conversations are written: a base does not.
+    """
+    if named is not None or not inputs[0].is_run:
+        return inputs[named or 0]
+    return next((source for source in inputs if _template(source)), inputs[0])
+
+
 def template_notes(
     inputs: Sequence[source_lib.Source], kept: source_lib.Source
 ) -> list[str]:
     """Says whose chat template the result has, where the inputs' differ."""
     templates = [_template(source) for source in inputs]
+    if all(source.is_run for source in inputs) and _template(kept):
+        templates = [template for template in templates if template]
     if all(template == templates[0] for template in templates):
         return []
     has = "the chat template" if _template(kept) else "no chat template, as that"
@@ -93,7 +109,18 @@ def _eos_ids(source) -> set[int]:
     return {i for each in ids for i in each if isinstance(i, int)}
 
 
+def style(source: source_lib.Source) -> dict[str, str]:
+    """What a run's config says of the conversations that it was tuned on."""
+    data = source.config.get("data") if source.is_run else None
+    if not isinstance(data, Mapping) or "style" not in data:
+        return {}
+    return {"style": data["style"], "begin": data.get("begin", "bos")}
+
+
 def _template(source) -> dict[str, str]:
+    tuned = style(source)
+    if tuned and tuned["style"] != _OWN:
+        return tuned
     try:
         return tokenizer_files.chat_templates(source.tokenizer)
     except errors.UserError:  # of a damaged file, which is copied as it is

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxlab.core import checkpoint, checkpoint_files, runs, tokenizer_files, tree
 from jaxlab.merge.files.read import source as source_lib
+from jaxlab.merge.files.read import tokenizers
 
 STEP = 0  # no update was made
 _GENERATION = "generation_config.json"
@@ -32,7 +33,10 @@ def write_like(
     if source.kind == "checkpoint":
         write_checkpoint(source.tree, tensors, folder)
     else:
-        write(folder, tensors, source.config, source.axes)
+        config = dict(source.config)
+        if style := tokenizers.style(kept):
+            config["data"] = {**config.get("data", {}), **style}
+        write(folder, tensors, config, source.axes)
         if tokenizer_files.find(kept.tokenizer):
             (folder / "tokenizer").mkdir()
             tokenizer_files.copy(kept.tokenizer, folder / "tokenizer")
