@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 import jinja2
 
 from jaxlab.core import errors, tokenizer_files
+from jaxlab.data import lines
 from jaxlab.data.templates import control, labels, sandbox, traced
-from jaxlab.data.tokenizers import byte_pairs
+from jaxlab.data.tokenizers import special_tokens
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
 _ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
@@ -58,7 +59,7 @@ class Template:
         self,
         name: str,
         templates: Mapping[str, str],
-        tokenizer: byte_pairs.BytePairs,
+        tokenizer: tokenizer_lib.Tokenizer,
         allowed: Sequence[str] = (),
     ):
         self._name, self._templates = name, dict(templates)
@@ -96,6 +97,7 @@ class Template:
                 never ends.
         """
         text = self._render(messages, tools, generation_prompt, now)
+        lines.require_utf8(str.__str__(text), f"{self._name}: the conversation")
         answers = _answers(messages)
         tokens = self._encoder.encode(text, answers)
         spans = labels.find_spans(
@@ -183,19 +185,23 @@ class Template:
 
     def _special(self) -> dict[str, traced.Traced]:
         """The tokens that a template may name."""
-        special = self._tokenizer.special_tokens._asdict()
-        return {
-            f"{name}_token": traced.Traced(token[1], traced.OWN)
-            for name, token in special.items()
-            if token is not None
+        config = self._tokenizer.config
+        texts = {
+            name: special_tokens.token_text(value)
+            for name, value in config.items()
+            if name.endswith("_token") and isinstance(value, str | Mapping)
         }
+        for name, token in self._tokenizer.special_tokens._asdict().items():
+            if token is not None:
+                texts[f"{name}_token"] = token[1]
+        return {name: traced.Traced(x, traced.OWN) for name, x in texts.items()}
 
 
 def load(folder: str | pathlib.Path, *, allowed: Sequence[str] = ()) -> Template:
     """The chat template of a model's folder.
 
     Args:
-        folder: with a tokenizer.json, and the template as chat_template.jinja or in
+        folder: with a tokenizer, and the template as chat_template.jinja or in
             tokenizer_config.json, as a string or as a list of named ones.
         allowed: added tokens that an assistant's contents may use, e.g. "<think>".
 
@@ -207,13 +213,7 @@ def load(folder: str | pathlib.Path, *, allowed: Sequence[str] = ()) -> Template
         raise errors.UserError(
             f"{folder} has no chat template; put the model's chat_template.jinja there"
         )
-    tokenizer = tokenizer_lib.load(folder)
-    if not isinstance(tokenizer, byte_pairs.BytePairs):
-        raise errors.UserError(
-            f"{folder} has a chat template and a SentencePiece model; put the "
-            "tokenizer.json beside it that transformers writes of it (save_pretrained)"
-        )
-    return Template(str(folder), templates, tokenizer, allowed)
+    return Template(str(folder), templates, tokenizer_lib.load(folder), allowed)
 
 
 def _answers(messages) -> list[int]:

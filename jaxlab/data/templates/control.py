@@ -12,14 +12,13 @@ gives, and there the tokenizer as it stands makes the ids.
 end nothing, and models have read texts with them.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxlab.core import errors
-from jaxlab.data.templates import traced
-from jaxlab.data.tokenizers import byte_pairs
+from jaxlab.data.templates import traced, vocabularies
+from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 
 
 class Token(NamedTuple):
@@ -35,26 +34,23 @@ class Encoder:
     """Encodes traced texts.
 
     Args:
-        tokenizer: byte pairs, as `tokenizers.load` gives them.
+        tokenizer: as `tokenizers.load` gives it.
         allowed: added tokens that an assistant's contents may use.
     """
 
-    def __init__(self, tokenizer: byte_pairs.BytePairs, allowed: Sequence[str] = ()):
-        added = tokenizer.parsing.get_added_tokens_decoder()
-        self._added = {t.content: (i, t) for i, t in added.items() if t.content.strip()}
+    def __init__(self, tokenizer: tokenizer_lib.Tokenizer, allowed: Sequence[str] = ()):
+        self._vocabulary = vocabularies.of_tokenizer(tokenizer)
+        self._added = {text: token.id for text, token in self._vocabulary.added.items()}
         self._allowed = frozenset(allowed)
-        self._ids = frozenset(number for number, _ in self._added.values())
-        self._whole = _derive(tokenizer)
-        self._first = _derive(tokenizer, without=self._ids)
-        self._later = _derive(tokenizer, without=self._ids, is_first=False)
-        order = sorted(self._added, key=len, reverse=True)
-        patterns = (_pattern(text, self._added[text][1]) for text in order)
-        self._pattern = re.compile("|".join(patterns)) if order else None
+        self._ids = frozenset(self._added.values())
+        self._order = sorted(self._added, key=len, reverse=True)
+        patterns = (self._vocabulary.added[text].pattern(text) for text in self._order)
+        self._pattern = re.compile("|".join(patterns)) if self._order else None
 
     @property
     def added(self) -> Mapping[str, int]:
         """Text -> id of the control tokens."""
-        return {text: number for text, (number, _) in self._added.items()}
+        return self._added
 
     def encode(
         self, text: traced.Traced, assistants: Iterable[int] = ()
@@ -66,11 +62,11 @@ class Encoder:
             assistants: numbers of the messages that answer.
         """
         answers = frozenset(assistants)
-        whole = [*self._tokens(self._whole, text, 0)]
-        if all(
-            self._may_be(text, token, answers) for token in whole if token.is_control
-        ):
-            return whole
+        if (spans := self._vocabulary.whole(str.__str__(text))) is not None:
+            whole = [*self._tokens(spans, 0)]
+            controls = (token for token in whole if token.is_control)
+            if all(self._may_be(text, token, answers) for token in controls):
+                return whole
         tokens, start = [], 0
         for match in self._find(text, answers):
             tokens += self._encode_piece(text, start, match.start)
@@ -78,9 +74,8 @@ class Encoder:
             start = match.stop
         return tokens + self._encode_piece(text, start, len(text))
 
-    def _tokens(self, model, text, offset) -> Iterator[Token]:
-        encoded = model.encode(str.__str__(text), add_special_tokens=False)
-        for number, (start, stop) in zip(encoded.ids, encoded.offsets, strict=True):
+    def _tokens(self, spans, offset) -> Iterator[Token]:
+        for number, start, stop in spans:
             yield Token(number, offset + start, offset + stop, number in self._ids)
 
     def _may_be(self, text, token, answers) -> bool:
@@ -97,9 +92,8 @@ class Encoder:
         """Control tokens, leftmost and longest, among those that may be."""
         start = 0
         while self._pattern and (match := self._pattern.search(text, start)):
-            token = Token(
-                self._added[match[0].strip()][0], match.start(), match.end(), True
-            )
+            number = self._added[match[0].strip()]
+            token = Token(number, match.start(), match.end(), True)
             if self._may_be(text, token, answers):
                 yield token
                 start = match.end()
@@ -111,17 +105,18 @@ class Encoder:
 
     def _find_at(self, text, start, answers):
         """A shorter token that begins at the same place."""
-        for spelled in sorted(self._added, key=len, reverse=True):
-            token = Token(self._added[spelled][0], start, start + len(spelled), True)
+        for spelled in self._order:
+            token = Token(self._added[spelled], start, start + len(spelled), True)
             if text.startswith(spelled, start) and self._may_be(text, token, answers):
                 return token
         return None
 
-    def _encode_piece(self, text, start, stop) -> list[Token]:
+    def _encode_piece(self, text, start, stop, place="") -> list[Token]:
         if start == stop:
             return []
-        model = self._later if start else self._first
-        tokens = [*self._tokens(model, text[start:stop], start)]
+        place = place or (vocabularies.BEHIND if start else vocabularies.FIRST)
+        spans = self._vocabulary.piece(str.__str__(text[start:stop]), place)
+        tokens = [*self._tokens(spans, start)]
         for token in tokens:
             if token.is_control:  # a vocabulary may hold the marker as a word, too
                 middle = token.start + 1
@@ -130,35 +125,7 @@ class Encoder:
                         f"a message spells {str.__str__(text[start:stop])!r}, a "
                         "control token that has no other spelling; take it out"
                     )
-                return self._encode_piece(text, start, middle) + self._encode_piece(
-                    text, middle, stop
-                )
+                head = self._encode_piece(text, start, middle, place)
+                rest = self._encode_piece(text, middle, stop, vocabularies.INSIDE)
+                return head + rest
         return tokens
-
-
-def _pattern(text: str, token: Any) -> str:
-    word = re.escape(text)
-    if token.single_word:
-        word = rf"(?<!\w){word}(?!\w)"
-    return r"\s*" * token.lstrip + word + r"\s*" * token.rstrip
-
-
-def _derive(tokenizer, *, without=frozenset(), is_first=True):
-    """The same model with offsets of whole tokens, and without some added ones."""
-    import tokenizers
-
-    model = json.loads(tokenizer.parsing.to_str())
-    model["added_tokens"] = [x for x in model["added_tokens"] if x["id"] not in without]
-    model["post_processor"] = None  # it cuts white space off the offsets
-    if not is_first:
-        _prefix_nothing(model.get("pre_tokenizer"))
-    return tokenizers.Tokenizer.from_str(json.dumps(model))
-
-
-def _prefix_nothing(step: Any) -> None:
-    """A piece behind a token is not the first of its text."""
-    if isinstance(step, dict):
-        if step.get("prepend_scheme") == "first":
-            step["prepend_scheme"] = "never"
-        for each in step.get("pretokenizers", ()):
-            _prefix_nothing(each)

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from jaxlab.data.tokenizers import special_tokens
 
 # A protocol buffer behind a model: its normalizer_spec has another add_dummy_prefix.
 _DUMMY_PREFIX = {False: b"\x1a\x02\x18\x00", True: b"\x1a\x02\x18\x01"}
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,22 +97,25 @@ class SentencePiece:
     @functools.cached_property
     def _inner(self) -> Any:
         """Encodes what stands behind a token: with no space in front if not legacy."""
+        return self._bare if self.config.get("legacy") is False else self.processor
+
+    @functools.cached_property
+    def _bare(self) -> Any:
+        """Encodes what no space is put in front of."""
         import sentencepiece
 
-        if self.config.get("legacy") is not False:
-            return self.processor
         data = self.data + _DUMMY_PREFIX[False]
         return sentencepiece.SentencePieceProcessor(model_proto=data)
 
     @functools.cached_property
     def _prefixed(self) -> bool:
         """Whether the model puts a space before every text, as Llama's does."""
-        return self.processor.encode("a", out_type=str)[0].startswith(_SPACE)
+        return self.processor.encode("a", out_type=str)[0].startswith(SPACE)
 
     @functools.cached_property
     def _space_ids(self) -> list[int] | None:
         """Byte tokens of U+2581; None where the published model cannot spell it."""
-        ids = [self.processor.piece_to_id(f"<0x{b:02X}>") for b in _SPACE.encode()]
+        ids = [self.processor.piece_to_id(f"<0x{b:02X}>") for b in SPACE.encode()]
         return None if self._prefixed or self.processor.unk_id() in ids else ids
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
@@ -134,18 +138,43 @@ class SentencePiece:
 
     def _encode_text(self, text: str, processor: Any) -> list[int]:
         """A text without tokens; a real U+2581 as bytes."""
-        if _SPACE not in text or not self._space_ids:
+        if SPACE not in text or not self._space_ids:
             return processor.encode(text)
         ids = []
-        for number, part in enumerate(text.split(_SPACE)):
+        for number, part in enumerate(text.split(SPACE)):
             ids += (self._space_ids if number else []) + processor.encode(part)
         return ids
+
+    def spans(
+        self, text: str, is_first: bool = True, is_inside: bool = False
+    ) -> list[tuple[int, int, int]]:
+        """(id, start, stop) of the tokens of a text, whatever tokens it spells.
+
+        A character's bytes are each of the whole character. A space is put in front
+        behind a token only where the folder says legacy, as transformers 5 does (what
+        says nothing was legacy before, and is in `encode`).
+
+        Args:
+            text: without added tokens.
+            is_first: no token stands before it.
+            is_inside: it goes on in the middle of a word.
+        """
+        has_prefix = is_first or self.config.get("legacy") is True
+        processor = self.processor if has_prefix and not is_inside else self._bare
+        spans, at = [], 0
+        for number, part in enumerate(text.split(SPACE) if self._space_ids else [text]):
+            if number:
+                spans += [(i, at, at + 1) for i in self._space_ids]
+                at += 1
+            spans += [(i, at + a, at + b) for i, a, b in _spans(processor, part)]
+            at += len(part)
+        return spans
 
     def encode_batch(
         self, texts: Sequence[str], *, special: bool = False
     ) -> list[list[int]]:
         """See `tokenizer.Tokenizer`."""
-        if self._patterns[special] or any(_SPACE in text for text in texts):
+        if self._patterns[special] or any(SPACE in text for text in texts):
             return [self.encode(text, special=special) for text in texts]
         return self.processor.encode(list(texts), num_threads=-1)
 
@@ -174,6 +203,22 @@ class SentencePiece:
             plain | dict(self.config),
             "LlamaTokenizer",
         )
+
+
+def _spans(processor, text: str) -> list[tuple[int, int, int]]:
+    """(id, start, stop) of what a processor makes of a text."""
+    # Offsets are of characters; of bytes where there is no immutable proto any more.
+    encode = getattr(processor, "encode_as_immutable_proto", None)
+    pieces = (encode or processor.encode_as_proto)(text).pieces
+    sizes = (1 if encode else len(character.encode()) for character in text)
+    ends = itertools.accumulate(sizes, initial=0)
+    place = {end: number for number, end in enumerate(ends)}
+    spans, stop = [], None
+    for piece in reversed(pieces):  # all but the last byte of a character are of none
+        if piece.begin < piece.end or stop is None:
+            stop = place[piece.end]
+        spans.append((piece.id, place[piece.begin], stop))
+    return spans[::-1]
 
 
 def train(
