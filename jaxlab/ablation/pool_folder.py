@@ -27,7 +27,7 @@ import jax
 
 from jaxlab.ablation import cache
 from jaxlab.ablation import pool as pools
-from jaxlab.core import checkpoint, errors, json_text, locks, report, tree, types
+from jaxlab.core import checkpoint, errors, json_text, links, locks, report, tree, types
 
 _FILE = "pool.json"
 _VERSION = 1
@@ -181,6 +181,7 @@ def read(folder: pathlib.Path) -> Contents:
         UserError: no pool.json, or one that cannot be understood.
     """
     path = pathlib.Path(folder) / _FILE
+    links.refuse_outside(path, path.parent)
     try:
         content = json_text.read_object(path, "restore it from a copy")
         if content is None:

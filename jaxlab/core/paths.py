@@ -18,7 +18,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 
-from jaxlab.core import errors, installation
+from jaxlab.core import errors, installation, links
 
 MOST_BYTES = 1 << 27  # of a file that is read whole: some have 10 MB
 
@@ -110,7 +110,8 @@ def list_files(
 ) -> dict[str, int]:
     """Bytes of every file below a local folder by its name there, links followed.
 
-    A link to a folder that it lies in leads nowhere new and is passed by.
+    Not followed are those that `links.reason_to_skip` names, and a link to a folder
+    that it lies in, which leads nowhere new.
 
     Args:
         folder: to be looked through.
@@ -129,6 +130,10 @@ def list_files(
             _leave_out(left_out, "is a link to a folder it lies in", path, folder)
             folders.clear()
             continue
+        if why := links.reason_to_skip(path, folder):
+            _leave_out(left_out, why, path, folder)
+            folders.clear()
+            continue
         above |= {os.path.join(path, name): within | {real} for name in folders}
         for name in files:
             file = os.path.join(path, name)
@@ -143,7 +148,10 @@ def list_files(
                     raise
                 _leave_out(left_out, "is a link to itself", file, folder)
                 continue
-            if stat.S_ISREG(status.st_mode):
+            why = os.path.islink(file) and links.reason_to_skip(file, folder)
+            if why:
+                _leave_out(left_out, why, file, folder)
+            elif stat.S_ISREG(status.st_mode):
                 sizes[_name_in(folder, file)] = status.st_size
             else:
                 _leave_out(left_out, "is a pipe, socket or device", file, folder)

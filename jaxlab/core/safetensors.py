@@ -22,7 +22,7 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from jaxlab.core import errors, json_text, paths
+from jaxlab.core import errors, json_text, links, paths
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -103,6 +103,7 @@ def folder_offsets(
     not read from there. Raises as `read_folder`.
     """
     folder = pathlib.Path(folder)
+    links.check(folder)
     if (folder / WEIGHTS).is_file():
         return {folder / WEIGHTS: tensor_offsets(folder / WEIGHTS)}
     owners, found, seen = _weight_map(folder), {}, {}
@@ -132,6 +133,7 @@ def folder_offsets(
 def files(folder: str | os.PathLike) -> list[pathlib.Path]:
     """The files that hold a folder's tensors; raises as `read_folder`."""
     folder = pathlib.Path(folder)
+    links.check(folder)
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     names = sorted(set(_weight_map(folder).values()))

@@ -12,7 +12,7 @@ import shutil
 import zlib
 from collections.abc import Mapping
 
-from jaxlab.core import errors, json_text
+from jaxlab.core import errors, json_text, links
 
 CONFIG = "tokenizer_config.json"
 MODELS = ("tokenizer.json", "tokenizer.json.gz", "tokenizer.model")
@@ -44,7 +44,7 @@ def copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
     """
     source, target = pathlib.Path(source), pathlib.Path(target)
     for file in find(source):
-        refuse_outside(file, source)
+        links.refuse_outside(file, source)
         to = target / file.relative_to(source)
         to.parent.mkdir(exist_ok=True)
         if file.name != _PACKED:
@@ -76,28 +76,6 @@ def read(file: pathlib.Path) -> bytes:
     return data
 
 
-def refuse_outside(file: pathlib.Path, folder: pathlib.Path) -> None:
-    """Refuses a link to what does not belong to a folder: it would be copied.
-
-    The hub's cache has links, to `blobs` beside the `snapshots` that the folder is in;
-    a folder that it downloads to may have links to `models--NAME/blobs`.
-
-    Raises:
-        UserError: the file is such a link.
-    """
-    home, target = folder.resolve(), file.resolve()
-    homes = [home]
-    if home.parent.name == "snapshots":
-        homes.append(home.parent.parent / "blobs")
-    above = target.parent
-    is_of_hub = above.name == "blobs" and above.parent.name.startswith("models--")
-    if not is_of_hub and not any(target.is_relative_to(each) for each in homes):
-        raise errors.UserError(
-            f"{file} is a link to {target}, outside of the model's folder; put a copy "
-            "there, or remove it"
-        )
-
-
 def chat_templates(folder: str | os.PathLike) -> dict[str, str]:
     """Name -> Jinja text of a folder's chat templates; {} where it has none.
 
@@ -123,6 +101,7 @@ def chat_templates(folder: str | os.PathLike) -> dict[str, str]:
     files |= {f.stem: f for f in sorted((folder / _MORE_TEMPLATES).glob("*.jinja"))}
     for name, file in files.items():
         if file.is_file():
+            links.refuse_outside(file, folder)
             try:
                 found[name] = file.read_text("utf-8")
             except UnicodeDecodeError as error:

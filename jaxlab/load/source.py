@@ -11,6 +11,7 @@ from jaxlab.core import (
     folders,
     gguf_file,
     json_text,
+    links,
     runs,
     tokenizer_files,
     types,
@@ -35,6 +36,7 @@ def find(path: str | pathlib.Path) -> "Run | Published | Packed":
     if gguf_file.is_named(path) and not (is_remote or pathlib.Path(path).is_dir()):
         return Packed(path)
     run = runs.find(path)
+    links.check(path)
     return Published(path) if run is None else Run(path, run)
 
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.core import errors, folders, json_text, report, value_types
+from jaxlab.core import errors, folders, json_text, links, report, value_types
 
 DTYPES = ("float32", "bfloat16")
 Batches = Iterable[np.ndarray] | Callable[[int], Iterable[np.ndarray]]
@@ -157,6 +157,7 @@ def read(folder: str | pathlib.Path, *, verify: bool = False) -> Stored:
     """Maps an index; see `Index.open`."""
     folder = pathlib.Path(folder)
     state = _read_description(folder)
+    links.check(folder)
     shape, path = (state["rows"], state["dim"]), folder / _VECTORS
     size = _row_bytes(state) * state["rows"]
     if not path.is_file() or path.stat().st_size < size:

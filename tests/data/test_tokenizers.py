@@ -381,5 +381,5 @@ def test_links_out_of_a_models_folder_are_not_copied(tmp_path):
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
     (tmp_path / "key").write_text("secret")
     (snapshot / "chat_template.jinja").symlink_to(tmp_path / "key")
-    with pytest.raises(errors.UserError, match="outside of the model's folder; put a"):
+    with pytest.raises(errors.UserError, match=r"outside of .*1; put a"):
         tokenizer_files.copy(snapshot, tmp_path / "out")

@@ -242,9 +242,9 @@ def test_links_with_the_names_of_our_files_are_not_written_through(tmp_path):
     retrieval.Index.build(folder, [np.ones((2, 3))], ["a", "b"])
     assert mine.read_text() == "mine"
     for name in ("vectors.bin", "ids.jsonl"):
-        (folder / name).rename(tmp_path / name)
-        (folder / name).symlink_to(tmp_path / name)
+        (folder / name).rename(folder / f"{name}.mine")
+        (folder / name).symlink_to(folder / f"{name}.mine")
         with pytest.raises(errors.UserError, match="is a link to another file; build"):
             retrieval.Index.append(folder, [np.ones((1, 3))], ["c"])
-        (tmp_path / name).replace(folder / name)
+        (folder / f"{name}.mine").replace(folder / name)
     retrieval.Index.append(folder, [np.ones((1, 3))], ["c"])

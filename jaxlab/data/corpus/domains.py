@@ -14,7 +14,7 @@ import pathlib
 import re
 from collections.abc import Iterable
 
-from jaxlab.core import errors, paths
+from jaxlab.core import errors, links, paths
 from jaxlab.data.corpus import documents as documents_lib
 
 _log = logging.getLogger(__name__)
@@ -54,6 +54,9 @@ def find_domains(
     for path in sorted(source.iterdir()):
         name, of_split = path.name, None
         if path.name.startswith(".") or path.name in documents_lib.UNREAD:
+            continue
+        if path.is_symlink() and (why := links.reason_to_skip(path, source)):
+            _warn_once(f"{path} is not read: it {why}")
             continue
         if not path.is_dir():
             if not (path.is_file() and documents_lib.JSON_LINES.search(path.name)):

@@ -18,7 +18,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Protocol
 
-from jaxlab.core import errors, missing_models, tokenizer_files
+from jaxlab.core import errors, links, missing_models, tokenizer_files
 from jaxlab.data.tokenizers import byte_pairs, sentence_pieces, special_tokens
 
 
@@ -74,6 +74,7 @@ def load(path: str | pathlib.Path) -> Tokenizer:
     """
     path, config = pathlib.Path(path), {}
     if path.is_dir():
+        links.check(path)
         config = special_tokens.read_config(path)
         names = special_tokens.MODEL_FILES
         file = next((path / name for name in names if (path / name).exists()), None)

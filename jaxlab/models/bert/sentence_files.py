@@ -20,7 +20,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxlab.core import errors, json_text, paths
+from jaxlab.core import errors, json_text, links, paths
 from jaxlab.models.bert.config import SIMILARITIES, BertConfig
 
 SETTINGS = "config_sentence_transformers.json"
@@ -141,6 +141,7 @@ def _modules(config, folder) -> dict[str, Any]:
         if kind == "Pooling":
             path = str(module.get("path"))
             file = paths.inside(folder, path, folder / _MODULES) / "config.json"
+            links.refuse_outside(file, folder)
             chosen["pooling"], chosen["include_prompt"] = _pooling(file, config)
         elif kind == "Normalize":
             chosen["normalize"] = True

@@ -28,6 +28,7 @@ from jaxlab.core import (
     errors,
     folders,
     json_text,
+    links,
     missing_models,
     safetensors,
     tokenizer_files,
@@ -139,6 +140,7 @@ def read_config(path: str | os.PathLike) -> TransformerConfig | BertConfig:
     raw = json_text.read_object(file, "download it again")
     if raw is None:
         raise missing_models.explain(path)
+    links.check(path)
     if (adapter := file.with_name("adapter_config.json")).is_file():
         raise errors.UserError(
             f"{adapter} is of an adapter beside the model, which is not followed; "

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from jaxlab import ablation, models
-from jaxlab.core import checkpoint, errors, folders, runs, types
+from jaxlab.core import checkpoint, errors, folders, links, runs, types
 from jaxlab.data import prepared
 from jaxlab.evals import perplexity
 from jaxlab.systems import branches
@@ -192,6 +192,8 @@ def _copy_run(run: pathlib.Path, folder: pathlib.Path, config: Any) -> None:
     steps = checkpoint.steps(runs.checkpoints(run))
     if not steps:
         raise errors.UserError(f"{run} has no checkpoint; train it first")
+    links.check(run)
+    links.check_all(runs.checkpoints(run) / str(steps[0]))
     with folders.new_folder(folder) as part:
         runs.copy(run, part, steps[0], config.to_dict())
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax
 
 from jaxlab import ablation
-from jaxlab.core import checkpoint, errors, folders, json_text, paths, report
+from jaxlab.core import checkpoint, errors, folders, json_text, links, paths, report
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data import prepared
 from jaxlab.data.corpus import token_files
@@ -268,6 +268,8 @@ def _take_corpus(recipe: branches.Recipe, pool: pathlib.Path) -> prepared.Prepar
             "the text itself"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    links.check(source)
+    links.check_all(pathlib.Path(source) / "tokenizer")
     shutil.copytree(
         pathlib.Path(source) / "tokenizer", folder / "tokenizer", dirs_exist_ok=True
     )

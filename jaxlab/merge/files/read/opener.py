@@ -8,7 +8,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from jaxlab.core import errors, json_text, missing_models, runs, safetensors
+from jaxlab.core import errors, json_text, links, missing_models, runs, safetensors
 from jaxlab.merge.files.read import compatible
 from jaxlab.merge.files.read import source as source_lib
 
@@ -62,6 +62,8 @@ def _open(path: pathlib.Path) -> source_lib.Source:
 
 def _open_files(path) -> source_lib.Source:
     """A folder of safetensors, or one such file."""
+    if path.is_dir():
+        links.check(path)
     config, tensors = _config(path), {}
     files = _offsets(path)
     for file, offsets in files.items():

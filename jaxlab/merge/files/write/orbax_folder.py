@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlab.core import checkpoint, checkpoint_files, runs, tokenizer_files, tree
+from jaxlab.core import checkpoint, checkpoint_files, links, runs, tokenizer_files, tree
 from jaxlab.merge.files.read import source as source_lib
 from jaxlab.merge.files.read import tokenizers
 
@@ -41,7 +41,7 @@ def write_like(
             (folder / "tokenizer").mkdir()
             tokenizer_files.copy(kept.tokenizer, folder / "tokenizer")
         if (generation := pathlib.Path(kept.path, _GENERATION)).is_file():
-            tokenizer_files.refuse_outside(generation, generation.parent)
+            links.refuse_outside(generation, generation.parent)
             shutil.copyfile(generation, folder / _GENERATION)
 
 

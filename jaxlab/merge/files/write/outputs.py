@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlab.core import errors, folders, safetensors, tokenizer_files
+from jaxlab.core import errors, folders, links, safetensors, tokenizer_files
 
 _COPIED = re.compile(
     r"generation_config\.json|(pre)?processor_config\.json"
@@ -169,7 +169,7 @@ def copy_extras(source: str | os.PathLike, target: pathlib.Path) -> None:
     tokenizer_files.copy(source, target)
     for file in sorted(source.iterdir()):
         if file.is_file() and _COPIED.fullmatch(file.name):
-            tokenizer_files.refuse_outside(file, source)
+            links.refuse_outside(file, source)
             shutil.copyfile(file, target / file.name)
         elif file.is_dir() and _MODULE.fullmatch(file.name):
             if weights := [*file.glob("*.safetensors"), *file.glob("*.bin")]:
@@ -177,8 +177,7 @@ def copy_extras(source: str | os.PathLike, target: pathlib.Path) -> None:
                     f"{weights[0]} has weights beside the model's, and they are not "
                     "merged; merge models without such a module"
                 )
-            for inner in file.rglob("*"):
-                tokenizer_files.refuse_outside(inner, source)
+            links.check_all(file, source)
             shutil.copytree(file, target / file.name)
 
 
