@@ -2,7 +2,7 @@
 
 decoder(path)    a language model, ready for use
 encoder(path)    a bi-encoder: texts to vectors
-scorer(path)     a cross-encoder: a pair of texts to one number
+scorer(path)     a cross-encoder or a reward model: texts to one number
 alike(paths)     several that can be averaged
 chat_of(path)    how a language model is asked; chat_template(path), that in itself
 save(out, ...)   any of them as a Hugging Face folder
@@ -18,6 +18,7 @@ from jaxlab.load.by_path import (
     encoder,
     generation,
     held_out,
+    is_reward,
     params,
     scorer,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "encoder",
     "generation",
     "held_out",
+    "is_reward",
     "params",
     "save",
     "save_generation",

@@ -73,6 +73,15 @@ class Run(NamedTuple):
     def check_decoder(self) -> None:
         self._check_kind("a language model", "decoder")
 
+    def check_transformer(self) -> None:
+        """A language model, or a reward model: its `model` section says its sizes."""
+        self._check_kind("a language model", "decoder", "reward")
+
+    @property
+    def is_reward(self) -> bool:
+        """Whether it scores conversations."""
+        return self.run.kind == "reward"
+
     def read_decoder(self, tokenizer, step, mesh, average=False):
         step, weights = checkpoint.load_step(
             self.run.folder, step, mesh, average=average
@@ -150,6 +159,17 @@ class Published(NamedTuple):
             raise errors.UserError(
                 f"{self.path} is an encoder; this needs a language model"
             )
+        if self.is_reward:
+            raise errors.UserError(
+                f"{self.path} is a reward model; this needs a language model"
+            )
+
+    @property
+    def is_reward(self) -> bool:
+        """Whether it scores conversations."""
+        config = models.hf.read_config(self.path)
+        is_ours = isinstance(config, models.TransformerConfig)
+        return is_ours and config.head == "score"
 
     def read_decoder(self, tokenizer, step, mesh, average=False):
         if average:
@@ -212,6 +232,11 @@ class Packed(NamedTuple):
 
     def check_decoder(self) -> None:
         gguf.read_config(self.path)
+
+    @property
+    def is_reward(self) -> bool:
+        """None is known."""
+        return False
 
     def read_decoder(self, tokenizer, step, mesh, average=False):
         if average or step is not None:
