@@ -258,7 +258,7 @@ def _free_keys(experiment: types.Experiment) -> tuple[str, ...]:
     order = experiment.config.get("data_order")
     data = _DATA_PATHS if order else ()  # it says what is read, wherever that lies now
     # Told by what the run began with (`corpora.held_out_windows`), not set by anybody.
-    told = ("held_out_windows",)
+    told = ("held_out_windows", "base.path")
     return ("mesh", "run", *told, *(f"model.{name}" for name in names), *data)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 from jaxlab.commands import arguments as arguments_lib
 from jaxlab.commands import output
-from jaxlab.core import errors
 
 SUMMARY = "Write a model as a Hugging Face folder, with its tokenizer"
 DETAILS = (
@@ -19,12 +18,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     arguments_lib.add_model(parser)
     parser.add_argument("out", metavar="OUT", help="a new Hugging Face folder")
     arguments_lib.add_dtype(parser)
+    parser.add_argument(
+        "--adapter",
+        action="store_true",
+        help="write the adapter that a run tuned alone, as a folder of peft",
+    )
     arguments_lib.add_mesh(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes the model with its tokenizer."""
-    export(
+    """Writes the model with its tokenizer, or its adapter."""
+    if args.adapter:
+        return export_adapter(args.model, args.out, step=args.step)
+    return export(
         args.model,
         args.out,
         step=args.step,
@@ -33,6 +39,18 @@ def run(args: argparse.Namespace) -> None:
         mesh=args.mesh,
         average=args.average,
     )
+
+
+def export_adapter(model: str, out: str, *, step: int | None = None) -> None:
+    """Writes the adapter of a run as a new folder of peft, and says how large it is."""
+    from jaxlab import load
+    from jaxlab.core import errors, folders, tree
+
+    folder = folders.refuse_existing(out)
+    if (found := load.save_adapter(folder, model, step=step)) is None:
+        raise errors.UserError(f"{model} has no adapter; leave out --adapter")
+    count = tree.count(found.params)
+    output.line(f"{folder}: {count:,} parameters, rank {found.lora.rank}")
 
 
 def export(
@@ -62,14 +80,8 @@ def export(
 
     folder = folders.refuse_existing(out)
     with devices.using(mesh) as used:
-        if load.is_reward(model):
-            if average or tokenizer:
-                flag = "--average" if average else "--tokenizer"
-                raise errors.UserError(f"{model} is a reward model; leave out {flag}")
-            loaded = load.scorer(model, step=step, mesh=used)
-        else:
-            loaded = load.decoder(
-                model, step=step, tokenizer=tokenizer, mesh=used, average=average
-            )
+        loaded = load.decoder(
+            model, step=step, tokenizer=tokenizer, mesh=used, average=average
+        )
         load.save(folder, loaded, model, dtype=dtype, tokenizer=tokenizer)
     output.line(f"{folder}: {tree.count(loaded.params):,} parameters, {dtype}")

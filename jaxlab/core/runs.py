@@ -28,7 +28,7 @@ from jaxlab.core import errors, folders, json_text, missing_models, paths, value
 
 CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
 _SINCE = {"data.allowed": []}  # keys that older runs lack, with what these did
-_DERIVED = ("data_order", "data_shares", "truncated", "dropped")
+_DERIVED = ("data_order", "data_shares", "truncated", "dropped", "base")
 _RESTORE = "restore it from a copy"
 _PLACES = dict.fromkeys(("folder", "tokenizer"), value_types.TEXT.or_null())
 _MOST_ROWS = 1 << 29  # bytes; a million steps have two thirds of it
@@ -37,9 +37,10 @@ _MOST_ROWS = 1 << 29  # bytes; a million steps have two thirds of it
 MERGE, FIT = "merge", "fit"
 # What the parameters are of; a decoder's where the system is not listed.
 _KINDS = {
-    "languages.classify": "classifier", "tulu.reward": "reward",
-    "encoders.embed": "encoder", "encoders.rerank": "scorer",
-}  # fmt: skip
+    "languages.classify": "classifier",
+    "encoders.embed": "encoder",
+    "encoders.rerank": "scorer",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """What its parameters are of: one of _KINDS, or a decoder."""
+        """What its parameters are of: decoder, classifier, encoder or scorer."""
         return _KINDS.get(self.system, "decoder")
 
     @property

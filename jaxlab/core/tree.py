@@ -1,5 +1,7 @@
 """Trees of arrays: paths, masks by path, readable differences, fingerprints."""
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -102,6 +104,12 @@ def _all_finite(flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
     # 0 x is NaN where x is not finite. XLA:CPU sums three times as fast as it takes
     # `all`, and its maximum loses a NaN now and then.
     return {name: jnp.sum(leaf * 0) == 0 for name, leaf in flat.items()}
+
+
+def digest(tree: Any) -> str:
+    """One SHA-256 of all checksums of `fingerprint`: two trees are the same, or not."""
+    prints = json.dumps(fingerprint(tree), sort_keys=True)
+    return hashlib.sha256(prints.encode()).hexdigest()
 
 
 def fingerprint(tree: Any) -> dict[str, int]:

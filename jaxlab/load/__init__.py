@@ -2,12 +2,14 @@
 
 decoder(path)    a language model, ready for use
 encoder(path)    a bi-encoder: texts to vectors
-scorer(path)     a cross-encoder or a reward model: texts to one number
+scorer(path)     a cross-encoder: a pair of texts to one number
+adapter(path)    what was tuned beside a base, not merged into it
 alike(paths)     several that can be averaged
 chat_of(path)    how a language model is asked; chat_template(path), that in itself
 save(out, ...)   any of them as a Hugging Face folder
 """
 
+from jaxlab.load.adapters import Adapter, adapter, save_adapter
 from jaxlab.load.by_path import (
     Loaded,
     alike,
@@ -18,7 +20,6 @@ from jaxlab.load.by_path import (
     encoder,
     generation,
     held_out,
-    is_reward,
     params,
     scorer,
 )
@@ -29,12 +30,14 @@ from jaxlab.load.chats import (
     chat_template,
     chat_texts,
 )
-from jaxlab.load.source import tokenizer_path
+from jaxlab.load.source import find, tokenizer_path
 from jaxlab.load.write import save, save_generation, save_tokenizer
 
 __all__ = [
+    "Adapter",
     "Chat",
     "Loaded",
+    "adapter",
     "alike",
     "architecture",
     "as_encoder",
@@ -45,11 +48,12 @@ __all__ = [
     "chat_texts",
     "decoder",
     "encoder",
+    "find",
     "generation",
     "held_out",
-    "is_reward",
     "params",
     "save",
+    "save_adapter",
     "save_generation",
     "save_tokenizer",
     "scorer",

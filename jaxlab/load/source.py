@@ -1,4 +1,4 @@
-"""What a path is: a run, a Hugging Face folder, a GGUF file; where it has what."""
+"""What a path is: a run, a Hugging Face folder, a GGUF file, an adapter of one."""
 
 import hashlib
 import pathlib
@@ -14,19 +14,20 @@ from jaxlab.core import (
     links,
     runs,
     tokenizer_files,
+    tree,
     types,
     value_types,
 )
 from jaxlab.core import paths as paths_lib
 from jaxlab.data.tokenizers import gguf_vocabulary
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
-from jaxlab.models import gguf, rope, sections
-from jaxlab.models.hf import generation
+from jaxlab.models import gguf, lora, rope, sections
+from jaxlab.models.hf import generation, peft
 
 _SIZES = ("vocab", "embed", "layers", "heads", "mlp", "kv_heads", "clip_qkv", "window")
 
 
-def find(path: str | pathlib.Path) -> "Run | Published | Packed":
+def find(path: str | pathlib.Path) -> "Run | Published | Packed | Adapted":
     """Which of them a path is.
 
     Raises:
@@ -35,9 +36,27 @@ def find(path: str | pathlib.Path) -> "Run | Published | Packed":
     is_remote = paths_lib.is_remote(path)
     if gguf_file.is_named(path) and not (is_remote or pathlib.Path(path).is_dir()):
         return Packed(path)
+    if not is_remote and peft.is_adapter(path):
+        return Adapted(path)
     run = runs.find(path)
     links.check(path)
     return Published(path) if run is None else Run(path, run)
+
+
+class OfRun(NamedTuple):
+    """What a run with adapters says of them.
+
+    Attributes:
+        base: the path of its base.
+        sha256: of the base's parameters, `tree.digest`.
+        lora: what its adapter is.
+        kept_in: how it kept its base, `lora.KEPT_IN`.
+    """
+
+    base: str
+    sha256: str
+    lora: lora.LoraConfig
+    kept_in: str
 
 
 def tokenizer_path(path: str | pathlib.Path) -> pathlib.Path:
@@ -73,19 +92,22 @@ class Run(NamedTuple):
     def check_decoder(self) -> None:
         self._check_kind("a language model", "decoder")
 
-    def check_transformer(self) -> None:
-        """A language model, or a reward model: its `model` section says its sizes."""
-        self._check_kind("a language model", "decoder", "reward")
+    def adapter(self) -> OfRun | None:
+        """What it says of its adapter; None where it tunes all parameters."""
+        with self._as_written():
+            section = self.run.config.get("adapter")
+            settings = section and lora.LoraConfig.from_section(section)
+            if not settings:
+                return None
+            base = self.run.section("base", ("path", "sha256"))
+        return OfRun(base["path"], base["sha256"], settings, section["base"])
 
-    @property
-    def is_reward(self) -> bool:
-        """Whether it scores conversations."""
-        return self.run.kind == "reward"
+    def read_adapter(self, step, mesh, average=False) -> tuple[int, types.Params]:
+        """The step and the parameters of its newest good checkpoint."""
+        return checkpoint.load_step(self.run.folder, step, mesh, average=average)
 
     def read_decoder(self, tokenizer, step, mesh, average=False):
-        step, weights = checkpoint.load_step(
-            self.run.folder, step, mesh, average=average
-        )
+        step, weights = self._read_step(step, mesh, average)
         # As it was made: `vocab` 0 was rounded up for the mesh of then.
         rows = weights["embed"]["embedding"].shape[0]
         return self.decoder_config(tokenizer, rows), weights, step
@@ -121,7 +143,22 @@ class Run(NamedTuple):
         return data["style"], data.get("begin", "bos")
 
     def read_params(self, step, mesh, average=False) -> types.Params:
-        return checkpoint.load_params(self.run.folder, step, mesh, average=average)
+        return self._read_step(step, mesh, average)[1]
+
+    def _read_step(self, step, mesh, average):
+        """A step and its parameters; an adapter's in the weights of its base."""
+        step, weights = self.read_adapter(step, mesh, average)
+        if (of := self.adapter()) is None:
+            return step, weights
+        base = find(of.base).read_params(None, mesh)
+        if tree.digest(base) != of.sha256:
+            raise errors.UserError(
+                f"{of.base} is not the model that {self.path} is an adapter of; "
+                "restore that one"
+            )
+        if of.kept_in == "nf4":
+            base = lora.round_to_nf4(base)
+        return step, lora.merge(base, weights, of.lora)
 
     def _as_written(self):
         file = self.run.folder / runs.CONFIG
@@ -159,17 +196,6 @@ class Published(NamedTuple):
             raise errors.UserError(
                 f"{self.path} is an encoder; this needs a language model"
             )
-        if self.is_reward:
-            raise errors.UserError(
-                f"{self.path} is a reward model; this needs a language model"
-            )
-
-    @property
-    def is_reward(self) -> bool:
-        """Whether it scores conversations."""
-        config = models.hf.read_config(self.path)
-        is_ours = isinstance(config, models.TransformerConfig)
-        return is_ours and config.head == "score"
 
     def read_decoder(self, tokenizer, step, mesh, average=False):
         if average:
@@ -233,11 +259,6 @@ class Packed(NamedTuple):
     def check_decoder(self) -> None:
         gguf.read_config(self.path)
 
-    @property
-    def is_reward(self) -> bool:
-        """None is known."""
-        return False
-
     def read_decoder(self, tokenizer, step, mesh, average=False):
         if average or step is not None:
             asked = "--average" if average else "--step"
@@ -258,6 +279,62 @@ class Packed(NamedTuple):
 
     def read_params(self, step, mesh) -> types.Params:
         return gguf.load(self.path, mesh=mesh)[1]
+
+
+class Adapted(NamedTuple):
+    """A folder of peft, read as the base that it names with the adapter merged."""
+
+    path: str | pathlib.Path
+
+    def base(self) -> "Run | Published | Packed":
+        """What its base is.
+
+        Raises:
+            UserError: it is not here.
+        """
+        base = peft.read(self.path).base
+        try:
+            found = find(base)
+            found.check_decoder()
+        except errors.UserError as error:
+            raise errors.UserError(
+                f"{pathlib.Path(self.path) / peft.CONFIG} names the base {base!r}, "
+                f"which cannot be read ({error}); set base_model_name_or_path to the "
+                "path of its folder"
+            ) from None
+        if isinstance(found, Adapted):
+            raise errors.UserError(f"{self.path} is an adapter of an adapter, {base}")
+        return found
+
+    def tokenizer_path(self) -> pathlib.Path:
+        own = pathlib.Path(self.path)
+        return own if has_tokenizer(own) else self.base().tokenizer_path()
+
+    def read_tokenizer(self, given=None) -> tokenizer_lib.Tokenizer:
+        if given is None and has_tokenizer(pathlib.Path(self.path)):
+            given = self.path
+        return self.base().read_tokenizer(given)
+
+    def check_decoder(self) -> None:
+        self.base()
+
+    def read_decoder(self, tokenizer, step, mesh, average=False):
+        config, params, step = self.base().read_decoder(tokenizer, step, mesh, average)
+        return config, peft.merge(peft.read(self.path), config, params), step
+
+    def read_bert(self, step, mesh):
+        raise errors.UserError(
+            f"{self.path} is an adapter of a language model; this needs an encoder"
+        )
+
+    def read_generation(self) -> dict[str, Any]:
+        return self.base().read_generation()
+
+    def tuned_in(self) -> tuple[str, str] | None:
+        return self.base().tuned_in()
+
+    def read_params(self, step, mesh) -> types.Params:
+        return self.read_decoder(self.read_tokenizer(), step, mesh)[1]
 
 
 def has_tokenizer(folder: pathlib.Path) -> bool:

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxlab.core import mesh
-from jaxlab.models import attention
+from jaxlab.models import attention, lora, nf4
 from jaxlab.models import rope as rope_lib
 from jaxlab.models.config import TransformerConfig
 
@@ -35,7 +35,10 @@ class Embed(nn.Module):
 
 
 class Kernel(nn.Module):
-    """One weight matrix, f32[inputs, outputs]; calling it returns the matrix."""
+    """One weight matrix, f32[inputs, outputs]; calling it returns the matrix.
+
+    One that is packed in the collection "nf4" is unpacked where it is used.
+    """
 
     inputs: int
     outputs: int
@@ -44,6 +47,8 @@ class Kernel(nn.Module):
 
     @nn.compact
     def __call__(self) -> jax.Array:
+        if self.has_variable("nf4", "kernel"):
+            return nf4.unpack(self.get_variable("nf4", "kernel"))
         init = mesh.logical(_truncated_normal(self.std), *self.axes)
         return self.param("kernel", init, (self.inputs, self.outputs))
 
@@ -79,9 +84,9 @@ class Attention(nn.Module):
         q, k, v = _project(
             c,
             x,
-            ("heads", Kernel(D, H * C, ("embed", "heads"), std, name="q")()),
-            ("kv_heads", Kernel(D, K * C, ("embed", "kv_heads"), std, name="k")()),
-            ("kv_heads", Kernel(D, K * C, ("embed", "kv_heads"), std, name="v")()),
+            Kernel(D, H * C, ("embed", "heads"), std, name="q"),
+            Kernel(D, K * C, ("embed", "kv_heads"), std, name="k"),
+            Kernel(D, K * C, ("embed", "kv_heads"), std, name="v"),
         )
         # As they leave the products: clips and norms need that in the backward pass.
         q, k, v = (checkpoint_name(y, "qkvo") for y in (q, k, v))
@@ -107,9 +112,9 @@ class Attention(nn.Module):
             )
         else:
             y, cache = self._with_cache(q, k, v, layer, shared)
-        out = Kernel(H * C, D, ("heads", "embed"), self._out_std(layer), name="o")()
+        out = Kernel(H * C, D, ("heads", "embed"), self._out_std(layer), name="o")
         y = mesh.constrain(y.reshape(-1, H * C), "tokens", "heads")
-        y = jnp.dot(y, mesh.gather_fsdp(out.astype(x.dtype), "heads", "embed"))
+        y = _multiply(y, out)
         return checkpoint_name(mesh.shard_tokens(y), "qkvo"), cache
 
     def _with_cache(self, q, k, v, layer, shared):
@@ -145,14 +150,13 @@ class Mlp(nn.Module):
         gate, up = _project(
             c,
             x,
-            ("mlp", Kernel(D, F, ("embed", "mlp"), std, name="gate")()),
-            ("mlp", Kernel(D, F, ("embed", "mlp"), std, name="up")()),
+            Kernel(D, F, ("embed", "mlp"), std, name="gate"),
+            Kernel(D, F, ("embed", "mlp"), std, name="up"),
         )
         if c.initializer == "mitchell":
             std = (2 * F * (layer["index"] + 1)) ** -0.5
-        down = Kernel(F, D, ("mlp", "embed"), std, name="down")()
-        down = mesh.gather_fsdp(down.astype(x.dtype), "mlp", "embed")
-        return mesh.shard_tokens(jnp.dot(nn.silu(gate) * up, down))
+        down = Kernel(F, D, ("mlp", "embed"), std, name="down")
+        return mesh.shard_tokens(_multiply(nn.silu(gate) * up, down))
 
 
 class Block(nn.Module):
@@ -197,8 +201,8 @@ def stack(config: TransformerConfig) -> nn.Module:
         block = nn.remat(Block, policy=policy, prevent_cse=not config.scan)
     return nn.scan(
         block,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
+        variable_axes={"params": 0, "lora": 0, "nf4": 0},
+        split_rngs={"params": True, "dropout": True},
         in_axes=(0, nn.broadcast),
         length=config.layers,
         unroll=1 if config.scan else config.layers,
@@ -267,25 +271,31 @@ def _truncated_normal(std):
     return init
 
 
-def _project(config, x, *named):
-    """x @ each (axis, kernel), as one matmul when the config says so.
+def _multiply(x, kernel):
+    """x @ kernel, and what its adapter adds."""
+    matrix = mesh.gather_fsdp(kernel().astype(x.dtype), *kernel.axes)
+    return lora.add(jnp.dot(x, matrix), x, kernel)
+
+
+def _project(config, x, *kernels):
+    """x @ each kernel, as one matmul when the config says so; its adapter's as well.
 
     The axis is pinned: the partitioner would rather compute it whole on every shard.
     """
-    axes, kernels = zip(*named, strict=True)
+    matrices = [kernel() for kernel in kernels]
     if config.resolve().fuse_projections:
-        sizes = [kernel.shape[1] for kernel in kernels]
-        fused = jnp.dot(x, jnp.concatenate(kernels, axis=1).astype(x.dtype))
+        sizes = [matrix.shape[1] for matrix in matrices]
+        fused = jnp.dot(x, jnp.concatenate(matrices, axis=1).astype(x.dtype))
         cuts = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
         parts = jnp.split(fused, cuts, axis=1)
     else:
         parts = [
-            jnp.dot(x, mesh.gather_fsdp(kernel.astype(x.dtype), "embed", axis))
-            for axis, kernel in named
+            jnp.dot(x, mesh.gather_fsdp(matrix.astype(x.dtype), *kernel.axes))
+            for matrix, kernel in zip(matrices, kernels, strict=True)
         ]
     return [
-        mesh.constrain(part, "tokens", axis)
-        for part, axis in zip(parts, axes, strict=True)
+        mesh.constrain(lora.add(part, x, kernel), "tokens", kernel.axes[1])
+        for part, kernel in zip(parts, kernels, strict=True)
     ]
 
 

@@ -147,7 +147,10 @@ class Decoder(nn.Module):
 
 
 class Scorer(nn.Module):
-    """Tokens to one number per row, read at the last real token: reward models."""
+    """Tokens to one number per row, read at the last real token: reward models.
+
+    Public API: no system trains one yet.
+    """
 
     config: TransformerConfig
 

@@ -6,6 +6,7 @@ Batches of language modelling: `tokens` i32[B, L], and optionally `segment_ids`,
 `positions` i32[B, L] and `loss_mask` f32[B, L] (1 where the token counts as a label).
 """
 
+from jaxlab.objectives.adapters import beside_base
 from jaxlab.objectives.kto import kto
 from jaxlab.objectives.language import label_mask, next_token, targets
 from jaxlab.objectives.penalties import input_noise, near_anchor, r3f, with_noise
@@ -30,6 +31,7 @@ __all__ = [
     "Task",
     "answer_logps",
     "asks_reference",
+    "beside_base",
     "bradley_terry",
     "classifier",
     "contrastive",

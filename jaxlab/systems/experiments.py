@@ -16,8 +16,9 @@ import jax
 import ml_collections
 import numpy as np
 
-from jaxlab import models, optim, train
+from jaxlab import models, objectives, optim, train
 from jaxlab.core import interrupts, shares, types
+from jaxlab.models import lora
 
 # Section ("" is the config itself) -> the numbers that a step may take as arguments.
 _NUMBERS = {
@@ -53,7 +54,7 @@ _log = logging.getLogger(__name__)
 
 def of_decoder(
     config: ml_collections.ConfigDict,
-    model: models.Decoder,
+    model: models.Decoder | lora.Adapted,
     objective: types.Objective,
     /,
     **data: Any,
@@ -62,11 +63,17 @@ def of_decoder(
 
     Args:
         config: has `optim`, `steps`, `micro_batches`, `seed` and `data.length`.
-        model: of its sizes.
+        model: of its sizes, with adapters or without.
         objective: of the model's `apply`.
         **data: the fields of an Experiment that need data or a run directory.
     """
-    tx, rate = optim.build(optim.OptimConfig(**config.optim.to_dict()), config.steps)
+    settings = optim.OptimConfig(**config.optim.to_dict())
+    flops = model.config.flops_per_token
+    if isinstance(model, lora.Adapted):
+        objective = objectives.beside_base(objective, dropout=model.lora.dropout > 0)
+        settings = dataclasses.replace(settings, no_decay=())  # names of the base's
+        flops = model.flops_per_token
+    tx, rate = optim.build(settings, config.steps)
     return types.Experiment(
         model=model,
         objective=objective,
@@ -75,7 +82,7 @@ def of_decoder(
         example=(np.zeros((1, 8), np.int32),),
         micro_batches=config.micro_batches,
         seed=config.seed,
-        flops_per_token=model.config.flops_per_token(config.data.length),
+        flops_per_token=flops(config.data.length),
         learning_rate=rate,
         **data,
     )

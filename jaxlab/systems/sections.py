@@ -78,6 +78,23 @@ def trust(**changes: Any) -> ml_collections.ConfigDict:
     return _section(dataclasses.asdict(trust_methods.TrustConfig()), changes)
 
 
+def adapter(**changes: Any) -> ml_collections.ConfigDict:
+    """Low-rank adapters (LoRA, QLoRA) that are tuned instead of all parameters."""
+    return _section(
+        {
+            "rank": 0,  # 0: none, all parameters are tuned
+            "alpha": 16.0,  # what they add is multiplied by alpha / rank
+            "rank_stabilized": False,  # by alpha / sqrt(rank): rsLoRA
+            "dropout": 0.0,  # share of their inputs that a step drops
+            "targets": ("q", "k", "v", "o", "gate", "up", "down"),  # which matrices
+            # The frozen matrices are kept as they are computed; or float32, nf4 (4
+            # bits: QLoRA).
+            "base": "compute",
+        },
+        changes,
+    )
+
+
 def computation(**changes: Any) -> ml_collections.ConfigDict:
     """How a model is computed whose sizes are those of `init_from`."""
     return _section(

@@ -50,7 +50,7 @@ def test_a_file_is_the_model_that_its_folder_is(folder, file):
 
 
 def test_its_chat_template_is_followed(file):
-    asked = load.chat_prompt(file)("hi")
+    asked = load.chat_of(file).ask("hi")
     folder = load.tokenizer_path(file)
     said = [{"role": "user", "content": "hi"}]
     assert asked == templates.load(folder).encode(said, generation_prompt=True).ids
@@ -62,7 +62,7 @@ def test_convert_writes_a_folder_of_it(folder, file, tmp_path):
     written = load.decoder(tmp_path / "out")
     for path, value in tree.flatten(load.decoder(folder).params).items():
         np.testing.assert_array_equal(value, tree.flatten(written.params)[path])
-    assert load.chat_prompt(tmp_path / "out")("hi") == load.chat_prompt(file)("hi")
+    assert load.chat_of(tmp_path / "out").ask("hi") == load.chat_of(file).ask("hi")
     assert written.eos_ids == (2, 0)
 
 

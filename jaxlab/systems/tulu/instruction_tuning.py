@@ -19,7 +19,7 @@ from jaxlab import models, objectives
 from jaxlab.core import types
 from jaxlab.data.examples import conversation_rows, conversations
 from jaxlab.evals import perplexity
-from jaxlab.systems import experiments, trust_regions
+from jaxlab.systems import adapters, experiments, trust_regions
 from jaxlab.systems.planning import untrained as planning
 from jaxlab.systems.tulu import start as start_lib
 
@@ -31,6 +31,7 @@ def sft(
     start_lib.check(config)
     rows = conversations.read(config.data.source)
     start, config = start_lib.load_start(config, workdir, mesh)
+    start, config, base = adapters.open_base(config, start, mesh)
     data = config.data
     names, messages = ([row[i] for row in rows] for i in range(2))
     examples = start_lib.encode(start, messages, names, data)
@@ -56,6 +57,7 @@ def sft(
         config,
         start.model,
         batches=parts[0],
+        base=base,
         init_from=start.params,
         evals=evals,
         config={
@@ -71,6 +73,7 @@ def sft_experiment(
     config: ml_collections.ConfigDict, model: models.Decoder, /, **data: Any
 ) -> types.Experiment:
     """What a config of `sft` trains; `data`: the fields that need data or a start."""
+    data = adapters.split(data)
     return experiments.with_numbers(config, functools.partial(_build, model), data)
 
 
@@ -85,5 +88,6 @@ def sft_untrained(
     config: ml_collections.ConfigDict, model: models.Decoder
 ) -> planning.Untrained:
     """What `jaxlab plan --aot` compiles for `sft`."""
+    model = adapters.of_config(config, model)
     spec = conversation_rows.row_spec(config.data.batch_size, config.data.length)
     return planning.Untrained(sft_experiment(config, model, batches=None), spec)

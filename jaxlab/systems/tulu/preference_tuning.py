@@ -20,7 +20,7 @@ from jaxlab import load, models, objectives
 from jaxlab.core import errors, types
 from jaxlab.data.examples import conversation_rows, conversations
 from jaxlab.evals import preferences
-from jaxlab.systems import experiments
+from jaxlab.systems import adapters, experiments
 from jaxlab.systems.planning import untrained as planning
 from jaxlab.systems.tulu import config as config_lib
 from jaxlab.systems.tulu import reference
@@ -48,6 +48,7 @@ def dpo(
             *(equal, len(pairs)),
         )
     start, config = start_lib.load_start(config, workdir, mesh)
+    start, config, base = adapters.open_base(config, start, mesh)
     data, most = config.data, config.eval_batches
     names = [pair.id for pair in pairs]
     chosen, rejected = (
@@ -67,7 +68,10 @@ def dpo(
     # ---- what the reference policy says of them
     frozen, evals, objective = None, {}, _preference(config, start.model)
     if asks == "step":
-        frozen = start.params or load.params(init_from, mesh=mesh)
+        if base is None:
+            frozen = start.params or load.params(init_from, mesh=mesh)
+        else:
+            frozen = adapters.reference(config, start.model, base)
         is_new = start.params is not None
         reference.check_policy(frozen, workdir, init_from, is_new=is_new)
     elif asks == "before":
@@ -91,6 +95,7 @@ def dpo(
         config,
         start.model,
         batches=parts[0],
+        base=base,
         init_from=start.params,
         frozen=frozen,
         evals=evals,
@@ -107,6 +112,7 @@ def dpo_experiment(
     config: ml_collections.ConfigDict, model: models.Decoder, /, **data: Any
 ) -> types.Experiment:
     """What a config of `dpo` trains; `data`: the fields that need data or a start."""
+    data = adapters.split(data)
     return experiments.with_numbers(config, functools.partial(_build, model), data)
 
 
@@ -118,6 +124,7 @@ def dpo_untrained(
     config: ml_collections.ConfigDict, model: models.Decoder
 ) -> planning.Untrained:
     """What `jaxlab plan --aot` compiles for `dpo`."""
+    model = adapters.of_config(config, model)
     data, preference = config.data, config.preference
     asks = preference.reference
     if not objectives.asks_reference(preference.loss):

@@ -39,7 +39,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             "set --config.init_from to the model to tune: a run of jaxlab train, or a "
             "Hugging Face folder"
         )
-    runs.find(config.init_from)
+    load.find(config.init_from)
 
 
 def load_start(
