@@ -12,10 +12,12 @@ run compares them with its start, and `--config.model.embed=0` takes those of an
 A run is a run directory like others: evaluate it, generate, merge, export it.
 
     variant            from                                   batch, length, epochs
-    tiny, tiny_dpo     chosen here: seconds on a laptop       8 (4 pairs), 256, 1
+    tiny, tiny_dpo,    chosen here: seconds on a laptop       8 (4 pairs), 256, 1
+    tiny_reward
     tulu1_7b           Wang et al. 2023 (2306.04751)          128, 2048, 2
     sft_7b, _13b, _70b Ivison et al. 2023 (2311.10702)        128, 8192, 2
     dpo_7b, _13b, _70b the same                               32 pairs, 8192, 3
+    reward_7b, _13b    Miranda et al. 2024 (2410.19133)       64 pairs, 4096, 1
 
 TULU 2's mixture has 326,154 conversations (5,096 steps), UltraFeedback's binarised
 pairs are about 61,000 (5,700 steps).
@@ -32,16 +34,16 @@ _SIZES = {  # Llama 2 (2307.09288)
 }
 _FSDP = {"7b": 16, "13b": 16, "70b": 64}  # chosen here: fits chips of 32 GB and more
 VARIANTS = (
-    "tiny", "tiny_dpo", "tulu1_7b",
+    "tiny", "tiny_dpo", "tiny_reward", "tulu1_7b", "reward_7b", "reward_13b",
     *(f"{stage}_{size}" for stage in ("sft", "dpo") for size in _SIZES),
 )  # fmt: skip
 
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
-    stages = {"sft": _sft, "dpo": _dpo, "tulu1": _tulu1}
+    stages = {"sft": _sft, "dpo": _dpo, "reward": _reward, "tulu1": _tulu1}
     stage, _, size = variant.partition("_")
     if stage == "tiny":
-        return _tiny(_dpo() if size else _sft())
+        return _tiny(stages[size or "sft"]())
     config = stages[stage]()
     config.model.update({"vocab": 32_000, "remat": "full", **_SIZES[size]})
     if stage == "tulu1":
@@ -64,6 +66,13 @@ def _dpo() -> ml_collections.ConfigDict:
     return config
 
 
+def _reward() -> ml_collections.ConfigDict:
+    config = tulu_config.rewards()
+    config.optim.learning_rate = 1e-5
+    config.data.length = 4096
+    return config
+
+
 def _tulu1() -> ml_collections.ConfigDict:
     config = _sft()
     config.optim.update({"beta2": 0.999, "clip_norm": 0.0})  # none
@@ -72,12 +81,12 @@ def _tulu1() -> ml_collections.ConfigDict:
 
 
 def _tiny(config) -> ml_collections.ConfigDict:
-    is_dpo = config.system == "tulu.dpo"
+    is_dpo, is_sft = config.system == "tulu.dpo", config.system == "tulu.sft"
     config.epochs = 1.0
     config.optim.learning_rate = 1e-4 if is_dpo else 1e-3
     config.model.dtype = "float32"
     config.data.update(
-        {"length": 256, "batch_size": 4 if is_dpo else 8, "held_out_fraction": 0.05}
+        {"length": 256, "batch_size": 8 if is_sft else 4, "held_out_fraction": 0.05}
     )
     config.run.update({"save_every": 50, "eval_every": 50})
     return config

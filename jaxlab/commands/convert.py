@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from jaxlab.commands import arguments as arguments_lib
 from jaxlab.commands import output
+from jaxlab.core import errors
 
 SUMMARY = "Write a model as a Hugging Face folder, with its tokenizer"
 DETAILS = (
@@ -80,8 +81,14 @@ def export(
 
     folder = folders.refuse_existing(out)
     with devices.using(mesh) as used:
-        loaded = load.decoder(
-            model, step=step, tokenizer=tokenizer, mesh=used, average=average
-        )
+        if load.is_reward(model):
+            if average or tokenizer:
+                flag = "--average" if average else "--tokenizer"
+                raise errors.UserError(f"{model} is a reward model; leave out {flag}")
+            loaded = load.scorer(model, step=step, mesh=used)
+        else:
+            loaded = load.decoder(
+                model, step=step, tokenizer=tokenizer, mesh=used, average=average
+            )
         load.save(folder, loaded, model, dtype=dtype, tokenizer=tokenizer)
     output.line(f"{folder}: {tree.count(loaded.params):,} parameters, {dtype}")

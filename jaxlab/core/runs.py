@@ -37,10 +37,9 @@ _MOST_ROWS = 1 << 29  # bytes; a million steps have two thirds of it
 MERGE, FIT = "merge", "fit"
 # What the parameters are of; a decoder's where the system is not listed.
 _KINDS = {
-    "languages.classify": "classifier",
-    "encoders.embed": "encoder",
-    "encoders.rerank": "scorer",
-}
+    "languages.classify": "classifier", "tulu.reward": "reward",
+    "encoders.embed": "encoder", "encoders.rerank": "scorer",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """What its parameters are of: decoder, classifier, encoder or scorer."""
+        """What its parameters are of: one of _KINDS, or a decoder."""
         return _KINDS.get(self.system, "decoder")
 
     @property

@@ -112,6 +112,13 @@ def chat_templates(folder: str | os.PathLike) -> dict[str, str]:
     return found
 
 
+def set_pad_token(folder: str | os.PathLike, text: str) -> None:
+    """Names the token that fills rows, in the tokenizer_config.json of a folder."""
+    file = pathlib.Path(folder) / CONFIG
+    config = json_text.read_object(file, "restore it from a copy") or {}
+    file.write_text(json_text.dumps(config | {"pad_token": text}), "utf-8")
+
+
 def set_chat_templates(folder: str | os.PathLike, texts: Mapping[str, str]) -> None:
     """Makes templates, by name, the only ones of a folder.
 

@@ -6,13 +6,16 @@ win nothing. Lambert et al. 2024, *RewardBench* (arXiv:2403.13787); Malik et al.
 *RewardBench 2* (arXiv:2506.01937).
 """
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from jaxlab.core import errors
+from jaxlab import objectives
+from jaxlab.core import errors, mesh, types
 from jaxlab.stats import proportions
 
 # RewardBench 1: section -> subset -> weight. Those of PRM are 447 pairs that count as
@@ -70,6 +73,29 @@ def accuracy(
         name: proportions.share(int(one.sum()), len(one), confidence=confidence)
         for name, one in chosen_by.items()
     }
+
+
+def scores(
+    apply: Callable, params: types.Params, batches: Iterable[Mapping[str, np.ndarray]]
+) -> np.ndarray:
+    """f32[N, 2]: a reward model's scores of both answers of pairs, batch by batch.
+
+    Args:
+        apply: `Scorer(config).apply`.
+        params: its parameters.
+        batches: with `tokens` and `lengths`; empty rows of the last one have score 0.
+    """
+    score = _scorer(apply)
+    return np.concatenate([np.asarray(score(params, batch)) for batch in batches])
+
+
+@functools.cache
+def _scorer(apply: Callable) -> Callable:
+    @jax.jit
+    def score(params, batch):
+        return mesh.replicate(objectives.pair_scores(apply, params, batch))
+
+    return score
 
 
 def rewardbench(

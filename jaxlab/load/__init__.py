@@ -2,7 +2,7 @@
 
 decoder(path)    a language model, ready for use
 encoder(path)    a bi-encoder: texts to vectors
-scorer(path)     a cross-encoder: a pair of texts to one number
+scorer(path)     a cross-encoder or a reward model: texts to one number
 adapter(path)    what was tuned beside a base, not merged into it
 alike(paths)     several that can be averaged
 chat_of(path)    how a language model is asked; chat_template(path), that in itself
@@ -20,6 +20,7 @@ from jaxlab.load.by_path import (
     encoder,
     generation,
     held_out,
+    is_reward,
     params,
     scorer,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "find",
     "generation",
     "held_out",
+    "is_reward",
     "params",
     "save",
     "save_adapter",

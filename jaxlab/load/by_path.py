@@ -92,7 +92,7 @@ def architecture(path: str | pathlib.Path, *, vocab: int | None = None) -> Loade
         UserError: it is something else.
     """
     run = source_lib.Run(path, runs.read(path))
-    run.check_decoder()
+    run.check_transformer()
     tokenizer = run.read_tokenizer()
     config, said = run.decoder_config(tokenizer, vocab), run.read_generation()
     return Loaded(config, models.Decoder(config), None, tokenizer, generation=said)
@@ -186,16 +186,25 @@ def scorer(
     step: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Loaded:
-    """A cross-encoder: the model is a `models.BertScorer`, with one label.
+    """A cross-encoder or a reward model: texts to one number.
+
+    The model is a `models.BertScorer` with one label, of pairs of texts; or a
+    `models.Scorer`, of conversations, whose config is a TransformerConfig.
 
     Args:
-        path: a run of `encoders.rerank`, or a Hugging Face folder.
+        path: a run of `encoders.rerank` or `tulu.reward`, or a Hugging Face folder.
         step, mesh: as for `encoder`.
 
     Raises:
         UserError: not an encoder, one without a single score, no tokenizer, or
             unreadable weights.
     """
+    source = source_lib.find(path)
+    if source.is_reward:
+        own, said = source.read_tokenizer(), source.read_generation()
+        config, weights, read = source.read_decoder(own, step, mesh)
+        model = models.Scorer(config)
+        return Loaded(config, model, weights, own, generation=said, step=read)
     loaded = bert(path, step=step, mesh=mesh)
     if loaded.config.head != "score" or len(loaded.config.labels) != 1:
         raise errors.UserError(
@@ -203,6 +212,15 @@ def scorer(
             "a run of configs/refit.py:cross_encoder"
         )
     return loaded
+
+
+def is_reward(path: str | pathlib.Path) -> bool:
+    """Whether a path is of a reward model, which `scorer` opens.
+
+    Raises:
+        UserError: neither a run nor a Hugging Face folder.
+    """
+    return source_lib.find(path).is_reward
 
 
 def bert(

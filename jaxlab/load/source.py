@@ -92,6 +92,15 @@ class Run(NamedTuple):
     def check_decoder(self) -> None:
         self._check_kind("a language model", "decoder")
 
+    def check_transformer(self) -> None:
+        """A language model, or a reward model: its `model` section says its sizes."""
+        self._check_kind("a language model", "decoder", "reward")
+
+    @property
+    def is_reward(self) -> bool:
+        """Whether it scores conversations."""
+        return self.run.kind == "reward"
+
     def adapter(self) -> OfRun | None:
         """What it says of its adapter; None where it tunes all parameters."""
         with self._as_written():
@@ -196,6 +205,17 @@ class Published(NamedTuple):
             raise errors.UserError(
                 f"{self.path} is an encoder; this needs a language model"
             )
+        if self.is_reward:
+            raise errors.UserError(
+                f"{self.path} is a reward model; this needs a language model"
+            )
+
+    @property
+    def is_reward(self) -> bool:
+        """Whether it scores conversations."""
+        config = models.hf.read_config(self.path)
+        is_ours = isinstance(config, models.TransformerConfig)
+        return is_ours and config.head == "score"
 
     def read_decoder(self, tokenizer, step, mesh, average=False):
         if average:
@@ -259,6 +279,11 @@ class Packed(NamedTuple):
     def check_decoder(self) -> None:
         gguf.read_config(self.path)
 
+    @property
+    def is_reward(self) -> bool:
+        """None is known."""
+        return False
+
     def read_decoder(self, tokenizer, step, mesh, average=False):
         if average or step is not None:
             asked = "--average" if average else "--step"
@@ -317,6 +342,11 @@ class Adapted(NamedTuple):
 
     def check_decoder(self) -> None:
         self.base()
+
+    @property
+    def is_reward(self) -> bool:
+        """It tunes a language model."""
+        return False
 
     def read_decoder(self, tokenizer, step, mesh, average=False):
         config, params, step = self.base().read_decoder(tokenizer, step, mesh, average)

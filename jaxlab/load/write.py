@@ -12,7 +12,7 @@ from jaxlab.core import checkpoint, folders, json_text, runs, tokenizer_files
 from jaxlab.core import paths as paths_lib
 from jaxlab.data.examples import chat, chat_templates
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
-from jaxlab.load import by_path
+from jaxlab.load import by_path, padding
 from jaxlab.load import source as source_lib
 from jaxlab.models.hf import generation as generation_lib
 
@@ -52,9 +52,12 @@ def save(
             if tuned[0] != chat.OWN:
                 text = chat_templates.of_tokenizer(loaded.tokenizer, *tuned)
                 tokenizer_files.set_chat_templates(folder, {"default": text})
+        config = loaded.config
+        if isinstance(config, models.TransformerConfig) and config.head == "score":
+            config = padding.choose(loaded, folder)
         models.hf.save(
             out,
-            loaded.config,
+            config,
             loaded.params,
             dtype=dtype,
             tokenizer_folder=folder,

@@ -28,6 +28,7 @@ class TransformerConfig:
         rope, window_rope: positions of full layers and of sliding layers.
         tied: the output head is the embedding.
         is_causal: False makes an encoder.
+        head: what is read of it: "tokens" (a `Decoder`) or "score" (a `Scorer`).
         length: longest row that the model was trained for.
         initializer: "mitchell" (OLMo 1: 1/sqrt(width), deeper layers smaller) or
             "normal" (std `initializer_std`, cut at 3 std).
@@ -71,6 +72,7 @@ class TransformerConfig:
     window_rope: rope_lib.Rope | None = None
     tied: bool = False
     is_causal: bool = True
+    head: str = "tokens"
     length: int = 2048
     initializer: str = "normal"
     initializer_std: float = 0.02
@@ -168,6 +170,7 @@ _RANGES = {
 _CHOICES = {
     "norm": ("layernorm", "rmsnorm"),
     "norm_position": ("pre", "post"),
+    "head": ("tokens", "score"),
     "initializer": ("mitchell", "normal"),
     "dtype": ("float32", "bfloat16", "float16"),
     "attention": ("auto", *attention.IMPLEMENTATIONS),

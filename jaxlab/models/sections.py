@@ -48,7 +48,8 @@ def transformer_config(
 def section(config: TransformerConfig) -> dict[str, Any]:
     """The section that `transformer_config` makes `config` of, without token ids."""
     values = dataclasses.asdict(config)
-    return {name: value for name, value in values.items() if name not in _IDS}
+    plain = ("head",) if config.head == "tokens" else ()  # as in older runs
+    return {name: x for name, x in values.items() if name not in (*_IDS, *plain)}
 
 
 def encoder_section(config: BertConfig) -> dict[str, Any]:

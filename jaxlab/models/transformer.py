@@ -147,10 +147,7 @@ class Decoder(nn.Module):
 
 
 class Scorer(nn.Module):
-    """Tokens to one number per row, read at the last real token: reward models.
-
-    Public API: no system trains one yet.
-    """
+    """Tokens to one number per row, read at the last real token: reward models."""
 
     config: TransformerConfig
 

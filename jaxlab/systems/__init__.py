@@ -46,6 +46,11 @@ SYSTEMS = {
         shape="jaxlab.systems.tulu.step_shape:dpo_shape",
         step="jaxlab.systems.tulu.preference_tuning:dpo_untrained",
     ),
+    "tulu.reward": Entry(
+        "jaxlab.systems.tulu.reward_modelling:reward",
+        shape="jaxlab.systems.tulu.step_shape:reward_shape",
+        step="jaxlab.systems.tulu.reward_modelling:reward_untrained",
+    ),
     "languages.classify": Entry(
         "jaxlab.systems.tram.classification:classify",
         check="jaxlab.systems.tram.classification:check",

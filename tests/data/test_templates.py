@@ -169,7 +169,8 @@ def test_a_generation_block_says_itself_what_is_learnt(tmp_path):
 def test_a_template_that_asks_the_date_is_told_the_one_that_is_given(tmp_path):
     folder = write(tmp_path, "{{ strftime_now('%d %b %Y') }}")
     day = datetime.datetime(2024, 7, 26)
-    assert templates.load(folder).encode([], now=day).text == "26 Jul 2024"
+    asked = conversation("a")
+    assert templates.load(folder).encode(asked, now=day).text == "26 Jul 2024"
 
 
 @pytest.mark.parametrize(

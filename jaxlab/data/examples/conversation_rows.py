@@ -94,6 +94,7 @@ class PairRows:
         batch_size: int,
         seed: int = 0,
         reference: np.ndarray | None = None,
+        margins: np.ndarray | None = None,
     ):
         """Pairs of examples of at most `length` tokens.
 
@@ -104,6 +105,8 @@ class PairRows:
             seed: of the order.
             reference: f32[N, 2]: log-probabilities of chosen and rejected under the
                 reference policy, given to the loss as `reference_logps`.
+            margins: f32[N], for `objectives.reward`, which reads scores at the end of
+                both: batches have `margin` and `lengths` i32[B, 2] then.
 
         Raises:
             UserError: no pair, or no pair in a batch.
@@ -111,6 +114,7 @@ class PairRows:
         _check(len(chosen.ends), batch_size)
         self.sides, self.length, self.seed = (chosen, rejected), length, seed
         self.rows, self.count, self.reference = batch_size, len(chosen.ends), reference
+        self.margins = margins
         self._orders: dict = {}
 
     def __call__(self, step: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
@@ -125,12 +129,19 @@ class PairRows:
                 _put(batch, (number, side), 0, examples, item)
         if self.reference is not None:
             batch["reference_logps"] = self.reference[chosen].astype(np.float32)
+        if self.margins is not None:
+            batch["margin"] = self.margins[chosen].astype(np.float32)
+            sizes = np.stack([side.sizes[chosen] for side in self.sides], axis=1)
+            batch["lengths"] = np.where(chosen[:, None] >= 0, sizes, 0).astype(np.int32)
         return batch
 
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for two runs to read the same."""
-        return {"pairs": self.count, "sha256": sha256(*self.sides)}
+        own = {"pairs": self.count, "sha256": sha256(*self.sides)}
+        if self.margins is not None:
+            own["margins"] = hashlib.sha256(self.margins.tobytes()).hexdigest()
+        return own
 
 
 def row_spec(rows: int, length: int) -> Spec:
@@ -140,16 +151,21 @@ def row_spec(rows: int, length: int) -> Spec:
     return {name: ((rows, length), dtype) for name, dtype in dtypes.items()}
 
 
-def pair_spec(pairs: int, length: int, *, reference: bool = False) -> Spec:
+def pair_spec(
+    pairs: int, length: int, *, reference: bool = False, margins: bool = False
+) -> Spec:
     """Name -> (shape, dtype) of the arrays of a batch of `PairRows`.
 
     Args:
         pairs: of a batch.
         length: tokens of a row.
         reference: it has log-probabilities of the reference policy.
+        margins: it has margins and lengths, as for reward models.
     """
     dtypes = {"tokens": np.int32, "loss_mask": np.float32}
     spec: Spec = {name: ((pairs, 2, length), dtype) for name, dtype in dtypes.items()}
+    if margins:
+        spec |= {"margin": ((pairs,), np.float32), "lengths": ((pairs, 2), np.int32)}
     return spec | ({"reference_logps": ((pairs, 2), np.float32)} if reference else {})
 
 

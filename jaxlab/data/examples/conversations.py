@@ -15,7 +15,9 @@ after a blank line. What does not fit is an error with file and row, and never l
 `fields` says what becomes of all other fields.
 """
 
+import functools
 import logging
+import math
 import pathlib
 import re
 from collections.abc import Callable, Iterator
@@ -62,11 +64,20 @@ class Conversation(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Two conversations that differ in their last answer."""
+    """Two conversations that differ in their last answer.
+
+    Attributes:
+        id: the data's own, or FILE:ROW.
+        chosen, rejected: messages in their order.
+        margin: by which the chosen answer's reward should be higher.
+        subset: of the data, that it belongs to; "" of none.
+    """
 
     id: str
     chosen: tuple[chat.Message, ...]
     rejected: tuple[chat.Message, ...]
+    margin: float = 0.0
+    subset: str = ""
 
 
 def read(source: str) -> list[Conversation]:
@@ -78,13 +89,18 @@ def read(source: str) -> list[Conversation]:
     return _read(source, _conversation, _EXPECTED)
 
 
-def read_pairs(source: str) -> list[Pair]:
+def read_pairs(source: str, *, of_rewards: bool = False) -> list[Pair]:
     """The pairs of files or folders of them, separated by commas.
+
+    Args:
+        source: the files.
+        of_rewards: `margin` and `subset` of a row are read, too.
 
     Raises:
         UserError: nothing to read, or a row that is not a pair (file and row).
     """
-    return _read(source, _pair, _EXPECTED_PAIR)
+    parse = functools.partial(_pair, of_rewards=of_rewards)
+    return _read(source, parse, _EXPECTED_PAIR)
 
 
 def _read(source: str, parse: Callable, expected: str) -> list:
@@ -170,7 +186,9 @@ def _conversation(row: fields_lib.Fields, id: str, remarks: set[str]) -> Convers
     return Conversation(id, messages)
 
 
-def _pair(row: fields_lib.Fields, id: str, remarks: set[str]) -> Pair:
+def _pair(
+    row: fields_lib.Fields, id: str, remarks: set[str], *, of_rewards: bool = False
+) -> Pair:
     if row.learnt() is False:
         raise row.error(_UNLEARNT)
     if "chosen" not in row.values or "rejected" not in row.values:
@@ -193,8 +211,23 @@ def _pair(row: fields_lib.Fields, id: str, remarks: set[str]) -> Pair:
         raise errors.UserError(
             f"{row.place}: chosen and rejected answer different prompts; remove the row"
         )
+    more = (_margin(row), _subset(row)) if of_rewards else ()
     row.check(lambda: [m.content for m in chosen + rejected], remarks, also=_ANSWERS)
-    return Pair(id, chosen, rejected)
+    return Pair(id, chosen, rejected, *more)
+
+
+def _margin(row: fields_lib.Fields) -> float:
+    value = row.read("margin")
+    if value is None:
+        return 0.0
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and value >= 0):
+        raise row.error(f"margin is {value!r}; write a number, 0 or more, or none")
+    return float(value)
+
+
+def _subset(row: fields_lib.Fields) -> str:
+    return row.text("subset") if row.says("subset") else ""
 
 
 def _side(row, name: str, prompt: Messages, remarks: set[str]) -> Messages:

@@ -53,7 +53,11 @@ class Encoded(NamedTuple):
 
 
 class Template:
-    """A chat template with its tokenizer; made by `load`."""
+    """A chat template with its tokenizer; made by `load`.
+
+    Attributes:
+        tokenizer: of the model.
+    """
 
     def __init__(
         self,
@@ -63,7 +67,7 @@ class Template:
         allowed: Sequence[str] = (),
     ):
         self._name, self._templates = name, dict(templates)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._encoder = control.Encoder(tokenizer, allowed)
         unknown = [text for text in allowed if text not in self._encoder.added]
         if unknown:
@@ -80,6 +84,7 @@ class Template:
         generation_prompt: bool = False,
         learnt: Collection[int] | None = None,
         now: datetime.datetime | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Encoded:
         """The ids, labels and text of a conversation.
 
@@ -90,13 +95,14 @@ class Template:
             learnt: numbers of the messages whose answers are labels; None: all
                 answers.
             now: the time that the template is told; None: of the clock.
+            options: what else it may read, e.g. {"enable_thinking": False}.
 
         Raises:
             RefusalError: what the template itself raises, e.g. for a system message.
             UserError: no message, or one that is none; a template that is damaged or
                 never ends.
         """
-        text = self._render(messages, tools, generation_prompt, now)
+        text = self._render(messages, tools, generation_prompt, now, options)
         lines.require_utf8(str.__str__(text), f"{self._name}: the conversation")
         answers = _answers(messages)
         tokens = self._encoder.encode(text, answers)
@@ -146,12 +152,18 @@ class Template:
             prompt = self._render([question], None, True)
             whole = self._render([question, answer], None, False)
         except errors.UserError:  # it takes no such conversation
-            return labels.Frame((), frozenset([self._tokenizer.eos_id]))
+            return labels.Frame((), frozenset([self.tokenizer.eos_id]))
         tokens = self._encoder.encode(whole, [1])
-        return labels.find_frame(asked, prompt, whole, tokens, self._tokenizer.eos_id)
+        return labels.find_frame(asked, prompt, whole, tokens, self.tokenizer.eos_id)
 
-    def _render(self, messages, tools, generation_prompt, now=None) -> traced.Traced:
-        text = self._templates.get("tool_use") if tools else None
+    def _render(
+        self, messages, tools, generation_prompt, now=None, options=None
+    ) -> traced.Traced:
+        if not messages:
+            raise errors.UserError(
+                f"{self._name}: a conversation has a message; give one"
+            )
+        text = None if tools is None else self._templates.get("tool_use")
         text = text or self._templates.get("default")
         if text is None:
             raise errors.UserError(
@@ -160,12 +172,13 @@ class Template:
             )
         values = {
             "messages": [_mark(n, m, self._name) for n, m in enumerate(messages)],
-            "tools": traced.mark_all(tools, traced.FOREIGN) if tools else None,
+            "tools": traced.mark_all(tools, traced.FOREIGN),
             "documents": None,
             "add_generation_prompt": generation_prompt,
             **self._special(),
+            **traced.mark_all(dict(options or {}), traced.FOREIGN),
         }
-        given = _count([messages, tools])
+        given = _count([messages, tools, options])
         longest = _FREE_CHARACTERS + _CHARACTERS_PER_CHARACTER * given
         kind = errors.UserError
         try:
@@ -185,14 +198,14 @@ class Template:
 
     def _special(self) -> dict[str, traced.Traced]:
         """The tokens that a template may name."""
-        config = self._tokenizer.config
+        config = self.tokenizer.config
         texts = {
             name: special_tokens.token_text(value)
             for name, value in config.items()
             if name.endswith("_token") and isinstance(value, str | Mapping)
         }
-        for name, token in self._tokenizer.special_tokens._asdict().items():
-            if token is not None:
+        for name, token in self.tokenizer.special_tokens._asdict().items():
+            if token is not None and name != "pad":  # that may be one of the others
                 texts[f"{name}_token"] = token[1]
         return {name: traced.Traced(x, traced.OWN) for name, x in texts.items()}
 
@@ -228,6 +241,7 @@ def _mark(number: int, message: Any, name: str) -> dict[str, Any]:
             f"message {number} has the role {role!r}; write user, assistant, system or "
             "what the chat template knows"
         )
+    message = {key: value for key, value in message.items() if value is not None}
     thoughts = (message[key] for key in _REASONING if message.get(key) is not None)
     if (thought := next(thoughts, None)) is not None:  # as transformers does
         message = {"thinking": thought, **message, "reasoning_content": thought}
@@ -236,7 +250,7 @@ def _mark(number: int, message: Any, name: str) -> dict[str, Any]:
 
 
 def _count(value: Any) -> int:
-    """Characters in a value."""
+    """Characters in the strings of a value."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, Mapping):

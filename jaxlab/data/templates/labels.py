@@ -3,9 +3,10 @@
     header | content as rendered, calls of tools | end marker | line end
            |<------------- labels -------------------------->|
 
-They follow from where a character came from (`traced`), not from the lengths of
-prefixes, which templates change that rewrite earlier turns. A template with
-{% generation %} says itself what its answers are.
+What a template writes between the header that ends a prompt and the content is a label,
+too: a model that is asked has to write it (<think>, [TOOL_CALLS]). All follows from
+where a character came from (`traced`), not from the lengths of prefixes: templates
+rewrite earlier turns. One with {% generation %} says itself what its answers are.
 """
 
 import itertools
@@ -24,15 +25,18 @@ class Frame(NamedTuple):
     Attributes:
         headers: what may stand in front of it, the likelier first.
         ends: ids of tokens that end a turn.
+        asks: what stands between a question and an answer that is to be written; "" if
+            unknown.
     """
 
     headers: tuple[str, ...]
     ends: frozenset[int]
+    asks: str = ""
 
 
 def find_frame(
     asked: str,
-    prompt: str,
+    prompt: traced.Traced,
     answered: traced.Traced,
     tokens: Sequence[control.Token],
     eos: int,
@@ -51,9 +55,11 @@ def find_frame(
     texts = (answered[: max(start, 0)], prompt)
     headers = [t[len(asked) :] for t in texts if t.startswith(asked)]
     behind = (t.id for t in tokens if t.is_control and t.start >= stop)
+    question = prompt.marks.rfind(traced.of_message(0)) + 1
     return Frame(
         tuple(header for header in headers if header),
         frozenset([eos, *itertools.islice(behind, 1)]),
+        prompt[question:] if question else "",
     )
 
 
@@ -79,21 +85,25 @@ def find_spans(
         return _find_generated(runs, answers, learnt)
     bounds = _find_bounds(runs)
     ends = [t for t in tokens if t.is_control]
-    spans, at = [], 0
+    spans, at, is_asked = [], 0, False
     for number, message in enumerate(messages):
         start, stop = bounds.get(number, (None, None))
         later = (first for n, (first, _) in bounds.items() if n > number)
         limit = min((first for first in later if first >= at), default=len(text))
         if message["role"] == "assistant":
             before = limit if start is None else start
-            header = _find_header(text, frame.headers, at, before)
+            header = _find_header(text, frame, at, before, is_asked)
             if start is None or not message.get("content"):
                 start = header if start is None or header is not None else start
                 stop = stop if stop is not None else start
             if start is not None:
-                stop = _find_end(text, ends, stop, limit, frame)
+                if header is not None and _is_written(text[header:start]):
+                    start = header
+                near = not message.get("tool_calls")
+                stop = _find_end(text, ends, stop, limit, frame, near)
                 if number in learnt:
                     spans.append((start, stop))
+        is_asked = message["role"] == "user" and stop is not None and stop >= at
         at = max(at, stop or 0)
     return spans
 
@@ -124,18 +134,42 @@ def _find_bounds(runs) -> dict[int, tuple[int, int]]:
     return bounds
 
 
-def _find_header(text, headers, start, stop) -> int | None:
-    """Where the text behind the next header begins."""
-    for header in headers:
+def _find_header(text, frame, start, stop, is_asked) -> int | None:
+    """Where the text behind the next header begins.
+
+    Args:
+        text: the conversation.
+        frame: of its template.
+        start, stop: it lies between them.
+        is_asked: a question ends at `start`.
+    """
+    if is_asked and frame.asks and text.startswith(frame.asks, start, stop):
+        return start + len(frame.asks)
+    for header in frame.headers:
         at = text.find(header, start, stop)
         if at >= 0 and all(map(traced.is_own, text.marks[at : at + len(header)])):
             return at + len(header)
     return None
 
 
-def _find_end(text, tokens, stop, limit, frame) -> int:
-    """The end of the marker that ends a turn whose text ends at `stop`."""
+def _is_written(text: traced.Traced) -> bool:
+    """Whether a template wrote more between a header and an answer than white space.
+
+    A model has to write it itself: <think>, [TOOL_CALLS].
+    """
+    return bool(text.strip()) and all(map(traced.is_own, text.marks))
+
+
+def _find_end(text, tokens, stop, limit, frame, is_near) -> int:
+    """The end of the marker that ends a turn whose text ends at `stop`.
+
+    Where turns have no marker it is the one of the next turn: behind the text, or
+    behind what a template writes of calls, numbers and markers.
+    """
     behind = [t for t in tokens if stop <= t.start and t.stop <= limit]
     named = [t for t in behind if t.id in frame.ends]
-    near = [t for t in behind[:1] if not text[stop : t.start].strip()]
-    return next((t.stop for t in (*named, *near)), stop)
+    if is_near:
+        other = [t for t in behind[:1] if not text[stop : t.start].strip()]
+    else:
+        other = behind[-1:]
+    return next((t.stop for t in (*named, *other)), stop)

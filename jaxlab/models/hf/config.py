@@ -8,6 +8,8 @@
 A key that is absent has the value that transformers gives it. A key that would change
 the arithmetic and is not understood is refused, never ignored.
 
+A reward model is the same with one label: LlamaForSequenceClassification.
+
 What only concerns running (dtype, attention, remat, scan, initializer, ...) is not in
 the file: it keeps the defaults of `TransformerConfig`. Rotary positions, which come in
 two layouts: `models/hf/rope.py`.
@@ -175,6 +177,7 @@ def from_json(raw: Mapping[str, Any]) -> TransformerConfig:
             kv_heads=get("num_key_value_heads"),
             head_dim=get("head_dim"),
             tied=get("tie_word_embeddings", False),
+            head="score" if is_scorer(raw) else "tokens",
             length=get("max_position_embeddings", 2048),
             initializer_std=get("initializer_range", 0.02),
             eos_id=_ids(get("eos_token_id")),
@@ -211,6 +214,12 @@ def to_json(config: TransformerConfig) -> dict[str, Any]:
     }
     if name == "llama":
         raw["mlp_bias"] = False
+    if config.head == "score":
+        raw |= {
+            "architectures": [_scorer_of(FAMILIES[name].architecture)],
+            "id2label": {"0": "LABEL_0"},
+            "label2id": {"LABEL_0": 0},
+        }
     if name == "llama" or config.head_dim * config.heads != config.embed:
         raw["head_dim"] = config.head_dim
     if name == "olmo":
@@ -226,10 +235,21 @@ def to_json(config: TransformerConfig) -> dict[str, Any]:
     return raw | rope_lib.to_json(config.rope, config.window_rope)
 
 
+def is_scorer(raw: Mapping[str, Any]) -> bool:
+    """Whether a parsed `config.json` is of a reward model: one score per text."""
+    scorers = {_scorer_of(family.architecture) for family in FAMILIES.values()}
+    return not scorers.isdisjoint(raw.get("architectures") or ())
+
+
+def _scorer_of(architecture: str) -> str:
+    return architecture.replace("ForCausalLM", "ForSequenceClassification")
+
+
 def _family_of_json(raw):
     architectures = raw.get("architectures") or ()
     for name, family in FAMILIES.items():
-        if family.architecture in architectures:
+        own = family.architecture
+        if own in architectures or _scorer_of(own) in architectures:
             if (said := raw.get("model_type")) not in (None, name):
                 raise errors.UserError(
                     f"config.json: model_type {said!r} and architectures "

@@ -76,8 +76,9 @@ def load(
         mesh: where the parameters go, sharded by their logical axes; None = one device.
 
     Returns:
-        (config, params of `Decoder(config)`); for a `BertConfig` those of `BertScorer`
-        when its head is "score", else of `BertEncoder`. NaNs in the file are kept: a
+        (config, params of `Decoder(config)`, or of `Scorer(config)` when its head is
+        "score"); for a `BertConfig` those of `BertScorer` when its head is "score",
+        else of `BertEncoder`. NaNs in the file are kept: a
         diverged run must be loadable to be looked at.
 
     Raises:
@@ -108,7 +109,9 @@ def assemble(
     """
     if isinstance(config, BertConfig):
         tensors = names_lib.as_saved(path, config, tensors)
-    elif config.tied and hf_names.HEAD in tensors:  # it may be there instead
+    elif (
+        hf_names.has_tied_head(config) and hf_names.HEAD in tensors
+    ):  # it may be there instead
         tensors.setdefault(hf_names.EMBEDDING, tensors[hf_names.HEAD])
     leaves = _names(config).leaves(config)
     _check(path, config, leaves, tensors)
@@ -253,7 +256,7 @@ def _check(path, config, leaves, tensors):
             f"{path} lacks {len(missing)} tensors that config.json calls for: "
             f"{_short(missing)}"
         )
-    tied = isinstance(config, TransformerConfig) and config.tied
+    tied = hf_names.has_tied_head(config)
     head = tensors.get(hf_names.HEAD)
     if tied and head is not None and _same(head, tensors[hf_names.EMBEDDING]):
         wanted[hf_names.HEAD] = head.shape

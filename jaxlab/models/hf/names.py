@@ -10,6 +10,7 @@ blocks/mlp_norm             model.layers.i.post_attention_layernorm.weight (pre)
                             model.layers.i.post_feedforward_layernorm.weight (post)
 final_norm                  model.norm.weight
 lm_head                     lm_head.weight
+score                       score.weight, of a reward model, which has no lm_head
 """
 
 import dataclasses
@@ -46,6 +47,7 @@ _OUTER_NAMES = {
     "embed/embedding": EMBEDDING,
     "final_norm/scale": "model.norm.weight",
     "lm_head/kernel": HEAD,
+    "score/kernel": "score.weight",
 }
 
 
@@ -65,17 +67,25 @@ class Leaf(NamedTuple):
         return shape[::-1] if self.is_transposed else shape
 
 
+def has_tied_head(config: Any) -> bool:
+    """Whether a config, of an encoder perhaps, reads tokens by its embedding."""
+    is_ours = isinstance(config, TransformerConfig) and config.head == "tokens"
+    return is_ours and config.tied
+
+
 @functools.lru_cache(maxsize=8)
 def abstract(config: TransformerConfig) -> Any:
-    """Boxed shapes of the parameters of `Decoder(config)`."""
+    """Boxed shapes of the parameters of `Decoder(config)`, or of `Scorer(config)`."""
     plain = dataclasses.replace(config, attention="xla", remat="none", scan=True)
-    decoder = transformer.Decoder(plain)
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    return jax.eval_shape(decoder.init, jax.random.key(0), tokens)["params"]
+    rows = [jax.ShapeDtypeStruct((1, 1), jnp.int32)]
+    model = transformer.Decoder(plain)
+    if config.head == "score":
+        model, rows = transformer.Scorer(plain), [*rows, jnp.ones(1, jnp.int32)]
+    return jax.eval_shape(model.init, jax.random.key(0), *rows)["params"]
 
 
 def leaves(config: TransformerConfig) -> list[Leaf]:
-    """Every leaf of `Decoder(config)`, in the order of `jax.tree.leaves`."""
+    """Every leaf of the model, in the order of `jax.tree.leaves`."""
     attn_norm, mlp_norm = _NORM_NAMES[config.norm_position]
     inner = _BLOCK_NAMES | {"attn_norm/scale": attn_norm, "mlp_norm/scale": mlp_norm}
     described = []

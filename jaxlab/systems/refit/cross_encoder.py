@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jaxlab import load, retrieval
+from jaxlab import load, models, retrieval
 from jaxlab.core import errors, ranges, runs
 from jaxlab.core import progress as progress_lib
 from jaxlab.data.examples import text_rows
@@ -50,6 +50,11 @@ def reranker(
     if prior and retriever is None:
         raise errors.UserError("a prior needs the retriever; give index and vectors")
     scorer = load.scorer(path, mesh=mesh)
+    if not isinstance(scorer.config, models.BertConfig):
+        raise errors.UserError(
+            f"{path} is a reward model of conversations; give a cross-encoder, e.g. a "
+            "run of configs/refit.py:cross_encoder"
+        )
     most = scorer.config.length
     length = min(LENGTH, most) if length is None else length
     ranges.check_length("--length", length, most)

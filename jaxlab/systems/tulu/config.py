@@ -1,4 +1,4 @@
-"""The configs of `tulu.sft` and `tulu.dpo`.
+"""The configs of `tulu.sft`, `tulu.dpo` and `tulu.reward`.
 
 Values are those of TULU 2 (Ivison et al. 2023, arXiv:2311.10702), where it says them.
 `model` holds the sizes that a plan needs; a run has those of `init_from`, and compares.
@@ -15,7 +15,7 @@ def instruction() -> ml_collections.ConfigDict:
     """The config of instruction tuning, `tulu.sft`; set the rate."""
     return ml_collections.ConfigDict(
         {
-            **_sft_and_dpo("tulu.sft", epochs=2.0, warmup=0.03),
+            **_tuning("tulu.sft", epochs=2.0, warmup=0.03),
             "z_loss": 0.0,
             "data": {
                 **sections.conversations(),
@@ -30,7 +30,7 @@ def preferences() -> ml_collections.ConfigDict:
     """The config of preference tuning, `tulu.dpo`; set the rate. Batches are pairs."""
     return ml_collections.ConfigDict(
         {
-            **_sft_and_dpo("tulu.dpo", epochs=3.0, warmup=0.1),
+            **_tuning("tulu.dpo", epochs=3.0, warmup=0.1),
             "data": {
                 **sections.conversations(batch_size=32),
                 "last_only": True,  # EasyLM's; False: all answers of a pair count
@@ -55,7 +55,23 @@ def preferences() -> ml_collections.ConfigDict:
     )
 
 
-def _sft_and_dpo(system: str, *, epochs: float, warmup: float) -> dict[str, Any]:
+def rewards() -> ml_collections.ConfigDict:
+    """The config of reward models, `tulu.reward`; set the rate. Batches are pairs."""
+    config = _tuning("tulu.reward", epochs=1.0, warmup=0.03)
+    config["optim"].final = 0.1
+    return ml_collections.ConfigDict(
+        {
+            **config,
+            "data": sections.conversations(batch_size=64),
+            "reward": {
+                "margin": 0.0,  # of every pair, beside the one that its row has
+                "center": 0.0,  # weight of the squared sum of both scores; TRL's 0.01
+            },
+        }
+    )
+
+
+def _tuning(system: str, *, epochs: float, warmup: float) -> dict[str, Any]:
     return {
         "system": system,  # what is trained
         "seed": 0,  # of everything random

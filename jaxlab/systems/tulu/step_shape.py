@@ -39,3 +39,13 @@ def dpo_shape(config: ml_collections.ConfigDict) -> shapes.Shape:
         again = passes._replace(forward=passes.forward + 1)
         shape = dataclasses.replace(shape, passes=again, micro_batches=chunks)
     return shape
+
+
+def reward_shape(config: ml_collections.ConfigDict) -> shapes.Shape:
+    """What a step of reward modelling computes: a pair is two rows.
+
+    There is no output head; its multiplications, which are still counted, are less than
+    the rest by far.
+    """
+    shape = planning.decoder(config, together=2, passes=shapes.Passes())
+    return dataclasses.replace(shape, tied=True)
