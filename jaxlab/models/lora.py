@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxlab.core import errors, mesh, ranges, types, value_types
+from jaxlab.core import errors, mesh, ranges, tree, types, value_types
 from jaxlab.models import nf4
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
@@ -210,6 +210,29 @@ def freeze(
     )
     kept = keep((), params)
     return {"params": kept, "nf4": packed} if packed else {"params": kept}
+
+
+def abstract_base(
+    module: nn.Module, kept_in: str, on: jax.sharding.Mesh
+) -> dict[str, Any]:
+    """Shapes and shardings of what `freeze` returns, without computing anything."""
+    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    boxed = jax.eval_shape(module.init, jax.random.key(0), tokens)["params"]
+    shapes = jax.eval_shape(lambda p: freeze(module, p, kept_in), mesh.unbox(boxed))
+    of_params = tree.flatten(mesh.param_shardings(boxed, on))
+    of_packed = _packed_shardings(module, on) if kept_in == "nf4" else {}
+    places = {f"params/{path}": sharding for path, sharding in of_params.items()}
+    places |= {
+        f"nf4/{'/'.join(path)}/kernel/{name}": sharding
+        for path, parts in of_packed.items()
+        for name, sharding in parts.items()
+    }
+
+    def place(path, leaf):
+        sharding = places[tree.path_name(path)]
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(place, shapes)
 
 
 def round_to_nf4(params: types.Params) -> types.Params:

@@ -82,6 +82,7 @@ class Plan:
             "shape": {
                 **dataclasses.asdict(self.shape),
                 "passes": self.shape.passes._asdict(),
+                "adapter": self.shape.adapter and self.shape.adapter._asdict(),
                 "params": self.shape.params,
             },
             "step_tokens": self.shape.step_tokens,

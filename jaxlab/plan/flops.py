@@ -1,6 +1,7 @@
 """FLOPs of a training step, for all chips together.
 
-    matmuls     6 N_mm T          N_mm: layers and head, not the embedding's look-up
+    matmuls     6 N_mm T          N_mm: layers and head, not the embedding's look-up;
+                                  4 N_mm T + 6 N_adapter T beside a frozen base
     attention   4 N H C keys T    forward; 2.5 times that backward
     recomputed  2 T (matrices of `shape.RECOMPUTED`) + attention forward
 
@@ -51,7 +52,10 @@ def count(shape: shapes.Shape) -> Flops:
     """
     tokens, width = shape.step_tokens, shape.heads * shape.head_dim
     weights = shape.layer_params + shape.head_params
+    # Of a frozen matrix there is no gradient: two products and not three.
     matmuls = 6.0 * weights * tokens
+    if shape.adapter is not None:
+        matmuls = (4.0 * weights + 6.0 * shape.trained_params) * tokens
     full = 4.0 * shape.layers * width * shape.length * tokens
     seen = 4.0 * width * _keys(shape) * tokens
     recomputed = 2.0 * shape.recomputed * tokens
@@ -60,7 +64,7 @@ def count(shape: shapes.Shape) -> Flops:
     attention = 3.5 * seen
     trained = matmuls + attention + recomputed
     extra = (shape.passes.trained - 1) * trained
-    extra += shape.passes.forward * (matmuls / 3 + seen)
+    extra += shape.passes.forward * (2.0 * weights * tokens + seen)
     return Flops(
         matmuls,
         attention,

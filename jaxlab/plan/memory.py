@@ -6,6 +6,7 @@
                                  loop over layers, not inside
     activations  2 N_layers b L D / t, what the backward pass starts from, and what the
                  remat policy keeps beside it
+                 (an adapter's base is kept as it is computed, or unpacked in there)
     working      the larger of   a layer: its weights gathered, the next layer's where
                                  gathers overlap, half their gradient, for each matrix's
                                  is scattered at once, and activations;
@@ -60,19 +61,31 @@ def estimate(
     shards = mesh["fsdp"] * mesh["context"] * t
     whole = _copies(topology, mesh)
     rows, passes = shapes.device_share(shape, mesh), shape.passes
-    gradients = passes.gradients * 4 * shape.params / shards
+    trained = _trained_share(shape, shards, t)
+    gradients = passes.gradients * 4 * trained
     if shape.micro_batches > 1:  # the sum, and those of one microbatch
         gradients *= 2
     activations = _saved_activations(shape, rows, t) * passes.held
-    exchanged = shape.compute_bytes * shape.params / (shards * mesh["data"])
+    exchanged = shape.compute_bytes * trained / mesh["data"]
+    copied = 0 if shape.adapter else shape.layer_params  # frozen ones are cast before
+    # The reference of an adapter is its base: no copy.
+    frozen = shape.frozen_bytes or 4 * passes.copies * shape.params
     return Memory(
-        state=4 * (1 + shape.moments + passes.copies) * shape.params / shards,
+        state=4 * (1 + shape.moments) * trained + frozen / shards,
         gradients=gradients,
-        weights=passes.held * shape.compute_bytes * shape.layer_params / shards,
+        weights=passes.held * shape.compute_bytes * copied / shards,
         activations=activations,
         working=max(_layer(shape, rows, t, whole), _loss(shape, rows, t)),
         exchange=exchanged if mesh["slice"] > 1 else 0.0,
     )
+
+
+def _trained_share(shape, shards, t):
+    """Trained parameters that a chip holds."""
+    if shape.adapter is None:
+        return shape.params / shards
+    width, others = shape.adapter_params  # ranks are not split
+    return width / (shards / t) + others / t
 
 
 def _saved_activations(shape, rows, t):

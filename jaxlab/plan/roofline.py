@@ -84,6 +84,8 @@ def count_bytes(
     left = (f - 1) / f
     heads = head * (1 + (flops_lib.loss_blocks(shape, mesh) > 1))  # and once again
     reduced = layers + head
+    if shape.adapter is not None:
+        reduced = width * shape.trained_params / t
     reductions = sweeps * reduced * left
     if topologies.reduces_all(topology, mesh):
         reductions *= 2
@@ -150,7 +152,7 @@ def _hbm(shape, tokens, f, t):
     sweeps = passes.trained * backward + passes.forward
     weights = shape.compute_bytes * shape.layer_params / t
     weights *= sweeps * shape.micro_batches
-    update = 4 * (3 + 2 * shape.moments) * shape.params / (f * t)
+    update = 4 * (3 + 2 * shape.moments) * shape.trained_params / (f * t)
     live = shape.compute_bytes * tokens * (3 * shape.mlp / t + 6 * shape.embed)
     return weights + update + sweeps * shape.layers * live
 

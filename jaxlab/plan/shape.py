@@ -44,6 +44,20 @@ class Passes(NamedTuple):
 _ONCE = Passes()
 
 
+class Adapter(NamedTuple):
+    """Low-rank matrices beside those of every layer, and how these are kept.
+
+    Attributes:
+        rank: of each.
+        targets: which matrices of a layer have one.
+        kept_bytes: of a weight of the frozen layers: 2 in bfloat16, 0.516 in NF4.
+    """
+
+    rank: int
+    targets: tuple[str, ...]
+    kept_bytes: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Shape:
     """A decoder, its batch and its optimizer.
@@ -64,6 +78,8 @@ class Shape:
         micro_batches: parts of the batch, one after the other.
         moments: f32 trees of the optimizer: 2 of AdamW.
         passes: how often a step goes through the model.
+        adapter: of the parameters that are trained where all of the model's are frozen;
+            None trains these.
     """
 
     vocab: int
@@ -88,6 +104,7 @@ class Shape:
     micro_batches: int = 1
     moments: int = 2
     passes: Passes = _ONCE
+    adapter: Adapter | None = None
 
     @property
     def matrices(self) -> dict[str, int]:
@@ -104,7 +121,28 @@ class Shape:
         names = RECOMPUTED[self.remat]
         if self.post_norm and "gate" in names:
             names = (*names, "down")
-        return self.layers * sum(self.matrices.get(name, 0) for name in names)
+        again = self.layers * sum(self.matrices.get(name, 0) for name in names)
+        if self.adapter is not None and names:  # every A, and the B of those matrices
+            sides = self._adapter_sides
+            again += (
+                self.layers
+                * self.adapter.rank
+                * sum(
+                    inputs + outputs * (name in names)
+                    for name, (inputs, outputs) in sides.items()
+                )
+            )
+        return again
+
+    @property
+    def _adapter_sides(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of the matrices that have an adapter."""
+        D, heads = self.embed, self.heads * self.head_dim
+        kv_heads = self.kv_heads * self.head_dim
+        sides = {"q": (D, heads), "k": (D, kv_heads), "v": (D, kv_heads)}
+        sides |= {"o": (heads, D), "gate": (D, self.mlp), "up": (D, self.mlp)}
+        sides["down"] = (self.mlp, D)
+        return {name: sides[name] for name in self.adapter.targets}
 
     @property
     def layer_params(self) -> int:
@@ -121,6 +159,27 @@ class Shape:
         """All parameters."""
         tables = self.head_params * (1 if self.tied else 2)
         return self.layer_params + tables + self.norm_scales
+
+    @property
+    def trained_params(self) -> int:
+        """Parameters that have a gradient and an optimizer's state."""
+        return self.params if self.adapter is None else sum(self.adapter_params)
+
+    @property
+    def adapter_params(self) -> tuple[int, int]:
+        """Of an adapter: at the model's width, which fsdp splits, and at others."""
+        sides, rank = self._adapter_sides, self.adapter.rank
+        whole = self.layers * rank * sum(map(sum, sides.values()))
+        wide = self.layers * rank * len(sides) * self.embed
+        return wide, whole - wide
+
+    @property
+    def frozen_bytes(self) -> float:
+        """Of what is read and not trained, all devices together."""
+        if self.adapter is None:
+            return 0.0
+        outer = self.params - self.layer_params
+        return self.adapter.kept_bytes * self.layer_params + 4.0 * outer
 
     @property
     def step_tokens(self) -> int:

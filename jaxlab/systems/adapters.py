@@ -46,6 +46,11 @@ def of_config(
     return lora.Adapted(decoder, settings)
 
 
+def planned_base(config: ml_collections.ConfigDict) -> str:
+    """How the base of a config's adapter is kept, for `planning.Untrained`; or ""."""
+    return config.adapter.base if config.adapter.rank else ""
+
+
 def open_base(
     config: ml_collections.ConfigDict,
     start: load.Loaded,

@@ -190,6 +190,15 @@ def test_a_divergence_gathers_each_kernel_once_however_many_blocks(blocks):
         ("tulu.py:sft_7b", []),
         ("tulu.py:dpo_7b", []),
         ("tulu.py:dpo_7b", ["--config.preference.reference=step"]),
+        ("tulu.py:sft_7b", ["--config.adapter.rank=64"]),
+        (
+            "tulu.py:dpo_7b",
+            [
+                "--config.adapter.rank=64",
+                "--config.adapter.base=nf4",
+                "--config.preference.reference=step",
+            ],
+        ),
     ],
 )
 def test_the_true_step_has_the_flops_of_the_formula(name, flags):
@@ -203,14 +212,26 @@ def test_the_true_step_has_the_flops_of_the_formula(name, flags):
     assert found == pytest.approx(expected, rel=0.005)
 
 
-def test_the_state_of_the_true_step_has_the_arithmetics_bytes():
-    described = config("olmo.py:7b", "--config.data.batch_size=64")
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("olmo.py:7b", []),
+        ("tulu.py:sft_7b", ["--config.adapter.rank=64"]),
+        ("tulu.py:sft_7b", ["--config.adapter.rank=64", "--config.adapter.base=nf4"]),
+    ],
+)
+def test_the_state_of_the_true_step_has_the_arithmetics_bytes(name, flags):
+    described = config(name, *flags, "--config.data.batch_size=64")
     mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 4})
-    _, (state, _, _) = steps.trace(described, mesh)
-    held = sum(map(compiled.held_bytes, jax.tree.leaves(state)))
+    _, (state, _, frozen) = steps.trace(described, mesh)
+    held = sum(map(compiled.held_bytes, jax.tree.leaves((state, frozen))))
     where = plan.parse("v5e:2x4")
     found = plan.estimate(shapes.shape(described), where, {"data": 2, "fsdp": 4})
-    assert held == pytest.approx(found.memory.state, rel=1e-6)
+    # What the arithmetic leaves out: maxima of NF4's blocks are not split over fsdp.
+    shape = shapes.shape(described)
+    across = sum(shape.matrices[name] for name in ("q", "k", "v", "gate", "up"))
+    left_out = 0.75 * shape.layers * across / 64 if "nf4" in str(flags) else 0
+    assert held == pytest.approx(found.memory.state + left_out, rel=2e-3)
 
 
 @pytest.mark.parametrize("method", [*merging.METHODS])

@@ -10,6 +10,9 @@ from jaxlab.core import errors
 from jaxlab.plan import arithmetic
 from jaxlab.plan import shape as shapes
 
+_MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+# A code, a byte for each 64 of them, an f32 for each 256 of these.
+_NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -81,6 +84,7 @@ def decoder(
         micro_batches=config.micro_batches,
         moments=(2 if adam else bool(optim.momentum)) + bool(optim.ema),
         passes=passes,
+        adapter=_adapter(config),
     )
 
 
@@ -99,6 +103,26 @@ def change(
     copy.model.remat = plan.shape.remat
     copy.micro_batches = plan.shape.micro_batches
     return copy
+
+
+def _adapter(config: ml_collections.ConfigDict) -> shapes.Adapter | None:
+    section = config.get("adapter")
+    if not section or not section.rank:
+        return None
+    kept = {
+        "compute": _DTYPE_BYTES[config.model.dtype],
+        "float32": 4,
+        "nf4": _NF4_BYTES,
+    }
+    check_choice("adapter.base", section.base, kept)
+    check_choices("adapter.targets", section.targets, _MATRICES)
+    return shapes.Adapter(section.rank, tuple(section.targets), kept[section.base])
+
+
+def check_choices(key: str, values, allowed) -> None:
+    """Refuses a list of settings of which one is not among `allowed`."""
+    for value in values:
+        check_choice(key, value, allowed)
 
 
 def _norm_scales(model: ml_collections.ConfigDict, projected: int) -> int:

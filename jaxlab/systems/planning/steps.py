@@ -12,6 +12,7 @@ import ml_collections
 from jaxlab import models, systems
 from jaxlab.core import errors, state, step
 from jaxlab.core import mesh as mesh_lib
+from jaxlab.models import lora
 from jaxlab.models import sections as sections_lib
 from jaxlab.plan import compiled, flops
 from jaxlab.plan import topology as topologies
@@ -58,6 +59,11 @@ def trace(
         built = untrained(config, mesh, platform)
         target, _ = state.abstract(built.experiment, mesh)
         frozen = target.params if built.frozen_is_start else built.experiment.frozen
+        if built.base_kept_in:
+            decoder = built.experiment.model.module
+            base = lora.abstract_base(decoder, built.base_kept_in, mesh)
+            inner = {"base": base} if built.frozen_is_start else None
+            frozen = {"base": base, "inner": inner}
         sharding = mesh_lib.batch_sharding(mesh)
         batch = {
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)

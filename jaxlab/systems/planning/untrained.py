@@ -16,8 +16,10 @@ class Untrained(NamedTuple):
         experiment: as training builds it, without `batches`.
         batch: name -> (shape, dtype) of the arrays of its batches.
         frozen_is_start: the step reads the parameters it started from as `frozen`.
+        base_kept_in: how an adapter's base is kept; "" where all is trained.
     """
 
     experiment: types.Experiment
     batch: BatchSpec
     frozen_is_start: bool = False
+    base_kept_in: str = ""

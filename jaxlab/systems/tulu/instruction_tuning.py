@@ -90,4 +90,8 @@ def sft_untrained(
     """What `jaxlab plan --aot` compiles for `sft`."""
     model = adapters.of_config(config, model)
     spec = conversation_rows.row_spec(config.data.batch_size, config.data.length)
-    return planning.Untrained(sft_experiment(config, model, batches=None), spec)
+    return planning.Untrained(
+        sft_experiment(config, model, batches=None),
+        spec,
+        base_kept_in=adapters.planned_base(config),
+    )

@@ -135,6 +135,7 @@ def dpo_untrained(
             data.batch_size, data.length, reference=asks == "before"
         ),
         frozen_is_start=asks == "step",
+        base_kept_in=adapters.planned_base(config),
     )
 
 
