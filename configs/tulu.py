@@ -13,10 +13,11 @@ A run is a run directory like others: evaluate it, generate, merge, export it.
 
     variant            from                                   batch, length, epochs
     tiny, tiny_dpo,    chosen here: seconds on a laptop       8 (4 pairs), 256, 1
-    tiny_reward
+    tiny_kto, tiny_reward
     tulu1_7b           Wang et al. 2023 (2306.04751)          128, 2048, 2
     sft_7b, _13b, _70b Ivison et al. 2023 (2311.10702)        128, 8192, 2
     dpo_7b, _13b, _70b the same                               32 pairs, 8192, 3
+    kto_7b, _13b       Ethayarajh et al. 2024 (2402.01306)    32, 2048, 1
     reward_7b, _13b    Miranda et al. 2024 (2410.19133)       64 pairs, 4096, 1
 
 TULU 2's mixture has 326,154 conversations (5,096 steps), UltraFeedback's binarised
@@ -34,13 +35,15 @@ _SIZES = {  # Llama 2 (2307.09288)
 }
 _FSDP = {"7b": 16, "13b": 16, "70b": 64}  # chosen here: fits chips of 32 GB and more
 VARIANTS = (
-    "tiny", "tiny_dpo", "tiny_reward", "tulu1_7b", "reward_7b", "reward_13b",
+    "tiny", "tiny_dpo", "tiny_kto", "tiny_reward", "tulu1_7b",
+    "kto_7b", "kto_13b", "reward_7b", "reward_13b",
     *(f"{stage}_{size}" for stage in ("sft", "dpo") for size in _SIZES),
 )  # fmt: skip
 
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
-    stages = {"sft": _sft, "dpo": _dpo, "reward": _reward, "tulu1": _tulu1}
+    stages = {"sft": _sft, "dpo": _dpo, "kto": _kto, "reward": _reward}
+    stages["tulu1"] = _tulu1
     stage, _, size = variant.partition("_")
     if stage == "tiny":
         return _tiny(stages[size or "sft"]())
@@ -66,6 +69,13 @@ def _dpo() -> ml_collections.ConfigDict:
     return config
 
 
+def _kto() -> ml_collections.ConfigDict:
+    config = tulu_config.judgements()
+    config.optim.learning_rate = 5e-7
+    config.data.length = 2048
+    return config
+
+
 def _reward() -> ml_collections.ConfigDict:
     config = tulu_config.rewards()
     config.optim.learning_rate = 1e-5
@@ -81,7 +91,8 @@ def _tulu1() -> ml_collections.ConfigDict:
 
 
 def _tiny(config) -> ml_collections.ConfigDict:
-    is_dpo, is_sft = config.system == "tulu.dpo", config.system == "tulu.sft"
+    is_sft = config.system == "tulu.sft"
+    is_dpo = "preference" in config
     config.epochs = 1.0
     config.optim.learning_rate = 1e-4 if is_dpo else 1e-3
     config.model.dtype = "float32"

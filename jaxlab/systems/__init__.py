@@ -46,6 +46,11 @@ SYSTEMS = {
         shape="jaxlab.systems.tulu.step_shape:dpo_shape",
         step="jaxlab.systems.tulu.preference_tuning:dpo_untrained",
     ),
+    "tulu.kto": Entry(
+        "jaxlab.systems.tulu.judged_tuning:kto",
+        shape="jaxlab.systems.tulu.step_shape:kto_shape",
+        step="jaxlab.systems.tulu.judged_tuning:kto_untrained",
+    ),
     "tulu.reward": Entry(
         "jaxlab.systems.tulu.reward_modelling:reward",
         shape="jaxlab.systems.tulu.step_shape:reward_shape",

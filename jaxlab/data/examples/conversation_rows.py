@@ -41,7 +41,7 @@ class Rows:
         Raises:
             UserError: no example, or no row in a batch.
         """
-        _check(len(examples.ends), batch_size)
+        check_count(len(examples.ends), batch_size)
         self.examples, self.length, self.seed = examples, length, seed
         self.rows = batch_size
         sizes = examples.sizes
@@ -111,7 +111,7 @@ class PairRows:
         Raises:
             UserError: no pair, or no pair in a batch.
         """
-        _check(len(chosen.ends), batch_size)
+        check_count(len(chosen.ends), batch_size)
         self.sides, self.length, self.seed = (chosen, rejected), length, seed
         self.rows, self.count, self.reference = batch_size, len(chosen.ends), reference
         self.margins = margins
@@ -241,7 +241,12 @@ def _draw(batches: Rows | PairRows, step: int) -> np.ndarray:
     return mixture.endless(numbers, batches.count, batches.seed, batches._orders)[0]
 
 
-def _check(count: int, batch_size: int) -> None:
+def check_count(count: int, batch_size: int) -> None:
+    """Refuses no example, and no row in a batch.
+
+    Raises:
+        UserError: either of the two.
+    """
     if batch_size < 1:
         raise errors.UserError(f"batch_size {batch_size} is too small; use >= 1")
     if not count:

@@ -51,6 +51,11 @@ _EXPECTED_PAIR = (
     'expected "chosen" and "rejected", each a text beside "prompt" or "instruction", '
     "or a list of messages"
 )
+_EXPECTED_JUDGED = (
+    f'{_EXPECTED}, and "label": true where the answer is good, else false; or "chosen" '
+    'and "rejected"'
+)
+_LABELS = ("label", "kto_tag", "is_desirable", "desirable")
 
 
 Messages = tuple[chat.Message, ...]
@@ -61,6 +66,14 @@ class Conversation(NamedTuple):
 
     id: str
     messages: tuple[chat.Message, ...]
+
+
+class Judged(NamedTuple):
+    """A conversation of which the last answer is good or bad."""
+
+    id: str
+    messages: tuple[chat.Message, ...]
+    is_good: bool
 
 
 class Pair(NamedTuple):
@@ -101,6 +114,18 @@ def read_pairs(source: str, *, of_rewards: bool = False) -> list[Pair]:
     """
     parse = functools.partial(_pair, of_rewards=of_rewards)
     return _read(source, parse, _EXPECTED_PAIR)
+
+
+def read_judged(source: str) -> list[Judged]:
+    """The answers of files or folders of them, with what their label says of them.
+
+    A row is a conversation with a `label`, true or false; or a pair, which is two.
+
+    Raises:
+        UserError: nothing to read, or a row that is neither (file and row).
+    """
+    rows = _read(source, _judgements, _EXPECTED_JUDGED)
+    return [answer for answers in rows for answer in answers]
 
 
 def _read(source: str, parse: Callable, expected: str) -> list:
@@ -214,6 +239,25 @@ def _pair(
     more = (_margin(row), _subset(row)) if of_rewards else ()
     row.check(lambda: [m.content for m in chosen + rejected], remarks, also=_ANSWERS)
     return Pair(id, chosen, rejected, *more)
+
+
+def _judgements(
+    row: fields_lib.Fields, id: str, remarks: set[str]
+) -> tuple[Judged, ...]:
+    if "chosen" in row.values and "rejected" in row.values:
+        pair = _pair(row, id, remarks)
+        return Judged(id, pair.chosen, True), Judged(id, pair.rejected, False)
+    name = row.first(_LABELS)
+    label = row.values.get(name)
+    if name is None or not (isinstance(label, bool) or label in (0, 1)):
+        said = "no label" if name is None else f"{name} {label!r}"
+        raise errors.UserError(f"{row.place} has {said}; {_EXPECTED_JUDGED}")
+    rest = {key: value for key, value in row.values.items() if key != name}
+    rest_row = fields_lib.Fields(rest, row.place, _EXPECTED_JUDGED)
+    messages = _conversation(rest_row, id, remarks).messages
+    if messages[-1].role != "assistant":
+        raise row.error("it does not end with the answer that is judged; add or cut it")
+    return (Judged(id, messages, bool(label)),)
 
 
 def _margin(row: fields_lib.Fields) -> float:

@@ -1,4 +1,4 @@
-"""The configs of `tulu.sft`, `tulu.dpo` and `tulu.reward`.
+"""The configs of `tulu.sft`, `tulu.dpo`, `tulu.kto` and `tulu.reward`.
 
 Values are those of TULU 2 (Ivison et al. 2023, arXiv:2311.10702), where it says them.
 `model` holds the sizes that a plan needs; a run has those of `init_from`, and compares.
@@ -55,10 +55,32 @@ def preferences() -> ml_collections.ConfigDict:
     )
 
 
+def judgements() -> ml_collections.ConfigDict:
+    """The config of tuning on judged answers, `tulu.kto`; set the rate."""
+    return ml_collections.ConfigDict(
+        {
+            **_tuning("tulu.kto", epochs=1.0, warmup=0.1),
+            "data": sections.conversations(batch_size=32),
+            "preference": {
+                "loss": "kto",  # or apo_zero_unpaired
+                "beta": 0.1,
+                "desirable_weight": 1.0,  # of good answers
+                "undesirable_weight": 1.0,  # of bad ones
+                "chunks": 1,  # parts of a batch, which has to be whole for kto's KL
+                # Its log-probabilities are computed "before" the run, or in every
+                # "step".
+                "reference": "before",
+                "cache": "",  # where they are kept; "" is the user's cache folder
+            },
+        }
+    )
+
+
 def rewards() -> ml_collections.ConfigDict:
     """The config of reward models, `tulu.reward`; set the rate. Batches are pairs."""
     config = _tuning("tulu.reward", epochs=1.0, warmup=0.03)
     config["optim"].final = 0.1
+    del config["adapter"]  # the score's head is tuned, too: all parameters are
     return ml_collections.ConfigDict(
         {
             **config,

@@ -34,11 +34,25 @@ def dpo_shape(config: ml_collections.ConfigDict) -> shapes.Shape:
     passes = _REFERENCE_PASSES[loss.reference]
     if not any(n not in WITHOUT_REFERENCE for n in names if n.isidentifier()):
         passes = shapes.Passes()
-    shape = planning.decoder(config, together=2, passes=passes)
-    if (chunks := loss.chunks) > 1:
-        again = passes._replace(forward=passes.forward + 1)
-        shape = dataclasses.replace(shape, passes=again, micro_batches=chunks)
-    return shape
+    return _in_chunks(planning.decoder(config, together=2, passes=passes), loss.chunks)
+
+
+def kto_shape(config: ml_collections.ConfigDict) -> shapes.Shape:
+    """What a step on judged answers computes: other answers are read, not learnt."""
+    loss = config.preference
+    planning.check_choice("preference.reference", loss.reference, _REFERENCE_PASSES)
+    others = int(loss.loss == "kto")
+    asked = loss.reference == "step"
+    passes = shapes.Passes(forward=others + asked * (1 + others), copies=int(asked))
+    return _in_chunks(planning.decoder(config, passes=passes), loss.chunks)
+
+
+def _in_chunks(shape: shapes.Shape, chunks: int) -> shapes.Shape:
+    """Each is computed forward once more, and one is in memory at a time."""
+    if chunks == 1:
+        return shape
+    again = shape.passes._replace(forward=shape.passes.forward + 1)
+    return dataclasses.replace(shape, passes=again, micro_batches=chunks)
 
 
 def reward_shape(config: ml_collections.ConfigDict) -> shapes.Shape:
