@@ -60,11 +60,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     verify.add_argument("out", metavar="OUT", help="of `jaxlab data tokenize`")
     inspect = arguments_lib.add_action(
-        actions, "inspect", "Which documents a training step read"
+        actions, "inspect", "What a training step read, and of answers, what is learnt"
     )
     inspect.add_argument("--workdir", required=True, metavar="RUN")
     inspect.add_argument("--step", type=int, required=True, metavar="N", help="from 0")
-    inspect.add_argument("--text", action="store_true", help="show the beginnings")
+    inspect.add_argument(
+        "--text", action="store_true", help="show texts; of a tuned run, whole ones"
+    )
 
 
 def _add_tokenize(parser: argparse.ArgumentParser) -> None:
@@ -188,33 +190,57 @@ _READ = (  # keys of a run's `data` that say what a step read
 
 
 def _inspect(args: argparse.Namespace) -> None:
+    trained = runs.find(args.workdir)
+    if trained is None:
+        raise errors.UserError(f"{args.workdir} is no run directory; it read no data")
+    kinds = {
+        "olmo.pretrain": _inspect_documents,
+        "tulu.sft": _inspect_conversations,
+        "tulu.dpo": _inspect_conversations,
+    }
+    if trained.system not in kinds:
+        raise errors.UserError(
+            f"{args.workdir} is a run of {trained.system}; only those of "
+            f"{', '.join(kinds)} are inspected"
+        )
+    steps = trained.config.get("steps")
+    if args.step < 0 or (isinstance(steps, int) and args.step >= steps > 0):
+        raise errors.UserError(
+            f"{args.workdir} is a run of {steps} steps; use --step 0 to {steps - 1}"
+        )
+    kinds[trained.system](args, trained)
+
+
+def _refuse_other_data(args, trained, fingerprint) -> None:
+    recorded = trained.config.get("data_order")
+    if recorded is not None and recorded != fingerprint:
+        raise errors.UserError(
+            f"the data is not what {args.workdir} was trained on (other files or "
+            "sizes); restore it"
+        )
+
+
+def _inspect_conversations(args: argparse.Namespace, trained: runs.Run) -> None:
+    from jaxlab.data.examples import inspect
+    from jaxlab.systems.tulu import reading
+
+    read, tokenizer = reading.of_run(args.workdir, trained)
+    rows = read.parts[0]
+    _refuse_other_data(args, trained, rows.fingerprint)
+    names = read.names
+    inspect.print_step(rows, args.step, names, tokenizer, is_whole=args.text)
+
+
+def _inspect_documents(args: argparse.Namespace, trained: runs.Run) -> None:
     import ml_collections
 
     from jaxlab.data.batches import inspect
     from jaxlab.systems import corpora
 
-    trained = runs.find(args.workdir)
-    if trained is None:
-        raise errors.UserError(f"{args.workdir} is no run directory; it read no data")
-    if trained.system != "olmo.pretrain":
-        raise errors.UserError(
-            f"{args.workdir} is a run of {trained.system}; only those of olmo.pretrain "
-            "are inspected"
-        )
     # Domains are keys of data.weights, and their names may have dots.
     section = trained.section("data", _READ)
     data = ml_collections.ConfigDict(section, allow_dotted_keys=True)
     corpus = corpora.open_corpus(data, trained.folder)
     batches = corpora.make_loader(data, corpus.train)
-    recorded = trained.config.get("data_order")
-    if recorded is not None and recorded != batches.fingerprint:
-        raise errors.UserError(
-            f"the data is not what {args.workdir} was trained on (other files or "
-            "sizes); restore it"
-        )
-    steps = trained.config.get("steps")
-    if isinstance(steps, int) and args.step >= steps:
-        raise errors.UserError(
-            f"{args.workdir} is a run of {steps} steps; use --step 0 to {steps - 1}"
-        )
+    _refuse_other_data(args, trained, batches.fingerprint)
     inspect.print_order(batches, args.step, corpus.tokenizer if args.text else None)

@@ -52,7 +52,14 @@ class Rows:
 
     def __call__(self, step: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
         """`tokens`, `segment_ids`, `positions` i32[B, L] and `loss_mask` f32[B, L]."""
-        return self.fill(_draw(self, step)[rows])
+        return self.fill(_draw(self, step)[0][rows])
+
+    def describe(self, step: int) -> list[tuple[int, list[int]]]:
+        """(epoch, examples) of each row of a step."""
+        return [
+            (int(epoch), self._contents[row])
+            for row, epoch in zip(*_draw(self, step), strict=True)
+        ]
 
     def fill(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
         """A batch of rows by number; -1 is an empty one."""
@@ -119,7 +126,12 @@ class PairRows:
 
     def __call__(self, step: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
         """`tokens` i32[B, 2, L], `loss_mask` f32[B, 2, L]: chosen, then rejected."""
-        return self.fill(_draw(self, step)[rows])
+        return self.fill(_draw(self, step)[0][rows])
+
+    def describe(self, step: int) -> list[tuple[int, list[int]]]:
+        """(epoch, [pair]) of each row of a step."""
+        drawn = zip(*_draw(self, step), strict=True)
+        return [(int(epoch), [int(pair)]) for pair, epoch in drawn]
 
     def fill(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
         """A batch of pairs by number; -1 is an empty one."""
@@ -235,10 +247,10 @@ def sha256(*examples: chat.Examples) -> str:
     return digest.hexdigest()
 
 
-def _draw(batches: Rows | PairRows, step: int) -> np.ndarray:
-    """i64[B]: the rows of an epoch that a step takes."""
+def _draw(batches: Rows | PairRows, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """i64[B] twice: the rows of an epoch that a step takes, and the epochs."""
     numbers = np.arange(step * batches.rows, (step + 1) * batches.rows)
-    return mixture.endless(numbers, batches.count, batches.seed, batches._orders)[0]
+    return mixture.endless(numbers, batches.count, batches.seed, batches._orders)
 
 
 def check_count(count: int, batch_size: int) -> None:

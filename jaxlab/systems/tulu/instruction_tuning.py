@@ -10,12 +10,13 @@ the means of devices or microbatches, in which short answers weigh more.
 
 import functools
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import ml_collections
 
-from jaxlab import models, objectives
+from jaxlab import load, models, objectives
 from jaxlab.core import types
 from jaxlab.data.examples import conversation_rows, conversations
 from jaxlab.evals import perplexity
@@ -32,22 +33,9 @@ def sft(
     rows = conversations.read(config.data.source)
     start, config = start_lib.load_start(config, workdir, mesh)
     start, config, base = adapters.open_base(config, start, mesh)
-    data = config.data
-    names, messages = ([row[i] for row in rows] for i in range(2))
-    examples = start_lib.encode(start, messages, names, data)
-    parts = [
-        conversation_rows.Rows(
-            part,
-            length=data.length,
-            batch_size=data.batch_size,
-            seed=data.seed,
-            packed=data.packed,
-        )
-        for (part,) in conversation_rows.parts(
-            (examples,), data.held_out_fraction, data.split_seed
-        )
-    ]
-    apply, evals, most = start.model.apply, {}, config.eval_batches
+    reading = read(config, start, rows)
+    parts, most = reading.parts, config.eval_batches
+    apply, evals = start.model.apply, {}
     if len(parts) > 1:
         evals["held_out"] = lambda params: perplexity.evaluate(
             apply, params, conversation_rows.eval_batches(parts[1], most)
@@ -63,10 +51,41 @@ def sft(
         config={
             **config.to_dict(),
             "data_order": parts[0].fingerprint,
-            "truncated": examples.truncated,
-            "dropped": examples.dropped,
+            "truncated": reading.truncated,
+            "dropped": reading.dropped,
         },
     )
+
+
+def read(
+    config: ml_collections.ConfigDict,
+    start: load.Loaded,
+    rows: Sequence[conversations.Conversation] | None = None,
+) -> start_lib.Reading:
+    """The rows of a run.
+
+    Args:
+        config: of `sft`.
+        start: whose tokenizer and template reads them.
+        rows: of `data.source`, if they were read already.
+    """
+    data = config.data
+    rows = conversations.read(data.source) if rows is None else rows
+    names, messages = ([row[i] for row in rows] for i in range(2))
+    examples = start_lib.encode(start, messages, names, data)
+    parts = [
+        conversation_rows.Rows(
+            part,
+            length=data.length,
+            batch_size=data.batch_size,
+            seed=data.seed,
+            packed=data.packed,
+        )
+        for (part,) in conversation_rows.parts(
+            (examples,), data.held_out_fraction, data.split_seed
+        )
+    ]
+    return start_lib.Reading(parts, names, examples.truncated, examples.dropped)
 
 
 def sft_experiment(

@@ -11,6 +11,7 @@ f32; `preference.reference="step"` keeps it in memory, as others do.
 import functools
 import logging
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -50,20 +51,8 @@ def dpo(
     start, config = start_lib.load_start(config, workdir, mesh)
     start, config, base = adapters.open_base(config, start, mesh)
     data, most = config.data, config.eval_batches
-    names = [pair.id for pair in pairs]
-    chosen, rejected = (
-        start_lib.encode(start, side, names, data, last_only=data.last_only)
-        for side in ([x.chosen for x in pairs], [x.rejected for x in pairs])
-    )
-    matched = conversation_rows.match_sides(chosen, rejected)
-    parts = [
-        conversation_rows.PairRows(
-            *part, length=data.length, batch_size=data.batch_size, seed=data.seed
-        )
-        for part in conversation_rows.parts(
-            matched, data.held_out_fraction, data.split_seed
-        )
-    ]
+    reading = read(config, start, pairs)
+    parts = reading.parts
 
     # ---- what the reference policy says of them
     frozen, evals, objective = None, {}, _preference(config, start.model)
@@ -102,10 +91,42 @@ def dpo(
         config={
             **_without_new_defaults(config),
             "data_order": parts[0].fingerprint,
-            "truncated": chosen.truncated + rejected.truncated,
-            "dropped": len(pairs) - len(matched[0].ends),
+            "truncated": reading.truncated,
+            "dropped": reading.dropped,
         },
     )
+
+
+def read(
+    config: ml_collections.ConfigDict,
+    start: load.Loaded,
+    pairs: Sequence[conversations.Pair] | None = None,
+) -> start_lib.Reading:
+    """The pairs of a run.
+
+    Args:
+        config: of `dpo`.
+        start: whose tokenizer and template reads them.
+        pairs: of `data.source`, if they were read already.
+    """
+    data = config.data
+    pairs = conversations.read_pairs(data.source) if pairs is None else pairs
+    names = [pair.id for pair in pairs]
+    chosen, rejected = (
+        start_lib.encode(start, side, names, data, last_only=data.last_only)
+        for side in ([x.chosen for x in pairs], [x.rejected for x in pairs])
+    )
+    matched = conversation_rows.match_sides(chosen, rejected)
+    parts = [
+        conversation_rows.PairRows(
+            *part, length=data.length, batch_size=data.batch_size, seed=data.seed
+        )
+        for part in conversation_rows.parts(
+            matched, data.held_out_fraction, data.split_seed
+        )
+    ]
+    truncated = chosen.truncated + rejected.truncated
+    return start_lib.Reading(parts, names, truncated, len(pairs) - len(matched[0].ends))
 
 
 def dpo_experiment(

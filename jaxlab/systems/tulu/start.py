@@ -2,6 +2,7 @@
 
 check          what a config must name
 load_start     the model of `init_from`, and the config with its sizes
+open_run       a run itself, to read what it read
 encode         conversations -> tokens and labels, counted where they are cut
 with_steps     the config with the steps that its epochs come to
 """
@@ -11,17 +12,34 @@ import logging
 import math
 import pathlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import ml_collections
 
 from jaxlab import load, models
 from jaxlab.core import checkpoint, errors, ranges, runs
-from jaxlab.data.examples import chat
+from jaxlab.data.examples import chat, conversation_rows
 from jaxlab.models import sections as sections_lib
 from jaxlab.models.hf import generation as generation_lib
 
 _log = logging.getLogger(__name__)
+
+
+class Reading(NamedTuple):
+    """The data of a run.
+
+    Attributes:
+        parts: rows that are trained on, and those held out where any are.
+        names: of the conversations or pairs, by their number in the data.
+        truncated: how many sides lost their end.
+        dropped: how many have nothing to learn.
+    """
+
+    parts: Sequence[conversation_rows.Rows | conversation_rows.PairRows]
+    names: Sequence[str]
+    truncated: int
+    dropped: int
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -53,9 +71,7 @@ def load_start(
         UserError: a start of other sizes than the config says.
     """
     if checkpoint.steps(runs.checkpoints(workdir)):
-        start = load.architecture(workdir)
-        if config.data.style == chat.OWN:
-            start = start._replace(template=_template(workdir, config))
+        start = open_run(config, workdir)
     else:
         start = _begin(config, workdir, mesh)
     made = start.config
@@ -73,6 +89,16 @@ def load_start(
     sized = ml_collections.ConfigDict(config.to_dict())
     sized.model = ml_collections.ConfigDict(sections_lib.section(made))
     return start._replace(config=made, model=models.Decoder(made)), sized
+
+
+def open_run(
+    config: ml_collections.ConfigDict, workdir: str | pathlib.Path
+) -> load.Loaded:
+    """A run without its parameters, with the tokenizer and the template that it has."""
+    run = load.architecture(workdir)
+    if config.data.style == chat.OWN:
+        run = run._replace(template=_template(workdir, config))
+    return run
 
 
 def _begin(config, workdir, mesh) -> load.Loaded:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import pytest
@@ -239,3 +240,37 @@ def test_a_merge_has_the_template_that_its_models_share(
         assert ("chat templates of the models differ" in warned) == (name == "mixed")
         assert load.chat_texts(tmp_path / name) == {"default": TEMPLATE}
         assert set(load.decoder(tmp_path / name).eos_ids) == {7, EOS, END}
+
+
+def inspected(workdir, capsys, *flags):
+    capsys.readouterr()
+    argv = ["data", "inspect", "--workdir", str(workdir), "--step", "1", *flags]
+    assert cli.run(argv) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_step_shows_its_conversations_and_what_is_learnt(tuned, capsys, line):
+    head, asked, learnt, rest, *_, last = inspected(tuned, capsys)
+    assert re.fullmatch(
+        r"step 1 row 0: epoch 0, talk.jsonl:\d+, \d+ tokens, 12 learnt", head
+    )
+    assert asked.startswith("  | <s><|im_start|>user\\nSay ")
+    assert asked.endswith("<|im_start|>assistant\\n")
+    assert re.fullmatch(r"\+ \| <\|im_end\|>\d<\|im_end\|>", learnt)
+    assert rest == "  | \\n"
+    assert last == f"data: sha256 {runs.read(tuned).config['data_order']['sha256']}"
+    assert inspected(tuned, capsys, "--text")[:3] == [head, asked, learnt]
+    argv = ("data", "inspect", "--workdir", tuned, "--step", "4")
+    assert "is a run of 4 steps; use --step 0 to 3" in line(*argv)
+
+
+def test_a_step_shows_both_sides_of_its_pairs(start, talk, tmp_path, capsys, line):
+    own = shutil.copyfile(talk, tmp_path / "talk.jsonl")
+    assert tune("tiny_dpo", start, own, tmp_path / "run") == 0
+    lines = inspected(tmp_path / "run", capsys)
+    heads = [line.split(", ")[1] for line in lines if line.startswith("step")]
+    assert heads[1] == heads[0].replace("chosen", "rejected") != heads[0]
+    assert sum(line.startswith("+ | <think>") for line in lines) == 4
+    own.write_text(own.read_text().replace("Say", "Tell"))
+    argv = ("data", "inspect", "--workdir", tmp_path / "run", "--step", "0")
+    assert "the data is not what" in line(*argv)
