@@ -27,7 +27,17 @@ import jax
 
 from jaxlab.ablation import cache
 from jaxlab.ablation import pool as pools
-from jaxlab.core import checkpoint, errors, json_text, links, locks, report, tree, types
+from jaxlab.core import (
+    checkpoint,
+    errors,
+    json_text,
+    links,
+    locks,
+    report,
+    tree,
+    types,
+    value_types,
+)
 
 _FILE = "pool.json"
 _VERSION = 1
@@ -88,6 +98,14 @@ class Unit:
     def repeats(self) -> float:
         """How often the partition was gone through: small ones are repeated."""
         return self.tokens_trained / self.partition_tokens
+
+
+_TEXTS = {x.name: value_types.TEXT for x in dataclasses.fields(Unit) if x.type is str}
+_COUNTS = dict.fromkeys(
+    ("tokens_trained", "partition_tokens", "steps"), value_types.COUNT
+)
+_UNIT = _TEXTS | _COUNTS | {"units": value_types.SIZE}
+_SEED = dict.fromkeys(("path", "fingerprint"), value_types.TEXT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,17 +207,23 @@ def read(folder: pathlib.Path) -> Contents:
         if content["version"] != _VERSION:
             raise ValueError(f"version {content['version']}")
         for unit in content["units"]:
-            _inside(unit["path"])
+            _check_unit(unit, str(path))
             del unit["repeats"]  # written for people; it follows from the rest
+        value_types.check_like(content["branch"], Branch, "branch.", str(path))
+        value_types.check(content["seed"], _SEED, "seed.", str(path))
         units = [Unit(**unit) for unit in content["units"]]
+        if len({unit.name for unit in units}) < len(units):
+            raise ValueError("a unit stands there twice")
         return Contents(
-            _inside(content["seed"]["path"]),
+            _inside(content["seed"]["path"], str(path)),
             content["seed"]["fingerprint"],
             Branch(**content["branch"]),
             {unit.name: unit for unit in units},
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise errors.UserError(f"{path} cannot be understood ({error!r})") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise errors.UserError(
+            f"{path} cannot be understood ({error!r:.200}); restore it from a copy"
+        ) from None
 
 
 def members(folder: pathlib.Path) -> tuple[Unit, ...]:
@@ -286,9 +310,18 @@ def _lock(folder: pathlib.Path):
         os.close(handle)
 
 
-def _inside(path: str) -> str:
+def _check_unit(unit: dict[str, Any], file: str) -> None:
+    """Refuses values of other types, and names that lead elsewhere."""
+    value_types.check(unit, _UNIT, "units.", file)
+    name = _inside(unit["name"], file)
+    if "/" in name or errors.has_commands(name) or not name.strip("."):
+        raise errors.UserError(f"{file} names a unit {name!r:.100}; rename it")
+    _inside(unit["path"], file)
+
+
+def _inside(path: str, file: str = "a unit") -> str:
     if pathlib.PurePath(path).is_absolute() or ".." in pathlib.PurePath(path).parts:
         raise errors.UserError(
-            f"path {path} is not inside the pool; use a relative one"
+            f"{file}: path {path:.200} is not inside the pool; use a relative one"
         )
     return path

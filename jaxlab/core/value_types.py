@@ -47,6 +47,7 @@ def _is_list(accepts) -> Callable[[Any], bool]:
 
 
 SIZE = Kind("a whole number above 0", lambda x: _is_whole(x) and 0 < x < 2**31)
+COUNT = Kind("a whole number from 0", lambda x: _is_whole(x) and 0 <= x < 2**63)
 LAYERS = Kind(  # a few hundred are known; each costs memory before anything is read
     "a whole number from 1 to 10,000", lambda x: _is_whole(x) and 0 < x <= 10_000
 )
@@ -96,6 +97,23 @@ def check_like(raw: Mapping[str, Any], kind: type, where: str, file: str) -> Non
             own = simple[first]
             kinds[field.name] = own.or_null() if others else own
     check(raw, kinds, where, file)
+
+
+def check_as(
+    raw: Mapping[str, Any], like: Mapping[str, Any], where: str, file: str
+) -> None:
+    """Refuses values of another type than those of an example, section by section.
+
+    Raises:
+        UserError: as `check`.
+    """
+    for key in raw.keys() & like.keys():
+        if isinstance(like[key], Mapping):
+            check(raw, {key: OBJECT}, where, file)
+            check_as(raw[key], like[key], f"{where}{key}.", file)
+        elif isinstance(like[key], bool | int | float | str):
+            simple = {bool: SWITCH, str: TEXT}
+            check(raw, {key: simple.get(type(like[key]), NUMBER)}, where, file)
 
 
 def check(

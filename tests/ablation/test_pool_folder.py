@@ -163,3 +163,29 @@ def test_a_pool_is_made_once(pool, tmp_path):
     with pytest.raises(errors.UserError, match="cannot be understood"):
         pool_folder.read(tmp_path / "new")
     assert ablation.pool_folder is pool_folder
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("units", 0, "name"), -1), (("units", 0, "name"), "../web"),
+        (("units", 0, "name"), "a\x1b[2J"), (("units", 0, "name"), "code"),
+        (("units", 0, "units"), 1e300), (("units", 0, "units"), "2"),
+        (("units", 0, "partition_tokens"), float("nan")), (("units", 0), None),
+        (("units", 0, "path"), 3), (("units", 0, "path"), "a/../../b"),
+        (("units",), {"a": 1}), (("seed",), []), (("seed", "path"), None),
+        (("branch", "learning_rate"), "x"), (("branch",), 7), (("version",), "1"),
+    ],
+)  # fmt: skip
+def test_a_pool_of_somebody_is_refused_in_one_line(pool, keys, value):
+    content = json.loads((pool / "pool.json").read_text())
+    *above, last = keys
+    place = content
+    for key in above:
+        place = place[key]
+    place[last] = value
+    (pool / "pool.json").write_text(json.dumps(content))
+    with pytest.raises(errors.UserError) as caught:
+        pool_folder.read(pool)
+    assert str(pool) in str(caught.value)
+    assert "\n" not in str(caught.value)

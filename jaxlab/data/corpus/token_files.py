@@ -38,10 +38,10 @@ _SCAN_TOKENS = 1 << 24  # a foreign file is searched for end-of-text tokens in p
 # Characters of a table, which is packed: in a line, in all, more with more tokens.
 _MOST_NAME, _MOST_NAMES, _NAMES_PER_TOKEN = 1 << 20, 1 << 28, 64
 
-_COUNT = value_types.Kind("a whole number from 0", lambda x: type(x) is int and x >= 0)
 _INFO = {
-    **dict.fromkeys(("tokens", "documents", "bytes", "words"), _COUNT),
-    **dict.fromkeys(("eos_id", "vocab_size"), _COUNT.or_null()),
+    **dict.fromkeys(("tokens", "documents", "bytes", "words"), value_types.COUNT),
+    **dict.fromkeys(("eos_id", "vocab_size"), value_types.TOKEN_ID.or_null()),
+    "pad_id": value_types.TOKEN_ID,
     **dict.fromkeys(("dtype", "sha256", "tokenizer"), value_types.TEXT),
 }
 

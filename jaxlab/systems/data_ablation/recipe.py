@@ -13,14 +13,28 @@ from typing import Any
 
 import ml_collections
 
-from jaxlab.core import errors, json_text, report
+from jaxlab.core import errors, json_text, report, value_types
 from jaxlab.systems import branches
+from jaxlab.systems.olmo import config as olmo_config
 
 _FILE = "recipe.json"
 _VERSION = 1
 # How it is computed, not what it is; and where the text lies, which is compared with
 # what was prepared (`pools.open_corpus`).
 _FREE = ("base.mesh.", "base.run.", "base.data.source")
+
+
+_KINDS = {
+    "base": value_types.OBJECT, "unit_steps": value_types.SIZE,
+    "unit_rate": value_types.NUMBER, "seed_domains": value_types.TEXTS,
+    "seed_model": value_types.TEXT,
+}  # fmt: skip
+
+
+_NEEDED = {  # as `jaxlab ablate` asks for them
+    "data": ("batch_size", "length"),
+    "model": ("clip_qkv", "embed", "heads", "layers", "mlp", "vocab"),
+}
 
 
 def record(pool: pathlib.Path, recipe: branches.Recipe, units: Sequence[str]) -> None:
@@ -61,7 +75,18 @@ def read(pool: pathlib.Path) -> branches.Recipe:
     Raises:
         UserError: no pool, or a damaged recipe.
     """
-    content = branches.tuples(_read(pool))
+    content, file = _read(pool), str(pathlib.Path(pool) / _FILE)
+    value_types.check(content, _KINDS, file=file)
+    for section, keys in _NEEDED.items():
+        value_types.check(content["base"], {section: value_types.OBJECT}, "base.", file)
+        if lost := {*keys} - content["base"].get(section, {}).keys():
+            raise errors.UserError(
+                f"{file} is damaged: it has no base.{section}.{min(lost)}; restore it "
+                "from a copy"
+            )
+    example = olmo_config.pretraining().to_dict()
+    value_types.check_as(content["base"], example, "base.", file)
+    content = branches.tuples(content)
     base = ml_collections.ConfigDict(content["base"], allow_dotted_keys=True)
     base.data.folder = branches.data_folder(pool)
     names = ("unit_steps", "unit_rate", "seed_domains", "seed_model")
@@ -94,6 +119,8 @@ def _read(pool: pathlib.Path) -> dict[str, Any]:
             raise FileNotFoundError
         if content["version"] != _VERSION:
             raise ValueError(f"version {content['version']}")
+        if lost := _KINDS.keys() - content.keys():
+            raise KeyError(min(lost))
     except (FileNotFoundError, NotADirectoryError):
         raise errors.UserError(
             f"{pool} {_what_is_there(pool)}; make a pool with `jaxlab ablate pool`"

@@ -32,7 +32,7 @@ import ml_collections
 import numpy as np
 
 from jaxlab import objectives
-from jaxlab.core import errors, json_text, progress, report, runs, types
+from jaxlab.core import errors, json_text, progress, report, runs, types, value_types
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.evals import sharpness as sharpness_lib
 from jaxlab.stats import cka
@@ -42,6 +42,12 @@ RATES = (0.5, 1.0, 2.0)  # of the config's
 STRENGTHS = (0.3, 1.0, 3.0)  # of the paper's value
 RADIUS_SCALES = (1.0, 3.0, 10.0)
 _RESULT = "result.json"
+_KINDS = {
+    "evals": value_types.OBJECT, "seconds": value_types.NUMBER,
+    **dict.fromkeys(
+        ("eigenvalue", "sharpness", "drift"), value_types.NUMBER.or_null()
+    ),
+}  # fmt: skip
 
 
 def compared_rows() -> tuple[str, ...]:
@@ -199,7 +205,7 @@ def run(
         nonlocal count
         name = "tuning" if is_tuning else f"seed-{seed}"
         folder = workdir / "runs" / setting.name / name
-        result = _load_result(folder, setting, seed) or _train(
+        result = _load_result(folder, setting, seed, protocol) or _train(
             protocol, setting, seed, folder, is_tuning
         )
         count += 1
@@ -329,11 +335,18 @@ def _read(folder, setting, seed) -> Run:
     return Run(setting, seed, evals, float(np.median(seconds)) * len(seconds))
 
 
-def _load_result(folder, setting, seed) -> Run | None:
+def _load_result(folder, setting, seed, protocol) -> Run | None:
     file = folder / _RESULT
+    fix = "remove it: the run is made again"
     fields = [field for field in Run._fields if field not in ("setting", "seed")]
-    content = json_text.read_object(file, "remove it: the run is made again", fields)
+    content = json_text.read_object(file, fix, fields)
     if content is None:
         return None
+    value_types.check(content, _KINDS, file=str(file))
+    for name in (protocol.tuned_on, protocol.source, *protocol.targets):
+        value_types.check(content["evals"], {name: value_types.OBJECT}, "", str(file))
+        value = content["evals"].get(name, {}).get(protocol.metric)
+        if not value_types.NUMBER.accepts(value):
+            raise errors.UserError(f"{file} has no {protocol.metric} of {name}; {fix}")
     values = {k: float("nan") if v is None else v for k, v in content.items()}
     return Run(**{**values, "setting": setting, "seed": seed})

@@ -1,5 +1,6 @@
 """`jaxlab ablate rank`."""
 
+import functools
 import json
 import shutil
 
@@ -148,3 +149,26 @@ def test_an_expert_that_was_trained_over_is_named(line, copied):
     shutil.copytree(copied / "runs" / "seed", copied / "runs" / "expert-law")
     message = line("rank", copied)
     assert "unit law in runs/expert-law has changed since it was recorded" in message
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("unit_steps",), 1e9), (("seed_domains",), "law"), (("base",), []),
+        (("base", "data"), None), (("base", "data", "length"), ""),
+        (("base", "model", "layers"), float("inf")), (("base", "model", "rope"), 3),
+        (("base", "data", "batch_size"), ...), (("unit_rate",), ...),
+    ],
+)  # fmt: skip
+def test_a_recipe_of_somebody_is_refused_in_one_line(copied, line, keys, value):
+    content = json.loads((copied / "recipe.json").read_text())
+    *above, last = keys
+    place = functools.reduce(dict.get, above, content)
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    (copied / "recipe.json").write_text(json.dumps(content))
+    said = line("rank", copied, "--target", "law")
+    assert f"{copied / 'recipe.json'}" in said
+    assert last in said
