@@ -45,6 +45,30 @@ def test_a_template_writes_the_tokens_of_its_style(style, begin, roles, texts):
         assert write(style, begin, messages, False) == read.tokens.tolist()
 
 
+@pytest.mark.oracle
+@pytest.mark.parametrize("begin", ["bos", "eos", "none"])
+@pytest.mark.parametrize("style", chat.STYLES)
+def test_transformers_reads_the_tokens_that_a_style_is_trained_on(
+    style, begin, tmp_path
+):
+    transformers = pytest.importorskip("transformers")
+    template = chat_templates.of_style(style, begin)
+    folder = published.write(tmp_path / "m", settings={"chat_template": template})
+    peer = transformers.AutoTokenizer.from_pretrained(str(folder))
+    texts = ["System. ", " What?\n", " This.", "é你", "<|user|>\n", "And\n\nso"]
+    roles = ("system", "user", "assistant", "user", "assistant", "assistant")
+    talk = [chat.Message(*each) for each in zip(roles, texts, strict=True)]
+    first = chat.begin_id(TOKENIZER, begin)
+    said = [{"role": m.role, "content": m.content} for m in talk]
+    for stop in (3, 5, 6):
+        ids = peer.apply_chat_template(said[:stop], return_dict=False)
+        read = chat.encode(TOKENIZER, [talk[:stop]], style=style, begin=first)
+        assert ids == read.tokens.tolist()
+    asks = {"add_generation_prompt": True, "return_dict": False}
+    asked = chat.prompt(TOKENIZER, talk[:4], style=style, begin=first)
+    assert peer.apply_chat_template(said[:4], **asks) == asked
+
+
 def test_a_style_is_known_by_its_template():
     for style in chat.STYLES:
         assert chat_templates.find_style(chat_templates.of_style(style, "bos")) == (

@@ -35,6 +35,12 @@ WAYS = {
     "parts": "{% for m in messages %}{{ ('x<|im_start|>'[1:] + m.role).strip() }}\n"
     "{% for c in m.content %}{{ c }}{% endfor %}"
     "{{ '<|im_END|>'|replace('END', 'end') }}\n{% endfor %}",
+    "percent": "{% for m in messages %}{{ '<|im_start|>%s\n%s<|im_end|>%s' % (m.role, "
+    "m.content, '\n') }}{% endfor %}",
+    "format": "{% for m in messages %}{{ '<|im_start|>{}\n{x}{{}}<|im_end|>\n'"
+    ".format(m.role, x=m.content) }}{% endfor %}",
+    "formatted": "{% for m in messages %}{{ '<|im_start|>%(r)s\n%(c)s%%<|im_end|>\n' "
+    "| format(r=m.role, c=m.content) }}{% endfor %}",
     "filter": "{% for m in messages %}{% filter trim %}  {{ '%s%s' % ('<|im_', "
     "'start|>') }}{{ m.role }}{% endfilter %}\n{{ m.content }}"
     "{{ ' <|im_end|>x '.split('x')[0].strip() }}\n{% endfor %}",
@@ -264,6 +270,33 @@ def test_traced_text_is_the_text_and_every_mark_stays_with_its_character(
         for char, mark in zip(str.__iter__(got), got.marks, strict=True):
             if (place := ord(mark) - 2) >= 0:
                 assert text[place].lower() == char.lower(), name
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    form=st.text("%sd(a)5.{}0!r:", max_size=12),
+    values=st.lists(st.one_of(TEXTS, st.integers(-9, 99)), max_size=3),
+)
+@example(form="%5s%%%s", values=["ab", "c"])
+@example(form="{0}{{}}{1!r}{1:>4}", values=["ab", 1])
+def test_a_format_is_the_text_that_python_makes(form, values):
+    given_ = [traced.Traced(v, "x") if isinstance(v, str) else v for v in values]
+    ways = {
+        "{{ form % values }}": lambda: form % tuple(values),
+        "{{ form.format(*values) }}": lambda: form.format(*values),
+    }
+    for text, make in ways.items():
+        try:
+            wanted = make()
+        except (ValueError, TypeError, LookupError, KeyError, AttributeError):
+            continue
+        made = sandbox.render(
+            sandbox.compile_template(text),
+            {"form": traced.Traced(form, traced.OWN), "values": tuple(given_)},
+            longest=9999,
+        )
+        assert made == wanted
+        assert len(made.marks) == len(made)
 
 
 def test_constants_are_computed_within_limits_too():

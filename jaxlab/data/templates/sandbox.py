@@ -23,7 +23,7 @@ from typing import Any
 import jinja2
 from jinja2 import compiler, ext, nodes, sandbox
 
-from jaxlab.data.templates import traced
+from jaxlab.data.templates import formats, traced
 
 MOST_STEPS = 500_000
 _CHARACTERS_PER_STEP = 256
@@ -211,9 +211,7 @@ class _Environment(sandbox.ImmutableSandboxedEnvironment):
             return None
 
         def format_text(*args, **kwargs):
-            traced.check_widths(value.__self__)
-            mark = traced.common_mark([value.__self__, args, kwargs], numbers=True)
-            return traced.Traced(str.__str__(form(*args, **kwargs)), mark)
+            return formats.fill(_trace(value.__self__), form, args, kwargs)
 
         return format_text
 
@@ -224,6 +222,8 @@ class _Environment(sandbox.ImmutableSandboxedEnvironment):
     def call_binop(self, context, operator, left, right):
         left, right = _trace(left), _trace(right)
         _check_operands(operator, left, right)
+        if operator == "%" and isinstance(left, str):
+            return formats.interpolate(left, right)
         return super().call_binop(context, operator, left, right)
 
 
@@ -292,7 +292,7 @@ def _join(environment, value, d="", attribute=None):
 
 
 def _format(value, *args, **kwargs):
-    return _trace(value) % (kwargs or args)
+    return formats.interpolate(_trace(value), kwargs or args)
 
 
 def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):

@@ -92,7 +92,7 @@ class Traced(str):
 
     def __mod__(self, values):
         check_widths(self)
-        # Which part of the result a value is in is not followed: all or nothing.
+        # `formats` follows which part of the result a value is in.
         mark = common_mark([self, values], numbers=True)
         return Traced(str.__mod__(str.__str__(self), values), mark)
 
