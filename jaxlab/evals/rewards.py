@@ -98,6 +98,12 @@ def _scorer(apply: Callable) -> Callable:
     return score
 
 
+def is_rewardbench(subsets: Iterable[str]) -> bool:
+    """Whether all 23 subsets of RewardBench 1 are there, and no other one."""
+    known = {name for section in SECTIONS.values() for name in section}
+    return {*subsets} - {_EVERYTHING} == known
+
+
 def rewardbench(
     accuracy_by_subset: Mapping[str, float], weights: str = "v1"
 ) -> dict[str, float]:

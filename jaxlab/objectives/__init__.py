@@ -7,7 +7,7 @@ Batches of language modelling: `tokens` i32[B, L], and optionally `segment_ids`,
 """
 
 from jaxlab.objectives.adapters import beside_base
-from jaxlab.objectives.kto import kto
+from jaxlab.objectives.judged_answers import kto, single_logps
 from jaxlab.objectives.language import label_mask, next_token, targets
 from jaxlab.objectives.penalties import input_noise, near_anchor, r3f, with_noise
 from jaxlab.objectives.preferences import (
@@ -50,6 +50,7 @@ __all__ = [
     "preference",
     "r3f",
     "reward",
+    "single_logps",
     "targets",
     "task_loss",
     "with_noise",

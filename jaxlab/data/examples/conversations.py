@@ -99,7 +99,7 @@ def read(source: str) -> list[Conversation]:
     Raises:
         UserError: nothing to read, or a row that is not a conversation (file and row).
     """
-    return _read(source, _conversation, _EXPECTED)
+    return read_rows(source, _conversation, _EXPECTED)
 
 
 def read_pairs(source: str, *, of_rewards: bool = False) -> list[Pair]:
@@ -112,8 +112,8 @@ def read_pairs(source: str, *, of_rewards: bool = False) -> list[Pair]:
     Raises:
         UserError: nothing to read, or a row that is not a pair (file and row).
     """
-    parse = functools.partial(_pair, of_rewards=of_rewards)
-    return _read(source, parse, _EXPECTED_PAIR)
+    parse = functools.partial(parse_pair, of_rewards=of_rewards)
+    return read_rows(source, parse, _EXPECTED_PAIR)
 
 
 def read_judged(source: str) -> list[Judged]:
@@ -124,11 +124,12 @@ def read_judged(source: str) -> list[Judged]:
     Raises:
         UserError: nothing to read, or a row that is neither (file and row).
     """
-    rows = _read(source, _judgements, _EXPECTED_JUDGED)
+    rows = read_rows(source, _judgements, _EXPECTED_JUDGED)
     return [answer for answers in rows for answer in answers]
 
 
-def _read(source: str, parse: Callable, expected: str) -> list:
+def read_rows(source: str, parse: Callable, expected: str) -> list:
+    """What `parse` (of fields, an id, remarks) makes of every row."""
     examples, remarks = [], set()
     for name in paths.split(source):
         for path in _files(pathlib.Path(name)):
@@ -211,9 +212,10 @@ def _conversation(row: fields_lib.Fields, id: str, remarks: set[str]) -> Convers
     return Conversation(id, messages)
 
 
-def _pair(
+def parse_pair(
     row: fields_lib.Fields, id: str, remarks: set[str], *, of_rewards: bool = False
 ) -> Pair:
+    """A row as a pair; `remarks` gets the names of what is not read."""
     if row.learnt() is False:
         raise row.error(_UNLEARNT)
     if "chosen" not in row.values or "rejected" not in row.values:
@@ -245,7 +247,7 @@ def _judgements(
     row: fields_lib.Fields, id: str, remarks: set[str]
 ) -> tuple[Judged, ...]:
     if "chosen" in row.values and "rejected" in row.values:
-        pair = _pair(row, id, remarks)
+        pair = parse_pair(row, id, remarks)
         return Judged(id, pair.chosen, True), Judged(id, pair.rejected, False)
     name = row.first(_LABELS)
     label = row.values.get(name)

@@ -119,6 +119,7 @@ def kto_untrained(
         kto_experiment(config, model, batches=None),
         judged_rows.spec(data.batch_size, data.length, reference=asks == "before"),
         frozen_is_start=asks == "step",
+        base_kept_in=adapters.planned_base(config),
     )
 
 

@@ -167,6 +167,43 @@ def test_transformers_scores_alike(exported):
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+def test_evaluate_says_how_often_the_right_answer_wins(
+    learnt, exported, pairs, start, tmp_path, capsys
+):
+    def ask(model, *flags):
+        out = tmp_path / "out.json"
+        asked = ["evaluate", str(model), f"--rewards={pairs}", f"--json={out}", *flags]
+        assert cli.run(asked) == 0, capsys.readouterr().err
+        return json.loads(out.read_text())["subsets"]
+
+    one, two = ask(learnt), ask(exported)
+    assert {name: x["count"] for name, x in one.items()} == {
+        "even": 16, "odd": 15, "overall": 31,
+    }  # fmt: skip
+    assert one["odd"]["value"] == 1
+    assert one["even"]["value"] == 15 / 16  # an answer does not fit
+    assert one == two
+    said = capsys.readouterr().out
+    assert "even       0.9375  0.7167  0.9889    16" in said
+    # A policy that is its own reference prefers nothing; without one, short answers.
+    same = ask(start, f"--reference={start}")
+    assert same["overall"]["value"] == 0
+    assert ask(start, "--reference=none")["overall"]["value"] == 0
+    text = pathlib.Path(pairs).read_text().replace("rejected", "-")
+    pathlib.Path(tmp_path / "turned.jsonl").write_text(
+        text.replace("chosen", "rejected").replace('"-"', '"chosen"')
+    )
+    turned = f"--rewards={tmp_path / 'turned.jsonl'}"
+    assert ask(start, "--reference=none", turned)["overall"]["value"] == 1
+    for flags, message in (
+        ([str(start)], "does not say what it was tuned from; give --reference"),
+        ([str(learnt), "--reference=none"], "is a reward model, it has no reference"),
+        ([str(learnt), "--data=x"], "--data is not for --rewards; leave it out"),
+    ):
+        assert cli.run(["evaluate", *flags, f"--rewards={pairs}"]) == 2
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_mesh_and_microbatches_change_nothing_but_rounding(start, pairs, tmp_path):
     more = {"data.batch_size": 8, "steps": 3}

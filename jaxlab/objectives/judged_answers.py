@@ -79,7 +79,7 @@ def kto(
 
     def ask(params, batch, side):
         own = {name: batch[name][:, side] for name in ("tokens", "loss_mask")}
-        part = lambda x: answer_logps(apply, params, x)  # noqa: E731
+        part = lambda x: single_logps(apply, params, x)  # noqa: E731
         if chunks == 1:
             return part(own)
         return step.map_parts(jax.checkpoint(part), own, chunks)
@@ -123,7 +123,7 @@ def kto(
     return objective
 
 
-def answer_logps(
+def single_logps(
     apply: Callable, params: types.Params, batch: types.Batch
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities of answers `tokens`, `loss_mask` [B, L], and their labels."""
