@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jaxlab.core import errors
 from jaxlab.merge.files import stream
-from jaxlab.merge.files.recipe import recipe
+from jaxlab.merge.files.recipe import recipe, yaml_lines
 
 GOOD = {
     "merge_method": "ties",
@@ -120,6 +120,27 @@ def test_the_merge_key_adds_what_a_mapping_does_not_say(tmp_path):
     file.write_text("models: [a]\nmodels: [b]\n")
     with pytest.raises(errors.UserError, match="line 2: models is given twice"):
         recipe.read(file)
+
+
+def test_merge_keys_of_merge_keys_are_put_together_once(tmp_path, monkeypatch):
+    def load(*lines):
+        return yaml_lines.load("\n".join(lines), "r.yaml")[0]
+
+    nested = load(
+        "a: &a {x: 1}", "b: &b {<<: *a, x: 2, y: 2}", "c: {y: 3, <<: [*b, *a]}"
+    )
+    assert nested["c"] == {"x": 2, "y": 3}
+    ten = [", ".join([f"*a{i}"] * 10) for i in range(59)]
+    tenfold = [f"a{i}: &a{i} {{<<: [{list_}]}}" for i, list_ in enumerate(ten, 1)]
+    monkeypatch.setattr(yaml_lines, "_MOST", 1500)
+    assert load("a0: &a0 {k: 1}", *tenfold)["a59"] == {"k": 1}
+    many = "a: &a {" + ", ".join(f"k{i}: 1" for i in range(100)) + "}"
+    for lines in (
+        [many, f"b: {{<<: [{', '.join(['*a'] * 20)}]}}"],
+        ["c: &c {<<: *c}"], ["a: {<<: 3}"], ["a: {<<: [[{b: 1}]]}"],
+    ):  # fmt: skip
+        with pytest.raises(errors.UserError, match=r"r\.yaml: line \d: "):
+            load(*lines)
 
 
 @pytest.mark.parametrize("again", ["base", "./base/", "x/../base", "link"])

@@ -45,14 +45,13 @@ class _Reader:
         self.loader, self.file = loader, file
         self.lines: dict[tuple, int] = {}
         self.within: set[int] = set()
+        self.merged: dict[int, dict | None] = {}
         self.count = 0
 
     def value(self, node, path):
-        self.count += 1
         if id(node) in self.within:
             raise self.error(node, "a value holds itself")
-        if self.count > _MOST:
-            raise self.error(node, f"a recipe has at most {_MOST:,} values")
+        self.add(node, 1)
         if not isinstance(node, yaml.CollectionNode):
             return self.scalar(node)
         self.within.add(id(node))
@@ -62,25 +61,49 @@ class _Reader:
         return value
 
     def mapping(self, node, path):
-        """`<<`, the merge key, adds what the mapping does not say itself."""
-        own = [pair for pair in node.value if pair[0].tag != _MERGE]
-        said = {self.key(key_node) for key_node, _ in own}
-        if len(said) < len(own):
-            seen = set()
-            for key_node, _ in own:
-                if (key := self.key(key_node)) in seen:
-                    raise self.error(key_node, f"{key} is given twice")
-                seen.add(key)
-        node.value = [pair for pair in node.value if pair[0].tag == _MERGE]
-        self.loader.flatten_mapping(node)
-        added = [pair for pair in node.value if self.key(pair[0]) not in said]
-        node.value = [*reversed(added), *own]  # of added ones the first counts
         mapping = {}
-        for key_node, value_node in node.value:
-            key = self.key(key_node)
+        for key, (key_node, value_node) in self.pairs(node).items():
             self.lines[*path, key] = key_node.start_mark.line + 1
             mapping[key] = self.value(value_node, (*path, key))
         return mapping
+
+    def pairs(self, node):
+        """Key -> its nodes; `<<`, the merge key, adds what the mapping does not say.
+
+        Of several that add a key the first counts. Each mapping is put together once:
+        merges of merges would grow tenfold with every line.
+        """
+        if (known := self.merged.get(id(node), self)) is not self:
+            if known is None:
+                raise self.error(node, "a value holds itself")
+            return known
+        self.merged[id(node)] = None  # begun
+        added, own = {}, {}
+        for key_node, value_node in node.value:
+            if key_node.tag == _MERGE:
+                for key, pair in self.merges(value_node):
+                    added.setdefault(key, pair)
+            elif (key := self.key(key_node)) in own:
+                raise self.error(key_node, f"{key} is given twice")
+            else:
+                own[key] = key_node, value_node
+        self.merged[id(node)] = {k: x for k, x in added.items() if k not in own} | own
+        return self.merged[id(node)]
+
+    def merges(self, node):
+        """What one `<<` adds: of a mapping, or of a list of them."""
+        is_list = isinstance(node, yaml.SequenceNode)
+        for part in node.value if is_list else [node]:
+            if not isinstance(part, yaml.MappingNode):
+                raise self.error(part, "<< takes a mapping or a list of them")
+            pairs = self.pairs(part)
+            self.add(part, 1 + len(pairs))
+            yield from pairs.items()
+
+    def add(self, node, count):
+        self.count += count
+        if self.count > _MOST:
+            raise self.error(node, f"a recipe has at most {_MOST:,} values")
 
     def items(self, node, path):
         for i, item in enumerate(node.value):
