@@ -9,7 +9,7 @@ chat_of(path)    how a language model is asked; chat_template(path), that in its
 save(out, ...)   any of them as a Hugging Face folder
 """
 
-from jaxlab.load.adapters import Adapter, adapter, save_adapter
+from jaxlab.load.adapters import Adapter, adapter
 from jaxlab.load.by_path import (
     Loaded,
     alike,
@@ -32,7 +32,12 @@ from jaxlab.load.chats import (
     chat_texts,
 )
 from jaxlab.load.source import find, tokenizer_path
-from jaxlab.load.write import save, save_generation, save_tokenizer
+from jaxlab.load.write import (
+    save,
+    save_adapter,
+    save_generation,
+    save_tokenizer,
+)
 
 __all__ = [
     "Adapter",

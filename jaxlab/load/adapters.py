@@ -57,13 +57,3 @@ def adapter(
         tokenizer = source.read_tokenizer()
         config = source.base().read_decoder(tokenizer, step, mesh)[0]
     return Adapter(read.base, *peft.as_tree(read, config))
-
-
-def save_adapter(
-    out: str | pathlib.Path, path: str | pathlib.Path, *, step: int | None = None
-) -> Adapter | None:
-    """Writes an adapter as a folder of peft; None, and nothing, where there is none."""
-    if (found := adapter(path, step=step)) is None:
-        return None
-    peft.save(out, found.lora, found.params, found.base)
-    return found

@@ -358,10 +358,12 @@ class Adapted(NamedTuple):
         )
 
     def read_generation(self) -> dict[str, Any]:
-        return self.base().read_generation()
+        return generation.read(self.path) or self.base().read_generation()
 
     def tuned_in(self) -> tuple[str, str] | None:
-        return self.base().tuned_in()
+        """What its base was, where it has no chat template of its own."""
+        own = tokenizer_files.chat_templates(self.path)
+        return None if own else self.base().tuned_in()
 
     def read_params(self, step, mesh) -> types.Params:
         return self.read_decoder(self.read_tokenizer(), step, mesh)[1]

@@ -12,9 +12,10 @@ from jaxlab.core import checkpoint, folders, json_text, runs, tokenizer_files
 from jaxlab.core import paths as paths_lib
 from jaxlab.data.examples import chat, chat_templates
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
-from jaxlab.load import by_path, padding
+from jaxlab.load import adapters, by_path, padding
 from jaxlab.load import source as source_lib
 from jaxlab.models.hf import generation as generation_lib
+from jaxlab.models.hf import peft
 
 
 def save(
@@ -39,19 +40,8 @@ def save(
         tokenizer: the folder or file that `loaded.tokenizer` was read from, if that is
             not the source's.
     """
-    model = source_lib.find(source)
-    own = pathlib.Path(tokenizer or model.tokenizer_path())
     with tempfile.TemporaryDirectory() as folder:
-        if own.is_dir() and source_lib.has_tokenizer(own):
-            tokenizer_files.copy(own, folder)
-        else:
-            loaded.tokenizer.save(folder)
-        tuned, generation = model.tuned_in(), loaded.generation
-        if tuned is not None:
-            generation = generation_lib.with_eos(generation, loaded.eos_ids)
-            if tuned[0] != chat.OWN:
-                text = chat_templates.of_tokenizer(loaded.tokenizer, *tuned)
-                tokenizer_files.set_chat_templates(folder, {"default": text})
+        generation = _write_tokenizer(folder, loaded, source, tokenizer)
         config = loaded.config
         if isinstance(config, models.TransformerConfig) and config.head == "score":
             config = padding.choose(loaded, folder)
@@ -63,6 +53,45 @@ def save(
             tokenizer_folder=folder,
             generation=generation,
         )
+
+
+def save_adapter(
+    out: str | pathlib.Path, path: str | pathlib.Path, *, step: int | None = None
+) -> adapters.Adapter | None:
+    """Writes an adapter as a folder of peft, with tokenizer and chat template.
+
+    Returns:
+        It; None, and nothing is written, where there is none.
+    """
+    if (adapter := adapters.adapter(path, step=step)) is None:
+        return None
+    source = source_lib.find(path)
+    tokenizer, said = source.read_tokenizer(), source.read_generation()
+    described = by_path.Loaded(None, None, None, tokenizer, generation=said)
+    with tempfile.TemporaryDirectory() as folder:
+        said = _write_tokenizer(folder, described, path, None)
+        if said:
+            file = pathlib.Path(folder, generation_lib.FILE)
+            file.write_text(json_text.dumps(said), "utf-8")
+        peft.save(out, adapter.lora, adapter.params, adapter.base, files=folder)
+    return adapter
+
+
+def _write_tokenizer(folder, loaded, source, tokenizer) -> Mapping[str, Any]:
+    """A model's tokenizer with the template that it was tuned in; how it generates."""
+    model = source_lib.find(source)
+    own = pathlib.Path(tokenizer or model.tokenizer_path())
+    if own.is_dir() and source_lib.has_tokenizer(own):
+        tokenizer_files.copy(own, folder)
+    else:
+        loaded.tokenizer.save(folder)
+    tuned = model.tuned_in()
+    if tuned is None:
+        return loaded.generation
+    if tuned[0] != chat.OWN:
+        text = chat_templates.of_tokenizer(loaded.tokenizer, *tuned)
+        tokenizer_files.set_chat_templates(folder, {"default": text})
+    return generation_lib.with_eos(loaded.generation, loaded.eos_ids)
 
 
 def save_tokenizer(

@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -220,6 +221,8 @@ def save(
     lora: lora_lib.LoraConfig,
     params: types.Params,
     base: str,
+    *,
+    files: str | os.PathLike | None = None,
 ) -> None:
     """Writes a folder that `read` and peft read.
 
@@ -228,6 +231,7 @@ def save(
         lora: what the adapter is.
         params: its tree.
         base: the path of its base, as the folder is to say it.
+        files: a folder whose files are copied along, such as a tokenizer's.
     """
     said = {
         "peft_type": "LORA",
@@ -254,6 +258,8 @@ def save(
                 values[f"{stem}.lora_B.weight"] = b[layer].T
     specs = {name: (value.shape, value.dtype) for name, value in values.items()}
     with folders.new_folder(path) as part:
+        if files is not None:
+            shutil.copytree(files, part, dirs_exist_ok=True)
         (part / CONFIG).write_text(json.dumps(said, indent=2) + "\n")
         safetensors.write(part / WEIGHTS, specs, values.__getitem__)
 

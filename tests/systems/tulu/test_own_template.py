@@ -274,3 +274,16 @@ def test_a_step_shows_both_sides_of_its_pairs(start, talk, tmp_path, capsys, lin
     own.write_text(own.read_text().replace("Say", "Tell"))
     argv = ("data", "inspect", "--workdir", tmp_path / "run", "--step", "0")
     assert "the data is not what" in line(*argv)
+
+
+def test_an_adapter_is_handed_on_with_the_template_that_it_was_tuned_in(
+    start, talk, tmp_path, capsys
+):
+    for style in ("own", "olmo"):
+        run, out = tmp_path / style, tmp_path / f"{style}_adapter"
+        flags = ("adapter.rank=2", f"data.style={style}")
+        assert tune("tiny", start, talk, run, *flags) == 0
+        assert cli.run(["convert", str(run), str(out), "--adapter"]) == 0
+        assert load.chat_texts(out) == load.chat_texts(run) != {}
+        assert load.chat_of(out).ask("a") == load.chat_of(run).ask("a")
+        assert set(load.decoder(out).eos_ids) == set(load.decoder(run).eos_ids)
