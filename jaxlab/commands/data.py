@@ -14,7 +14,8 @@ prepare makes one token file per domain, and a tokenizer if need be; tokenize ma
 shards of a corpus of any size, by several processes or on a cluster. Training reads
 either: --config.data.source= --config.data.folder=OUT. NAME.val.jsonl (or .valid,
 .validation, .dev) beside NAME.train.jsonl, NAME.jsonl or a folder NAME is what is held
-out of NAME, where anything is. For example:
+out of NAME, where anything is; so is NAME/val.jsonl beside NAME/train.jsonl alone.
+For example:
 
   jaxlab data prepare my_text data/mine --vocab-size=8192
   jaxlab data tokenize dolma data/dolma --tokenizer=olmo/tokenizer.json --workers=16"""

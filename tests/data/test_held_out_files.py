@@ -64,6 +64,26 @@ def tokenize(text, model, out="out", held_out_fraction=0.2, **options):
 
 
 @pytest.mark.parametrize("make", [prepare, tokenize])
+@pytest.mark.parametrize("name", ["val", "Validation"])
+def test_a_folder_of_train_and_val_is_split_so(text, model, make, name, caplog):
+    for old, new in (("train", "train"), ("val", name)):
+        (text / "law").mkdir(exist_ok=True)
+        (text / f"law.{old}.jsonl").rename(text / "law" / f"{new}.jsonl")
+    found = make(text, model)
+    assert read(found.train["law"], model) == [f"law {i} says this" for i in range(30)]
+    assert read(found.held_out["law"], model) == [f"answer {i}" for i in range(4)]
+    again = make(text, model)
+    assert read(again.held_out["law"], model) == [f"answer {i}" for i in range(4)]
+    assert not caplog.messages
+    write(text / "law" / "test.jsonl", ["a third one"])
+    assert domains.held_out_file(text / "law") is None
+    (text / "law" / "test.jsonl").unlink()
+    write(text / "law.val.jsonl", ["beside"])
+    with pytest.raises(errors.UserError, match=r"law/.*jsonl are both held-out text"):
+        domains.held_out_file(text / "law")
+
+
+@pytest.mark.parametrize("make", [prepare, tokenize])
 def test_the_file_is_held_out_and_all_beside_it_is_trained_on(text, model, make):
     found = make(text, model)
     assert read(found.train["law"], model) == [f"law {i} says this" for i in range(30)]

@@ -4,7 +4,8 @@ Files called NAME.train.jsonl, NAME.val.jsonl, NAME.test.jsonl ... belong to one
 those of another split than the one asked for are left out. What is neither a domain nor
 hidden is named in a warning, since it is not read. NAME.val.jsonl (.valid, .validation,
 .dev) beside NAME.train.jsonl, NAME.jsonl or the folder NAME is the domain's held-out
-text, read where documents are held out.
+text, read where documents are held out; so is NAME/val.jsonl beside NAME/train.jsonl,
+where a folder has no other JSON lines.
 """
 
 import functools
@@ -100,7 +101,7 @@ def find_domains(
 
 
 def held_out_file(path: str | os.PathLike) -> pathlib.Path | None:
-    """The file beside a domain that is its held-out text: its name with .val, say.
+    """The file that is a domain's held-out text: its name with .val, say, beside it.
 
     Args:
         path: of the domain, one of `find_domains`.
@@ -113,11 +114,11 @@ def held_out_file(path: str | os.PathLike) -> pathlib.Path | None:
         siblings = sorted(path.parent.iterdir()) if path.name else []
     except OSError:  # whoever reads the domain says what is wrong
         siblings = []
-    found = _held_out_candidates(path, siblings)
+    found = [*_held_out_candidates(path, siblings), *_held_out_within(path)]
     if len(found) > 1:
         raise errors.UserError(
-            f"{found[0]} and {found[1].name} are both held-out text of {path.name}; "
-            "remove or rename one"
+            f"{found[0]} and {found[1].relative_to(path.parent)} are both held-out "
+            f"text of {path.name}; remove or rename one"
         )
     for file in found:
         _require_utf8(file)
@@ -131,9 +132,14 @@ def held_out_files(source: str | os.PathLike) -> dict[str, pathlib.Path]:
 
 
 def warn_of_unread(path: str | os.PathLike, reason: str) -> None:
-    """Says that a domain's held-out text, if it has a file of it, is not read; once."""
+    """Says that a domain's held-out text, if it has a file of it, is not read; once.
+
+    One inside of the domain's folder is read as its other files are.
+    """
     if (file := held_out_file(path)) is not None:
-        _warn_once(f"{file} is not read: {reason}")
+        is_within = file.parent == paths.path(path)
+        what = "trained on" if is_within else "not read"
+        _warn_once(f"{file} is {what}: {reason}")
 
 
 def _held_out_candidates(
@@ -153,6 +159,22 @@ def _held_out_candidates(
         and _parse(_TEXT.sub("", path.name)) in wanted
         and path.is_file()
     ]
+
+
+def _held_out_within(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Its val.jsonl, of a folder that has train.jsonl and no third file of the kind."""
+    if not folder.is_dir():
+        return []
+    files = {
+        documents_lib.JSON_LINES.sub("", path.name).lower(): path
+        for path in sorted(folder.iterdir())
+        if documents_lib.JSON_LINES.search(path.name)
+        and documents_lib.is_visible(path.name)
+    }
+    train = files.pop("train", None)
+    if train is None or len(files) != 1 or not {*files} <= {*HELD_OUT_SPLITS}:
+        return []
+    return [*files.values()]
 
 
 def _parse(stem: str) -> tuple[str, str | None]:

@@ -71,8 +71,9 @@ class Rule(NamedTuple):
         """The documents of a domain and then of its file, each text on one side."""
         count = 0
         for document in domain:
-            if self.file and self.holds_out(document):
-                count += 1
+            if self.file and self.holds_out(document):  # the file may be in the domain
+                own, _, _ = document.source.rpartition(":")
+                count += not f"/{self.file}".endswith(f"/{own}")
             else:
                 yield document
         if count:

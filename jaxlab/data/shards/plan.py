@@ -223,7 +223,9 @@ def _list_files(
         if not holds_out:
             domains_lib.warn_of_unread(path, "nothing is held out")
         elif (file := domains_lib.held_out_file(path)) is not None:
-            files_of[domain + HELD_OUT] = [*documents_lib.list_files(file).items()]
+            (size,) = documents_lib.list_files(file).values()
+            name = f"{path.name}/{file.name}" if file.parent == path else file.name
+            files_of[domain + HELD_OUT] = [(name, size)]
     return root, files_of
 
 
