@@ -1,4 +1,4 @@
-"""`jaxlab data`: prepare, tokenize, verify, inspect."""
+"""`jaxlab data`: prepare, tokenize, mix, verify, inspect."""
 
 import argparse
 import time
@@ -32,8 +32,17 @@ What follows `--` is for Beam, whose workers must be able to import jaxlab:
       --temp_location=gs://my/tmp --sdk_container_image=IMAGE"""
 
 
+_MIX = """\
+RECIPE.yaml names sources with reader, count and seed, and what is dropped: words,
+duplicates, questions of evaluation files. configs/mixes has TULU 1's and TULU 2's;
+jaxlab/data/mixes says all keys. OUT/mix.jsonl is what --config.data.source takes:
+
+  jaxlab data mix tulu_v2.yaml -o mixes/tulu_v2
+  jaxlab train --config=tulu:sft_7b --config.data.source=mixes/tulu_v2/mix.jsonl ..."""
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the four actions."""
+    """Adds the actions."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     prepare = arguments_lib.add_action(
         actions, "prepare", "Text to token files and held-out sets"
@@ -56,6 +65,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
             actions, "tokenize", "A large corpus to shards of tokens", _TOKENIZE
         )
     )
+    mix = arguments_lib.add_action(
+        actions, "mix", "Instruction data from a recipe to one mixture", _MIX
+    )
+    mix.add_argument("recipe", metavar="RECIPE.yaml")
+    mix.add_argument("-o", "--out", required=True, metavar="OUT", help="a new folder")
     verify = arguments_lib.add_action(
         actions, "verify", "Compare shards with the checksums of their manifest"
     )
@@ -110,10 +124,21 @@ def run(args: argparse.Namespace) -> None:
     actions = {
         "prepare": _prepare,
         "tokenize": _tokenize,
+        "mix": _mix,
         "verify": _verify,
         "inspect": _inspect,
     }
     actions[args.action](args)
+
+
+def _mix(args: argparse.Namespace) -> None:
+    from jaxlab.core import progress
+    from jaxlab.data import mixes
+
+    rows = mixes.mix(args.recipe, args.out, say=progress.line)
+    header = ["source", "read", "drawn", "words", "duplicate", "evaluation"]
+    output.table([*header, "kept", "tokens", "share"], mixes.describe(rows))
+    output.line(f"{args.out}/{mixes.FILE}; {mixes.REPORT} beside it says how")
 
 
 def _prepare(args: argparse.Namespace) -> None:

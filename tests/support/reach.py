@@ -24,6 +24,7 @@ configs olmo:tiny
 data prepare in/text out/prepared --vocab-size=320
 data tokenize in/text out/shards --tokenizer=out/prepared/tokenizer --workers=2
 data verify out/shards
+data mix in/mix.yaml --out=out/mix
 train --config=olmo:tiny --workdir=out/run --config.data.source=in/text {olmo}
 train --config=olmo:tiny --workdir=out/run2 --config.data.source=in/text {olmo} \
     --dry-run
@@ -107,6 +108,8 @@ def write_inputs(folder: pathlib.Path) -> None:
     for name, row in (("chats", {"messages": chat}), ("pairs", pair)):
         rows = [json.dumps(row) + "\n"] * 8
         (folder / f"{name}.jsonl").write_text("".join(rows))
+    recipe = "sources: [{name: chats, path: chats.jsonl}]\n"
+    (folder / "mix.yaml").write_text(recipe)
     for language in ("eng_Latn", "deu_Latn"):
         for split in ("train", "dev", "test"):
             rows = [(str(i), ["law", "sea"][i % 2], f"text {i}") for i in range(16)]

@@ -165,7 +165,7 @@ def read(path: str | os.PathLike, *, dtype: str | None = None) -> Recipe:
     Raises:
         UserError: one line, with the file, the line, and what is supported.
     """
-    from jaxlab.merge.files.recipe import yaml_lines
+    from jaxlab.core import yaml_lines
 
     data = paths.read_bytes(path)
     if data is None:
