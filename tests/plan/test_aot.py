@@ -190,6 +190,7 @@ def test_a_divergence_gathers_each_kernel_once_however_many_blocks(blocks):
         ("tulu.py:sft_7b", []),
         ("tulu.py:dpo_7b", []),
         ("tulu.py:dpo_7b", ["--config.preference.reference=step"]),
+        ("tulu.py:kto_7b", ["--config.preference.chunks=4"]),
         ("tulu.py:sft_7b", ["--config.adapter.rank=64"]),
         (
             "tulu.py:dpo_7b",
