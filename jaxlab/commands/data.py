@@ -221,8 +221,9 @@ def _inspect(args: argparse.Namespace) -> None:
         raise errors.UserError(f"{args.workdir} is no run directory; it read no data")
     kinds = {
         "olmo.pretrain": _inspect_documents,
-        "tulu.sft": _inspect_conversations,
-        "tulu.dpo": _inspect_conversations,
+        **dict.fromkeys(
+            ("tulu.sft", "tulu.dpo", "tulu.kto", "tulu.reward"), _inspect_conversations
+        ),
     }
     if trained.system not in kinds:
         raise errors.UserError(

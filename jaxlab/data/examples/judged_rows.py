@@ -63,11 +63,19 @@ class JudgedRows:
 
     def __call__(self, step: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
         """`tokens` i32[B, 2, L], `loss_mask` f32[B, 2, L], `is_desirable` bool[B]."""
-        blocks = -(-self.count // self.rows)
-        numbers = np.array([step])
-        block = mixture.endless(numbers, blocks, self.seed, self._orders)[0][0]
-        chosen = np.arange(block * self.rows, (block + 1) * self.rows)
-        return self.fill(np.where(chosen < self.count, chosen, -1)[rows])
+        return self.fill(self._draw(step)[0][rows])
+
+    def describe(self, step: int) -> list[tuple[int, list[int]]]:
+        """(epoch, [example]) of each row of a step; [] of an empty one."""
+        drawn, epoch = self._draw(step)
+        return [(epoch, [int(row)] if row >= 0 else []) for row in drawn]
+
+    def _draw(self, step: int) -> tuple[np.ndarray, int]:
+        """i64[B]: the rows of a step, -1 of empty ones; and their epoch."""
+        blocks, numbers = -(-self.count // self.rows), np.array([step])
+        block, epoch = mixture.endless(numbers, blocks, self.seed, self._orders)
+        chosen = np.arange(block[0] * self.rows, (block[0] + 1) * self.rows)
+        return np.where(chosen < self.count, chosen, -1), int(epoch[0])
 
     def fill(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
         """A batch of rows by number; -1 is an empty one."""

@@ -9,6 +9,7 @@ Rows are answers with a label, or pairs, whose sides count as a good and as a ba
 
 import functools
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -33,25 +34,12 @@ def kto(
     answers = conversations.read_judged(config.data.source)
     start, config = start_lib.load_start(config, workdir, mesh)
     start, config, base = adapters.open_base(config, start, mesh)
-    data, most, asks = config.data, config.eval_batches, config.preference
-    messages, names = [x.messages for x in answers], [x.id for x in answers]
-    examples = start_lib.encode(start, messages, names, data, last_only=True)
-    is_good = np.array([answers[i].is_good for i in examples.number], bool)
-    fraction, seed = data.held_out_fraction, data.split_seed
-    parts = [
-        judged_rows.JudgedRows(
-            part,
-            is_good[numbers],
-            length=data.length,
-            batch_size=data.batch_size,
-            seed=data.seed,
-        )
-        for (part,), numbers in zip(
-            conversation_rows.parts((examples,), fraction, seed),
-            conversation_rows.split(len(is_good), fraction, seed),
-            strict=False,
-        )
-    ]
+    found, most, asks = (
+        read(config, start, answers),
+        config.eval_batches,
+        config.preference,
+    )
+    parts, data = found.parts, config.data
 
     # ---- what the reference policy says of them
     frozen, evals, objective = None, {}, _objective(config, start.model)
@@ -91,10 +79,36 @@ def kto(
         config={
             **saved,
             "data_order": parts[0].fingerprint,
-            "truncated": examples.truncated,
-            "dropped": examples.dropped,
+            "truncated": found.truncated,
+            "dropped": found.dropped,
         },
     )
+
+
+def read(
+    config: ml_collections.ConfigDict,
+    start: load.Loaded,
+    answers: Sequence[conversations.Judged] | None = None,
+) -> start_lib.Reading:
+    """The answers of a run; arguments as for `preference_tuning.read`."""
+    data = config.data
+    answers = conversations.read_judged(data.source) if answers is None else answers
+    messages, names = [x.messages for x in answers], [x.id for x in answers]
+    examples = start_lib.encode(start, messages, names, data, last_only=True)
+    parts = [
+        judged_rows.JudgedRows(
+            part,
+            np.array([answers[i].is_good for i in part.number], bool),
+            length=data.length,
+            batch_size=data.batch_size,
+            seed=data.seed,
+        )
+        for (part,) in conversation_rows.parts(
+            (examples,), data.held_out_fraction, data.split_seed
+        )
+    ]
+    said = [f"{x.id} {'good' if x.is_good else 'bad'}" for x in answers]
+    return start_lib.Reading(parts, said, examples.truncated, examples.dropped)
 
 
 def kto_experiment(

@@ -7,16 +7,27 @@ import ml_collections
 from jaxlab.core import runs
 from jaxlab.data.tokenizers import tokenizer as tokenizer_lib
 from jaxlab.systems.tulu import config as config_lib
-from jaxlab.systems.tulu import instruction_tuning, preference_tuning
+from jaxlab.systems.tulu import (
+    instruction_tuning,
+    judged_tuning,
+    preference_tuning,
+    reward_modelling,
+)
 from jaxlab.systems.tulu import start as start_lib
 
+_KINDS = {
+    "tulu.sft": (config_lib.instruction, instruction_tuning.read),
+    "tulu.dpo": (config_lib.preferences, preference_tuning.read),
+    "tulu.kto": (config_lib.judgements, judged_tuning.read),
+    "tulu.reward": (config_lib.rewards, reward_modelling.read),
+}
 _READ = ("source", "style", "begin", "length", "batch_size", "seed")
 
 
 def of_run(
     workdir: str | pathlib.Path, run: runs.Run
 ) -> tuple[start_lib.Reading, tokenizer_lib.Tokenizer]:
-    """What a run of `tulu.sft` or `tulu.dpo` reads, and its tokenizer.
+    """What a run of one of TULU's stages reads, and its tokenizer.
 
     Args:
         workdir: the run directory.
@@ -25,10 +36,9 @@ def of_run(
     Raises:
         UserError: its data or its tokenizer is not there.
     """
-    is_sft = run.system == "tulu.sft"
-    config = config_lib.instruction() if is_sft else config_lib.preferences()
+    describe, read = _KINDS[run.system]
+    config = describe()
     data = run.section("data", _READ)  # older ones lack what they did not have
     config.data = ml_collections.ConfigDict({**config.data.to_dict(), **data})
     start = start_lib.open_run(config, workdir)
-    read = instruction_tuning.read if is_sft else preference_tuning.read
     return read(config, start), start.tokenizer

@@ -20,7 +20,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from jaxlab import models, objectives
+from jaxlab import load, models, objectives
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.core import types
 from jaxlab.data.examples import conversation_rows, conversations
@@ -39,28 +39,7 @@ def reward(
     start_lib.check(config)
     pairs = conversations.read_pairs(config.data.source, of_rewards=True)
     start, config = start_lib.load_start(config, workdir, mesh)
-    data, most = config.data, config.eval_batches
-    sides, kept, truncated = _encode(start, pairs, data)
-    margins = np.array([pairs[i].margin for i in kept], np.float32)
-    subsets = np.array([pairs[i].subset for i in kept])
-
-    # ---- rows, of those that are trained on and of those held out
-    fraction = data.held_out_fraction
-    numbers = conversation_rows.split(len(kept), fraction, data.split_seed)
-    parts = [
-        conversation_rows.PairRows(
-            *part,
-            length=data.length,
-            batch_size=data.batch_size,
-            seed=data.seed,
-            margins=margins[number],
-        )
-        for part, number in zip(
-            conversation_rows.parts(sides, fraction, data.split_seed),
-            numbers,
-            strict=False,
-        )
-    ]
+    data, most = read(config, start, pairs), config.eval_batches
 
     # ---- the experiment
     model = models.Scorer(dataclasses.replace(start.config, head="score"))
@@ -69,25 +48,52 @@ def reward(
     if params is not None:
         params = with_score(model, params, jax.random.key(config.seed), mesh)
     evals = {}
-    if len(parts) > 1:
-        objective = _objective(config, model)
+    if len(data.parts) > 1:
+        objective, part = _objective(config, model), data.parts[1]
+        subsets = [pairs[i].subset for i in part.sides[0].number]
         evals["held_out"] = lambda params: held_out(
-            objective, model, params, parts[1], subsets[numbers[1]], most
+            objective, model, params, part, subsets, most
         )
-    config = start_lib.with_steps(config, parts[0].count)
+    config = start_lib.with_steps(config, data.parts[0].count)
     return reward_experiment(
         config,
         model,
-        batches=parts[0],
+        batches=data.parts[0],
         init_from=params,
         evals=evals,
         config={
             **config.to_dict(),
-            "data_order": parts[0].fingerprint,
-            "truncated": truncated,
-            "dropped": len(pairs) - len(kept),
+            "data_order": data.parts[0].fingerprint,
+            "truncated": data.truncated,
+            "dropped": data.dropped,
         },
     )
+
+
+def read(
+    config: ml_collections.ConfigDict,
+    start: load.Loaded,
+    pairs: Sequence[conversations.Pair] | None = None,
+) -> start_lib.Reading:
+    """The pairs of a run; arguments as for `preference_tuning.read`."""
+    data = config.data
+    if pairs is None:
+        pairs = conversations.read_pairs(data.source, of_rewards=True)
+    sides, truncated = _encode(start, pairs, data)
+    parts = [
+        conversation_rows.PairRows(
+            *part,
+            length=data.length,
+            batch_size=data.batch_size,
+            seed=data.seed,
+            margins=np.array([pairs[i].margin for i in part[0].number], np.float32),
+        )
+        for part in conversation_rows.parts(
+            sides, data.held_out_fraction, data.split_seed
+        )
+    ]
+    names, left_out = [pair.id for pair in pairs], len(pairs) - len(sides[0].ends)
+    return start_lib.Reading(parts, names, truncated, left_out)
 
 
 def with_score(
@@ -153,7 +159,7 @@ def _objective(config, model) -> types.Objective:
 
 
 def _encode(start, pairs, data):
-    """Both sides as examples, which pairs they are of, and how many are too long."""
+    """Both sides as examples, and how many sides are too long."""
     longer = ml_collections.ConfigDict(data.to_dict())
     longer.length += 1  # what is cut there is too long
     names = [pair.id for pair in pairs]
@@ -163,11 +169,9 @@ def _encode(start, pairs, data):
     ]
     fitting = [side.take(np.flatnonzero(side.sizes <= data.length)) for side in encoded]
     sides = conversation_rows.match_sides(*fitting)
-    kept = sides[0].number
-    if len(kept) < len(pairs):
+    if left_out := len(pairs) - len(sides[0].ends):
         _log.warning(
             "%d of %d pairs left out: a side is longer than %d tokens",
-            *(len(pairs) - len(kept), len(pairs), data.length),
+            *(left_out, len(pairs), data.length),
         )
-    truncated = sum(int((side.sizes > data.length).sum()) for side in encoded)
-    return sides, kept, truncated
+    return sides, sum(int((side.sizes > data.length).sum()) for side in encoded)

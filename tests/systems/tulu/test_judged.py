@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxlab import systems, train
+from jaxlab import cli, systems, train
 from jaxlab.core import config as config_lib
 from jaxlab.core import errors
 from jaxlab.core import mesh as mesh_lib
@@ -128,12 +128,19 @@ def run(config, workdir, mesh=None, **settings):
         train.fit(system(config, workdir, mesh), workdir, mesh=mesh, **settings)
 
 
-def test_judged_answers_are_learnt_and_a_killed_run_continues(start, judged, tmp_path):
+def test_judged_answers_are_learnt_and_a_killed_run_continues(
+    start, judged, tmp_path, capsys
+):
     config = config_of(start, judged)
     run(config, tmp_path / "whole", save_every=4, eval_every=4, keep=9)
     found = losses(tmp_path / "whole")
     assert found[0] == pytest.approx(0.5, abs=1e-6)  # p = q
     assert found[-1] < 0.45
+    shown = ["data", "inspect", f"--workdir={tmp_path / 'whole'}", "--step=3"]
+    assert cli.run(shown) == 0
+    said = capsys.readouterr().out
+    assert said.count("step 3 row") == 4
+    assert " good, " in said or " bad, " in said
     resumed = shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
     shutil.rmtree(resumed / "checkpoints" / "8")
     run(config_of(start, judged, **{"preference.cache": ""}), resumed, eval_every=4)

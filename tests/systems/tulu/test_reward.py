@@ -95,6 +95,11 @@ def test_a_reward_model_learns_which_answer_wins_by_subset(learnt):
     assert saved["model"]["head"] == "score"
 
 
+def test_the_pairs_of_a_step_are_shown(learnt, capsys):
+    assert cli.run(["data", "inspect", f"--workdir={learnt}", "--step=3"]) == 0
+    assert capsys.readouterr().out.count(" rejected, ") == 4
+
+
 def test_a_killed_run_continues_bit_for_bit(learnt, pairs, start, tmp_path):
     resumed = shutil.copytree(learnt, tmp_path / "resumed")
     shutil.rmtree(resumed / "checkpoints" / "8")
