@@ -152,3 +152,8 @@ def _check_choices(config: ml_collections.ConfigDict) -> None:
                 raise errors.UserError(
                     f"{section}.{key} {value!r}; use one of {', '.join(words)}"
                 )
+    if config.data.get("allowed") and config.data.style != chat.OWN:
+        raise errors.UserError(
+            "data.allowed names tokens of a chat template, and data.style is "
+            f"{config.data.style}; set --config.data.style={chat.OWN}"
+        )

@@ -86,6 +86,7 @@ def test_every_shipped_variant_passes_the_check():
         ("preference.loss=dop", "dop"),
         ("data.style=chatml2", "data.style 'chatml2'; use one of"),
         ("data.begin=cls", "data.begin 'cls'; use one of bos, eos, none"),
+        ("data.allowed=<think>", "set --config.data.style=own"),
         ("epochs=-1.0", "epochs -1.0; use 0 or more"),
     ],
 )
