@@ -9,6 +9,7 @@ where a character came from (`traced`), not from the lengths of prefixes: templa
 rewrite earlier turns. One with {% generation %} says itself what its answers are.
 """
 
+import bisect
 import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -84,12 +85,15 @@ def find_spans(
         answers = [n for n, m in enumerate(messages) if m["role"] == "assistant"]
         return _find_generated(runs, answers, learnt)
     bounds = _find_bounds(runs)
+    nearest = _find_nearest(bounds, len(messages), len(text))
     ends = [t for t in tokens if t.is_control]
     spans, at, is_asked = [], 0, False
     for number, message in enumerate(messages):
         start, stop = bounds.get(number, (None, None))
-        later = (first for n, (first, _) in bounds.items() if n > number)
-        limit = min((first for first in later if first >= at), default=len(text))
+        limit = nearest[number + 1]
+        if limit < at:  # what a template moves forward is no limit
+            later = (first for n, (first, _) in bounds.items() if n > number)
+            limit = min((first for first in later if first >= at), default=len(text))
         if message["role"] == "assistant":
             before = limit if start is None else start
             header = _find_header(text, frame, at, before, is_asked)
@@ -122,6 +126,12 @@ def _find_generated(runs, answers, learnt) -> list[tuple[int, int]]:
         return [block[:2] for block, number in pairs if number in learnt]
     unlearnt = {*answers} - {*learnt}
     return [(start, stop) for start, stop, said in blocks if not said & unlearnt]
+
+
+def _find_nearest(bounds, count, size) -> list[int]:
+    """Where the first character is of each message and all behind it."""
+    firsts = [bounds.get(number, (size, size))[0] for number in range(count)]
+    return [*itertools.accumulate(reversed([*firsts, size]), min)][::-1]
 
 
 def _find_bounds(runs) -> dict[int, tuple[int, int]]:
@@ -166,7 +176,9 @@ def _find_end(text, tokens, stop, limit, frame, is_near) -> int:
     Where turns have no marker it is the one of the next turn: behind the text, or
     behind what a template writes of calls, numbers and markers.
     """
-    behind = [t for t in tokens if stop <= t.start and t.stop <= limit]
+    first = bisect.bisect_left(tokens, stop, key=lambda t: t.start)
+    after = itertools.islice(tokens, first, None)
+    behind = [*itertools.takewhile(lambda t: t.stop <= limit, after)]
     named = [t for t in behind if t.id in frame.ends]
     if is_near:
         other = [t for t in behind[:1] if not text[stop : t.start].strip()]
