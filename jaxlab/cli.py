@@ -235,6 +235,8 @@ def _quiet(verbose: bool):
     # Orbax logs a failed save from every one of its threads, with a thousand lines of
     # traceback; what it raises in the end is told in one line of ours.
     absl_logging.set_verbosity(absl_logging.ERROR if verbose else absl_logging.FATAL)
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _leave_out_late_reads
     for name in ("jax", "orbax", "flax", "asyncio"):
         logging.getLogger(name).setLevel(logging.ERROR if verbose else logging.CRITICAL)
     ours, handler = logging.getLogger("jaxlab"), logging.StreamHandler(sys.stderr)
@@ -249,6 +251,16 @@ def _quiet(verbose: bool):
         ours.removeHandler(handler)
         ours.setLevel(level)
         ours.propagate = propagate
+
+
+def _leave_out_late_reads(kind, error, trace) -> None:
+    """Prints an exception that nobody caught, but for those of orbax's threads.
+
+    After a read that failed they still report to its loop, which was closed: pages of
+    traceback around the one line of ours, until the process ends.
+    """
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
 
 
 class _Line(logging.Formatter):

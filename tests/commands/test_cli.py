@@ -264,3 +264,11 @@ def test_help_and_verbose_may_come_before_the_verb(said, capsys):
     assert capsys.readouterr().err.startswith("jaxlab evaluate: the following arg")
     assert cli.run(["help", "evalute"]) == 2
     assert "did you mean evaluate?" in capsys.readouterr().err
+
+
+def test_what_orbax_reports_to_a_loop_that_is_closed_is_left_out(capsys):
+    late, own = RuntimeError("Event loop is closed"), RuntimeError("a defect")
+    cli._leave_out_late_reads(RuntimeError, late, None)
+    assert not capsys.readouterr().err
+    cli._leave_out_late_reads(RuntimeError, own, None)
+    assert "a defect" in capsys.readouterr().err
