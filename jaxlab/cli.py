@@ -34,7 +34,7 @@ VERBS = {
         "jaxlab.commands.configs",
     ),
     "evaluate": (
-        "Perplexity of a model on held-out text, by domain",
+        "Perplexity of a model on held-out text, or its choice among answers",
         "jaxlab.commands.evaluate",
     ),
     "generate": (
