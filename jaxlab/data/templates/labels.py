@@ -57,10 +57,13 @@ def find_frame(
     headers = [t[len(asked) :] for t in texts if t.startswith(asked)]
     behind = (t.id for t in tokens if t.is_control and t.start >= stop)
     question = prompt.marks.rfind(traced.of_message(0)) + 1
+    asks = prompt[question:] if question else ""
+    if str.__eq__(prompt, asked) and headers and headers[0].strip():
+        asks += headers[0]  # a template that has no generation prompt
     return Frame(
         tuple(header for header in headers if header),
         frozenset([eos, *itertools.islice(behind, 1)]),
-        prompt[question:] if question else "",
+        asks,
     )
 
 
