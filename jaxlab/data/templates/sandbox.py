@@ -275,6 +275,9 @@ def _count(call: Callable, by_number: bool) -> Callable:
             if isinstance(value, int):
                 _budget.get().make(abs(value))
         result = call(*args, **kwargs)
+        given = next((value for value in args if isinstance(value, str)), "")
+        if isinstance(result, str) and result.lower() == given.lower():  # title
+            return traced.Traced(str.__str__(result), traced.trace(given).marks)
         return _trace(result)
 
     return apply
