@@ -112,7 +112,8 @@ def read(path: str | os.PathLike) -> Adapter:
     halves: dict[str, dict[str, np.ndarray]] = {}
     whole = {}
     for name, value in safetensors.read(folder / WEIGHTS).items():
-        short = name.removeprefix(_PREFIX)
+        # A module that has a pair and was saved as well, as embeddings are.
+        short = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
         found = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(\.weight)?", short)
         if found is None:
             whole[short] = value
@@ -160,6 +161,10 @@ def merge(
         old = flat[leaf.path][layer] if leaf.is_stacked else flat[leaf.path]
         return leaf.tensor_shape, old.T if leaf.is_transposed else old
 
+    for name, value in adapter.whole.items():
+        if value.shape != find(name, name)[0]:
+            raise _of_another(adapter, f"{name} is {list(value.shape)} here")
+        change(name, jnp.asarray(value, jnp.float32))
     for module, (a, b) in adapter.pairs.items():
         shape, old = find(f"{module}.weight", module)
         a, b = (jnp.asarray(half, jnp.float32) for half in (a, b))
@@ -169,10 +174,6 @@ def merge(
             raise _of_another(adapter, f"{module} is {len(b)} x {a.shape[1]} here")
         product = jnp.matmul(b, a, precision="highest")
         change(f"{module}.weight", old + adapter.scale(module) * product)
-    for name, value in adapter.whole.items():
-        if value.shape != find(name, name)[0]:
-            raise _of_another(adapter, f"{name} is {list(value.shape)} here")
-        change(name, jnp.asarray(value, jnp.float32))
     return jax.tree.unflatten(jax.tree.structure(params), list(flat.values()))
 
 
@@ -186,6 +187,12 @@ def as_tree(
     """
     scales = {round(adapter.scale(module), 9) for module in adapter.pairs}
     ranks = {len(a) for a, _ in adapter.pairs.values()}
+    refusal = errors.UserError(
+        f"{adapter.path} has other ranks, scales or matrices by layer, which are not "
+        f"trained on; merge it into its base first: jaxlab convert {adapter.path} OUT"
+    )
+    if adapter.whole or len(scales) != 1 or len(ranks) != 1:
+        raise refusal
     made, targets = {}, []
     for leaf in hf_names.leaves(config):
         modules = [name.removesuffix(".weight") for name in leaf.names]
@@ -201,13 +208,8 @@ def as_tree(
         if (pair["a"].shape[1], pair["b"].shape[2]) != leaf.shape[1:]:
             raise _of_another(adapter, f"{modules[0]} has other sizes")
         made.setdefault("blocks", {}).setdefault(room, {})[name] = pair
-    covered = len(targets) * config.layers == len(adapter.pairs)
-    if adapter.whole or not covered or len(scales) != 1 or len(ranks) != 1:
-        raise errors.UserError(
-            f"{adapter.path} has other ranks, scales or matrices by layer, which are "
-            "not trained on; merge it into its base first: jaxlab convert "
-            f"{adapter.path} OUT"
-        )
+    if len(targets) * config.layers != len(adapter.pairs):
+        raise refusal
     rank, said = ranks.pop(), adapter.said
     is_rs = bool(said.get("use_rslora"))
     alpha = scales.pop() * (rank**0.5 if is_rs else rank)
