@@ -141,7 +141,8 @@ def _objective(config, model) -> types.Objective:
     settings = config.preference.to_dict()
     for name in ("reference", "cache"):
         del settings[name]
-    if config.preference.loss == "kto":
+    whole = config.preference.loss == "kto"
+    preference_tuning.check_parts(config, whole=whole)
+    if whole:
         settings["rows"] = config.data.batch_size
-        preference_tuning.check_parts(config)
     return objectives.kto(model.apply, **settings)

@@ -166,28 +166,29 @@ def _preference(config, model) -> types.Objective:
         settings.pop(name, None)
     if settings.get("nll_weight", -1) == -1:
         settings["nll_weight"] = None
-    if objectives.needs_whole_batch(config.preference.loss, settings["nll_weight"]):
+    whole = objectives.needs_whole_batch(config.preference.loss, settings["nll_weight"])
+    check_parts(config, whole=whole)
+    if whole:
         settings["pairs"] = rows
-        check_parts(config)
     return objectives.preference(model.apply, **settings)
 
 
-def check_parts(config: ml_collections.ConfigDict) -> None:
+def check_parts(config: ml_collections.ConfigDict, *, whole: bool) -> None:
     """Refuses microbatches of a loss of whole batches, and chunks that leave rows over.
 
     Raises:
         UserError: with what to set.
     """
     rows, parts, loss = config.data.batch_size, config.micro_batches, config.preference
-    if parts != 1:
+    if whole and parts != 1:
         raise errors.UserError(
             f"micro_batches {parts} would change the loss {loss.loss}, which is of a "
             f"whole batch: use 1, and --config.preference.chunks={parts} to save memory"
         )
-    if rows % loss.chunks:
+    if (rows // parts) % loss.chunks:
         raise errors.UserError(
-            f"preference.chunks {loss.chunks} does not divide a batch of {rows} pairs; "
-            "set it to a divisor of data.batch_size"
+            f"preference.chunks {loss.chunks} does not divide {rows // parts} rows; "
+            "set it to a divisor of data.batch_size / micro_batches"
         )
 
 

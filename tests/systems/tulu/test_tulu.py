@@ -371,6 +371,7 @@ def test_an_unknown_loss_or_reference_is_refused(tuned, talk, tmp_path):
         ({"loss": "aot"}, r"micro_batches 2 would change the loss aot.*chunks=2"),
         ({"loss": "cpo"}, r"micro_batches 2 would change the loss cpo.*chunks=2"),
         ({"loss": "apo_zero", "temperature": 1.0}, "apo_zero has no temperature"),
+        ({"chunks": 3}, "preference.chunks 3 does not divide 2 rows; set it to a div"),
     ],
 )
 def test_a_loss_and_a_setting_that_do_not_go_together_are_refused(
