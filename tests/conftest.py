@@ -11,6 +11,8 @@ _CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax-tests"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# What is kept for later runs is that of the tests, not the user's.
+os.environ["XDG_CACHE_HOME"] = str(_CACHE.with_name("xdg"))
 # launch/test.sh --oracles sets JAXLAB_TEST_OPTIMIZED=1, to compile as users do.
 if os.environ.get("JAXLAB_TEST_OPTIMIZED") != "1":
     os.environ.update(compiling.quickly(dict(os.environ)))
