@@ -64,6 +64,14 @@ def tensors(size: int) -> Iterator[bytes]:
     yield bytes(4 * (count & 0xFFFF))
 
 
+def vocabulary(size: int) -> Iterator[bytes]:
+    """A tokenizer.json of byte-level pairs with a vocabulary of that size."""
+    ends = {"<|endoftext|>": 0}
+    vocab = ends | {f"token-{i}": i for i in range(1, size // 24)}
+    model = {"type": "BPE", "vocab": vocab, "merges": []}
+    yield json.dumps({"version": "1.0", "added_tokens": [], "model": model}).encode()
+
+
 def chat(i: int) -> dict:
     """A conversation."""
     messages = [{"role": "user", "content": f"{i}?"}]
@@ -124,6 +132,12 @@ def read_safetensors(path) -> None:
     float(safetensors.read(path)["x"].sum())  # every page
 
 
+def read_tokenizer(path) -> None:
+    from jaxlab.data import tokenizers
+
+    tokenizers.load(path)
+
+
 def read_table(path) -> None:
     import numpy as np
 
@@ -145,6 +159,7 @@ TABLE = lines_of(lambda i: f"{9 * i},{9 * i + 9},document-{i},web/7.jsonl.gz:{i}
 READERS = {  # name -> (file, what is in it, its reader)
     "documents": ("x.jsonl", TEXT, read_documents),
     "documents, .gz": ("x.jsonl.gz", TEXT, read_documents),
+    "documents, .zst": ("x.jsonl.zst", TEXT, read_documents),
     "one document": ("x.txt", lines_of(lambda i: WORDS), read_documents),
     "conversations": ("x.jsonl", lines_of(chat), read_conversations),
     "conversations, .json": ("x.json", json_list(chat), read_conversations),
@@ -156,6 +171,7 @@ READERS = {  # name -> (file, what is in it, its reader)
     "a JSON object": ("x.json", lambda size: [b'{"x":', *json_list(chat)(size), b"}"],
                       read_object),
     "table of a token file, .gz": ("x.csv.gz", TABLE, read_table),
+    "tokenizer.json": ("tokenizer.json", vocabulary, read_tokenizer),
     "safetensors": ("x.safetensors", tensors, read_safetensors),
 }  # fmt: skip
 
@@ -168,6 +184,16 @@ def measure(name: str, folder: pathlib.Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     read(folder / file)
     print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+
+
+def _open(path: pathlib.Path):
+    if path.suffix == ".gz":
+        return gzip.open(path, "wb", 1)
+    if path.suffix == ".zst":
+        import zstandard
+
+        return zstandard.open(path, "wb")
+    return path.open("wb")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -184,8 +210,8 @@ def main(argv: list[str] | None = None) -> None:
         file, content, _ = READERS[name]
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder, file)
-            is_packed, size = path.suffix == ".gz", args.megabytes * 10**6
-            with gzip.open(path, "wb", 1) if is_packed else path.open("wb") as to:
+            size = args.megabytes * 10**6
+            with _open(path) as to:
                 for data in content(size):
                     to.write(data)
             words = [sys.executable, __file__, name, "--measure", folder]
