@@ -123,6 +123,7 @@ def test_another_base_is_refused_when_resumed_and_when_opened(tuned, start, tmp_
         load.decoder(copy)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_refuses_other_weights_at_its_base(start, talk, tmp_path):
     base = shutil.copytree(start, tmp_path / "base")
     config = config_of("tiny", base, talk, steps=2)
@@ -136,6 +137,7 @@ def test_a_resumed_run_refuses_other_weights_at_its_base(start, talk, tmp_path):
         run(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_preferences_begin_at_log_two_with_the_adapter_off(start, talk, tmp_path):
     first = {}
     for asks in ("before", "step"):
@@ -146,6 +148,7 @@ def test_preferences_begin_at_log_two_with_the_adapter_off(start, talk, tmp_path
     assert first["step"] == pytest.approx(first["before"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_another_run_goes_on_from_an_adapter(tuned, start, talk, tmp_path):
     with pytest.raises(errors.UserError, match=r"give --config\.adapter its values"):
         run(config_of("tiny", tuned, talk, **{"adapter.rank": 8}), tmp_path / "wide")
@@ -158,6 +161,7 @@ def test_another_run_goes_on_from_an_adapter(tuned, start, talk, tmp_path):
     assert base == str(start)
 
 
+@pytest.mark.slow
 def test_peft_folders_are_written_opened_and_gone_on_from(
     tuned, start, talk, tmp_path, capsys
 ):
