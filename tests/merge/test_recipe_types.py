@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlab.core import errors
+from jaxlab.core import errors, yaml_lines
 from jaxlab.merge.files import stream
-from jaxlab.merge.files.recipe import recipe, yaml_lines
+from jaxlab.merge.files.recipe import recipe
 
 GOOD = {
     "merge_method": "ties",
