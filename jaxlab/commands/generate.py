@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from jaxlab.commands import arguments as arguments_lib
 from jaxlab.commands import output
-from jaxlab.core import errors, runs
+from jaxlab.core import errors
 
 SUMMARY = "Continue prompts"
 DETAILS = ""
@@ -96,7 +96,9 @@ def _text(args) -> Callable[..., list[int]]:
 
     A published folder may say that they begin with neither.
     """
-    is_run = runs.find(args.model) is not None and args.tokenizer is None
+    from jaxlab import load
+
+    is_run = args.tokenizer is None and load.is_run(args.model)
 
     def write(tokenizer, prompt):
         ids = tokenizer.encode(prompt)

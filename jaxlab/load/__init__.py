@@ -31,7 +31,7 @@ from jaxlab.load.chats import (
     chat_template,
     chat_texts,
 )
-from jaxlab.load.source import find, tokenizer_path
+from jaxlab.load.source import find, is_run, kind, tokenizer_path
 from jaxlab.load.write import (
     save,
     save_adapter,
@@ -58,6 +58,8 @@ __all__ = [
     "generation",
     "held_out",
     "is_reward",
+    "is_run",
+    "kind",
     "params",
     "save",
     "save_adapter",

@@ -242,7 +242,8 @@ def held_out(path: str | pathlib.Path) -> dict[str, token_files.TokenFile]:
     Raises:
         UserError: its prepared data was removed, or is on another machine.
     """
-    run = runs.find(path)
+    source = source_lib.find(path)
+    run = source.run if isinstance(source, source_lib.Run) else None
     folder = None if run is None else run.data
     if folder is None:
         return {}

@@ -59,6 +59,25 @@ class OfRun(NamedTuple):
     kept_in: str
 
 
+def kind(path: str | pathlib.Path) -> str:
+    """What a model is, in words: the system of a run, or what holds it.
+
+    Raises:
+        UserError: it is no model.
+    """
+    source = find(path)
+    return source.run.system if isinstance(source, Run) else _KINDS[type(source)]
+
+
+def is_run(path: str | pathlib.Path) -> bool:
+    """Whether a model is a run directory.
+
+    Raises:
+        UserError: it is no model.
+    """
+    return isinstance(find(path), Run)
+
+
 def tokenizer_path(path: str | pathlib.Path) -> pathlib.Path:
     """Where a model's tokenizer is: a local folder or file; a copy of a bucket's."""
     return find(path).tokenizer_path()
@@ -372,3 +391,10 @@ class Adapted(NamedTuple):
 def has_tokenizer(folder: pathlib.Path) -> bool:
     """Whether a folder has a tokenizer that can be read here."""
     return any((folder / name).is_file() for name in tokenizer_files.MODELS)
+
+
+_KINDS = {
+    Published: "a Hugging Face folder",
+    Packed: "a GGUF file",
+    Adapted: "an adapter of peft",
+}

@@ -116,8 +116,7 @@ def _room(device: jax.Device) -> float:
 
 
 def _start(path: str) -> str:
-    run = runs.find(path)
-    return f"{path}, " + ("a Hugging Face folder" if run is None else run.system)
+    return f"{path}, {load.kind(path)}"
 
 
 def _template(config) -> str:

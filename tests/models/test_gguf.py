@@ -66,6 +66,21 @@ def test_convert_writes_a_folder_of_it(folder, file, tmp_path):
     assert written.eos_ids == (2, 0)
 
 
+def test_every_verb_that_takes_a_model_takes_a_file(file, tmp_path, capsys):
+    (tmp_path / "text" / "law").mkdir(parents=True)
+    (tmp_path / "text" / "law" / "1.txt").write_text("a few words " * 9)
+    (tmp_path / "says.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 9)
+    for words in (
+        ["generate", str(file), "--prompt=a", "--max-new-tokens=2"],
+        ["evaluate", str(file), f"--data={tmp_path / 'text'}"],
+        ["train", "--config=tulu:tiny", f"--workdir={tmp_path / 'run'}", "--dry-run",
+         f"--config.init_from={file}", "--config.model.embed=0",
+         f"--config.data.source={tmp_path / 'says.jsonl'}"],
+    ):  # fmt: skip
+        assert cli.run(words) == 0, words
+    assert "model.gguf, a GGUF file" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_1"])
 def test_quantised_weights_are_near_those_of_the_folder(folder, kind, tmp_path):
     file = gguf_files.write(tmp_path / "q.gguf", folder, kind=kind)
