@@ -60,13 +60,14 @@ def writer(
 def _speaker(plan, *, is_told: bool = False) -> str:
     """The model whose tokenizer and chat template a result has.
 
-    That which the recipe names, or the first that says how conversations are written.
+    That which the recipe names, unless it does not say how conversations are written,
+    as a base does not: then the first that does.
     """
-    if plan.tokenizer:
+    if plan.tokenizer and load.chat_texts(plan.tokenizer):
         return plan.tokenizer
     said = {model: load.chat_texts(model) for model in plan.models}
     said = {model: texts for model, texts in said.items() if texts}
-    speaker = next(iter(said), plan.models[0])
+    speaker = next(iter(said), plan.tokenizer or plan.models[0])
     if is_told and any(texts != said[speaker] for texts in said.values()):
         _log.warning(
             "the chat templates of the models differ; the result has that of %s",

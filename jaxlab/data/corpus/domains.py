@@ -56,7 +56,8 @@ def find_domains(
         name, of_split = path.name, None
         if path.name.startswith(".") or path.name in documents_lib.UNREAD:
             continue
-        if path.is_symlink() and (why := links.reason_to_skip(path, source)):
+        is_link = not paths.is_remote(path) and path.is_symlink()
+        if is_link and (why := links.reason_to_skip(path, source)):
             _warn_once(f"{path} is not read: it {why}")
             continue
         if not path.is_dir():

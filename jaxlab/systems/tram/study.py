@@ -205,9 +205,11 @@ def run(
         nonlocal count
         name = "tuning" if is_tuning else f"seed-{seed}"
         folder = workdir / "runs" / setting.name / name
-        result = _load_result(folder, setting, seed, protocol) or _train(
-            protocol, setting, seed, folder, is_tuning
-        )
+        needed = (protocol.tuned_on,)
+        if not is_tuning:
+            needed += (protocol.source, *protocol.targets)
+        result = _load_result(folder, setting, seed, protocol.metric, needed)
+        result = result or _train(protocol, setting, seed, folder, is_tuning)
         count += 1
         done(f"{setting.name}/{name}", count, total)
         return result
@@ -335,7 +337,7 @@ def _read(folder, setting, seed) -> Run:
     return Run(setting, seed, evals, float(np.median(seconds)) * len(seconds))
 
 
-def _load_result(folder, setting, seed, protocol) -> Run | None:
+def _load_result(folder, setting, seed, metric, needed) -> Run | None:
     file = folder / _RESULT
     fix = "remove it: the run is made again"
     fields = [field for field in Run._fields if field not in ("setting", "seed")]
@@ -343,10 +345,10 @@ def _load_result(folder, setting, seed, protocol) -> Run | None:
     if content is None:
         return None
     value_types.check(content, _KINDS, file=str(file))
-    for name in (protocol.tuned_on, protocol.source, *protocol.targets):
+    for name in needed:
         value_types.check(content["evals"], {name: value_types.OBJECT}, "", str(file))
-        value = content["evals"].get(name, {}).get(protocol.metric)
-        if not value_types.NUMBER.accepts(value):
-            raise errors.UserError(f"{file} has no {protocol.metric} of {name}; {fix}")
+        value = content["evals"].get(name, {}).get(metric, "")
+        if not isinstance(value, int | float | None):  # null: it was not finite
+            raise errors.UserError(f"{file} has no {metric} of {name}; {fix}")
     values = {k: float("nan") if v is None else v for k, v in content.items()}
     return Run(**{**values, "setting": setting, "seed": seed})

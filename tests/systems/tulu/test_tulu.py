@@ -176,7 +176,9 @@ def test_a_tuned_model_is_merged_with_its_start(
         np.testing.assert_allclose(leaf, a + (b - a) / 2 + (c - a) / 2, atol=1e-6)
     whole = load.decoder(tuned).tokenizer.fingerprint
     assert merged.tokenizer.fingerprint == whole
-    assert load.chat_format(out) == ("open_instruct", "bos")
+    # The tokenizer has no token to begin with, which a template says as it is.
+    begin = "bos" if out_format == "orbax" else "none"
+    assert load.chat_format(out) == ("open_instruct", begin)
 
 
 @pytest.mark.parametrize(("name", "last"), [("tuned", 10), ("preferred", 2)])

@@ -59,12 +59,14 @@ def choose(inputs: Sequence[source_lib.Source], named: int | None) -> source_lib
 
     Args:
         inputs: of the merge.
-        named: number of the one that the recipe names; None: the first, or of runs the
-            first that says how conversations are written: a base does not.
+        named: number of the one that the recipe names, or of its base; None: the
+            first. Where it is a run that does not say how conversations are written,
+            as a base does not: the first that does.
     """
-    if named is not None or not inputs[0].is_run:
-        return inputs[named or 0]
-    return next((source for source in inputs if _template(source)), inputs[0])
+    asked = inputs[named or 0]
+    if not asked.is_run or _template(asked):
+        return asked
+    return next((source for source in inputs if _template(source)), asked)
 
 
 def template_notes(
