@@ -44,12 +44,7 @@ def kto(
     # ---- what the reference policy says of them
     frozen, evals, objective = None, {}, _objective(config, start.model)
     if asks.reference == "step":
-        if base is None:
-            frozen = start.params or load.params(config.init_from, mesh=mesh)
-        else:
-            frozen = adapters.reference(config, start.model, base)
-        is_new = start.params is not None
-        reference.check_policy(frozen, workdir, config.init_from, is_new=is_new)
+        frozen = reference.ask_in_step(config, start, base, workdir, mesh)
     else:
         reference.attach_reference_logps(
             parts,

@@ -57,12 +57,7 @@ def dpo(
     # ---- what the reference policy says of them
     frozen, evals, objective = None, {}, _preference(config, start.model)
     if asks == "step":
-        if base is None:
-            frozen = start.params or load.params(init_from, mesh=mesh)
-        else:
-            frozen = adapters.reference(config, start.model, base)
-        is_new = start.params is not None
-        reference.check_policy(frozen, workdir, init_from, is_new=is_new)
+        frozen = reference.ask_in_step(config, start, base, workdir, mesh)
     elif asks == "before":
         reference.attach_reference_logps(
             parts,

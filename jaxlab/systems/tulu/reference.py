@@ -14,25 +14,55 @@ may be another model by then: the file keeps a digest of its weights.
 
 import dataclasses
 import functools
-import hashlib
 import json
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 
 from jaxlab import load, objectives
 from jaxlab.core import errors, folders, json_text, paths, progress, tree, types
 from jaxlab.core import mesh as mesh_lib
 from jaxlab.data.examples import conversation_rows
+from jaxlab.systems import adapters
 from jaxlab.systems.tulu import reference_cache
 
 _PART_SECONDS = 30.0  # of work that a killed run asks again at most
 
 
 Rows = conversation_rows.PairRows
+
+
+def ask_in_step(
+    config: ml_collections.ConfigDict,
+    start: load.Loaded,
+    base: Any,
+    workdir: str | pathlib.Path,
+    mesh: jax.sharding.Mesh,
+) -> types.Params:
+    """The reference policy in memory, for a run that asks it in every step.
+
+    Args:
+        config: of the run.
+        start: what it tunes.
+        base: of its adapter, `adapters.open_base`; None where it tunes all parameters.
+        workdir: the run directory.
+        mesh: where the policy goes.
+
+    Raises:
+        UserError: the run began with other weights.
+    """
+    path = config.init_from
+    if base is None:
+        policy = start.params or load.params(path, mesh=mesh)
+    else:
+        policy = adapters.reference(config, start.model, base)
+    check_policy(policy, workdir, path, is_new=start.params is not None)
+    return policy
 
 
 def attach_reference_logps(
@@ -99,7 +129,7 @@ def check_policy(
         UserError: the run began with other weights.
     """
     file = paths.path(workdir) / "reference.json"
-    digest = _digest(params)
+    digest = tree.digest(params)
     if is_new:
         if jax.process_index() == 0:
             paths.make_folder(file.parent)
@@ -120,17 +150,12 @@ def _made_with(loaded: load.Loaded, length: int, style: str, tail_weight: float)
     config = dataclasses.asdict(loaded.config)
     free = set(loaded.config.FREE) - {"dtype"}
     return {
-        "weights": _digest(loaded.params),
+        "weights": tree.digest(loaded.params),
         "config": {name: repr(x) for name, x in config.items() if name not in free},
         "length": length,
         "style": style,
         "tail_weight": tail_weight,
     }
-
-
-def _digest(params: types.Params) -> str:
-    prints = json.dumps(tree.fingerprint(params), sort_keys=True)
-    return hashlib.sha256(prints.encode()).hexdigest()
 
 
 def _reference_logps(
